@@ -1,0 +1,5 @@
+import sys
+
+from growbench.cli import main
+
+sys.exit(main())

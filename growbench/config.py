@@ -1,0 +1,262 @@
+"""Experiments: frozen dataclasses read from TOML. Keys are strict; every error is one line that says what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class UsageError(Exception):
+    """What a person asked for cannot be done. Its text is one line: what is wrong, and what is allowed."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of one transformer. `vocabulary` and `positions` come from the data, not from the file."""
+
+    layers: int
+    width: int
+    heads: int
+    ffn: int = 0  # 0: four times the width
+    dropout: float = 0.0  # of embeddings, attention and residual branches
+    tied: bool = True  # output embedding shared with the input embedding
+    vocabulary: int = 0
+    positions: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "width", "heads"):
+            if getattr(self, key) < 1:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1")
+        if self.width % self.heads:
+            raise UsageError(f"width = {self.width} is not divisible by heads = {self.heads}: every head has width / heads dimensions")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout = {self.dropout}: must be at least 0 and below 1")
+        if not self.ffn:
+            object.__setattr__(self, "ffn", 4 * self.width)
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained. One budget of `steps` for every method."""
+
+    batch: int  # sequences per step
+    steps: int  # the budget: scratch's number of steps
+    lr: float  # peak learning rate
+    warmup: int = 0  # steps of linear warm-up
+    schedule: Literal["linear", "cosine", "wsd"] = "linear"
+    decay: float = 0.2  # wsd: share of the budget that decays
+    weight_decay: float = 0.01  # on matrices and embeddings; not on norms and biases
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 1.0  # largest gradient norm
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, float32 elsewhere
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "steps", "lr", "clip"):
+            if not getattr(self, key) > 0:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be above 0")
+        if not 0 <= self.warmup < self.steps:
+            raise UsageError(f"warmup = {self.warmup}: must be at least 0 and below steps = {self.steps}")
+        if not 0 < self.decay <= 1:
+            raise UsageError(f"decay = {self.decay}: must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the models are trained on."""
+
+    corpus: str  # wikipedia-sample, files:GLOB or hub:NAME[:CONFIG]
+    sequence_length: int
+    vocabulary: int = 0  # train a tokenizer of this size on the corpus...
+    tokenizer: str = ""  # ...or take this one (a name on the hub, or a folder)
+    text_column: str = "text"  # of JSON lines, parquet and hub datasets
+    evaluation_batches: int = 4  # fixed batches, the same for every method
+    mask_share: float = 0.15  # masked models: share of positions to predict
+
+    def __post_init__(self) -> None:
+        if bool(self.vocabulary) == bool(self.tokenizer):
+            raise UsageError("give either vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name)")
+        if self.sequence_length < 4:
+            raise UsageError(f"sequence_length = {self.sequence_length}: must be at least 4")
+        if self.evaluation_batches < 1:
+            raise UsageError(f"evaluation_batches = {self.evaluation_batches}: must be at least 1")
+        if not 0 < self.mask_share < 1:
+            raise UsageError(f"mask_share = {self.mask_share}: must be above 0 and below 1")
+        if not self.corpus.startswith(("files:", "hub:")) and self.corpus != "wikipedia-sample":
+            raise UsageError(f"corpus = {self.corpus!r}: allowed are wikipedia-sample, files:GLOB and hub:NAME[:CONFIG]")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A paper's figures for one method, in percent of scratch's cost saved."""
+
+    flops: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A source, a target, data and a budget: everything that the compared methods share."""
+
+    name: str
+    title: str
+    architecture: str
+    source: ModelConfig
+    target: ModelConfig
+    data: DataConfig
+    train: Training
+    source_train: Training
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [methods.NAME]: hyperparameters
+    published: Mapping[str, Published] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "width", "heads", "ffn"):
+            source, target = getattr(self.source, key), getattr(self.target, key)
+            if source > target:
+                raise UsageError(f"source.{key} = {source} is larger than target.{key} = {target}: a source can only grow")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
+        plain = dataclasses.asdict(self)
+        return {key: plain[key] for key in ("architecture", "source", "target", "data", "train", "source_train")}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'did you mean X? ' if a known name is close, then the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {close[0]}? " if close else "") + f"known: {', '.join(known) or 'none'}"
+
+
+def available() -> dict[str, Path]:
+    """The shipped experiments, by name."""
+    folder = Path(str(resources.files("growbench.experiments")))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment of that name (or the TOML file at that path), with `key=value` overrides applied.
+
+    Raises UsageError for an unknown name, key or value.
+    """
+    path = Path(name) if name.endswith(".toml") else available().get(name)
+    if path is None:
+        raise UsageError(f"unknown experiment {name!r}: {did_you_mean(name, available())}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read experiment {path}: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    return _experiment(path.stem, table)
+
+
+def _experiment(name: str, table: dict[str, Any]) -> Experiment:
+    known = ["title", "architecture", "source", "target", "data", "train", "methods", "published"]
+    _refuse_unknown(table, known, "")
+    for key in known[:6]:
+        if key not in table:
+            raise UsageError(f"{name}: {key} is missing")
+        if key not in ("title", "architecture") and not isinstance(table[key], dict):
+            raise UsageError(f"{key} = {table[key]!r}: must be a table")
+    training_keys = {f.name for f in dataclasses.fields(Training)}
+    source_training = {key: value for key, value in table["source"].items() if key in training_keys}
+    source_model = {key: value for key, value in table["source"].items() if key not in training_keys}
+    for section in ("source", "target"):
+        for key in ("vocabulary", "positions"):
+            if key in table[section]:
+                raise UsageError(f"{section}.{key}: unknown key; it follows from data.vocabulary and data.sequence_length")
+    published = {method: parse(Published, row, f"published.{method}") for method, row in table.get("published", {}).items()}
+    return Experiment(
+        name=name,
+        title=_convert(table["title"], str, "title"),
+        architecture=_convert(table["architecture"], str, "architecture"),
+        source=parse(ModelConfig, source_model, "source", hidden_keys=training_keys),
+        target=parse(ModelConfig, table["target"], "target"),
+        data=parse(DataConfig, table["data"], "data"),
+        train=parse(Training, table["train"], "train"),
+        source_train=parse(Training, {**table["train"], **source_training}, "source"),
+        methods=table.get("methods", {}),
+        published=published,
+    )
+
+
+def parse(cls: type[T], values: Mapping[str, Any], where: str, hidden_keys: Iterable[str] = ()) -> T:
+    """An instance of the dataclass `cls` from plain values. Raises UsageError naming key, value and what is allowed."""
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    _refuse_unknown(values, [*fields, *hidden_keys], where)
+    hints = get_type_hints(cls)
+    converted = {key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    for key, spec in fields.items():
+        if key not in converted and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise UsageError(f"{where}.{key} is missing")
+    try:
+        return cls(**converted)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the type `hint`: int, float, str, bool, Literal, Optional or tuple."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise UsageError(f"{where} = {value!r}: allowed are {', '.join(map(str, options))}")
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _convert(value, next(option for option in options if option is not type(None)), where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{where} = {value!r}: must be a list")
+        kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
+        if len(kinds) != len(value):
+            raise UsageError(f"{where} = {value!r}: must have {len(kinds)} entries")
+        return tuple(_convert(item, kind, where) for item, kind in zip(value, kinds, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        raise UsageError(f"{where} = {value!r}: must be {expected.get(hint, hint.__name__)}")
+    return value
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    known = list(known)
+    for key in values:
+        if key not in known:
+            dotted = f"{where}.{key}" if where else key
+            raise UsageError(f"unknown key {dotted}: {did_you_mean(key, known)}")
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    """Apply `section.key=value` (or `METHOD.field=value`) to a parsed TOML table. The value is TOML; bare words are texts."""
+    key, equals, text = override.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not last:
+        raise UsageError(f"--set {override!r}: must be key=value, as in train.steps=100")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if sections and sections[0] not in ("source", "target", "data", "train", "methods", "published"):
+        sections = ["methods", *sections]  # ligo.operator_steps=50 means methods.ligo.operator_steps
+    for section in sections:
+        table = table.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"--set {override!r}: {section} is not a table")
+    table[last] = value
