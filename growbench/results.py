@@ -74,3 +74,8 @@ def load_all(folder: Path) -> list[Run]:
     """Every ended run below an experiment's results folder, the sources' runs included, by name."""
     runs = [load(path) for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
     return [run for run in runs if run is not None]
+
+
+def plain(value: Any) -> Any:
+    """`value` as it reads back from JSON."""
+    return json.loads(json.dumps(value))

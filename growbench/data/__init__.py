@@ -1,0 +1,5 @@
+"""Data: documents -> tokens (memory-mapped, cached) -> fixed-length batches that depend on nothing but seed and step."""
+
+from growbench.data.text import Batch, TextData, load
+
+__all__ = ["Batch", "TextData", "load"]

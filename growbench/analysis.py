@@ -1,0 +1,353 @@
+"""From stored runs to figures: the target loss, what each run paid to reach it, savings over scratch with their intervals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import bootstrap
+
+from growbench import results
+from growbench.config import UsageError
+from growbench.results import Run
+
+SCRATCH = "scratch"  # the reference: the target trained from a random start
+UNITS = ("flops", "seconds")
+LEDGERS = ("reuse", "build")  # the source model is free; the source model is charged
+CHARGED = ("growth", "operator", "teacher", "train")  # what the reuse ledger adds up; build adds `source`
+ACCOUNTS = ("source", *CHARGED)
+HARDWARE = ("device", "name", "threads", "precision")  # seconds compare only where these are equal
+LEVELS = 80  # loss levels of a savings curve
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a report shows. FLOPs: multiply-add = 2; savings: shares of scratch's cost, NaN where there is none.
+
+    outcomes: one row a run: what it paid until the target (inf: not reached) and what that saves, by unit and ledger.
+    savings: one row a method, the columns of savings.csv.
+    """
+
+    title: str
+    target: float
+    target_given: bool  # by hand; otherwise the mean final loss of scratch
+    runs: list[Run]
+    left_out: list[Run]
+    methods: list[str]  # scratch first, then by name
+    outcomes: pd.DataFrame
+    savings: pd.DataFrame
+    notes: list[str]
+
+    def of(self, method: str, finished: bool = True) -> list[Run]:
+        """The compared runs of one method, by seed: the finished ones, or the others."""
+        return [run for run in self.runs if run.record["method"] == method and is_finished(run) == finished]
+
+
+def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
+    """Compare the runs stored in an experiment's results folder. `target_loss`: nats; default the mean final loss of scratch.
+
+    Raises UsageError when there are no runs, or neither a finished scratch run nor a `target_loss`.
+    """
+    runs = [run for run in results.load_all(folder) if run.record["method"] != results.SOURCE]
+    if not any(run.curve for run in runs):
+        raise UsageError(f"no ended run with a loss curve in {folder}: give one experiment's folder, as in results/gpt2-tiny")
+    return compare(runs, target_loss)
+
+
+def compare(runs: Sequence[Run], target_loss: float | None = None) -> Comparison:
+    """Compare runs of one experiment. Raises UsageError as `analyse` does."""
+    kept, left_out = comparable(runs)
+    target = target_of(kept) if target_loss is None else target_loss
+    table = outcomes(kept, target, target_loss is not None)
+    methods = sorted({run.record["method"] for run in kept}, key=lambda method: (method != SCRATCH, method))
+    return Comparison(
+        title=kept[0].record["title"],
+        target=target,
+        target_given=target_loss is not None,
+        runs=kept,
+        left_out=left_out,
+        methods=methods,
+        outcomes=table,
+        savings=savings(table, methods, target, published(kept)),
+        notes=notes(kept, left_out, target_loss),
+    )
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as plain dictionaries."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def is_finished(run: Run) -> bool:
+    return run.record["status"] == "finished"
+
+
+def is_scratch(run: Run) -> bool:
+    return run.record["method"] == SCRATCH
+
+
+def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """The runs that share scratch's experiment (the most common one, should scratch have several), and the others."""
+    scratch = [run for run in runs if is_scratch(run)]
+    base = [run for run in scratch if is_finished(run)] or scratch or runs
+    identity = Counter(_identity(run) for run in base).most_common(1)[0][0]
+    kept = sorted((run for run in runs if _identity(run) == identity), key=lambda run: (run.record["method"], run.record["seed"]))
+    return kept, [run for run in runs if _identity(run) != identity]
+
+
+def _identity(run: Run) -> str:
+    return json.dumps(run.record["config"]["experiment"], sort_keys=True)
+
+
+def target_of(runs: Iterable[Run]) -> float:
+    """The mean final validation loss (nats) of the finished scratch runs. Raises UsageError if there is none."""
+    losses = [run.record["final_val_loss"] for run in runs if is_scratch(run) and is_finished(run)]
+    if not losses:
+        raise UsageError("no finished scratch run sets the target: run scratch, or give --target-loss")
+    return math.fsum(losses) / len(losses)
+
+
+def cost_to_loss(curve: Iterable[Mapping[str, Any]], level: float, unit: str) -> float:
+    """What a curve pays (`flops` or `seconds`, reuse ledger) until its loss first is at or below `level`; inf if it never is.
+
+    Only scored rows count. Between two scored evaluations in a row the crossing is interpolated linearly; after an unscored
+    one, or at the start, the evaluation's own cost stands.
+    """
+    above: Mapping[str, Any] | None = None
+    for row in curve:
+        if row["scored"] and row["val_loss"] <= level:
+            if above is None:
+                return row[unit]
+            share = (above["val_loss"] - level) / (above["val_loss"] - row["val_loss"])
+            return above[unit] + share * (row[unit] - above[unit])
+        above = row if row["scored"] and math.isfinite(row["val_loss"]) else None
+    return math.inf
+
+
+def cost_to_target(run: Run, level: float, unit: str, ledger: str) -> float:
+    """What a run paid until the loss `level`, in FLOPs or seconds. Inf if it never got there, or did not finish."""
+    return cost_to_loss(run.curve, level, unit) + _source_cost(run, unit, ledger) if is_finished(run) else math.inf
+
+
+def full_cost(run: Run, unit: str, ledger: str) -> float:
+    """All that is charged to a run, in FLOPs or seconds."""
+    return sum(run.record["cost"][unit].get(account, 0.0) for account in CHARGED) + _source_cost(run, unit, ledger)
+
+
+def _source_cost(run: Run, unit: str, ledger: str) -> float:
+    return run.record["cost"][unit].get("source", 0.0) if ledger == "build" else 0.0
+
+
+def reference_cost(scratch: Run, unit: str, ledger: str, given_target: float | None = None) -> float:
+    """What a saving is measured against: scratch's full budget; for a target given by hand, what scratch paid to reach it.
+
+    A given target that scratch never reached leaves the full budget, so that the saving is a lower bound.
+    """
+    full = full_cost(scratch, unit, ledger)
+    return full if given_target is None else min(full, cost_to_target(scratch, given_target, unit, ledger))
+
+
+def nominal_seconds(run: Run) -> float:
+    """Steps x median step time, summed over the phases: wall time without a noisy machine's outliers."""
+    return sum(phase["steps"] * (phase["median_step_seconds"] or 0.0) for phase in run.record["phases"])
+
+
+def tokens_per_parameter(run: Run) -> float:
+    """Training tokens per parameter of the target; NaN for a run that did not finish."""
+    return run.record["tokens"] / run.record["parameters"] if is_finished(run) else math.nan
+
+
+def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the mean over seeds; NaN for fewer than two values.
+
+    Percentile, since the corrected kinds (BCa) break down on a handful of seeds. Always the same resamples.
+    """
+    if len(values) < 2:
+        return math.nan, math.nan
+    low, high = bootstrap((values,), np.mean, method="percentile", random_state=np.random.default_rng(0)).confidence_interval
+    return float(low), float(high)
+
+
+def outcomes(runs: Iterable[Run], target: float, target_given: bool) -> pd.DataFrame:
+    """One row a run: cost to target as `{unit}_{ledger}` (inf: not reached), saving as `{unit}_saving_{ledger}` (NaN: none)."""
+    runs = list(runs)
+    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and is_finished(run)}
+    given = target if target_given else None
+    return pd.DataFrame([_outcome(run, scratch.get(run.record["seed"]), target, given) for run in runs])
+
+
+def _outcome(run: Run, scratch: Run | None, target: float, given: float | None) -> dict[str, Any]:
+    row = {key: run.record[key] for key in ("method", "seed", "status", "final_val_loss")}
+    row |= {"nominal_seconds": nominal_seconds(run), "tokens_per_parameter": tokens_per_parameter(run)}
+    for unit in UNITS:
+        for ledger in LEDGERS:
+            reference = reference_cost(scratch, unit, ledger, given) if scratch else math.nan
+            # By definition scratch meets its own mean loss at the end of its budget, in every seed.
+            cost = reference if run is scratch and given is None else cost_to_target(run, target, unit, ledger)
+            row[f"{unit}_{ledger}"] = cost
+            row[f"{unit}_saving_{ledger}"] = _saving(run, scratch, unit, cost, reference)
+    return row
+
+
+def _saving(run: Run, scratch: Run | None, unit: str, cost: float, reference: float) -> float:
+    """1 - cost / reference; 0 for the reference itself; NaN if not reached, not paired, or timed on other hardware."""
+    if run is scratch:
+        return 0.0
+    if scratch is None or math.isinf(cost) or reference <= 0 or (unit == "seconds" and hardware(run) != hardware(scratch)):
+        return math.nan
+    return 1 - cost / reference
+
+
+def hardware(run: Run) -> tuple[Any, ...]:
+    """What two runs must share before their seconds compare."""
+    return tuple(run.record["hardware"].get(key) for key in HARDWARE)
+
+
+def published(runs: Iterable[Run]) -> dict[str, Mapping[str, float | None]]:
+    """By method, the paper's savings in percent: {"flops": x or None, "seconds": y or None}."""
+    return {run.record["method"]: run.record["published"] for run in runs if run.record.get("published")}
+
+
+def savings(
+    table: pd.DataFrame, methods: Sequence[str], target: float, claims: Mapping[str, Mapping[str, float | None]]
+) -> pd.DataFrame:
+    """One row a method: seeds, how many reached the target, mean savings with intervals, the paper's claims; all as shares.
+
+    A method that missed the target in any seed has no saving (NaN): an average over the lucky seeds would flatter it.
+    """
+    rows = {method: table[table["method"] == method] for method in methods}
+    return pd.DataFrame([_method_row(rows[method], method, target, claims.get(method, {})) for method in methods])
+
+
+def _method_row(table: pd.DataFrame, method: str, target: float, claim: Mapping[str, float | None]) -> dict[str, Any]:
+    reached = int(np.isfinite(table["flops_reuse"]).sum())
+    row: dict[str, Any] = {"method": method, "seeds": len(table), "reached": reached, "target_loss": target}
+    for unit in UNITS:
+        for ledger in LEDGERS:
+            column = f"{unit}_saving_{ledger}"
+            values = table[column].dropna().to_numpy() if reached == len(table) or method == SCRATCH else np.array([])
+            row[column] = values.mean() if len(values) else math.nan
+            row[f"{column}_low"], row[f"{column}_high"] = interval(values)
+    for unit in UNITS:
+        percent = claim.get(unit)
+        row[f"published_{unit}_saving"] = math.nan if percent is None else percent / 100
+    for unit in UNITS:
+        for ledger in LEDGERS:
+            row[f"{unit}_to_target_{ledger}"] = table[f"{unit}_{ledger}"].mean()  # inf as soon as one seed missed
+    for column in ("final_val_loss", "nominal_seconds", "tokens_per_parameter"):
+        row[column] = table.loc[table["status"] == "finished", column].astype(float).mean()
+    return row
+
+
+def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | None) -> list[str]:
+    """What a reader must know before believing the table, one sentence each."""
+    found = []
+    if left_out:
+        found.append(f"Left out, since their experiment differs from that of scratch: {_names(left_out)}.")
+    if target_loss is not None:
+        found.append(
+            f"The target {target_loss:g} was given by hand, so savings are measured against what scratch paid to reach it, "
+            "or against its full budget where it did not."
+        )
+    unfinished = [run for run in runs if not is_finished(run)]
+    if unfinished:
+        found.append(f"Did not finish, and count as not reached: {_names(unfinished)}.")
+    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and is_finished(run)}
+    unpaired = [run for run in runs if run.record["seed"] not in scratch]
+    if unpaired:
+        found.append(f"Without a finished scratch run of the same seed, hence without a saving: {_names(unpaired)}.")
+    foreign = [run for run in runs if run.record["seed"] in scratch and hardware(run) != hardware(scratch[run.record["seed"]])]
+    if foreign:
+        found.append(f"Ran on other hardware than scratch, hence no saving in seconds: {_names(foreign)}.")
+    if len({hardware(run) for run in scratch.values()}) > 1:
+        found.append("Scratch ran on different hardware in different seeds: its mean seconds mix machines.")
+    for method in sorted({run.record["method"] for run in runs}):
+        settings = {json.dumps(run.record["config"]["method"], sort_keys=True) for run in runs if run.record["method"] == method}
+        if len(settings) > 1:
+            found.append(f"The seeds of {method} ran with different hyperparameters.")
+    if len({run.record["seed"] for run in runs}) == 1:
+        found.append("One seed: no interval can be given, and small differences mean nothing. A claim takes three seeds or more.")
+    return found
+
+
+def _names(runs: Iterable[Run]) -> str:
+    return ", ".join(results.name(run.record["method"], run.record["seed"]) for run in runs)
+
+
+def mean_curves(comparison: Comparison) -> pd.DataFrame:
+    """The loss curves: per method one averaged over its finished seeds (loss: mean, low, high), and one per unfinished run.
+
+    Seeds are averaged evaluation by evaluation, over those that all of them have.
+    """
+    groups = [comparison.of(method) for method in comparison.methods]
+    groups += [[run] for method in comparison.methods for run in comparison.of(method, finished=False)]
+    return pd.concat([_mean_curve(group) for group in groups if group and all(run.curve for run in group)], ignore_index=True)
+
+
+def _mean_curve(runs: Sequence[Run]) -> pd.DataFrame:
+    rows = pd.concat([pd.DataFrame(run.curve) for run in runs], keys=range(len(runs)), names=["run", None]).reset_index("run")
+    rows["place"] = rows.groupby("run")["phase"].transform(lambda phase: phase.ne(phase.shift()).cumsum())
+    grouped = rows.groupby(["place", "step"], sort=False)  # a step is evaluated again in the next phase, after growth
+    curve = grouped.agg(
+        phase=("phase", "first"),
+        scored=("scored", "first"),
+        flops=("flops", "mean"),
+        seconds=("seconds", "mean"),
+        val_loss=("val_loss", "mean"),
+        val_loss_low=("val_loss", "min"),
+        val_loss_high=("val_loss", "max"),
+    )
+    curve = curve[grouped.size() == len(runs)].reset_index().drop(columns="place")
+    curve.insert(0, "method", runs[0].record["method"])
+    curve.insert(1, "seeds", " ".join(str(run.record["seed"]) for run in runs))
+    curve.insert(2, "status", runs[0].record["status"])
+    return curve
+
+
+def savings_curve(comparison: Comparison, unit: str = "flops") -> pd.DataFrame:
+    """The saving over scratch at every loss level that scratch passed, its own cost to that level being the reference.
+
+    Rows (method, ledger, loss, saving, low, high; low and high over the seeds) stand only where both reached the level in
+    every seed. Levels run from scratch's loss at 5 % of its budget down to its final loss.
+    """
+    scratch = {run.record["seed"]: run for run in comparison.of(SCRATCH)}
+    rows = []
+    for ledger in LEDGERS:
+        for method in comparison.methods:
+            pairs = [(run, scratch[run.record["seed"]]) for run in comparison.of(method) if run.record["seed"] in scratch]
+            if method == SCRATCH or not pairs or comparison.of(method, finished=False):
+                continue
+            for level in _levels(list(scratch.values())):
+                values = [_saving_at(run, reference, level, unit, ledger) for run, reference in pairs]
+                if np.isfinite(values).all():
+                    rows.append((method, ledger, level, np.mean(values), min(values), max(values)))
+    return pd.DataFrame(rows, columns=["method", "ledger", "loss", "saving", "low", "high"])
+
+
+def _levels(scratch: Sequence[Run]) -> list[float]:
+    early = [row["val_loss"] for run in scratch for row in run.curve if row["flops"] >= 0.05 * full_cost(run, "flops", "reuse")]
+    return list(np.linspace(max(early), target_of(scratch), LEVELS))
+
+
+def _saving_at(run: Run, scratch: Run, level: float, unit: str, ledger: str) -> float:
+    cost, reference = cost_to_target(run, level, unit, ledger), cost_to_target(scratch, level, unit, ledger)
+    return 1 - cost / reference if math.isfinite(cost) and math.isfinite(reference) and reference > 0 else math.nan
+
+
+def cost_breakdown(comparison: Comparison) -> pd.DataFrame:
+    """What a whole run cost by account, the mean over a method's finished seeds. Columns: method, unit, account, cost."""
+    rows = [
+        (method, unit, account, np.mean([run.record["cost"][unit].get(account, 0.0) for run in comparison.of(method)]))
+        for unit in UNITS
+        for method in comparison.methods
+        if comparison.of(method)
+        for account in ACCOUNTS
+    ]
+    return pd.DataFrame(rows, columns=["method", "unit", "account", "cost"])

@@ -1,0 +1,225 @@
+"""One experiment: methods x seeds. Skips what is done, goes on after a failure, and keeps everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import statistics
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from growbench import architectures, results
+from growbench.config import Experiment, ModelConfig, Training, UsageError
+from growbench.cost import Costs, peak_memory, reset_peak_memory
+from growbench.data import TextData, load
+from growbench.method import Task
+from growbench.plan import plan, sizes
+from growbench.progress import Progress, human, say
+from growbench.registry import Found, get
+from growbench.trainer import Trainer, TrainingFailed, precision
+
+VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Trains methods on one experiment, and stores each run below `folder`."""
+
+    experiment: Experiment
+    folder: Path  # results/<experiment>
+    device: torch.device
+    target_loss: float | None = None  # None: scratch's mean final validation loss
+    stop_at_target: bool = False
+
+    def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
+        """Train what is not done yet: scratch first, whose final loss is the target. False if a method failed."""
+        methods, seeds = list(methods), list(seeds)
+        experiment, training = self.experiment, self.experiment.train
+        architecture = architectures.get(experiment.architecture)
+        _check_folder(self.folder)
+        data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
+        if data.evaluation_batches < experiment.data.evaluation_batches:
+            say(f"validation documents fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
+        for found in methods:
+            plan(experiment, found.method, data.vocabulary)  # refuses impossible sizes before anything trains
+        succeeded = True
+        target = self.target_loss
+        for stage in ([f for f in methods if f.name == "scratch"], [f for f in methods if f.name != "scratch"]):
+            for seed in seeds:
+                source = None
+                for found in stage:
+                    if found.method.uses_source and source is None:
+                        source = self._source(data, seed)
+                    succeeded &= self._run(found, data, seed, source if found.method.uses_source else None, target)
+            target = self.target_loss if self.target_loss is not None else self._scratch_loss(seeds)
+        return succeeded
+
+    def _scratch_loss(self, seeds: Iterable[int]) -> float | None:
+        """The mean final validation loss of the scratch runs that finished; None if none did."""
+        runs = [results.load(self.folder / results.name("scratch", seed)) for seed in seeds]
+        losses = [run.record["final_val_loss"] for run in runs if run and run.record["status"] == "finished"]
+        return statistics.fmean(losses) if losses else None
+
+    def _source(self, data: TextData, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+        """The trained small model and its run's record: trained once per configuration and seed. Raises UsageError if it fails."""
+        architecture = architectures.get(self.experiment.architecture)
+        small = sizes(self.experiment, "source", data.vocabulary)
+        scratch = dataclasses.replace(get("scratch"), name=results.SOURCE)
+        folder = self.folder / results.name(results.SOURCE, seed)
+        if not self._train(scratch, data, seed, small, self.experiment.source_train, target=None):
+            raise UsageError(f"the source model could not be trained: see {folder / 'run.json'}")
+        with self.device:
+            model = architecture.build(small)
+        load_model(model, folder / "model.safetensors", device=str(self.device))
+        run = results.load(folder)
+        assert run is not None
+        return model.requires_grad_(False).eval(), run.record
+
+    def _run(
+        self, found: Found, data: TextData, seed: int, source: tuple[nn.Module, dict[str, Any]] | None, target: float | None
+    ) -> bool:
+        large = sizes(self.experiment, "target", data.vocabulary)
+        return self._train(found, data, seed, large, self.experiment.train, target, source)
+
+    def _train(
+        self,
+        found: Found,
+        data: TextData,
+        seed: int,
+        model_sizes: ModelConfig,
+        training: Training,
+        target: float | None,
+        source: tuple[nn.Module, dict[str, Any]] | None = None,
+    ) -> bool:
+        """Train and store one run, unless it is there. True if it finished."""
+        name = results.name(found.name, seed)
+        config = self._config(found, target)
+        stored = results.load(self.folder / name)
+        if stored and stored.record["status"] == "finished":
+            if stored.record["config"] == config and stored.record["origin"] == found.origin:
+                say(f"{name:<18} is done: loss {stored.record['final_val_loss']:.4f}")
+                return True
+            say(f"{name:<18} was made with another configuration: training it again")
+        folder = results.RunFolder(self.folder / name)
+        torch.manual_seed(seed)
+        costs = Costs(self.device)
+        if source is not None:
+            for account, charge in (("flops", costs.flops), ("seconds", costs.seconds)):
+                charge["source"] = source[1]["cost"][account]["train"]
+        task = Task(
+            architecture=architectures.get(self.experiment.architecture),
+            target=model_sizes,
+            budget=training.steps,
+            training=training,
+            device=self.device,
+            rng=torch.Generator().manual_seed(seed),
+            teacher=costs.teacher,
+            _source=source[0] if source else None,
+        )
+        progress = Progress(name, training.steps, target)
+        reset_peak_memory(self.device)
+        status, error = "interrupted", None
+        trainer = Trainer(task, data, seed, costs, folder.add, progress, target, self.stop_at_target)
+        try:
+            outcome = trainer.run(found.method)
+            if found.name == results.SOURCE:
+                assert outcome.model is not None
+                save_model(outcome.model, str(folder.path / "model.safetensors"))
+            status = "finished"
+        except Exception as failure:
+            status = "failed"
+            step = failure.step if isinstance(failure, TrainingFailed) else trainer.outcome.steps
+            error = {"step": step, "message": f"{type(failure).__name__}: {failure}", "traceback": traceback.format_exc()}
+            say(f"{name:<18} failed: {failure}")
+        finally:
+            progress.close()
+            folder.close(self._record(found, seed, config, trainer, status, error, data, training))
+        if status == "finished":
+            flops, seconds = costs.total("flops"), costs.total("seconds")
+            say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {human(flops, 'FLOP')}, {seconds:.1f} s of training")
+        return status == "finished"
+
+    def _config(self, found: Found, target: float | None) -> dict[str, Any]:
+        """What decides a run's outcome, as it reads back from JSON."""
+        config: dict[str, Any] = {"experiment": self.experiment.identity(), "method": dataclasses.asdict(found.method)}  # type: ignore[call-overload]
+        if self.stop_at_target:
+            config["stop_at"] = target
+        return results.plain(config)
+
+    def _record(
+        self,
+        found: Found,
+        seed: int,
+        config: dict[str, Any],
+        trainer: Trainer,
+        status: str,
+        error: dict[str, Any] | None,
+        data: TextData,
+        training: Training,
+    ) -> dict[str, Any]:
+        outcome, published = trainer.outcome, self.experiment.published.get(found.name)
+        return {
+            "status": status,
+            "experiment": self.experiment.name,
+            "title": self.experiment.title,
+            "method": found.name,
+            "origin": found.origin,
+            "seed": seed,
+            "config": config,
+            "published": dataclasses.asdict(published) if published else None,
+            "cost": {"flops": dict(outcome.costs.flops), "seconds": dict(outcome.costs.seconds)},
+            "final_val_loss": outcome.final_val_loss,
+            "steps": outcome.steps,
+            "tokens": outcome.tokens,
+            "parameters": sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
+            "peak_memory_bytes": peak_memory(self.device),
+            "phases": outcome.phases,
+            "versions": {"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
+            "hardware": hardware(self.device) | {"precision": precision(training, self.device)},
+            "data": data.describe(),
+            "error": error,
+        }
+
+
+def choose_device(name: str) -> torch.device:
+    """auto, cpu or cuda as a device. Raises UsageError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is there; allowed here: auto, cpu")
+    return torch.device(name)
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The device by name, and the threads that work on it."""
+    if device.type == "cuda":
+        return {"device": "cuda", "name": torch.cuda.get_device_name(device), "threads": torch.get_num_threads()}
+    return {"device": "cpu", "name": _processor(), "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    """The processor's model name; Linux tells it in /proc/cpuinfo."""
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a results folder that cannot be written, before any work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write results to {folder}: {error.strerror}; choose another folder with --results") from error

@@ -1,0 +1,243 @@
+"""The command line. Heavy imports are inside the commands, so that --help and list answer at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from growbench import __version__, config, registry
+from growbench.config import Experiment, UsageError
+from growbench.progress import duration, human, say
+
+if TYPE_CHECKING:
+    from growbench.registry import Found
+
+EXAMPLES = """examples:
+  growbench run                                          every method on gpt2-tiny, minutes on two cores
+  growbench run --methods ligo,bert2bert                 scratch is always added
+  growbench run bert-tiny --seeds 0,1,2 --set train.steps=200
+  growbench run --methods ./mine.py --set mine.lr=0.01   a method of your own
+  growbench report results/gpt2-tiny
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0 done, 1 a method failed, 2 usage, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except UsageError as error:
+        say(f"growbench: {error}")
+        return 2
+    except KeyboardInterrupt:
+        say("growbench: interrupted; what was done is kept")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="growbench",
+        description="Which way of growing transformers really saves training?",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"growbench {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=function)
+        return sub
+
+    def add_experiment(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("experiment", nargs="?", default="gpt2-tiny", help="a name (growbench list experiments) or a TOML file")
+        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as train.steps=100 or ligo.operator_steps=50")
+
+    def add_methods(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--methods", metavar="A,B", help="names or files; default: all; scratch is always added")
+
+    def add_device(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+    run = command("run", run_experiment, "train every method to the target loss, then make the report")
+    add_experiment(run)
+    add_methods(run)
+    add_device(run)
+    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    run.add_argument("--protocol", choices=("single",), default="single", help="single: one budget, costs read off each run's curve")
+    run.add_argument("--target-loss", type=float, metavar="X", help="default: scratch's mean final validation loss")
+    run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
+    run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
+
+    report = command("report", make_report, "tables, plots and index.html of stored runs")
+    report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
+    report.add_argument("--target-loss", type=float, metavar="X", help="default: scratch's mean final validation loss")
+
+    listing = command("list", list_known, "what there is: methods, experiments, architectures")
+    listing.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures"))
+
+    flops = command("flops", print_flops, "FLOPs per step of every method, by two cost models, checked against fvcore")
+    add_experiment(flops)
+    add_methods(flops)
+
+    bench = command("bench", run_bench, "throughput: the bare loop, growbench's loop, transformers.Trainer")
+    add_experiment(bench)
+    add_device(bench)
+    bench.add_argument("--rounds", type=int, default=7, metavar="N", help="alternations, at least 5; default: 7")
+    return parser
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be different whole numbers from 0 on, as 0,1,2")
+    return seeds
+
+
+def _methods(names: str | None, experiment: Experiment) -> list[Found]:
+    """The methods asked for, scratch first."""
+    asked = registry.names() if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    return registry.get_all(["scratch", *asked], experiment.methods)
+
+
+def run_experiment(options: argparse.Namespace) -> int:
+    experiment = config.load(options.experiment, options.set)
+    _quiet()
+    methods = _methods(options.methods, experiment)
+
+    from growbench.benchmark import Benchmark, choose_device
+
+    device = choose_device(options.device)
+    if options.dry_run:
+        return _print_plan(experiment, methods, len(options.seeds), device)
+    folder = options.results / experiment.name
+    benchmark = Benchmark(experiment, folder, device, options.target_loss, options.stop_at_target)
+    succeeded = benchmark.run(methods, options.seeds)
+
+    from growbench import report
+
+    try:
+        page = report.make(folder, target_loss=options.target_loss)
+    except UsageError as error:
+        if succeeded:
+            raise
+        say(f"no report: {error}")
+        return 1
+    print((page.parent / "savings.md").read_text(encoding="utf-8"))
+    print(f"report: {page}")
+    return 0 if succeeded else 1
+
+
+def make_report(options: argparse.Namespace) -> int:
+    from growbench import report
+
+    folders = [path for path in sorted(options.folder.glob("*")) if any(path.glob("*/run.json"))]
+    if any(options.folder.glob("*/run.json")) or not folders:
+        folders = [options.folder]
+    elif options.out:
+        raise UsageError(f"--out: {options.folder} holds {len(folders)} experiments; name one of them: {', '.join(map(str, folders))}")
+    for folder in folders:
+        print(f"report: {report.make(folder, options.out, options.target_loss)}")
+    return 0
+
+
+def list_known(options: argparse.Namespace) -> int:
+    import tomllib
+
+    def print_group(name: str, lines: dict[str, str]) -> None:
+        if options.what in (None, name):
+            print(f"{name}:")
+            for key, line in lines.items():
+                print(f"  {key:<16} {line}")
+
+    print_group("methods", registry.summaries())
+    titles = {name: tomllib.loads(path.read_text(encoding="utf-8"))["title"] for name, path in config.available().items()}
+    print_group("experiments", titles)
+    print_group("architectures", registry.architecture_summaries())
+    return 0
+
+
+def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, device: Any) -> int:
+    """The plan of a run, training nothing."""
+    from growbench.plan import plan, plan_source, throughput, vocabulary_size
+
+    vocabulary = vocabulary_size(experiment.data)
+    speed = throughput(experiment, vocabulary, device)
+    tokens = experiment.train.batch * experiment.data.sequence_length
+    print(f"{experiment.name}: {experiment.title}; {seeds} seed{'s' if seeds > 1 else ''}, {tokens} tokens per step")
+    print(f"{'method':<16} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
+    plans = {found.name: plan(experiment, found.method, vocabulary) for found in methods}
+    if any(found.method.uses_source for found in methods):
+        plans = {"(source)": plan_source(experiment, vocabulary), **plans}
+    total = 0
+    for name, phases in plans.items():
+        flops, steps = sum(phase.flops for phase in phases), sum(phase.steps for phase in phases)
+        total += flops
+        names = ", ".join(f"{phase.name} {phase.steps}" for phase in phases)
+        print(
+            f"{name:<16} {steps:>8} {human(steps * tokens):>9} {human(flops / steps, 'FLOP'):>18} {human(flops, 'FLOP'):>12}"
+            f" {duration(flops / speed):>9}   {names}"
+        )
+    print(
+        f"in all {human(seeds * total, 'FLOP')}, about {duration(seeds * total / speed)} of training"
+        f" at the {human(speed, 'FLOP/s')} measured just now on {device.type}, without evaluations"
+    )
+    return 0
+
+
+def print_flops(options: argparse.Namespace) -> int:
+    from growbench.plan import fvcore_check, plan, vocabulary_size
+
+    experiment = config.load(options.experiment, options.set)
+    _quiet()
+    methods = _methods(options.methods, experiment)
+    vocabulary = vocabulary_size(experiment.data)
+    print(f"{experiment.name}: FLOPs per step; batch {experiment.train.batch} x {experiment.data.sequence_length}")
+    print(f"{'method':<14} {'phase':<18} {'steps':>8} {'standard':>22} {'ligo_paper':>22}   by account (standard)")
+    for found in methods:
+        for phase in plan(experiment, found.method, vocabulary):
+            accounts = ", ".join(f"{account} {flops}" for account, flops in phase.flops_per_step.items())
+            print(
+                f"{found.name:<14} {phase.name:<18} {phase.steps:>8} {sum(phase.flops_per_step.values()):>22}"
+                f" {phase.paper_flops_per_step:>22}   {accounts}; growth {phase.growth_flops}"
+            )
+    equal = True
+    for which in ("source", "target"):
+        ours, theirs = fvcore_check(experiment, which, vocabulary)
+        equal &= ours == theirs
+        print(f"forward of the {which}, one sequence: growbench {ours}, fvcore {theirs}: {'equal' if ours == theirs else 'NOT EQUAL'}")
+    return 0 if equal else 1
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    experiment = config.load(options.experiment, options.set)
+    if options.rounds < 5:
+        raise UsageError(f"--rounds {options.rounds}: must be at least 5")
+    _quiet()
+
+    from growbench.bench import bench
+    from growbench.benchmark import choose_device
+
+    print(bench(experiment, choose_device(options.device), options.rounds))
+    return 0
+
+
+def _quiet() -> None:
+    """Keep transformers' advice about configurations out of the progress display."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()

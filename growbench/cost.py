@@ -1,0 +1,228 @@
+"""What training costs: a FLOP counter, a clock, a ledger, and the closed form of LiGO's paper.
+
+FLOPs: multiply-add = 2, matrix products only, attention in full even if causal, nothing recomputed, no optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from growbench.config import ModelConfig
+from growbench.data import Batch
+
+T = TypeVar("T")
+CHARGED = ("growth", "operator", "teacher", "train")  # the reuse ledger; with `source`, the build ledger
+UNCHARGED = ("evaluation", "overhead")
+
+aten = torch.ops.aten
+
+
+def _mv(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _addmv(bias: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _dot(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * a[0]
+
+
+# torch's counter knows products of matrices, but not of matrix and vector
+VECTOR_PRODUCTS = {aten.mv: _mv, aten.addmv: _addmv, aten.dot: _dot}
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count the FLOPs of what runs inside. Attention takes the math path: the fused CPU kernels are invisible to the counter."""
+    counter = FlopCounterMode(display=False, custom_mapping=VECTOR_PRODUCTS)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter
+
+
+def count(function: Callable[[], T]) -> tuple[int, T]:
+    """FLOPs of `function()`, and what it returned."""
+    with counting() as counter:
+        result = function()
+    return counter.get_total_flops(), result
+
+
+def fvcore_forward(model: nn.Module, batch: Batch) -> int:
+    """FLOPs of a forward pass by fvcore, an independent counter, which must equal ours.
+
+    fvcore counts a multiply-add as 1, counts norms, and does not know fused attention: here it is doubled, norms are left
+    out, and attention is two products.
+    """
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import get_shape
+
+    def attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        *rows, queries, head_size = get_shape(inputs[0])
+        keys, value_size = get_shape(inputs[1])[-2], get_shape(inputs[2])[-1]
+        return Counter({"attention": math.prod(rows) * queries * keys * (head_size + value_size)})
+
+    def nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        return Counter()
+
+    arguments = (batch.inputs,) if batch.positions is None else (batch.inputs, batch.positions)
+    analysis = FlopCountAnalysis(model.eval(), arguments).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", attention, "aten::layer_norm", nothing)
+    return 2 * int(analysis.total())
+
+
+class Stopwatch:
+    """Times laps without making the host wait for the device: events on CUDA, the host's clock elsewhere."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.marks: list[Any] = []
+
+    def mark(self) -> None:
+        """End a lap; the first mark starts the first one."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def read(self) -> list[float]:
+        """Seconds of the laps since the last reading. Waits for the device."""
+        marks, self.marks = self.marks, []
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return [a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:], strict=False)]
+        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+
+
+class Costs:
+    """One run's ledger: FLOPs and seconds by account, filled by measuring what the runner does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.flops: Counter[str] = Counter({account: 0 for account in ("source", *CHARGED, *UNCHARGED)})
+        self.seconds: Counter[str] = Counter({account: 0.0 for account in ("source", *CHARGED, *UNCHARGED)})  # type: ignore[assignment,dict-item]
+        self._counter: FlopCounterMode | None = None
+        self._teacher_flops = 0
+        self._teacher_watch = Stopwatch(device)
+
+    def total(self, kind: str) -> float:
+        """What is charged so far without the source: `kind` is "flops" or "seconds"."""
+        ledger = getattr(self, kind)
+        return sum(ledger[account] for account in CHARGED)
+
+    @contextmanager
+    def clocked(self, account: str) -> Iterator[None]:
+        """Charge the seconds of what runs inside."""
+        self._synchronize()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._synchronize()
+            self.seconds[account] += time.perf_counter() - start
+
+    def charged(self, account: str, function: Callable[[], T]) -> T:
+        """Run `function`, charge its FLOPs and seconds."""
+        with self.clocked(account):
+            flops, result = count(function)
+        self.flops[account] += flops
+        return result
+
+    @contextmanager
+    def teacher(self) -> Iterator[None]:
+        """A teacher's forward pass: no gradients, its FLOPs and seconds apart."""
+        before = self._counter.get_total_flops() if self._counter else 0
+        self._teacher_watch.mark()
+        with torch.no_grad():
+            yield
+        self._teacher_watch.mark()
+        if self._counter:
+            self._teacher_flops += self._counter.get_total_flops() - before
+
+    def teacher_seconds(self) -> float:
+        """Seconds inside `teacher()` since the last reading."""
+        return sum(self._teacher_watch.read()[::2])
+
+    def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
+        """FLOPs of one training step by account; afterwards the random state is as before, the time is overhead."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        self._teacher_flops = 0
+        with torch.random.fork_rng(devices=cuda), self.clocked("overhead"), counting() as self._counter:
+            step()
+        flops = self._counter.get_total_flops()
+        self._counter = None
+        self._teacher_watch.marks.clear()
+        self.flops["overhead"] += flops
+        return {account: flops - self._teacher_flops} | ({"teacher": self._teacher_flops} if self._teacher_flops else {})
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new peak: of the device on CUDA, of the process on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the device's on CUDA, else the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def ligo_paper_step(sizes: ModelConfig, batch: int, sequence: int) -> int:
+    """FLOPs of a training step by the counter of LiGO's paper: ELECTRA's, with backward counted equal to forward.
+
+    The embedding is charged as a dense product and the head at 0.15625 of the positions.
+    Source: flop_computation.py of VITA-Group/LiGO.
+    """
+    h, i, heads, s, v = sizes.width, sizes.ffn, sizes.heads, sequence, sizes.vocabulary
+    block = 8 * h * h + 4 * h * i + 4 * h * s + 10 * s * heads + 20 * h + 9 * i + 5
+    embedding = 2 * h * v + 2 * h * (s + 2) + 2 * h + 5 * h + 4 * h
+    output = 0.15625 * (2 * h * v + 2 * h * h + h + 8 * h + 5 * h + 7 * v)
+    return round(2 * batch * s * (embedding + sizes.layers * block + output))
+
+
+def ligo_paper_construction(small: ModelConfig, large: ModelConfig) -> int:
+    """FLOPs of building the large weights, as LiGO's paper counts them: each entry once per block and per sequence.
+
+    Once per sequence is the paper's slip (once per step is what happens); it is kept so that its figures come out.
+    Source: flop_computation.py of VITA-Group/LiGO.
+    """
+    h, i, h1, n1 = large.width, large.ffn, small.width, small.layers
+    new = h - h1
+    attention = 2 * n1 * h * h + 4 * new * h1 * h1 + n1 * h + new * h1
+    up = 2 * n1 * h * i + 4 * new * h1 * i + n1 * i + new * i
+    down = 2 * n1 * h * i + 2 * new * i * h + 2 * n1 * h + new * h
+    norms = 2 * n1 * h + 2 * new * h1 + 2 * n1 * h + new * h
+    return large.layers * (2 * attention + up + down + norms)
+
+
+def paper_step(model: nn.Module, batch: int, sequence: int) -> int:
+    """A step of any phase's model in the paper's counter; a model that is no plain transformer brings its own count."""
+    own = getattr(model, "paper_step_flops", None)
+    return own(batch, sequence) if own else ligo_paper_step(model.sizes, batch, sequence)

@@ -1,0 +1,153 @@
+"""Batches of text: pure functions of (seed, step), so that every method sees the same data and a run resumes anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growbench.config import DataConfig, UsageError
+from growbench.data.tokenizer import Kind, Vocabulary
+from growbench.data.tokens import Objective, prepare
+
+ORDER, MASKS, VALIDATION = range(3)  # first numbers of the random seeds, so that no two uses share a stream
+
+
+class Batch(NamedTuple):
+    """Inputs, and what the model should say at the scored positions."""
+
+    inputs: Tensor  # (B, T) int64 token ids
+    positions: Tensor | None  # (N,) int64 indices into the flattened (B*T,) positions, ascending; None: all are scored
+    labels: Tensor  # (N,) int64 the right token at each scored position
+
+
+Cut = Callable[[NDArray[np.int64], tuple[int, ...]], Batch]  # blocks (B, W) of tokens and a random seed -> a batch
+
+
+@dataclass(frozen=True)
+class TextData:
+    """A tokenized corpus, cut into blocks. `train_batch` and `validation_batches` are all that training needs."""
+
+    name: str  # of the corpus
+    fingerprint: str  # of its documents
+    vocabulary: int  # the model's: what the experiment asks for, or the named tokenizer's
+    documents: int
+    train_tokens: int
+    validation_tokens: int
+    tokens_per_batch: int
+    tokenizer: dict[str, Any]
+    batch: int  # sequences
+    evaluation_batches: int
+    train_blocks: NDArray[np.unsignedinteger]  # (blocks, W), a view on the memory-mapped stream
+    validation_blocks: NDArray[np.unsignedinteger]
+    cut: Cut
+
+    def train_batch(self, step: int, seed: int) -> Batch:
+        """Batch number `step` of an endless sequence of epochs, each a permutation of all blocks. `seed` and `step` >= 0."""
+        count = len(self.train_blocks)
+        epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), count)
+        orders = [_order(count, seed, epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        return self.cut(self.train_blocks[np.concatenate(orders)].astype(np.int64), (MASKS, seed, step))
+
+    def validation_batches(self) -> list[Batch]:
+        """Always the same batches with the same masks, spread evenly over the validation documents."""
+        wanted = self.evaluation_batches * self.batch
+        spread = np.arange(wanted) * len(self.validation_blocks) // wanted
+        groups = self.validation_blocks[spread].astype(np.int64).reshape(self.evaluation_batches, self.batch, -1)
+        return [self.cut(blocks, (VALIDATION, number)) for number, blocks in enumerate(groups)]
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of its data, as plain JSON values."""
+        keys = ("name", "fingerprint", "documents", "train_tokens", "validation_tokens", "evaluation_batches", "tokenizer")
+        return {key: getattr(self, key) for key in keys}
+
+
+def load(config: DataConfig, objective: Objective, tokenizer_kind: Kind, batch: int) -> TextData:
+    """The corpus of an experiment as batches of `batch` sequences, prepared on first use, then read from the cache.
+
+    `tokenizer_kind` says which tokenizer to train where `config` names none. Raises UsageError if the corpus cannot be read, or
+    is too small for one batch of training or of validation.
+    """
+    tokens = prepare(config, objective, tokenizer_kind)
+    length = config.sequence_length
+    cut: Cut
+    if objective == "causal":
+        width, stride, cut = length + 1, length, causal
+    else:
+        width, stride, cut = length - 2, length - 2, Masking.of(tokens.vocabulary, config.mask_share)
+    blocks = {}
+    for split, stream in ("training", tokens.train), ("validation", tokens.validation):
+        needed = (batch - 1) * stride + width
+        if len(stream) < needed:
+            raise UsageError(
+                f"corpus {config.corpus} has {len(stream)} {split} tokens; "
+                f"one batch of {batch} sequences of {length} needs {needed}"
+            )
+        blocks[split] = sliding_window_view(stream, width)[::stride]
+    return TextData(
+        name=config.corpus,
+        fingerprint=tokens.fingerprint,
+        vocabulary=config.vocabulary or tokens.vocabulary.size,
+        documents=tokens.documents,
+        train_tokens=len(tokens.train),
+        validation_tokens=len(tokens.validation),
+        tokens_per_batch=batch * length,
+        tokenizer={"name": config.tokenizer or f"{tokenizer_kind}, trained on the corpus", "tokens": tokens.vocabulary.size},
+        batch=batch,
+        evaluation_batches=min(config.evaluation_batches, len(blocks["validation"]) // batch),
+        train_blocks=blocks["training"],
+        validation_blocks=blocks["validation"],
+        cut=cut,
+    )
+
+
+@lru_cache(maxsize=4)
+def _order(blocks: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((ORDER, seed, epoch)).permutation(blocks)
+
+
+def causal(blocks: NDArray[np.int64], _: tuple[int, ...]) -> Batch:
+    """Blocks (B, T+1): every position predicts the next token."""
+    tokens = torch.from_numpy(blocks)
+    return Batch(tokens[:, :-1].contiguous(), None, tokens[:, 1:].flatten())
+
+
+@dataclass(frozen=True)
+class Masking:
+    """BERT's masked language model (https://arxiv.org/abs/1810.04805, section 3.1), with the same number scored in every row."""
+
+    vocabulary: Vocabulary
+    share: float
+    ordinary: NDArray[np.int64]  # ids of all tokens that are not special
+    is_special: NDArray[np.bool_]  # (vocabulary,)
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, share: float) -> Masking:
+        is_special = np.zeros(vocabulary.size, bool)
+        is_special[vocabulary.special] = True
+        return cls(vocabulary, share, np.flatnonzero(~is_special), is_special)
+
+    def __call__(self, blocks: NDArray[np.int64], seed: tuple[int, ...]) -> Batch:
+        """Blocks (B, T-2): [CLS] and [SEP] around; of the scored, 80 % become [MASK], 10 % another token, 10 % stay."""
+        batch, width = blocks.shape
+        rng = np.random.default_rng(seed)
+        scored = max(1, round(self.share * width))
+        priority = rng.random(blocks.shape) + self.is_special[blocks]  # special ones last, for a row that has too few others
+        columns = np.sort(np.argpartition(priority, scored - 1)[:, :scored])
+        rows = np.full((batch, width + 2), self.vocabulary.separator)
+        rows[:, 0] = self.vocabulary.start
+        rows[:, 1:-1] = blocks
+        positions = (columns + 1 + np.arange(batch)[:, None] * (width + 2)).ravel()
+        inputs = rows.ravel()
+        labels = inputs[positions]
+        dice = rng.random(labels.size)
+        replacements = self.ordinary[rng.integers(len(self.ordinary), size=labels.size)]
+        inputs[positions] = np.where(dice < 0.8, self.vocabulary.mask, np.where(dice < 0.9, replacements, labels))
+        return Batch(torch.from_numpy(rows), torch.from_numpy(positions), torch.from_numpy(labels))

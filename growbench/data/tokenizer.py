@@ -1,0 +1,130 @@
+"""Tokenizers: trained on the corpus, the same way every time, or a named one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from growbench.config import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Kind = Literal["wordpiece", "bytes"]
+SMALLEST = {"wordpiece": 32, "bytes": 258}  # 256 bytes, <|endoftext|> and <mask>
+WORDPIECE_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CHARACTERS = 1000  # BERT's limit: rarer characters become [UNK]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What batches need to know of a tokenizer: token ids."""
+
+    size: int
+    start: int  # first in a masked row: [CLS]
+    separator: int  # after every document, and last in a masked row: [SEP], <|endoftext|>
+    mask: int | None  # causal: None
+    special: list[int]  # never masked, never a random replacement
+
+
+def train(kind: Kind, size: int, masked: bool, sample: list[str]) -> tuple[Tokenizer, Vocabulary]:
+    """A tokenizer of at most `size` tokens (fewer if the sample is too small), equal for equal samples."""
+    if kind == "wordpiece":
+        tokenizer = _train_wordpiece(size, sample)
+        start, separator, mask = "[CLS]", "[SEP]", "[MASK]"
+    else:
+        tokenizer = _train_bytes(size, masked, sample)
+        start = separator = "<|endoftext|>"
+        mask = "<mask>"
+    special = sorted(tokenizer.get_added_tokens_decoder())
+    ids = tokenizer.get_vocab()
+    return tokenizer, Vocabulary(len(ids), ids[start], ids[separator], ids[mask] if masked else None, special)
+
+
+def _train_bytes(size: int, masked: bool, sample: list[str]) -> Tokenizer:
+    """GPT-2's: byte-level byte-pair encoding, no normalisation, so that decoding gives the text back."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|endoftext|>", "<mask>"] if masked else ["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sample, trainer)
+    return tokenizer
+
+
+def _train_wordpiece(size: int, sample: list[str]) -> Tokenizer:
+    """BERT's: lower case, no accents, words cut into pieces."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    def tokenizer(model: models.WordPiece) -> Tokenizer:
+        new = Tokenizer(model)
+        new.normalizer = normalizers.BertNormalizer(lowercase=True)
+        new.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        new.decoder = decoders.WordPiece()
+        return new
+
+    draft = tokenizer(models.WordPiece(unk_token="[UNK]"))
+    characters = _frequent_characters(draft, sample, min(CHARACTERS, size // 4))
+    # The trainer numbers characters inside words in the order of a hash map, which differs from run to run: number them here.
+    inside_words = [f"##{character}" for character in characters if _joins_words(draft, character)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=WORDPIECE_SPECIAL + inside_words,
+        initial_alphabet=characters,
+        limit_alphabet=len(characters),
+        show_progress=False,
+    )
+    draft.train_from_iterator(sample, trainer)
+    final = tokenizer(models.WordPiece(draft.get_vocab(), unk_token="[UNK]"))
+    final.add_special_tokens(WORDPIECE_SPECIAL)
+    return final
+
+
+def _frequent_characters(tokenizer: Tokenizer, sample: Iterable[str], most: int) -> list[str]:
+    """The commonest characters of the normalised sample, spaces apart. Ties go by code point, so that the choice is fixed."""
+    raw: Counter[str] = Counter()
+    for text in sample:
+        raw.update(text)
+    counts: Counter[str] = Counter()
+    for character, count in raw.items():  # BERT's normaliser works character by character
+        for normalised in tokenizer.normalizer.normalize_str(character):
+            counts[normalised] += count
+    ordered = sorted((character for character in counts if not character.isspace()), key=lambda c: (-counts[c], c))
+    return sorted(ordered[:most])
+
+
+def _joins_words(tokenizer: Tokenizer, character: str) -> bool:
+    """Whether a character can stand inside a word: punctuation and Chinese characters are words of their own."""
+    word = tokenizer.normalizer.normalize_str(f"a{character}a")
+    return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) == 1
+
+
+def named(name: str, masked: bool) -> tuple[Tokenizer, Vocabulary]:
+    """The tokenizer of that name on the hub, or in that folder. Raises UsageError if it is not there or lacks special tokens."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(name)
+        tokenizer = found.backend_tokenizer
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"tokenizer = {name!r}: cannot be loaded ({reason})") from error
+    ends = [found.sep_token_id, found.eos_token_id] if masked else [found.eos_token_id, found.sep_token_id]
+    separator = next((token for token in ends if token is not None), None)
+    if separator is None:
+        raise UsageError(f"tokenizer = {name!r}: has neither a separator nor an end-of-text token")
+    if masked and found.mask_token_id is None:
+        raise UsageError(f"tokenizer = {name!r}: has no mask token, which a masked language model needs")
+    start = separator if found.cls_token_id is None else found.cls_token_id
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    mask = found.mask_token_id if masked else None
+    return tokenizer, Vocabulary(len(found), start, separator, mask, sorted(found.all_special_ids))

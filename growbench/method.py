@@ -1,0 +1,132 @@
+"""The plugin interface: everything that the author of a growth method imports.
+
+A method is a frozen dataclass whose fields are its hyperparameters. Its `phases` yields stretches of training that the
+runner carries out, and what it computes between two yields is its growth. The runner owns data, device, clock and counter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from growbench.architectures import Architecture
+from growbench.config import ModelConfig, Training
+from growbench.data import Batch
+from growbench.loss import cross_entropy
+from growbench.schedule import Schedule, constant
+from growbench.weights import Axis, AxisMap, Extend, Project, Select, Weight, Weights, deepen, widen
+
+__all__ = [
+    "Axis", "AxisMap", "Batch", "Extend", "Method", "ModelConfig", "Phase", "Phases", "Project", "Schedule", "Select",
+    "Task", "Trained", "Weight", "Weights", "constant", "cross_entropy", "deepen", "task_loss", "widen",
+]  # fmt: skip
+
+LossFn = Callable[[nn.Module, Batch, int], Tensor]  # (model, batch, step within the phase) -> scalar
+
+
+def task_loss(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
+    """The task's own loss: mean cross-entropy in nats over the batch's scored positions."""
+    return cross_entropy(model(batch.inputs, batch.positions), batch.labels)
+
+
+@dataclass(kw_only=True)
+class Phase:
+    """A stretch of training that the runner carries out. The work per step must not change within a phase."""
+
+    model: nn.Module  # trained in place; requires_grad says what is frozen
+    steps: int | float | None = None  # a number of steps, a share of the budget, or None: the rest of the budget
+    loss: LossFn = task_loss
+    optimizer: Optimizer | None = None  # None: task.optimizer(model); its param groups' lr are peaks, its state is kept
+    schedule: Schedule | None = None  # None: the run's schedule goes on where it is (constant in unscored phases)
+    scored: bool = True  # False: charged as operator, outside the budget, and cannot reach the target
+    name: str = "train"
+
+    def length(self, budget: int, done: int) -> int:
+        """Steps of this phase when `done` of the budget's scored steps lie behind. Raises ValueError if it has none."""
+        left = budget - done if self.scored else budget
+        steps = left if self.steps is None else round(self.steps * budget) if isinstance(self.steps, float) else self.steps
+        if steps < 1 or (self.steps is None and not self.scored):
+            raise ValueError(f"phase {self.name!r}: steps = {self.steps}; a phase needs at least one step, an unscored one a number")
+        return min(steps, left) if self.scored else steps
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a yield gives back: the phase's model and optimizer as training left them, steps done, last training loss."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    steps: int
+    loss: float
+
+
+Phases = Generator[Phase, Trained, None]
+
+
+@dataclass
+class Task:
+    """What a method has to work with. Everything random in a method comes from `rng`."""
+
+    architecture: Architecture
+    target: ModelConfig  # what to grow to
+    budget: int  # scored steps
+    training: Training
+    device: torch.device
+    rng: torch.Generator  # on the CPU, seeded by the run's seed
+    teacher: Callable[[], AbstractContextManager[None]]  # with task.teacher(): no gradients, charged to `teacher`
+    _source: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def source(self) -> nn.Module:
+        """The trained small model, frozen and in evaluation mode; `source.sizes` is its ModelConfig."""
+        if self._source is None:
+            raise RuntimeError("this method says uses_source = False, so there is no source model")
+        return self._source
+
+    def build(self, sizes: ModelConfig | None = None) -> nn.Module:
+        """A freshly initialised model, of the target's sizes unless told otherwise."""
+        with self.device:
+            return self.architecture.build(sizes or self.target)
+
+    def read(self, model: nn.Module) -> Weights:
+        """A model's canonical weights, without gradients."""
+        return self.architecture.read(model)
+
+    def grow(self, weights: Weights, sizes: ModelConfig | None = None) -> nn.Module:
+        """A model holding these canonical weights. Raises ValueError if a parameter is missing or misshapen."""
+        return self.architecture.write(weights, self.build(sizes))
+
+    def optimizer(self, model: nn.Module, lr: float | None = None, weight_decay: float | None = None) -> Optimizer:
+        """The task's AdamW over the trainable parameters; matrices and embeddings decay, norms and biases do not."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        decay = self.training.weight_decay if weight_decay is None else weight_decay
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        return AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.training.lr if lr is None else lr,
+            betas=self.training.betas,
+            eps=self.training.eps,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A growth method. Its docstring is its card; its first line says what the method does."""
+
+    paper: ClassVar[str]  # URL
+    uses_source: ClassVar[bool] = True  # False: starts from nothing, and is charged no source
+
+    @abstractmethod
+    def phases(self, task: Task) -> Phases:
+        """Yield the phases of training in order. Depend on nothing but `task` and what the yields gave back."""

@@ -1,0 +1,127 @@
+"""What a run would cost, without training it: every phase probed on the meta device, where tensors have shapes but no values."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from growbench import architectures
+from growbench.config import DataConfig, Experiment, ModelConfig
+from growbench.cost import Costs, count, fvcore_forward, paper_step
+from growbench.data import Batch
+from growbench.data.tokenizer import named
+from growbench.method import Method, Task, Trained, task_loss
+from growbench.registry import get
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """One phase of a plan. FLOPs as in growbench.cost; `paper_flops_per_step` by the counter of LiGO's paper."""
+
+    name: str
+    steps: int
+    scored: bool
+    flops_per_step: dict[str, int]  # by account
+    growth_flops: int  # of the growth before the phase
+    paper_flops_per_step: int
+
+    @property
+    def flops(self) -> int:
+        return self.steps * sum(self.flops_per_step.values()) + self.growth_flops
+
+
+def vocabulary_size(data: DataConfig) -> int:
+    """The model's vocabulary: what the experiment asks for, or the named tokenizer's. Raises UsageError if that is not there."""
+    return data.vocabulary or named(data.tokenizer, masked=False)[1].size
+
+
+def sizes(experiment: Experiment, which: str, vocabulary: int) -> ModelConfig:
+    """The sizes of the "source" or the "target", complete with what the data decides."""
+    return replace(getattr(experiment, which), vocabulary=vocabulary, positions=experiment.data.sequence_length)
+
+
+def shape_batch(data: DataConfig, objective: str, batch: int, vocabulary: int, device: torch.device) -> Batch:
+    """A batch of random tokens with the shapes of the experiment's batches."""
+    length = data.sequence_length
+    inputs = torch.randint(vocabulary, (batch, length), device=device)
+    if objective == "causal":
+        return Batch(inputs, None, torch.randint(vocabulary, (batch * length,), device=device))
+    scored = max(1, round(data.mask_share * (length - 2)))
+    positions = (torch.arange(batch, device=device)[:, None] * length + torch.arange(1, 1 + scored, device=device)).flatten()
+    return Batch(inputs, positions, torch.randint(vocabulary, (batch * scored,), device=device))
+
+
+def plan(experiment: Experiment, method: Method, vocabulary: int) -> list[PlannedPhase]:
+    """Every phase of `method` with its steps and FLOPs. Uses no memory for weights."""
+    architecture = architectures.get(experiment.architecture)
+    training = experiment.train
+    batch = shape_batch(experiment.data, architecture.objective, training.batch, vocabulary, META)
+    costs = Costs(META)
+    with META:
+        source = architecture.build(sizes(experiment, "source", vocabulary)).requires_grad_(False)
+    task = Task(
+        architecture=architecture,
+        target=sizes(experiment, "target", vocabulary),
+        budget=training.steps,
+        training=training,
+        device=META,
+        rng=torch.Generator().manual_seed(0),
+        teacher=costs.teacher,
+        _source=source if method.uses_source else None,
+    )
+    planned: list[PlannedPhase] = []
+    phases, trained, done = method.phases(task), None, 0
+    while True:
+        before = costs.flops["growth"]
+        try:
+            phase = costs.charged("growth", lambda: phases.send(trained))  # type: ignore[arg-type]  # noqa: B023
+        except StopIteration:
+            return planned
+        model = phase.model.to(META).train()
+        if phase.scored and done >= task.budget:
+            return planned
+        steps = phase.length(task.budget, done)
+        flops = costs.probe(lambda: phase.loss(model, batch, 0).backward(), "train" if phase.scored else "operator")  # noqa: B023
+        paper = paper_step(model, training.batch, experiment.data.sequence_length)
+        planned.append(PlannedPhase(phase.name, steps, phase.scored, flops, costs.flops["growth"] - before, paper))
+        done += steps if phase.scored else 0
+        trained = Trained(model, phase.optimizer or task.optimizer(model), steps, float("nan"))
+
+
+def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:
+    """The phases of the source model's own training."""
+    alone = replace(experiment, target=experiment.source, train=experiment.source_train)
+    return plan(alone, get("scratch").method, vocabulary)
+
+
+def fvcore_check(experiment: Experiment, which: str, vocabulary: int) -> tuple[int, int]:
+    """FLOPs of a forward pass of the "source" or "target" on one sequence: by our counter, and by fvcore's. They must be equal."""
+    architecture = architectures.get(experiment.architecture)
+    model = architecture.build(sizes(experiment, which, vocabulary)).eval()
+    batch = shape_batch(experiment.data, architecture.objective, 1, vocabulary, torch.device("cpu"))
+    with torch.no_grad():
+        ours, _ = count(lambda: model(batch.inputs, batch.positions))
+        return ours, fvcore_forward(model, batch)
+
+
+def throughput(experiment: Experiment, vocabulary: int, device: torch.device) -> float:
+    """FLOPs per second of this device on the experiment's source model: median of a few training steps of a fitting batch."""
+    architecture = architectures.get(experiment.architecture)
+    with device:
+        model = architecture.build(sizes(experiment, "source", vocabulary))
+    one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)
+    flops_of_one, _ = count(lambda: task_loss(model, one).backward())
+    rows = max(1, min(experiment.train.batch, int(2e10 / flops_of_one)))  # about a second on a laptop
+    batch = shape_batch(experiment.data, architecture.objective, rows, vocabulary, device)
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        task_loss(model, batch).backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return rows * flops_of_one / sorted(seconds[1:])[1]

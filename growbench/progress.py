@@ -1,0 +1,66 @@
+"""What a person sees while a run trains: a bar in a terminal, one aligned line per evaluation elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+def human(value: float, unit: str = "") -> str:
+    """1234567 as '1.23 M': three digits and a prefix."""
+    for limit, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """90 as '1:30'."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal; results go to files and stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Follows one run of `label`, which trains at least `steps` steps, towards `target` (None: not known yet)."""
+
+    def __init__(self, label: str, steps: int, target: float | None) -> None:
+        self.label, self.steps, self.target = label, steps, target
+        self.started = time.perf_counter()
+        self.done = 0
+        form = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left]{postfix}"
+        self.bar = tqdm(total=steps, desc=label, disable=None, leave=False, bar_format=form, dynamic_ncols=True)
+
+    def extend(self, phase: str, steps: int, total: int) -> None:
+        """A phase of `steps` steps begins; the run is now expected to have `total` in all."""
+        self.phase, self.steps = phase, total
+        self.bar.total = total
+        self.bar.set_description_str(f"{self.label} · {phase}")
+
+    def step(self) -> None:
+        """One step is done."""
+        self.done += 1
+        self.bar.update()
+
+    def evaluated(self, val_loss: float, flops: float) -> None:
+        """Show an evaluation."""
+        goal = "" if self.target is None else f" -> {self.target:.4f}"
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f" loss {val_loss:.4f}{goal}, {human(flops, 'FLOP')}")
+            return
+        spent = time.perf_counter() - self.started
+        left = duration(spent / self.done * (self.steps - self.done)) if self.done else "-"
+        say(
+            f"{self.label:<18} {self.phase:<16} step {self.done:>6}/{self.steps:<6} loss {val_loss:8.4f}{goal}"
+            f"  {human(flops, 'FLOP'):>11}  {left:>8} left"
+        )
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,182 @@
+"""Finds methods by name: files in methods/, entry points of other packages, loose files."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import growbench
+from growbench import results
+from growbench.config import UsageError, did_you_mean, parse
+
+if TYPE_CHECKING:
+    from growbench.method import Method
+
+BUILT_IN = "growbench.methods"
+ENTRY_POINTS = "growbench.methods"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A method and where it came from: a package with its version, or a file with its sha256."""
+
+    name: str
+    method: Method
+    origin: str
+
+
+def built_in() -> dict[str, Path]:
+    """The files in methods/, by name, without importing them."""
+    folder = importlib.import_module(BUILT_IN).__path__
+    return {module.name: Path(folder[0]) / f"{module.name}.py" for module in pkgutil.iter_modules(folder)}
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The methods of other packages, by name, without importing them. Raises UsageError if two claim one name."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in found or point.name in built_in() or point.name == results.SOURCE:
+            first = _origin(found[point.name]) if point.name in found else f"growbench {growbench.__version__}"
+            raise UsageError(f"two methods are named {point.name!r}: one of {first}, one of {_origin(point)}; uninstall one")
+        found[point.name] = point
+    return found
+
+
+def names() -> list[str]:
+    """Every method that can be had by its name alone."""
+    return sorted([*built_in(), *installed()])
+
+
+def summaries() -> dict[str, str]:
+    """Each built-in method's first line, and each installed one's origin, without importing any."""
+    lines = {name: _first_line(path) for name, path in built_in().items()}
+    return {**lines, **{name: f"of {_origin(point)}" for name, point in installed().items()}}
+
+
+def architecture_summaries() -> dict[str, str]:
+    """Each architecture's first line, without importing any."""
+    folder = Path(growbench.__file__).parent / "architectures"
+    files = [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+    return {path.stem: (ast.get_docstring(_parsed(path)) or "").partition("\n")[0] for path in files}
+
+
+def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
+    """The method that `spec` names, with the hyperparameters in `options`.
+
+    `spec` is a name, `./file.py`, or `./file.py:Class`. Raises UsageError for an unknown name, a name that is taken, a file
+    that does not hold exactly one method, and hyperparameters that it does not have.
+    """
+    if spec.partition(":")[0].endswith(".py"):
+        name, cls, origin = _loose(spec)
+    elif spec in built_in():
+        module = importlib.import_module(f"{BUILT_IN}.{spec}")
+        name, cls, origin = spec, _only_method(module, spec), f"growbench {growbench.__version__}"
+    elif spec in installed():
+        point = installed()[spec]
+        name, cls, origin = spec, _checked(_loaded(point), spec), _origin(point)
+    else:
+        raise UsageError(f"unknown method {spec!r}: {did_you_mean(spec, names())}; or a file, as ./mine.py")
+    return Found(name, parse(cls, options or {}, name), origin)
+
+
+def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[Found]:
+    """Every method in `specs`, each with its own hyperparameters. Raises UsageError for clashes and for options of none."""
+    found: dict[str, Found] = {}
+    for spec in dict.fromkeys(specs):
+        name = Path(spec.partition(":")[0]).stem if spec.partition(":")[0].endswith(".py") else spec
+        method = get(spec, options.get(name))
+        if method.name in found:
+            raise UsageError(f"two methods are named {method.name!r}: one of {found[method.name].origin}, one of {method.origin}")
+        found[method.name] = method
+    for name in options:
+        if name not in found and name not in names():
+            raise UsageError(f"hyperparameters for {name!r}: {did_you_mean(name, [*found, *names()])}")
+    return list(found.values())
+
+
+def _loose(spec: str) -> tuple[str, type[Method], str]:
+    file, _, class_name = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"method file {file} does not exist")
+    name = path.stem
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    origin = f"{path.name} sha256:{digest}"
+    taken = built_in().get(name) or (_origin(installed()[name]) if name in installed() else None)
+    if taken or name == results.SOURCE:
+        owner = f"already the method of {'growbench' if isinstance(taken, Path) else taken}" if taken else "kept for the small model's run"
+        raise UsageError(f"{file}: the name {name!r} is {owner}; rename the file")
+    # known to sys.modules before it runs: dataclasses look their own module up
+    module_name = f"_growbench_plugin_{name}_{digest[:12]}"
+    spec_of_file = importlib.util.spec_from_file_location(module_name, path)
+    assert spec_of_file is not None and spec_of_file.loader is not None
+    module = importlib.util.module_from_spec(spec_of_file)
+    sys.modules[module_name] = module
+    try:
+        spec_of_file.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise UsageError(f"method file {file} cannot be loaded: {type(error).__name__}: {error}") from error
+    if class_name:
+        if not hasattr(module, class_name):
+            raise UsageError(f"{file} has no {class_name}: {did_you_mean(class_name, _methods_of(module))}")
+        return name, _checked(getattr(module, class_name), spec), origin
+    return name, _only_method(module, file), origin
+
+
+def _methods_of(module: ModuleType) -> dict[str, type[Method]]:
+    from growbench.method import Method
+
+    classes = inspect.getmembers(module, inspect.isclass)
+    return {name: cls for name, cls in classes if issubclass(cls, Method) and cls.__module__ == module.__name__}
+
+
+def _only_method(module: ModuleType, where: str) -> type[Method]:
+    classes = _methods_of(module)
+    if len(classes) != 1:
+        raise UsageError(f"{where} holds {len(classes)} methods ({', '.join(classes) or 'none'}): name one, as {where}:CLASS")
+    return _checked(next(iter(classes.values())), where)
+
+
+def _checked(cls: Any, where: str) -> type[Method]:
+    from growbench.method import Method
+
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
+        raise UsageError(f"{where}: {cls!r} is not a growbench.method.Method")
+    if inspect.isabstract(cls):
+        raise UsageError(f"{where}: {cls.__name__} does not define {', '.join(sorted(cls.__abstractmethods__))}")
+    return cls
+
+
+def _loaded(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise UsageError(f"method {point.name!r} of {_origin(point)} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+
+
+def _first_line(path: Path) -> str:
+    """The first line of the method class's docstring, read without running the file."""
+    for node in _parsed(path).body:
+        if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases):
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -1,0 +1,386 @@
+"""The figures: one colour a method throughout, labels at the lines themselves, each figure in a wide and a narrow cut."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy.optimize import isotonic_regression
+
+from growbench import analysis
+from growbench.analysis import ACCOUNTS, LEDGERS, SCRATCH, UNITS, Comparison
+from growbench.report import units
+from growbench.report.units import Scale
+
+GREY, INK, FAINT = "#4d4d4d", "#222222", "#d9d9d9"
+# Okabe and Ito's palette without black and yellow, and the wine of Paul Tol's muted one.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
+MARKERS = ("", "s", "^", "D", "v", "P")  # the second round of colours carries the second marker
+WIDE, NARROW = 8.6, 4.3  # inches
+TITLES = {"flops": "Training FLOPs", "seconds": "Wall time"}
+LEDGER_TITLES = {"reuse": "reuse ledger: source model free", "build": "build ledger: source model charged"}
+PARAMETERS: dict[str, Any] = {
+    "font.size": 9.5,
+    "axes.edgecolor": "#888888",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "hatch.linewidth": 0.6,
+    "svg.hashsalt": "growbench",
+    "svg.fonttype": "path",
+    "text.parse_math": False,  # a method's name may hold a dollar sign
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn, in every figure."""
+
+    colour: str
+    marker: str = ""
+
+    @property
+    def dot(self) -> str:
+        return self.marker or "o"
+
+    @property
+    def line(self) -> str:
+        return f"-{self.marker}"
+
+    @property
+    def text(self) -> str:
+        """The colour, dark enough to read as text on white."""
+        red, green, blue = to_rgb(self.colour)
+        return to_hex((0.72 * red, 0.72 * green, 0.72 * blue))
+
+
+def looks(methods: Iterable[str]) -> dict[str, Look]:
+    """A look for every method: scratch dark grey, the others by sorted name; colours repeat with another marker."""
+    others = sorted(set(methods) - {SCRATCH})
+    found = {
+        method: Look(COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)])
+        for index, method in enumerate(others)
+    }
+    return {SCRATCH: Look(GREY), **found}
+
+
+# Layout: margins in inches, so that text keeps its room in both cuts.
+
+
+def panels(width: float, heights: Sequence[float], left: float, right: float, below: float = 0.55) -> tuple[Figure, list[Axes]]:
+    """A figure of panels below one another, each `heights[i]` inches high, with room for a title above and an axis below."""
+    above = 0.36
+    total = sum(heights) + len(heights) * (above + below)
+    figure = Figure(figsize=(width, total))
+    FigureCanvasAgg(figure)
+    axes, top = [], total
+    for height in heights:
+        top -= above + height
+        axes.append(figure.add_axes((left / width, top / total, (width - left - right) / width, height / total)))
+        top -= below
+    return figure, axes
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> None:
+    """Write each line's name right of the axes at the height of its end (x, y), pushed apart where names would overlap."""
+    if not ends:
+        return
+    ends = sorted(ends, key=lambda end: end[1])
+    height = axes.get_window_extent().height / axes.figure.dpi * 72  # points
+    gap = min(11.5 / height, 1 / len(ends))
+    wanted = axes.transAxes.inverted().transform(axes.transData.transform([(x, y) for x, y, _, _ in ends]))[:, 1]
+    offsets = gap * np.arange(len(ends))
+    # The nearest heights that keep `gap` between neighbours: least squares in order, inside the axes.
+    spread = np.clip(isotonic_regression(wanted - offsets).x, 0, 1 - offsets[-1]) + offsets
+    for (x, y, text, look), place in zip(ends, spread, strict=True):
+        axes.annotate(
+            text,
+            xy=(x, y),
+            xytext=(1.05, place),
+            textcoords="axes fraction",
+            va="center",
+            color=look.text,
+            arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 2, "relpos": (0, 0.5)},
+            annotation_clip=False,
+        )
+        if look.marker:
+            axes.plot(1.035, place, look.marker, color=look.colour, markersize=4, transform=axes.transAxes, clip_on=False)
+
+
+def name_rows(axes: Axes, methods: Sequence[str], drawn: Mapping[str, Look]) -> None:
+    """Methods from top to bottom along the left edge, in their colours."""
+    axes.set_yticks(range(len(methods)), reversed(methods))
+    axes.tick_params(axis="y", length=0)
+    for label in axes.get_yticklabels():
+        label.set_color(drawn[label.get_text()].text)
+
+
+def human_axis(axes: Axes, scale: Scale, log: bool = False) -> None:
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost / scale.size:g}"))
+    if log:
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+# Loss against cost
+
+
+def loss_vs(unit: str) -> Callable[[Comparison, pd.DataFrame, float], Figure]:
+    def draw(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
+        return _loss(comparison, data, unit, width)
+
+    return draw
+
+
+def _loss(comparison: Comparison, data: pd.DataFrame, unit: str, width: float) -> Figure:
+    """Validation loss against what was spent: mean line, band over seeds, target, growth events, crossings."""
+    figure, (axes,) = panels(width, [4.1 if width == WIDE else 3.6], 0.6, 1.25)
+    log = unit == "flops"
+    scale = units.scale(data[unit].max(), unit)
+    shown = data[data[unit] >= 0.02 * data[unit].max()]
+    _loss_limits(axes, shown, data, comparison.target)
+    axes.set_xlim(0.02 * data[unit].max() if log else 0, data[unit].max() * 1.02)
+    if log:
+        axes.set_xscale("log")
+    human_axis(axes, scale, log)
+    drawn = looks(comparison.methods)
+    ends = []
+    for (method, _, status), curve in data.groupby(["method", "seeds", "status"], sort=False):
+        _curve(axes, curve, unit, drawn[str(method)], finished=status == "finished")
+        if status == "finished":
+            ends.append((curve[unit].iloc[-1], curve["val_loss"].iloc[-1], str(method), drawn[str(method)]))
+    _target(axes, comparison, unit, drawn)
+    label_ends(axes, ends)
+    axes.set_ylabel("validation loss (nats)")
+    axes.set_xlabel(f"{scale.name}, source model free" + (", log scale" if log else ""))
+    axes.set_title("Validation loss against " + TITLES[unit][0].lower() + TITLES[unit][1:])
+    return figure
+
+
+def _loss_limits(axes: Axes, shown: pd.DataFrame, data: pd.DataFrame, target: float) -> None:
+    """From just below the best loss to the highest one shown, but never above scratch's start: a diverging run is cut off."""
+    start = data.loc[data["method"] == SCRATCH, "val_loss"].max()
+    top = np.nanmin([shown["val_loss"].replace(np.inf, np.nan).max(), start])
+    low = min(shown["val_loss_low"].min(), target)
+    axes.set_ylim(low - 0.06 * (top - low), top + 0.03 * (top - low))
+
+
+def _curve(axes: Axes, curve: pd.DataFrame, unit: str, look: Look, finished: bool) -> None:
+    scored, unscored = curve["val_loss"].where(curve["scored"]), curve["val_loss"].where(_touches_unscored(curve["scored"]))
+    width = 1.7 if finished else 0.8
+    every = max(len(curve) // 8, 1)
+    axes.plot(curve[unit], unscored, color=look.colour, linewidth=0.8 * width, linestyle=(0, (1, 1.2)))
+    axes.plot(curve[unit], scored, look.line, color=look.colour, linewidth=width, markersize=4, markevery=every)
+    if " " in curve["seeds"].iloc[0]:
+        axes.fill_between(
+            curve[unit], curve["val_loss_low"], curve["val_loss_high"], color=look.colour, alpha=0.15, linewidth=0
+        )
+    grown = curve[curve["phase"].ne(curve["phase"].shift()) & (curve.index != curve.index[0])]
+    axes.plot(grown[unit], grown["val_loss"], linestyle="", marker="|", markersize=13, markeredgewidth=1.3, color=look.colour)
+    if not finished:
+        axes.plot(curve[unit].iloc[-1], curve["val_loss"].iloc[-1], marker="x", color=look.colour, markersize=7)
+
+
+def _touches_unscored(scored: pd.Series) -> pd.Series:
+    """Unscored evaluations, and the scored one before and after them, so that the dotted line joins the full one."""
+    unscored = ~scored.astype(bool)
+    return unscored | unscored.shift(1, fill_value=False)
+
+
+def _target(axes: Axes, comparison: Comparison, unit: str, drawn: Mapping[str, Look]) -> None:
+    axes.axhline(comparison.target, color=INK, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
+    axes.annotate(
+        f"target {comparison.target:.3f}", (0.01, comparison.target), xycoords=("axes fraction", "data"),
+        xytext=(0, 3), textcoords="offset points", fontsize=8.5,
+    )  # fmt: skip
+    for row in analysis.records(comparison.savings):
+        if np.isfinite(row[f"{unit}_to_target_reuse"]):
+            look = drawn[row["method"]]
+            axes.plot(
+                row[f"{unit}_to_target_reuse"], comparison.target, look.dot, color=look.colour,
+                markersize=7, markeredgecolor="white", zorder=5, clip_on=False,
+            )  # fmt: skip
+
+
+# Savings
+
+
+def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
+    """Savings over scratch with their intervals: full dots with the source free, open ones with the source charged."""
+    rows = [row for row in analysis.records(data) if row["method"] != SCRATCH] or analysis.records(data)
+    methods = [row["method"] for row in rows]
+    height = 0.46 * len(rows) + 0.1
+    figure, both = panels(width, [height, height], 1.05, 2.2 if width == WIDE else 1.35, below=0.42)
+    drawn = looks(comparison.methods)
+    for axes, unit in zip(both, UNITS, strict=True):
+        _saving_limits(axes, data, comparison.outcomes, unit)
+        for row, place in zip(rows, reversed(range(len(rows))), strict=True):
+            seeds = comparison.outcomes[comparison.outcomes["method"] == row["method"]]
+            for ledger, offset in (("reuse", 0.17), ("build", -0.17)):
+                column = f"{unit}_saving_{ledger}"
+                _saving_row(axes, row, column, seeds[column], place + offset, drawn[row["method"]])
+                text = _saving_text(row, column, short=width != WIDE)
+                axes.annotate(
+                    f"{ledger}  {text}", (1.02, place + offset), xycoords=("axes fraction", "data"), va="center", fontsize=8
+                )
+            axes.plot(row[f"published_{unit}_saving"], place + 0.17, "|", color=INK, markersize=12, markeredgewidth=1.4)
+        axes.axvline(0, color=GREY, linewidth=1.2)
+        axes.set_ylim(-0.55, len(rows) - 0.45)
+        name_rows(axes, methods, drawn)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
+        axes.set_title(TITLES[unit] + " saved against scratch")
+    return figure
+
+
+def _saving_limits(axes: Axes, data: pd.DataFrame, outcomes: pd.DataFrame, unit: str) -> None:
+    """Savings up to 100 %; what costs more than twice scratch is drawn at the edge, with its figure beside it."""
+    tables = (table.filter(regex=f"^(published_)?{unit}_saving").to_numpy().ravel() for table in (data, outcomes))
+    values = np.concatenate([*tables, [0.0, 0.1]])
+    low, high = max(np.nanmin(values), -1.0), np.nanmax(values)
+    axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+
+
+def _saving_row(axes: Axes, row: Mapping[str, Any], column: str, seeds: pd.Series, place: float, look: Look) -> None:
+    left = axes.get_xlim()[0]
+    ends = np.maximum([row[f"{column}_low"], row[f"{column}_high"]], left)
+    face = "white" if column.endswith("build") else look.colour
+    axes.plot(np.maximum(seeds, left), [place] * len(seeds), "o", color=look.colour, markersize=3, alpha=0.45)
+    axes.plot(ends, [place] * 2, color=look.colour, linewidth=1.6)
+    axes.plot(np.maximum(row[column], left), place, look.dot, color=look.colour, markerfacecolor=face, markersize=7.5, clip_on=False)
+
+
+def _saving_text(row: Mapping[str, Any], column: str, short: bool) -> str:
+    """The saving with its interval; in the narrow cut, where that has no room, without."""
+    text = units.outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
+    return text.partition(" (")[0] if short else text
+
+
+def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
+    """The FLOPs saving at every loss that scratch passed, until the target."""
+    figure, both = panels(width, [2.6 if width == WIDE else 2.3] * 2, 0.75, 1.25)
+    drawn = looks(comparison.methods)
+    for axes, ledger in zip(both, LEDGERS, strict=True):
+        rows = data[data["ledger"] == ledger]
+        if len(rows):
+            axes.set_xlim(data["loss"].max(), min(data["loss"].min(), comparison.target))
+        low, high = (max(rows["low"].min(), -1.0), rows["high"].max()) if len(rows) else (0.0, 1.0)
+        axes.set_ylim(min(low, 0) - 0.05, min(max(high, 0.1) + 0.05, 1))
+        ends = []
+        for method, curve in rows.groupby("method"):
+            look = drawn[str(method)]
+            axes.plot(curve["loss"], curve["saving"], look.line, color=look.colour, linewidth=1.7, markersize=4, markevery=10)
+            axes.fill_between(curve["loss"], curve["low"], curve["high"], color=look.colour, alpha=0.15, linewidth=0)
+            ends.append((curve["loss"].iloc[-1], curve["saving"].iloc[-1], str(method), look))
+        axes.axhline(0, color=GREY, linewidth=1.2)
+        label_ends(axes, [(x, max(y, axes.get_ylim()[0]), text, look) for x, y, text, look in [*ends, _scratch_end(axes)]])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
+        axes.set_title("FLOPs saved, " + LEDGER_TITLES[ledger])
+        axes.set_xlabel("validation loss (nats), training from left to right")
+    return figure
+
+
+def _scratch_end(axes: Axes) -> tuple[float, float, str, Look]:
+    return axes.get_xlim()[1], 0.0, SCRATCH, Look(GREY)
+
+
+# Costs
+
+FILLS = {"source": (0.0, ""), "growth": (1.0, ""), "operator": (0.35, "///"), "teacher": (0.35, "xxx"), "train": (0.75, "")}
+
+
+def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
+    """What each method's whole run cost, stacked by account; the source model's own training, outlined, comes first."""
+    methods = [method for method in comparison.methods if method in set(data["method"])]
+    height = 0.36 * len(methods) + 0.1
+    figure, both = panels(width, [height, height], 1.05, 0.75, below=0.42)
+    drawn = looks(comparison.methods)
+    for axes, unit in zip(both, UNITS, strict=True):
+        costs = {(row["method"], row["account"]): row["cost"] for row in analysis.records(data[data["unit"] == unit])}
+        scale = units.scale(max(sum(costs[method, account] for account in ACCOUNTS) for method in methods), unit)
+        for place, method in enumerate(reversed(methods)):
+            total, colour = 0.0, drawn[method].colour
+            for account, (alpha, hatch) in FILLS.items():
+                cost = costs[method, account]
+                axes.barh(
+                    place, cost, left=total, height=0.62,
+                    facecolor=(*to_rgb(colour), alpha), hatch=hatch, edgecolor=colour, linewidth=0.8 * (cost > 0),
+                )  # fmt: skip
+                total += cost
+            axes.annotate(
+                scale.text(total), (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
+            )
+        name_rows(axes, methods, drawn)
+        axes.set_title(f"{TITLES[unit]} of a whole run ({scale.name})")
+        human_axis(axes, scale)
+    _account_legend(both[0], data)
+    return figure
+
+
+def _account_legend(axes: Axes, data: pd.DataFrame) -> None:
+    used = [account for account in ACCOUNTS if data.loc[data["account"] == account, "cost"].sum() > 0]
+    patches = [
+        Patch(facecolor=(*to_rgb(GREY), alpha), hatch=hatch, edgecolor=GREY, label=account)
+        for account, (alpha, hatch) in FILLS.items()
+        if account in used
+    ]
+    axes.legend(
+        handles=patches, loc="lower right", bbox_to_anchor=(1, 1.0), ncols=len(used), frameon=False,
+        fontsize=8, handlelength=1.4, columnspacing=1.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure: the data it shows (also its CSV), and how to draw that at a given width in inches."""
+
+    data: Callable[[Comparison], pd.DataFrame]
+    draw: Callable[[Comparison, pd.DataFrame, float], Figure]
+
+
+PLOTS = {
+    "loss_vs_flops": Plot(analysis.mean_curves, loss_vs("flops")),
+    "loss_vs_seconds": Plot(analysis.mean_curves, loss_vs("seconds")),
+    "savings": Plot(lambda comparison: comparison.savings, savings),
+    "savings_curve": Plot(analysis.savings_curve, savings_curve),
+    "cost_breakdown": Plot(analysis.cost_breakdown, cost_breakdown),
+}
+
+
+def save(comparison: Comparison, out: Path) -> dict[str, tuple[bytes, bytes]]:
+    """Write every plot to `out` as CSV, PNG and SVG. Gives, by name, its SVG for wide and for narrow screens."""
+    images = {}
+    with style.context(["default", PARAMETERS]):
+        for name, plot in PLOTS.items():
+            data = plot.data(comparison)
+            data.to_csv(out / f"{name}.csv", index=False)
+            wide = plot.draw(comparison, data, WIDE)
+            wide.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
+            images[name] = svg(wide), svg(plot.draw(comparison, data, NARROW))
+            (out / f"{name}.svg").write_bytes(images[name][0])
+    return images
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes every time."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()

@@ -1,0 +1,61 @@
+"""Costs and shares in the units that people read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+PREFIXES = (("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18), ("Z", 1e21))
+CLOCK = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("days", 86400.0))
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A unit of measurement: its name, and how many FLOPs or seconds one of it is."""
+
+    name: str
+    size: float
+
+    def text(self, cost: float) -> str:
+        """A cost with three significant digits, without the unit."""
+        return "not reached" if math.isinf(cost) else "–" if math.isnan(cost) else digits(cost / self.size)
+
+
+def scale(largest: float, unit: str) -> Scale:
+    """The unit in which costs of up to `largest` (FLOPs or seconds) read best."""
+    if unit == "seconds":
+        name, size = max((row for row in CLOCK if largest >= 3 * row[1]), key=lambda row: row[1], default=CLOCK[0])
+        return Scale(name, size)
+    prefix, size = max((row for row in PREFIXES if largest >= row[1]), key=lambda row: row[1], default=PREFIXES[0])
+    return Scale(f"{prefix}FLOP", size)
+
+
+def digits(value: float, significant: int = 3) -> str:
+    """A number with that many significant digits, never in exponent form."""
+    places = significant - 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:,.{max(places, 0)}f}".replace("-", MINUS)
+
+
+def percent(share: float, places: int = 1) -> str:
+    """0.4712 as 47.1 %; a dash for NaN."""
+    return "–" if math.isnan(share) else f"{100 * share:.{places}f}".replace("-", MINUS) + "\N{NO-BREAK SPACE}%"
+
+
+def saving(mean: float, low: float, high: float) -> str:
+    """A saving with its 95 % interval: 47.1 % (40.2 to 52.0); without one where there is none."""
+    if math.isnan(low) or math.isnan(mean):
+        return percent(mean)
+    return f"{percent(mean)} ({percent(low)[:-2]} to {percent(high)[:-2]})"
+
+
+def outcome(reached: int, seeds: int, mean: float, low: float, high: float) -> str:
+    """A method's saving, or that some seeds did not reach the target."""
+    return saving(mean, low, high) if reached == seeds else f"not reached ({reached} of {seeds})"
+
+
+def data_size(count: float | None) -> str:
+    """A number of bytes in MiB or GiB."""
+    if not count:
+        return "–"
+    return f"{digits(count / 2**30)} GiB" if count >= 2**30 else f"{digits(count / 2**20)} MiB"

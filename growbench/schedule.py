@@ -1,0 +1,34 @@
+"""Learning-rate schedules: the share of the peak learning rate at a step of the budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from growbench.config import Training
+
+Schedule = Callable[[int, int], float]  # (step, steps) -> share of the peak learning rate
+
+
+def constant(step: int, steps: int) -> float:
+    """The peak learning rate throughout."""
+    return 1.0
+
+
+def of(training: Training) -> Schedule:
+    """The schedule that `training` asks for: warm-up, then linear, cosine, or stable with a linear decay at the end (wsd)."""
+
+    def decayed(progress: float) -> float:
+        if training.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - progress
+
+    def share(step: int, steps: int) -> float:
+        if step < training.warmup:
+            return (step + 1) / training.warmup
+        start = training.warmup
+        if training.schedule == "wsd":
+            start = max(start, round(steps * (1 - training.decay)))
+        return decayed(max(0, step - start) / (steps - start))
+
+    return share

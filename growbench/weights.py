@@ -1,0 +1,152 @@
+"""Canonical weights, and the pure functions on them: widen, deepen.
+
+A canonical weight is one named tensor with one axis per dimension. What a model repeats layer by layer is one tensor
+with a leading LAYER axis: `layers.attention.query.weight` is (LAYER, HEADS, WIDTH). So a growth operator is written once,
+runs on every architecture, and grows all layers in one product. Matrices are (out, in). Everything here works under
+autograd, so that a learned operator is the same code with learnable maps.
+
+Shape legend: L layers, N grown size of an axis, n its size before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Axis(Enum):
+    """What a dimension of a weight ranges over. The first five grow; the others keep their size."""
+
+    LAYER = "layer"
+    WIDTH = "width"  # the residual stream: one for the whole network
+    HEADS = "heads"  # heads x head size
+    FFN = "ffn"
+    HEAD_TRANSFORM = "head_transform"  # between a masked model's head transform and its untied decoder
+    VOCAB = "vocab"
+    POSITION = "position"
+    TYPE = "type"
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One canonical tensor. `role` says what it does (query, ffn_up, norm, ...), in the words of the architecture tables.
+
+    `consumes`: the last axis is the input side of a product, so that growing it must keep the product's sum. It is the
+    producing side otherwise. A norm before a tied decoder consumes too: the tied matrix itself cannot be divided.
+    `residual`: writes into the residual stream (attention output, second FFN matrix, and their biases).
+    """
+
+    value: Tensor
+    axes: tuple[Axis, ...]
+    role: str
+    consumes: bool = False
+    residual: bool = False
+
+
+Weights = dict[str, Weight]
+
+
+class AxisMap(Protocol):
+    """How one axis grows: `produce` applies the producing side along dimension `dim`, `consume` the consuming side."""
+
+    def produce(self, value: Tensor, dim: int) -> Tensor: ...
+
+    def consume(self, value: Tensor, dim: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Select:
+    """Unit i of the grown axis is unit `index[i]` of the old one; consumers divide by the number of copies.
+
+    The function-preserving map of Net2Net and bert2BERT (FPI): all copies are divided, the original included.
+    """
+
+    index: Tensor  # (N,) int64
+
+    def produce(self, value: Tensor, dim: int) -> Tensor:
+        return value.index_select(dim, self.index.to(value.device))
+
+    def consume(self, value: Tensor, dim: int) -> Tensor:
+        copies = torch.bincount(self.index)[self.index].to(value)
+        return self.produce(value, dim) / copies.reshape([-1] + [1] * (value.dim() - 1 - dim))
+
+
+@dataclass(frozen=True)
+class Project:
+    """A linear map: (N, n), or (L, N, n) for one map a layer. Consumers use `consuming`, by default the same matrix."""
+
+    matrix: Tensor
+    consuming: Tensor | None = None
+
+    def produce(self, value: Tensor, dim: int) -> Tensor:
+        return _multiply(self.matrix, value, dim)
+
+    def consume(self, value: Tensor, dim: int) -> Tensor:
+        return _multiply(self.matrix if self.consuming is None else self.consuming, value, dim)
+
+
+@dataclass(frozen=True)
+class Extend:
+    """The linear map [I; M] on both sides: old units stay, new ones are M (N-n, n), or (L, N-n, n), times the old."""
+
+    matrix: Tensor
+
+    def produce(self, value: Tensor, dim: int) -> Tensor:
+        return torch.cat([value, _multiply(self.matrix, value, dim)], dim)
+
+    consume = produce
+
+
+def widen(weights: Weights, maps: Mapping[Axis | tuple[Axis, str], AxisMap]) -> Weights:
+    """Grow every dimension whose axis has a map; the last one on its consuming side where the weight consumes it.
+
+    A map is looked up under (axis, role) first, then under the axis, so that LiGO can map query and key heads apart.
+    """
+
+    def grown(weight: Weight) -> Tensor:
+        value = weight.value
+        for dim, axis in enumerate(weight.axes):
+            axis_map = maps.get((axis, weight.role), maps.get(axis))
+            if axis_map is not None:
+                consuming = weight.consumes and dim == len(weight.axes) - 1
+                value = axis_map.consume(value, dim) if consuming else axis_map.produce(value, dim)
+        return value
+
+    return {name: replace(weight, value=grown(weight)) for name, weight in weights.items()}
+
+
+LayerMap = Sequence[int] | Tensor | Callable[[str, Weight], Tensor]
+
+
+def deepen(weights: Weights, layer_map: LayerMap) -> Weights:
+    """Grow the LAYER axis of every weight that has one.
+
+    `layer_map` is the list of old layers that the new ones copy, a matrix (new layers, old layers) of mixing weights,
+    or a function from a weight's name and the weight to its new value.
+    """
+
+    def grown(name: str, weight: Weight) -> Tensor:
+        if callable(layer_map):
+            return layer_map(name, weight)
+        if isinstance(layer_map, Tensor):
+            return torch.tensordot(layer_map, weight.value, 1)
+        return weight.value.index_select(0, torch.tensor(layer_map, device=weight.value.device))
+
+    return {
+        name: replace(weight, value=grown(name, weight)) if Axis.LAYER in weight.axes else weight
+        for name, weight in weights.items()
+    }
+
+
+def _multiply(matrix: Tensor, value: Tensor, dim: int) -> Tensor:
+    """A matrix (N, n) or (L, N, n) along the last or the last but one dimension of `value`, as one matrix product."""
+    if dim == value.dim() - 2:
+        return matrix @ value
+    if matrix.dim() > value.dim():
+        return (matrix @ value.unsqueeze(-1)).squeeze(-1)
+    return value @ matrix.mT
