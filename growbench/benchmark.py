@@ -10,18 +10,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from growbench import architectures, results
-from growbench.config import Experiment, ModelConfig, Training, UsageError
+from growbench.config import Experiment, UsageError
 from growbench.cost import Costs, peak_memory, reset_peak_memory
 from growbench.data import TextData, load
 from growbench.method import Task
-from growbench.plan import plan, sizes
+from growbench.plan import plan
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
 from growbench.trainer import Trainer, TrainingFailed, precision
@@ -58,7 +58,7 @@ class Benchmark:
                 for found in stage:
                     if found.method.uses_source and source is None:
                         source = self._source(data, seed)
-                    succeeded &= self._run(found, data, seed, source if found.method.uses_source else None, target)
+                    succeeded &= self._train(found, "target", data, seed, target, source if found.method.uses_source else None)
             target = self.target_loss if self.target_loss is not None else self._scratch_loss(seeds)
         return succeeded
 
@@ -71,31 +71,23 @@ class Benchmark:
     def _source(self, data: TextData, seed: int) -> tuple[nn.Module, dict[str, Any]]:
         """The trained small model and its run's record: trained once per configuration and seed. Raises UsageError if it fails."""
         architecture = architectures.get(self.experiment.architecture)
-        small = sizes(self.experiment, "source", data.vocabulary)
         scratch = dataclasses.replace(get("scratch"), name=results.SOURCE)
         folder = self.folder / results.name(results.SOURCE, seed)
-        if not self._train(scratch, data, seed, small, self.experiment.source_train, target=None):
+        if not self._train(scratch, "source", data, seed, target=None):
             raise UsageError(f"the source model could not be trained: see {folder / 'run.json'}")
         with self.device:
-            model = architecture.build(small)
+            model = architecture.build(self.experiment.sizes("source", data.vocabulary))
         load_model(model, folder / "model.safetensors", device=str(self.device))
         run = results.load(folder)
         assert run is not None
         return model.requires_grad_(False).eval(), run.record
 
-    def _run(
-        self, found: Found, data: TextData, seed: int, source: tuple[nn.Module, dict[str, Any]] | None, target: float | None
-    ) -> bool:
-        large = sizes(self.experiment, "target", data.vocabulary)
-        return self._train(found, data, seed, large, self.experiment.train, target, source)
-
     def _train(
         self,
         found: Found,
+        which: Literal["source", "target"],
         data: TextData,
         seed: int,
-        model_sizes: ModelConfig,
-        training: Training,
         target: float | None,
         source: tuple[nn.Module, dict[str, Any]] | None = None,
     ) -> bool:
@@ -114,17 +106,8 @@ class Benchmark:
         if source is not None:
             for account, charge in (("flops", costs.flops), ("seconds", costs.seconds)):
                 charge["source"] = source[1]["cost"][account]["train"]
-        task = Task(
-            architecture=architectures.get(self.experiment.architecture),
-            target=model_sizes,
-            budget=training.steps,
-            training=training,
-            device=self.device,
-            rng=torch.Generator().manual_seed(seed),
-            teacher=costs.teacher,
-            _source=source[0] if source else None,
-        )
-        progress = Progress(name, training.steps, target)
+        task = Task.of(self.experiment, which, data.vocabulary, costs, seed, source[0] if source else None)
+        progress = Progress(name, task.budget, target)
         reset_peak_memory(self.device)
         status, error = "interrupted", None
         trainer = Trainer(task, data, seed, costs, folder.add, progress, target, self.stop_at_target)
@@ -141,7 +124,7 @@ class Benchmark:
             say(f"{name:<18} failed: {failure}")
         finally:
             progress.close()
-            folder.close(self._record(found, seed, config, trainer, status, error, data, training))
+            folder.close(self._record(found, seed, config, trainer, status, error, data))
         if status == "finished":
             flops, seconds = costs.total("flops"), costs.total("seconds")
             say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {human(flops, 'FLOP')}, {seconds:.1f} s of training")
@@ -163,7 +146,6 @@ class Benchmark:
         status: str,
         error: dict[str, Any] | None,
         data: TextData,
-        training: Training,
     ) -> dict[str, Any]:
         outcome, published = trainer.outcome, self.experiment.published.get(found.name)
         return {
@@ -183,7 +165,7 @@ class Benchmark:
             "peak_memory_bytes": peak_memory(self.device),
             "phases": outcome.phases,
             "versions": {"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
-            "hardware": hardware(self.device) | {"precision": precision(training, self.device)},
+            "hardware": hardware(self.device) | {"precision": precision(trainer.training, self.device)},
             "data": data.describe(),
             "error": error,
         }

@@ -128,6 +128,11 @@ class Experiment:
             if source > target:
                 raise UsageError(f"source.{key} = {source} is larger than target.{key} = {target}: a source can only grow")
 
+    def sizes(self, which: Literal["source", "target"], vocabulary: int) -> ModelConfig:
+        """The source's or the target's sizes, complete with what follows from the data."""
+        model = self.source if which == "source" else self.target
+        return dataclasses.replace(model, vocabulary=vocabulary, positions=self.data.sequence_length)
+
     def identity(self) -> dict[str, Any]:
         """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
         plain = dataclasses.asdict(self)

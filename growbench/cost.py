@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from growbench.architectures import sizes_of
 from growbench.config import ModelConfig
 from growbench.data import Batch
 
@@ -113,8 +114,8 @@ class Costs:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.flops: Counter[str] = Counter({account: 0 for account in ("source", *CHARGED, *UNCHARGED)})
-        self.seconds: Counter[str] = Counter({account: 0.0 for account in ("source", *CHARGED, *UNCHARGED)})  # type: ignore[assignment,dict-item]
+        self.flops = {account: 0 for account in ("source", *CHARGED, *UNCHARGED)}
+        self.seconds = {account: 0.0 for account in ("source", *CHARGED, *UNCHARGED)}
         self._counter: FlopCounterMode | None = None
         self._teacher_flops = 0
         self._teacher_watch = Stopwatch(device)
@@ -225,4 +226,4 @@ def ligo_paper_construction(small: ModelConfig, large: ModelConfig) -> int:
 def paper_step(model: nn.Module, batch: int, sequence: int) -> int:
     """A step of any phase's model in the paper's counter; a model that is no plain transformer brings its own count."""
     own = getattr(model, "paper_step_flops", None)
-    return own(batch, sequence) if own else ligo_paper_step(model.sizes, batch, sequence)
+    return own(batch, sequence) if own else ligo_paper_step(sizes_of(model), batch, sequence)

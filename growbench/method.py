@@ -10,21 +10,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from growbench import architectures
 from growbench.architectures import Architecture
-from growbench.config import ModelConfig, Training
+from growbench.config import Experiment, ModelConfig, Training
+from growbench.cost import Costs
 from growbench.data import Batch
 from growbench.loss import cross_entropy
 from growbench.schedule import Schedule, constant
-from growbench.weights import Axis, AxisMap, Extend, Project, Select, Weight, Weights, deepen, widen
+from growbench.weights import Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, widen
 
 __all__ = [
-    "Axis", "AxisMap", "Batch", "Extend", "Method", "ModelConfig", "Phase", "Phases", "Project", "Schedule", "Select",
+    "Axis", "AxisMap", "Batch", "Extend", "Maps", "Method", "ModelConfig", "Phase", "Phases", "Project", "Schedule", "Select",
     "Task", "Trained", "Weight", "Weights", "constant", "cross_entropy", "deepen", "task_loss", "widen",
 ]  # fmt: skip
 
@@ -83,12 +85,40 @@ class Task:
     teacher: Callable[[], AbstractContextManager[None]]  # with task.teacher(): no gradients, charged to `teacher`
     _source: nn.Module | None = field(default=None, repr=False)
 
+    @classmethod
+    def of(
+        cls,
+        experiment: Experiment,
+        which: Literal["source", "target"],
+        vocabulary: int,
+        costs: Costs,
+        seed: int = 0,
+        source: nn.Module | None = None,
+    ) -> Task:
+        """The experiment's task: to train its target (from `source`), or its source."""
+        training = experiment.train if which == "target" else experiment.source_train
+        return cls(
+            architecture=architectures.get(experiment.architecture),
+            target=experiment.sizes(which, vocabulary),
+            budget=training.steps,
+            training=training,
+            device=costs.device,
+            rng=torch.Generator().manual_seed(seed),
+            teacher=costs.teacher,
+            _source=source,
+        )
+
     @property
     def source(self) -> nn.Module:
-        """The trained small model, frozen and in evaluation mode; `source.sizes` is its ModelConfig."""
+        """The trained small model, frozen and in evaluation mode."""
         if self._source is None:
             raise RuntimeError("this method says uses_source = False, so there is no source model")
         return self._source
+
+    @property
+    def source_sizes(self) -> ModelConfig:
+        """The small model's sizes."""
+        return architectures.sizes_of(self.source)
 
     def build(self, sizes: ModelConfig | None = None) -> nn.Module:
         """A freshly initialised model, of the target's sizes unless told otherwise."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from growbench import architectures
-from growbench.config import DataConfig, Experiment, ModelConfig
+from growbench.config import DataConfig, Experiment
 from growbench.cost import Costs, count, fvcore_forward, paper_step
 from growbench.data import Batch
 from growbench.data.tokenizer import named
@@ -39,11 +40,6 @@ def vocabulary_size(data: DataConfig) -> int:
     return data.vocabulary or named(data.tokenizer, masked=False)[1].size
 
 
-def sizes(experiment: Experiment, which: str, vocabulary: int) -> ModelConfig:
-    """The sizes of the "source" or the "target", complete with what the data decides."""
-    return replace(getattr(experiment, which), vocabulary=vocabulary, positions=experiment.data.sequence_length)
-
-
 def shape_batch(data: DataConfig, objective: str, batch: int, vocabulary: int, device: torch.device) -> Batch:
     """A batch of random tokens with the shapes of the experiment's batches."""
     length = data.sequence_length
@@ -62,17 +58,8 @@ def plan(experiment: Experiment, method: Method, vocabulary: int) -> list[Planne
     batch = shape_batch(experiment.data, architecture.objective, training.batch, vocabulary, META)
     costs = Costs(META)
     with META:
-        source = architecture.build(sizes(experiment, "source", vocabulary)).requires_grad_(False)
-    task = Task(
-        architecture=architecture,
-        target=sizes(experiment, "target", vocabulary),
-        budget=training.steps,
-        training=training,
-        device=META,
-        rng=torch.Generator().manual_seed(0),
-        teacher=costs.teacher,
-        _source=source if method.uses_source else None,
-    )
+        source = architecture.build(experiment.sizes("source", vocabulary)).requires_grad_(False)
+    task = Task.of(experiment, "target", vocabulary, costs, source=source if method.uses_source else None)
     planned: list[PlannedPhase] = []
     phases, trained, done = method.phases(task), None, 0
     while True:
@@ -98,10 +85,10 @@ def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:
     return plan(alone, get("scratch").method, vocabulary)
 
 
-def fvcore_check(experiment: Experiment, which: str, vocabulary: int) -> tuple[int, int]:
+def fvcore_check(experiment: Experiment, which: Literal["source", "target"], vocabulary: int) -> tuple[int, int]:
     """FLOPs of a forward pass of the "source" or "target" on one sequence: by our counter, and by fvcore's. They must be equal."""
     architecture = architectures.get(experiment.architecture)
-    model = architecture.build(sizes(experiment, which, vocabulary)).eval()
+    model = architecture.build(experiment.sizes(which, vocabulary)).eval()
     batch = shape_batch(experiment.data, architecture.objective, 1, vocabulary, torch.device("cpu"))
     with torch.no_grad():
         ours, _ = count(lambda: model(batch.inputs, batch.positions))
@@ -112,7 +99,7 @@ def throughput(experiment: Experiment, vocabulary: int, device: torch.device) ->
     """FLOPs per second of this device on the experiment's source model: median of a few training steps of a fitting batch."""
     architecture = architectures.get(experiment.architecture)
     with device:
-        model = architecture.build(sizes(experiment, "source", vocabulary))
+        model = architecture.build(experiment.sizes("source", vocabulary))
     one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)
     flops_of_one, _ = count(lambda: task_loss(model, one).backward())
     rows = max(1, min(experiment.train.batch, int(2e10 / flops_of_one)))  # about a second on a laptop

@@ -31,12 +31,12 @@ def say(text: str) -> None:
 class Progress:
     """Follows one run of `label`, which trains at least `steps` steps, towards `target` (None: not known yet)."""
 
-    def __init__(self, label: str, steps: int, target: float | None) -> None:
-        self.label, self.steps, self.target = label, steps, target
+    def __init__(self, label: str, steps: int, target: float | None, shown: bool = True) -> None:
+        self.label, self.steps, self.target, self.shown = label, steps, target, shown
         self.started = time.perf_counter()
         self.done = 0
         form = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left]{postfix}"
-        self.bar = tqdm(total=steps, desc=label, disable=None, leave=False, bar_format=form, dynamic_ncols=True)
+        self.bar = tqdm(total=steps, desc=label, disable=None if shown else True, leave=False, bar_format=form, dynamic_ncols=True)
 
     def extend(self, phase: str, steps: int, total: int) -> None:
         """A phase of `steps` steps begins; the run is now expected to have `total` in all."""
@@ -54,6 +54,8 @@ class Progress:
         goal = "" if self.target is None else f" -> {self.target:.4f}"
         if not self.bar.disable:
             self.bar.set_postfix_str(f" loss {val_loss:.4f}{goal}, {human(flops, 'FLOP')}")
+            return
+        if not self.shown:
             return
         spent = time.perf_counter() - self.started
         left = duration(spent / self.done * (self.steps - self.done)) if self.done else "-"

@@ -10,7 +10,7 @@ Shape legend: L layers, N grown size of an axis, n its size before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Protocol
@@ -102,11 +102,12 @@ class Extend:
     consume = produce
 
 
-def widen(weights: Weights, maps: Mapping[Axis | tuple[Axis, str], AxisMap]) -> Weights:
-    """Grow every dimension whose axis has a map; the last one on its consuming side where the weight consumes it.
+# The map of each growing axis; one under (axis, role) goes before that of the axis.
+Maps = dict[Axis | tuple[Axis, str], AxisMap]
 
-    A map is looked up under (axis, role) first, then under the axis, so that LiGO can map query and key heads apart.
-    """
+
+def widen(weights: Weights, maps: Maps) -> Weights:
+    """Grow every dimension whose axis has a map; the last one on its consuming side where the weight consumes it."""
 
     def grown(weight: Weight) -> Tensor:
         value = weight.value

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from growbench.config import UsageError
-from growbench.method import Axis, AxisMap, Method, ModelConfig, Phase, Phases, Select, Task, Weights, deepen, widen
+from growbench.method import Axis, Maps, Method, ModelConfig, Phase, Phases, Select, Task, Weights, deepen, widen
 
 
 def even_map(old: int, new: int, rng: torch.Generator) -> Tensor:
@@ -23,7 +23,7 @@ def random_map(old: int, new: int, rng: torch.Generator) -> Tensor:
 
 def heads_map(task: Task) -> Tensor:
     """The map of single dimensions that copies whole heads."""
-    old, new = task.source.sizes, task.target
+    old, new = task.source_sizes, task.target
     heads = random_map(old.heads, new.heads, task.rng)
     return (heads[:, None] * old.head_size + torch.arange(old.head_size)).flatten()
 
@@ -51,17 +51,18 @@ class Bert2Bert(Method):
     init: Literal["aki", "fpi"] = "aki"
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source.sizes, task.target
+        source, target = task.source_sizes, task.target
         if source.head_size != target.head_size:
             raise UsageError(
                 f"bert2bert copies whole heads: target.width / target.heads = {target.head_size} must equal the source's {source.head_size}"
             )
         residual = Select(even_map(source.width, target.width, task.rng))
-        units: dict[Axis, AxisMap] = {
+        maps: Maps = {
+            Axis.WIDTH: residual,
+            Axis.HEAD_TRANSFORM: residual,
             Axis.HEADS: Select(heads_map(task)),
             Axis.FFN: Select(random_map(source.ffn, target.ffn, task.rng)),
         }
-        maps = {Axis.WIDTH: residual, Axis.HEAD_TRANSFORM: residual, **units}
         weights = task.read(task.source)
         grown = widen(weights, maps)
         if self.init == "aki":

@@ -10,8 +10,8 @@ from torch.func import functional_call
 from growbench.cost import ligo_paper_construction, ligo_paper_step
 from growbench.method import (
     Axis,
-    AxisMap,
     Extend,
+    Maps,
     Method,
     Phase,
     Phases,
@@ -45,7 +45,7 @@ class Operator(nn.Module):
 
     def __init__(self, task: Task, depth_first: bool, depth_noise: float) -> None:
         super().__init__()
-        small, large = task.source.sizes, task.target
+        small, large = task.source_sizes, task.target
         self.sizes = large
         self.source_sizes = small
         self.depth_first = depth_first
@@ -76,9 +76,7 @@ class Operator(nn.Module):
 
     def grown(self) -> Weights:
         """The large model's canonical weights: W_i = B_i (sum_j w_ij W_j) A_i^T, or B and A inside the sum."""
-        maps: dict[Axis | tuple[Axis, str], AxisMap] = {
-            key: Extend(self.width[name]) for key, name in OPERATORS.items() if name in self.width
-        }
+        maps: Maps = {key: Extend(self.width[name]) for key, name in OPERATORS.items() if name in self.width}
 
         def mixed(name: str, weight: Weight) -> Tensor:
             return torch.tensordot(self.depth[_key(name)], weight.value, 1)

@@ -52,8 +52,9 @@ def write_run(
             loss += 0.25 * (name == "small") * share - 0.22 * head_start * share * scored + noise.normal(0, 0.006)
             rows.append(
                 {
-                    "step": step + done, "phase": name, "tokens": (step + done) * 2048, "val_loss": loss, "train_loss": loss,
-                    "lr": 3e-3, "flops": flops + done * cost * STEP_FLOPS, "seconds": seconds + done * cost * pace, "scored": scored,
+                    "step": step + done, "phase": name, "tokens": (step + done) * 2048, "val_loss": loss,
+                    "train_loss": loss if done else None, "lr": 3e-3, "scored": scored,
+                    "flops": flops + done * cost * STEP_FLOPS, "seconds": seconds + done * cost * pace,
                 }
             )  # fmt: skip
         phases.append(
@@ -73,7 +74,7 @@ def write_run(
     record = {
         "status": "finished", "experiment": "gpt2-tiny", "title": "GPT-2 2x64 -> 4x128 on a Wikipedia sample", "method": method,
         "origin": "growbench 0.1.0", "seed": seed,
-        "config": {"experiment": {"architecture": "gpt2", "train": {"steps": STEPS}}, "method": {"steps": operator} if operator else {}},
+        "config": {"experiment": {"architecture": "gpt2", "train": {"steps": STEPS}}, "method": {"operator_steps": operator}},
         "published": {"flops": 44.7, "seconds": 40.7} if method == "ligo" else None,
         "cost": {
             "flops": {"source": source, "growth": 0.0, "operator": spent_by_operator, "train": flops - spent_by_operator,
@@ -97,3 +98,113 @@ def fail(run: Path, message: str = "loss is not finite") -> None:
     (run / "run.json").write_text(json.dumps({**record, "status": "failed", "final_val_loss": None, "error": error}))
     lines = (run / "curve.jsonl").read_text().splitlines(keepends=True)
     (run / "curve.jsonl").write_text("".join(lines[: len(lines) // 2]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of three seeds of four methods, one of whose runs failed."""
+    folder = write_results(tmp_path_factory.mktemp("results"), seeds=3)
+    fail(folder / "stackbert-seed1", "loss is <nan>")
+    return report.make(folder).parent
+
+
+def test_every_file_is_there(made: Path) -> None:
+    expected = {"index.html", "savings.md", "savings_by_seed.csv"}
+    expected |= {f"{name}.{kind}" for name in plots.PLOTS for kind in ("png", "svg", "csv")}
+    assert {path.name for path in made.iterdir()} == expected
+    assert all(path.stat().st_size for path in made.iterdir())
+
+
+def test_savings_table_has_the_promised_columns(made: Path) -> None:
+    measures = [f"{unit}_saving_{ledger}" for unit in ("flops", "seconds") for ledger in ("reuse", "build")]
+    expected = ["method", "seeds", "reached", "target_loss"]
+    expected += [name + end for name in measures for end in ("", "_low", "_high")]
+    expected += ["published_flops_saving", "published_seconds_saving"]
+    table = pd.read_csv(made / "savings.csv")
+    assert list(table.columns[: len(expected)]) == expected
+    ligo = table.set_index("method").loc["ligo"]
+    assert ligo["flops_saving_reuse_low"] <= ligo["flops_saving_reuse"] <= ligo["flops_saving_reuse_high"] < 1
+    assert ligo["published_flops_saving"] == pytest.approx(0.447)
+    assert table["flops_saving_reuse"].isna().tolist() == [False, False, False, True]
+
+
+def test_page_stands_alone(made: Path) -> None:
+    page = (made / "index.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    links = re.findall(r'(?:src|srcset|href)="([^"]*)"', page)
+    assert links and all(link.startswith("data:") for link in links)
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_page_says_what_was_not_reached_and_why(made: Path) -> None:
+    page = (made / "index.html").read_text(encoding="utf-8")
+    assert "not reached<small>(2 of 3)" in page
+    assert "loss is &lt;nan&gt;" in page and "<nan>" not in page
+    assert "stackbert-seed1" in page
+
+
+def test_markdown_table_is_well_formed(made: Path) -> None:
+    lines = (made / "savings.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert len(lines) == 2 + len(METHODS)
+    assert "not reached (2 of 3)" in lines[-1]
+
+
+def test_names_are_escaped_and_one_seed_has_no_interval(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", 1, {"scratch": METHODS["scratch"], "<b>$x|": METHODS["ligo"]})
+    out = report.make(folder, tmp_path / "out").parent
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "<b>$x" not in page and "&lt;b&gt;$x|" in page
+    assert "One seed" in page
+    assert pd.read_csv(out / "savings.csv")["flops_saving_reuse_low"].isna().all()
+
+
+def test_the_same_runs_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    report.make(made.parent, tmp_path)
+    for path in made.iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def test_a_method_keeps_its_colour(made: Path) -> None:
+    looks = plots.looks(METHODS)
+    assert looks == plots.looks(reversed(METHODS))
+    page = (made / "index.html").read_text(encoding="utf-8")
+    for method in ("scratch", "bert2bert", "ligo"):
+        assert f"background:{looks[method].colour}" in page
+        for name in plots.PLOTS:
+            drawing = (made / f"{name}.svg").read_text(encoding="utf-8")
+            assert looks[method].colour.lower() in drawing.lower(), (method, name)
+
+
+def test_many_methods_look_different() -> None:
+    looks = plots.looks(["scratch", *(f"method{number}" for number in range(40))])
+    assert len(set(looks.values())) == len(looks)
+
+
+def test_only_a_failed_run_and_a_target_by_hand(tmp_path: Path) -> None:
+    folder = write_results(tmp_path, 1, {"a_method_with_a_very_long_name": METHODS["ligo"]})
+    fail(folder / "a_method_with_a_very_long_name-seed0")
+    page = report.make(folder, target_loss=5.0).read_text(encoding="utf-8")
+    assert "not reached" in page and "Without a finished scratch run" in page
+    with pytest.raises(UsageError, match="--target-loss"):
+        report.make(folder)
+
+
+def test_out_that_cannot_be_written(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", 1, {"scratch": METHODS["scratch"]})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--out"):
+        report.make(folder, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.01234, "0.0123"), (9.899, "9.90"), (123.4, "123"), (54321, "54,321"), (-1.5, "−1.50")]
+)
+def test_digits(value: float, text: str) -> None:
+    assert units.digits(value) == text
+
+
+def test_units_fit_the_largest_cost() -> None:
+    assert units.scale(2.3e15, "flops").name == "PFLOP"
+    assert units.scale(100.0, "seconds").name == "s" and units.scale(7200.0, "seconds").name == "min"
+    assert units.scale(1.0, "flops").text(math.inf) == "∞"

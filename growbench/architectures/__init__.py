@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ class Architecture:
 
     def read(self, model: nn.Module) -> Weights:
         """The model's parameters as canonical weights, without gradients. Tied parameters are read once."""
-        sizes = model.sizes
+        sizes = sizes_of(model)
         stored = {name: parameter.detach() for name, parameter in model.named_parameters()}
         weights = {}
         for row in self.table(sizes):
@@ -89,7 +89,7 @@ class Architecture:
 
     def write(self, weights: Weights, model: nn.Module) -> nn.Module:
         """Copy canonical weights into every parameter of `model`. Raises ValueError if one is missing or misshapen."""
-        values = self.native(weights, model.sizes)
+        values = self.native(weights, sizes_of(model))
         parameters = dict(model.named_parameters())
         if values.keys() != parameters.keys():
             raise ValueError(f"weights and model differ in {sorted(values.keys() ^ parameters.keys())}")
@@ -99,6 +99,11 @@ class Architecture:
                     raise ValueError(f"{name}: the model has shape {tuple(parameter.shape)}, the weights {tuple(values[name].shape)}")
                 parameter.copy_(values[name])
         return model
+
+
+def sizes_of(model: nn.Module) -> ModelConfig:
+    """The sizes that a model was built with."""
+    return cast(ModelConfig, model.sizes)
 
 
 def _canonical(row: Row, stored: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ def _corpus(config: DataConfig) -> Corpus:
         return Files(rest, config.text_column)
     if kind == "hub":
         name, _, configuration = rest.partition(":")
+        if not name:
+            raise UsageError(f"corpus = {config.corpus!r}: must be hub:NAME[:CONFIG], as in hub:wikimedia/wikipedia:20231101.en")
         return Hub(name, configuration or None, config.text_column)
     return WikipediaSample()
 
@@ -215,7 +217,7 @@ def _one_line_errors(where: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"{where}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+        raise UsageError(f"{where}: cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})") from error
 
 
 def _digest(options: str, files: Iterable[tuple[str, Path]]) -> str:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Objective = Literal["causal", "masked"]
 FORMAT = 1  # of the cache, and of everything between documents and tokens: raise it when either changes
 VALIDATION_EVERY = 20  # every 20th document is validation
-SAMPLE_CHARACTERS = 50_000_000  # what a tokenizer is trained on, at most
-CHUNK_CHARACTERS = 4_000_000  # what is encoded at once
+SAMPLE_CHARACTERS = 20_000_000  # what a tokenizer is trained on, at most
+CHUNK_CHARACTERS = 1_000_000  # what is encoded at once
 
 
 @dataclass(frozen=True)

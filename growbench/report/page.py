@@ -17,18 +17,18 @@ from growbench.results import Run
 STYLE = """
 :root { color-scheme: light; --ink: #222; --soft: #5c5c5c; --rule: #ddd; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.2rem 1.2rem 4rem; max-width: 70rem; background: #fff; color: var(--ink);
+body { margin: 0 auto; padding: 2.2rem 1.2rem 4rem; max-width: 72rem; background: #fff; color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .2rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.6rem 0 .4rem; }
 p { margin: .4rem 0 .8rem; max-width: 46rem; }
 .headline { font-size: 1.2rem; line-height: 1.45; margin: .8rem 0 1.2rem; }
-.soft, figcaption { color: var(--soft); font-size: .87rem; }
+.soft, figcaption { color: var(--soft); font-size: .87rem; max-width: 52rem; }
 .note { border-left: 3px solid #E69F00; padding: .1rem 0 .1rem .8rem; margin: .5rem 0; max-width: 46rem; }
 .note { overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .36rem .6rem; text-align: right; white-space: nowrap; vertical-align: baseline; }
+th, td { padding: .36rem .5rem; text-align: right; white-space: nowrap; vertical-align: baseline; }
 td { border-bottom: 1px solid var(--rule); }
 thead th { font-weight: 600; border-bottom: 1px solid #888; vertical-align: bottom; }
 thead tr.groups th { text-align: left; border-bottom: 0; padding-bottom: 0; color: var(--soft); }
@@ -36,7 +36,8 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; font-weight:
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
 th.group, td.group { border-left: 1px solid var(--rule); }
 td small { display: block; color: var(--soft); font-size: .92em; }
-td.text { text-align: left; white-space: normal; min-width: 14rem; overflow-wrap: anywhere; font-weight: 400; }
+th.text, td.text { text-align: left; }
+td.text { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; font-weight: 400; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
 figure { margin: .6rem 0 0; max-width: 56rem; }
 figure img { display: block; width: 100%; height: auto; }
@@ -51,7 +52,7 @@ pre { font-size: .78rem; overflow-x: auto; background: #f6f6f6; padding: .7rem; 
   .headline { font-size: 1.08rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
-  th:first-child, td:first-child { max-width: 9rem; overflow-wrap: anywhere; white-space: normal; }
+  th:first-child, td:first-child { min-width: 7.5rem; max-width: 9rem; overflow-wrap: anywhere; white-space: normal; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 11px; }
@@ -70,12 +71,12 @@ FIGURES = {
     "savings": (
         "Savings over scratch",
         "Full dot: the small model is free (reuse). Open dot: its training is charged (build). Line: 95 % interval over seeds. "
-        "Small dots: the seeds. Black tick: what the method's paper claims. More than 100 % lost is drawn at the edge.",
+        "Small dots: the seeds. Black tick: what the method's paper claims. A dot at the left edge stands for −100 % or worse.",
     ),
     "savings_curve": (
         "Savings at every loss",
         "What a method has saved when it passes a loss, against what scratch paid to pass the same loss. A saving that shrinks "
-        "towards the right is a head start that scratch catches up with. Losses of more than 100 % are cut off.",
+        "towards the right is a head start that scratch catches up with. What lies below −100 % is cut off.",
     ),
     "cost_breakdown": (
         "Where the cost goes",
@@ -191,7 +192,7 @@ def _machine(run: Run) -> str:
     return f"{name} ({device}, {_count(threads, 'thread')}, {precision})"
 
 
-HEADS = ("method", "final loss", "reached", *("to target", "saved, reuse", "saved, build", "paper claims") * 2)
+HEADS = ("method", "final loss", "reached", *("to target", "saved, reuse", "saved, build", "paper") * 2)
 
 
 def savings_table(comparison: Comparison) -> str:
@@ -206,7 +207,8 @@ def savings_table(comparison: Comparison) -> str:
         f'<div class="scroll"><table><thead><tr class="groups"><th></th><th colspan="2"></th>{groups}</tr>'
         f"<tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p class="soft">Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds. '
-        "Reuse: the small model is free. Build: its training is charged. Cost to target: reuse ledger.</p>"
+        "Reuse: the small model is free. Build: its training is charged. To target: reuse ledger, ∞ if a seed did not reach it. "
+        "Paper: the saving that the method's paper claims, in its own setting.</p>"
     )
 
 

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
 from growbench import analysis
@@ -24,7 +24,7 @@ from growbench.analysis import ACCOUNTS, LEDGERS, SCRATCH, UNITS, Comparison
 from growbench.report import units
 from growbench.report.units import Scale
 
-GREY, INK, FAINT = "#4d4d4d", "#222222", "#d9d9d9"
+GREY, INK = "#4d4d4d", "#222222"
 # Okabe and Ito's palette without black and yellow, and the wine of Paul Tol's muted one.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
 MARKERS = ("", "s", "^", "D", "v", "P")  # the second round of colours carries the second marker
@@ -43,7 +43,7 @@ PARAMETERS: dict[str, Any] = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "hatch.linewidth": 0.6,
+    "hatch.linewidth": 0.8,
     "svg.hashsalt": "growbench",
     "svg.fonttype": "path",
     "text.parse_math": False,  # a method's name may hold a dollar sign
@@ -85,9 +85,10 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
 # Layout: margins in inches, so that text keeps its room in both cuts.
 
 
-def panels(width: float, heights: Sequence[float], left: float, right: float, below: float = 0.55) -> tuple[Figure, list[Axes]]:
+def panels(
+    width: float, heights: Sequence[float], left: float, right: float, above: float = 0.36, below: float = 0.55
+) -> tuple[Figure, list[Axes]]:
     """A figure of panels below one another, each `heights[i]` inches high, with room for a title above and an axis below."""
-    above = 0.36
     total = sum(heights) + len(heights) * (above + below)
     figure = Figure(figsize=(width, total))
     FigureCanvasAgg(figure)
@@ -97,6 +98,16 @@ def panels(width: float, heights: Sequence[float], left: float, right: float, be
         axes.append(figure.add_axes((left / width, top / total, (width - left - right) / width, height / total)))
         top -= below
     return figure, axes
+
+
+def brief(name: str) -> str:
+    """A method's name, its middle left out where it would take too much of a figure."""
+    return name if len(name) <= 18 else f"{name[:9]}…{name[-8:]}"
+
+
+def room(methods: Iterable[str]) -> float:
+    """The inches that the longest of the names takes beside an axis."""
+    return 0.35 + 0.08 * max(len(brief(method)) for method in methods)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> None:
@@ -112,13 +123,13 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> No
     spread = np.clip(isotonic_regression(wanted - offsets).x, 0, 1 - offsets[-1]) + offsets
     for (x, y, text, look), place in zip(ends, spread, strict=True):
         axes.annotate(
-            text,
+            brief(text),
             xy=(x, y),
             xytext=(1.05, place),
             textcoords="axes fraction",
             va="center",
             color=look.text,
-            arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "shrinkA": 2, "shrinkB": 2, "relpos": (0, 0.5)},
+            arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "patchA": None, "relpos": (-0.06, 0.5)},
             annotation_clip=False,
         )
         if look.marker:
@@ -127,10 +138,17 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> No
 
 def name_rows(axes: Axes, methods: Sequence[str], drawn: Mapping[str, Look]) -> None:
     """Methods from top to bottom along the left edge, in their colours."""
-    axes.set_yticks(range(len(methods)), reversed(methods))
-    axes.tick_params(axis="y", length=0)
-    for label in axes.get_yticklabels():
-        label.set_color(drawn[label.get_text()].text)
+    upwards = list(reversed(methods))
+    axes.set_yticks(range(len(methods)), [brief(method) for method in upwards])
+    axes.tick_params(axis="y", length=0, pad=7)
+    for label, method in zip(axes.get_yticklabels(), upwards, strict=True):
+        label.set_color(drawn[method].text)
+
+
+def title(axes: Axes, text: str) -> None:
+    """A panel's title, from the figure's left edge, so that it has the whole width."""
+    box = axes.get_position()
+    axes.set_title(text, x=(0.015 - box.x0) / box.width, pad=9)
 
 
 def human_axis(axes: Axes, scale: Scale, log: bool = False) -> None:
@@ -152,12 +170,12 @@ def loss_vs(unit: str) -> Callable[[Comparison, pd.DataFrame, float], Figure]:
 
 def _loss(comparison: Comparison, data: pd.DataFrame, unit: str, width: float) -> Figure:
     """Validation loss against what was spent: mean line, band over seeds, target, growth events, crossings."""
-    figure, (axes,) = panels(width, [4.1 if width == WIDE else 3.6], 0.6, 1.25)
+    figure, (axes,) = panels(width, [4.1 if width == WIDE else 3.6], 0.6, 0.25 + room(comparison.methods), above=0.12)
     log = unit == "flops"
-    scale = units.scale(data[unit].max(), unit)
-    shown = data[data[unit] >= 0.02 * data[unit].max()]
-    _loss_limits(axes, shown, data, comparison.target)
-    axes.set_xlim(0.02 * data[unit].max() if log else 0, data[unit].max() * 1.02)
+    most = data[unit].max() or 1.0
+    scale = units.scale(most, unit)
+    _loss_limits(axes, data[data[unit] >= 0.02 * most], data, comparison.target)
+    axes.set_xlim(0.02 * most if log else 0, 1.02 * most)
     if log:
         axes.set_xscale("log")
     human_axis(axes, scale, log)
@@ -166,13 +184,18 @@ def _loss(comparison: Comparison, data: pd.DataFrame, unit: str, width: float) -
     for (method, _, status), curve in data.groupby(["method", "seeds", "status"], sort=False):
         _curve(axes, curve, unit, drawn[str(method)], finished=status == "finished")
         if status == "finished":
-            ends.append((curve[unit].iloc[-1], curve["val_loss"].iloc[-1], str(method), drawn[str(method)]))
+            ends += [(x, y, str(method), drawn[str(method)]) for x, y in _last_seen(axes, curve[unit], curve["val_loss"])]
     _target(axes, comparison, unit, drawn)
     label_ends(axes, ends)
     axes.set_ylabel("validation loss (nats)")
-    axes.set_xlabel(f"{scale.name}, source model free" + (", log scale" if log else ""))
-    axes.set_title("Validation loss against " + TITLES[unit][0].lower() + TITLES[unit][1:])
+    axes.set_xlabel(f"{TITLES[unit]} ({scale.name}), source model free" + (", log scale" if log else ""), loc="left")
     return figure
+
+
+def _last_seen(axes: Axes, xs: pd.Series, ys: pd.Series) -> list[tuple[float, float]]:
+    """Where a line ends or leaves the axes' heights for good: one point, or none if it is never seen."""
+    low, high = axes.get_ylim()
+    return [(x, y) for x, y in zip(xs, ys, strict=True) if low <= y <= high][-1:]
 
 
 def _loss_limits(axes: Axes, shown: pd.DataFrame, data: pd.DataFrame, target: float) -> None:
@@ -190,9 +213,7 @@ def _curve(axes: Axes, curve: pd.DataFrame, unit: str, look: Look, finished: boo
     axes.plot(curve[unit], unscored, color=look.colour, linewidth=0.8 * width, linestyle=(0, (1, 1.2)))
     axes.plot(curve[unit], scored, look.line, color=look.colour, linewidth=width, markersize=4, markevery=every)
     if " " in curve["seeds"].iloc[0]:
-        axes.fill_between(
-            curve[unit], curve["val_loss_low"], curve["val_loss_high"], color=look.colour, alpha=0.15, linewidth=0
-        )
+        axes.fill_between(curve[unit], curve["val_loss_low"], curve["val_loss_high"], color=look.colour, alpha=0.15, linewidth=0)
     grown = curve[curve["phase"].ne(curve["phase"].shift()) & (curve.index != curve.index[0])]
     axes.plot(grown[unit], grown["val_loss"], linestyle="", marker="|", markersize=13, markeredgewidth=1.3, color=look.colour)
     if not finished:
@@ -200,7 +221,7 @@ def _curve(axes: Axes, curve: pd.DataFrame, unit: str, look: Look, finished: boo
 
 
 def _touches_unscored(scored: pd.Series) -> pd.Series:
-    """Unscored evaluations, and the scored one before and after them, so that the dotted line joins the full one."""
+    """Unscored evaluations, and the one after each, so that the dotted line joins the full one."""
     unscored = ~scored.astype(bool)
     return unscored | unscored.shift(1, fill_value=False)
 
@@ -228,7 +249,7 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     rows = [row for row in analysis.records(data) if row["method"] != SCRATCH] or analysis.records(data)
     methods = [row["method"] for row in rows]
     height = 0.46 * len(rows) + 0.1
-    figure, both = panels(width, [height, height], 1.05, 2.2 if width == WIDE else 1.35, below=0.42)
+    figure, both = panels(width, [height, height], room(methods), 2.2 if width == WIDE else 1.35, below=0.42)
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, UNITS, strict=True):
         _saving_limits(axes, data, comparison.outcomes, unit)
@@ -247,7 +268,8 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
         name_rows(axes, methods, drawn)
         axes.spines["left"].set_visible(False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
-        axes.set_title(TITLES[unit] + " saved against scratch")
+        axes.xaxis.set_major_locator(MaxNLocator(8 if width == WIDE else 3, steps=[1, 2, 5, 10]))
+        title(axes, TITLES[unit] + " saved against scratch")
     return figure
 
 
@@ -265,7 +287,8 @@ def _saving_row(axes: Axes, row: Mapping[str, Any], column: str, seeds: pd.Serie
     face = "white" if column.endswith("build") else look.colour
     axes.plot(np.maximum(seeds, left), [place] * len(seeds), "o", color=look.colour, markersize=3, alpha=0.45)
     axes.plot(ends, [place] * 2, color=look.colour, linewidth=1.6)
-    axes.plot(np.maximum(row[column], left), place, look.dot, color=look.colour, markerfacecolor=face, markersize=7.5, clip_on=False)
+    mean = np.maximum(row[column], left)
+    axes.plot(mean, place, look.dot, color=look.colour, markerfacecolor=face, markersize=7.5, clip_on=False)
 
 
 def _saving_text(row: Mapping[str, Any], column: str, short: bool) -> str:
@@ -276,7 +299,7 @@ def _saving_text(row: Mapping[str, Any], column: str, short: bool) -> str:
 
 def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     """The FLOPs saving at every loss that scratch passed, until the target."""
-    figure, both = panels(width, [2.6 if width == WIDE else 2.3] * 2, 0.75, 1.25)
+    figure, both = panels(width, [2.6 if width == WIDE else 2.3] * 2, 0.75, 0.25 + room(comparison.methods))
     drawn = looks(comparison.methods)
     for axes, ledger in zip(both, LEDGERS, strict=True):
         rows = data[data["ledger"] == ledger]
@@ -289,21 +312,18 @@ def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> F
             look = drawn[str(method)]
             axes.plot(curve["loss"], curve["saving"], look.line, color=look.colour, linewidth=1.7, markersize=4, markevery=10)
             axes.fill_between(curve["loss"], curve["low"], curve["high"], color=look.colour, alpha=0.15, linewidth=0)
-            ends.append((curve["loss"].iloc[-1], curve["saving"].iloc[-1], str(method), look))
+            ends += [(x, y, str(method), look) for x, y in _last_seen(axes, curve["loss"], curve["saving"])]
         axes.axhline(0, color=GREY, linewidth=1.2)
-        label_ends(axes, [(x, max(y, axes.get_ylim()[0]), text, look) for x, y, text, look in [*ends, _scratch_end(axes)]])
+        label_ends(axes, [*ends, (axes.get_xlim()[1], 0.0, SCRATCH, drawn[SCRATCH])])
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
-        axes.set_title("FLOPs saved, " + LEDGER_TITLES[ledger])
-        axes.set_xlabel("validation loss (nats), training from left to right")
+        title(axes, "FLOPs saved, " + LEDGER_TITLES[ledger])
+        axes.set_xlabel("validation loss (nats), training from left to right", loc="left")
     return figure
-
-
-def _scratch_end(axes: Axes) -> tuple[float, float, str, Look]:
-    return axes.get_xlim()[1], 0.0, SCRATCH, Look(GREY)
 
 
 # Costs
 
+# An account's strength of the method's colour, and its hatching.
 FILLS = {"source": (0.0, ""), "growth": (1.0, ""), "operator": (0.35, "///"), "teacher": (0.35, "xxx"), "train": (0.75, "")}
 
 
@@ -311,41 +331,34 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
     """What each method's whole run cost, stacked by account; the source model's own training, outlined, comes first."""
     methods = [method for method in comparison.methods if method in set(data["method"])]
     height = 0.36 * len(methods) + 0.1
-    figure, both = panels(width, [height, height], 1.05, 0.75, below=0.42)
+    figure, both = panels(width, [height, height], room(comparison.methods), 0.6)
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, UNITS, strict=True):
         costs = {(row["method"], row["account"]): row["cost"] for row in analysis.records(data[data["unit"] == unit])}
-        scale = units.scale(max(sum(costs[method, account] for account in ACCOUNTS) for method in methods), unit)
+        scale = units.scale(max((sum(costs[method, account] for account in ACCOUNTS) for method in methods), default=0.0), unit)
         for place, method in enumerate(reversed(methods)):
-            total, colour = 0.0, drawn[method].colour
-            for account, (alpha, hatch) in FILLS.items():
-                cost = costs[method, account]
-                axes.barh(
-                    place, cost, left=total, height=0.62,
-                    facecolor=(*to_rgb(colour), alpha), hatch=hatch, edgecolor=colour, linewidth=0.8 * (cost > 0),
-                )  # fmt: skip
-                total += cost
-            axes.annotate(
-                scale.text(total), (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
-            )
+            total = 0.0
+            for account in ACCOUNTS:
+                if cost := costs[method, account]:
+                    axes.barh(place, cost, left=total, height=0.62, **_fill(account, drawn[method].colour))
+                    total += cost
+            axes.annotate(scale.text(total), (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         name_rows(axes, methods, drawn)
-        axes.set_title(f"{TITLES[unit]} of a whole run ({scale.name})")
+        title(axes, f"{TITLES[unit]} of a whole run ({scale.name})")
         human_axis(axes, scale)
-    _account_legend(both[0], data)
+    paid = set(data.loc[data["cost"] > 0, "account"])
+    patches = [Patch(label=account, **_fill(account, GREY)) for account in ACCOUNTS if account in paid]
+    figure.legend(
+        handles=patches, loc="lower left", bbox_to_anchor=(0.9 / width, 0), ncols=len(patches), frameon=False,
+        fontsize=8, handlelength=1.2, handletextpad=0.5, columnspacing=1.0,
+    )  # fmt: skip
     return figure
 
 
-def _account_legend(axes: Axes, data: pd.DataFrame) -> None:
-    used = [account for account in ACCOUNTS if data.loc[data["account"] == account, "cost"].sum() > 0]
-    patches = [
-        Patch(facecolor=(*to_rgb(GREY), alpha), hatch=hatch, edgecolor=GREY, label=account)
-        for account, (alpha, hatch) in FILLS.items()
-        if account in used
-    ]
-    axes.legend(
-        handles=patches, loc="lower right", bbox_to_anchor=(1, 1.0), ncols=len(used), frameon=False,
-        fontsize=8, handlelength=1.4, columnspacing=1.0,
-    )  # fmt: skip
+def _fill(account: str, colour: str) -> dict[str, Any]:
+    strength, hatch = FILLS[account]
+    tint = [1 - strength * (1 - channel) for channel in to_rgb(colour)]
+    return {"facecolor": tint, "hatch": hatch, "edgecolor": colour, "linewidth": 0.8}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class Scale:
 
     def text(self, cost: float) -> str:
         """A cost with three significant digits, without the unit."""
-        return "not reached" if math.isinf(cost) else "–" if math.isnan(cost) else digits(cost / self.size)
+        return "∞" if math.isinf(cost) else "–" if math.isnan(cost) else digits(cost / self.size)
 
 
 def scale(largest: float, unit: str) -> Scale:
@@ -31,9 +31,9 @@ def scale(largest: float, unit: str) -> Scale:
     return Scale(f"{prefix}FLOP", size)
 
 
-def digits(value: float, significant: int = 3) -> str:
-    """A number with that many significant digits, never in exponent form."""
-    places = significant - 1 - math.floor(math.log10(abs(value))) if value else 0
+def digits(value: float) -> str:
+    """A number with three significant digits, never in exponent form."""
+    places = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:,.{max(places, 0)}f}".replace("-", MINUS)
 
 

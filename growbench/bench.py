@@ -1,0 +1,182 @@
+"""Throughput on one experiment's target: the bare loop, growbench's loop, transformers.Trainer, in turn in one process."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from growbench import architectures
+from growbench.benchmark import hardware
+from growbench.config import Experiment, UsageError
+from growbench.cost import Costs, count
+from growbench.data import Batch, TextData, load
+from growbench.method import Task, task_loss
+from growbench.progress import Progress, human
+from growbench.registry import get
+from growbench.trainer import Trainer, precision
+
+SECONDS = 3.0  # of training per measurement, about
+
+
+def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
+    """The comparison as a text: matrix-product peak, tokens/s and share of the peak, medians over `rounds` alternations, ratios.
+
+    Every loop trains the experiment's target from scratch on the same batches, at the same precision, with gradient clipping.
+    transformers.Trainer runs with its defaults, on the same architecture as transformers ships it. Raises UsageError without
+    the packages that transformers.Trainer needs.
+    """
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise UsageError('transformers.Trainer needs accelerate: pip install "growbench[bench]"') from error
+    architecture = architectures.get(experiment.architecture)
+    training = experiment.train
+    data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
+    bf16 = precision(training, device) == "bf16"
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        with device:
+            return architecture.build(experiment.sizes("target", data.vocabulary))
+
+    def shipped() -> nn.Module:
+        model = fresh()
+        return type(model).__base__(model.config).to(device)  # type: ignore[misc, operator]
+
+    batch = Batch(*(None if tensor is None else tensor.to(device) for tensor in data.train_batch(0, 0)))
+    flops_per_step, _ = count(lambda: task_loss(fresh(), batch).backward())
+    bare = BareLoop(experiment, data, device, fresh())
+    bare.train(3)
+    steps = max(5, round(SECONDS / (_seconds(bare.train, 3, device) / 3)))
+    loops: dict[str, Callable[[int], float]] = {
+        "bare loop": lambda n: _seconds(bare.train, n, device),
+        "growbench": lambda n: growbench_seconds(experiment, data, device, n),
+        "transformers.Trainer": lambda n: trainer_seconds(experiment, data, device, shipped(), n),
+    }
+    per_step: dict[str, list[float]] = {name: [] for name in loops}
+    peaks = []
+    for name, loop in loops.items():
+        loop(3)  # warm-up
+    for _ in range(rounds):
+        peaks.append(matrix_peak(device, bf16))
+        for name, loop in loops.items():
+            per_step[name].append(loop(steps) / steps)
+    peak = max(peaks)
+    lines = [
+        f"{experiment.name}: target, batch {training.batch} x {experiment.data.sequence_length}, {hardware(device)['name']}, "
+        f"{torch.get_num_threads()} threads, {precision(training, device)}; medians of {rounds} alternations of {steps} steps",
+        f"matrix-product peak: {human(peak, 'FLOP/s')} (largest of {rounds})",
+        f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
+    ]
+    for name in loops:
+        middle = statistics.median(per_step[name])
+        ratios = [other / own for own, other in zip(per_step[name], per_step["transformers.Trainer"], strict=True)]
+        lines.append(
+            f"{name:<22} {data.tokens_per_batch / middle:>12.0f} {flops_per_step / middle / peak:>13.1%} {1000 * middle:>12.1f}"
+            f" {statistics.median(ratios):>14.2f} x"
+        )
+    overhead = [own / base - 1 for own, base in zip(per_step["growbench"], per_step["bare loop"], strict=True)]
+    lines.append(f"growbench's loop over the bare loop: {statistics.median(overhead):+.1%} time per step")
+    return "\n".join(lines)
+
+
+class BareLoop:
+    """Forward, backward, clipping and optimizer on one batch again and again: what a loop cannot do without."""
+
+    def __init__(self, experiment: Experiment, data: TextData, device: torch.device, model: nn.Module) -> None:
+        self.model = model.train()
+        self.clip = experiment.train.clip
+        self.optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision(experiment.train, device) == "bf16")
+        self.batch = Batch(*(None if tensor is None else tensor.to(device) for tensor in data.train_batch(0, 0)))
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            with self.autocast:
+                loss = task_loss(self.model, self.batch)
+            loss.backward()
+            clip_grad_norm_(self.model.parameters(), self.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+
+def growbench_seconds(experiment: Experiment, data: TextData, device: torch.device, steps: int) -> float:
+    """Charged seconds of `steps` steps of the runner's own loop, training from scratch."""
+    torch.manual_seed(0)
+    short = replace(experiment, train=replace(experiment.train, steps=steps, warmup=0))
+    costs = Costs(device)
+    task = Task.of(short, "target", data.vocabulary, costs)
+    trainer = Trainer(task, data, 0, costs, lambda row: None, Progress("bench", steps, None, shown=False))
+    trainer.run(get("scratch").method)
+    return costs.seconds["train"]
+
+
+def trainer_seconds(experiment: Experiment, data: TextData, device: torch.device, model: nn.Module, steps: int) -> float:
+    """Seconds of `steps` steps of transformers.Trainer with its defaults, from train()'s first step to its last."""
+    from transformers import Trainer as TransformersTrainer
+    from transformers import TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    class Timer(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.seconds = time.perf_counter() - self.start
+
+    timer = Timer()
+    rows = [row for step in range(steps) for row in _rows(data.train_batch(step, 0))]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=experiment.train.batch,
+            learning_rate=experiment.train.lr,
+            max_grad_norm=experiment.train.clip,
+            use_cpu=device.type == "cpu",
+            bf16=precision(experiment.train, device) == "bf16",
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        trainer = TransformersTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[timer])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return timer.seconds
+
+
+def _rows(batch: Batch) -> list[dict[str, Tensor]]:
+    """A batch as transformers' collator wants it: one mapping a sequence, -100 where nothing is scored."""
+    labels = batch.inputs
+    if batch.positions is not None:
+        labels = torch.full_like(batch.inputs, -100)
+        labels.view(-1)[batch.positions] = batch.labels
+    return [{"input_ids": row, "labels": answer} for row, answer in zip(batch.inputs, labels, strict=True)]
+
+
+def matrix_peak(device: torch.device, bf16: bool) -> float:
+    """FLOPs per second of a large square matrix product on this device, at this precision: the best of a few."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    return max(2 * size**3 / _seconds(lambda _: a @ a, 1, device) for _ in range(5))
+
+
+def _seconds(train: Callable[[int], Any], steps: int, device: torch.device) -> float:
+    """Wall seconds of `train(steps)`, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    train(steps)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,93 @@
+"""What every test shares: a cache of its own, no network, a small corpus and a miniature experiment."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when the first test imports huggingface_hub
+
+WORDS = (
+    "the of and to in a is was for on as with by that from at his an were are which this also be has or had first one their"
+    " its new after city but who not they her she two been other when there all during into school time may years more most"
+    " only over world would some where later up such used many can state about national out known university united then"
+    " made while river small large model grows deeper wider learns faster"
+).split()
+
+MINIATURE = """
+title = "Miniature"
+architecture = "{architecture}"
+[source]
+layers = 1
+width = 16
+heads = 2
+[target]
+layers = 2
+width = 32
+heads = 4
+[data]
+corpus = "files:{corpus}"
+vocabulary = 300
+sequence_length = 16
+evaluation_batches = 1
+[train]
+batch = 4
+steps = 12
+warmup = 2
+lr = 1e-3
+[methods.ligo]
+operator_steps = 3
+"""
+
+WriteMiniature = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing of the person's own cache is read or written."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("GROWBENCH_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """150 documents of common English words, a frequent word early in the list; always the same."""
+    rng = random.Random(0)
+    weights = [1 / (rank + 2) for rank in range(len(WORDS))]
+
+    def sentence() -> str:
+        return " ".join(rng.choices(WORDS, weights, k=rng.randint(5, 15))).capitalize() + "."
+
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_miniature(corpus: Path) -> WriteMiniature:
+    """Writes miniature.toml to a folder: an experiment that trains in a second."""
+
+    def write(folder: Path, architecture: str = "gpt2", corpus: Path | str = corpus) -> Path:
+        path = folder / "miniature.toml"
+        path.write_text(MINIATURE.format(architecture=architecture, corpus=corpus), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def miniature(write_miniature: WriteMiniature, tmp_path: Path) -> Path:
+    """The miniature experiment's file, for GPT-2."""
+    return write_miniature(tmp_path)
+
+
+@pytest.fixture
+def miniature_bert(write_miniature: WriteMiniature, tmp_path: Path) -> Path:
+    """The miniature experiment's file, for BERT."""
+    return write_miniature(tmp_path, "bert")

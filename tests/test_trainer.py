@@ -1,0 +1,268 @@
+"""The loop: determinism, schedules, budgets, accounts, and the promises that it enforces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from growbench import architectures, schedule
+from growbench.config import DataConfig, Experiment, ModelConfig, Training
+from growbench.cost import Costs
+from growbench.data import Batch, TextData, load
+from growbench.method import Method, Phase, Phases, Task, constant, task_loss
+from growbench.progress import Progress
+from growbench.registry import get
+from growbench.trainer import Outcome, Trainer, TrainingFailed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def experiment(corpus: Any) -> Experiment:
+    data = DataConfig(corpus=f"files:{corpus}", sequence_length=16, vocabulary=300, evaluation_batches=1)
+    training = Training(batch=4, steps=12, lr=1e-3, warmup=2)
+    source = ModelConfig(layers=1, width=16, heads=2, dropout=0.1)
+    return Experiment("mini", "mini", "gpt2", source, ModelConfig(layers=2, width=32, heads=4, dropout=0.1), data, training, training)
+
+
+@pytest.fixture(scope="module")
+def data(experiment: Experiment) -> TextData:
+    return load(experiment.data, "causal", "bytes", experiment.train.batch)
+
+
+Train = Callable[..., tuple[Outcome, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def train(experiment: Experiment, data: TextData) -> Train:
+    def run(method: Method, seed: int = 0, **options: Any) -> tuple[Outcome, list[dict[str, Any]]]:
+        torch.manual_seed(seed)
+        costs, curve = Costs(CPU), []
+        source = architectures.get("gpt2").build(experiment.sizes("source", data.vocabulary)).requires_grad_(False).eval()
+        changed = replace(experiment, train=replace(experiment.train, **options.pop("training", {})))
+        task = Task.of(changed, "target", data.vocabulary, costs, seed, source)
+        trainer = Trainer(task, data, seed, costs, curve.append, Progress("test", 1, None, shown=False), **options)
+        try:
+            return trainer.run(method), curve
+        finally:
+            run.trainer = trainer  # type: ignore[attr-defined]
+
+    return run
+
+
+def losses(curve: list[dict[str, Any]]) -> list[float]:
+    return [row["val_loss"] for row in curve]
+
+
+@pytest.mark.parametrize("name", ["scratch", "stackbert", "bert2bert", "ligo"])
+def test_same_seed_gives_a_bit_identical_curve_and_another_seed_another(train: Train, name: str) -> None:
+    method = get(name, {"operator_steps": 3} if name == "ligo" else {}).method
+    free = ("seconds",)
+    first, again, other = (
+        [{k: v for k, v in row.items() if k not in free} for row in train(method, seed)[1]] for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert losses(first) != losses(other)
+
+
+def test_the_loop_computes_what_a_plain_loop_computes(train: Train, experiment: Experiment, data: TextData) -> None:
+    """Scratch for 12 steps, against torch's own AdamW, clipping and cross-entropy in ten lines."""
+    outcome, curve = train(get("scratch").method)
+    torch.manual_seed(0)
+    sizes = experiment.sizes("target", data.vocabulary)
+    model = architectures.get("gpt2").build(sizes).train()
+    matrices, vectors = [p for p in model.parameters() if p.dim() > 1], [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    for step in range(12):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * ((step + 1) / 2 if step < 2 else (12 - step) / 10)
+        batch = data.train_batch(step, 0)
+        nn.functional.cross_entropy(model(batch.inputs), batch.labels).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    batch = data.validation_batches()[0]
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(model.eval()(batch.inputs), batch.labels).item()
+    assert outcome.final_val_loss == pytest.approx(expected, rel=1e-5)
+    assert curve[-1]["step"] == 12 and curve[-1]["tokens"] == 12 * 4 * 16
+
+
+def test_flops_are_steps_times_the_closed_form(train: Train, data: TextData) -> None:
+    outcome, curve = train(get("scratch").method)
+    block = (4 * 32 * 32 + 2 * 32 * 128) * 64 + 2 * 4 * 16 * 16 * 32
+    step = 3 * 2 * (2 * block + 64 * 32 * data.vocabulary)
+    assert outcome.costs.flops["train"] == 12 * step == curve[-1]["flops"]
+    assert [row["flops"] for row in curve] == [row["step"] * step for row in curve]
+    assert outcome.costs.flops["operator"] == outcome.costs.flops["source"] == 0
+    seconds = [row["seconds"] for row in curve]
+    assert seconds == sorted(seconds) and seconds[0] < seconds[-1]
+
+
+def test_evaluations_are_at_most_one_percent_of_the_budget_apart(train: Train) -> None:
+    _, curve = train(get("scratch").method, training={"steps": 250})
+    steps = [row["step"] for row in curve]
+    assert steps[0] == 0 and steps[-1] == 250
+    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) == 2
+
+
+@dataclass(frozen=True)
+class Planned(Method):
+    """Phases from outside, for what follows."""
+
+    paper = "none"
+    uses_source = False
+    make: Any = None
+
+    def phases(self, task: Task) -> Phases:
+        yield from self.make(task)
+
+
+def test_a_budget_is_shared_by_the_scored_phases_and_ends_the_run(train: Train) -> None:
+    seen = []
+
+    def phases(task: Task) -> Phases:
+        model = task.build()
+        for steps in (0.25, 5, None, 100):
+            trained = yield Phase(model=model, steps=steps)
+            seen.append(trained.steps)
+
+    outcome, _ = train(Planned(make=phases))
+    assert seen == [3, 5, 4]
+    assert outcome.steps == 12
+
+
+def test_the_runs_schedule_goes_on_across_phases_but_not_through_unscored_ones(train: Train) -> None:
+    def phases(task: Task) -> Phases:
+        model = task.build()
+        yield Phase(model=model, steps=4, scored=False, name="aside")
+        yield Phase(model=model, steps=4)
+        yield Phase(model=model, schedule=lambda step, steps: 0.5)
+
+    outcome, curve = train(Planned(make=phases))
+    lr = {(row["phase"], row["step"]): row["lr"] for row in curve}
+    assert lr["aside", 4] == 1e-3
+    assert lr["train", 5] == pytest.approx(0.5e-3) and lr["train", 6] == pytest.approx(1e-3)
+    assert lr["train", 8] == pytest.approx(0.9e-3)
+    assert lr["train", 16] == pytest.approx(0.5e-3)
+    assert outcome.costs.flops["operator"] == 4 * outcome.phases[0]["flops_per_step"]["operator"] > 0
+    assert [row["scored"] for row in curve if row["phase"] == "aside"] == [False] * 5
+
+
+def test_a_handed_over_optimizer_keeps_its_state_and_its_groups_peaks(train: Train) -> None:
+    """An optimizer state to start with, and a learning rate of its own for some parameters."""
+    moments = []
+
+    def phases(task: Task) -> Phases:
+        model = task.build()
+        trained = yield Phase(model=model, steps=6)
+        optimizer = task.optimizer(model)
+        optimizer.load_state_dict(trained.optimizer.state_dict())
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 1e-3, 0.0
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        steps_before = optimizer.state[next(model.parameters())]["step"].item()
+        yield Phase(model=model, optimizer=optimizer)
+        moments.append((steps_before, optimizer.state[next(model.parameters())]["step"].item()))
+        moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        assert moved == {name for name, p in model.named_parameters() if p.dim() > 1}
+
+    train(Planned(make=phases))
+    assert moments == [(6, 12)]
+
+
+def test_frozen_parameters_do_not_move_by_a_bit(train: Train) -> None:
+    def phases(task: Task) -> Phases:
+        model = task.build()
+        model.transformer.h[0].requires_grad_(False)
+        before = [p.clone() for p in model.transformer.h[0].parameters()]
+        yield Phase(model=model)
+        assert all(torch.equal(a, b) for a, b in zip(before, model.transformer.h[0].parameters(), strict=True))
+
+    train(Planned(make=phases))
+
+
+def test_an_optimizer_that_misses_a_parameter_is_refused(train: Train) -> None:
+    def phases(task: Task) -> Phases:
+        model = task.build()
+        yield Phase(model=model, optimizer=torch.optim.AdamW(model.transformer.h.parameters()))
+
+    with pytest.raises(ValueError, match="transformer.wte.weight"):
+        train(Planned(make=phases))
+
+
+def test_work_that_changes_within_a_phase_is_refused(train: Train) -> None:
+    def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
+        return task_loss(model, batch) if step < 5 else task_loss(model, batch) + task_loss(model, batch)
+
+    with pytest.raises(TrainingFailed, match="work per step changed"):
+        train(Planned(make=lambda task: iter_phases(Phase(model=task.build(), loss=loss))))
+
+
+def iter_phases(*phases: Phase) -> Phases:
+    for phase in phases:
+        yield phase
+
+
+def test_a_run_that_does_not_end_with_the_targets_sizes_is_refused(train: Train) -> None:
+    with pytest.raises(TrainingFailed, match="target's sizes"):
+        train(Planned(make=lambda task: iter_phases(Phase(model=task.build(replace(task.target, layers=1))))))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(train: Train, value: float) -> None:
+    def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
+        return task_loss(model, batch) * (value if step == 7 else 1)
+
+    with pytest.raises(TrainingFailed, match=f"step 8: the loss is {value}"):
+        train(Planned(make=lambda task: iter_phases(Phase(model=task.build(), loss=loss))))
+
+
+def test_a_teacher_is_charged_apart(train: Train) -> None:
+    def phases(task: Task) -> Phases:
+        teacher, student = task.build(), task.build()
+
+        def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
+            with task.teacher():
+                wanted = teacher(batch.inputs)
+            return task_loss(model, batch) + 0.1 * (model(batch.inputs) - wanted).square().mean()
+
+        yield Phase(model=student, loss=loss)
+
+    costs = train(Planned(make=phases))[0].costs
+    assert costs.flops["train"] == 6 * costs.flops["teacher"] > 0  # two forwards and their backwards, against one forward
+    assert 0 < costs.seconds["teacher"] < costs.seconds["train"]
+
+
+def test_a_run_stops_at_the_first_scored_evaluation_at_the_target(train: Train) -> None:
+    full = losses(train(get("scratch").method)[1])
+    outcome, curve = train(get("scratch").method, target_loss=full[6], stop_at_target=True)
+    assert losses(curve) == full[:7] and outcome.steps == 6
+    assert losses(train(get("scratch").method, target_loss=full[6])[1]) == full
+
+
+def test_the_seconds_of_a_run_are_all_in_an_account(train: Train) -> None:
+    seconds = train(get("scratch").method)[0].costs.seconds
+    assert all(value >= 0 for value in seconds.values())
+    assert seconds["train"] > 0 and seconds["evaluation"] > 0 and seconds["overhead"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("linear", {0: 0.25, 3: 1, 4: 1, 52: 0.5, 99: 1 / 96}),
+        ("cosine", {0: 0.25, 4: 1, 52: 0.5, 28: 0.5 * (1 + math.cos(math.pi / 4))}),
+        ("wsd", {0: 0.25, 4: 1, 79: 1, 80: 1, 90: 0.5, 99: 0.05}),
+    ],
+)
+def test_schedules_have_their_closed_forms(name: Any, shares: dict[int, float]) -> None:
+    of = schedule.of(Training(batch=1, steps=100, lr=1, warmup=4, schedule=name))
+    for step, share in shares.items():
+        assert of(step, 100) == pytest.approx(share), step
+    assert constant(3, 10) == 1
