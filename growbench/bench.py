@@ -6,8 +6,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,8 @@ from growbench.benchmark import hardware
 from growbench.config import Experiment, UsageError
 from growbench.cost import Costs, count
 from growbench.data import Batch, TextData, load
-from growbench.method import Task, task_loss
+from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.progress import Progress, human
-from growbench.registry import get
 from growbench.trainer import Trainer, precision
 
 SECONDS = 3.0  # of training per measurement, about
@@ -51,7 +50,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
         model = fresh()
         return type(model).__base__(model.config).to(device)  # type: ignore[misc, operator]
 
-    batch = Batch(*(None if tensor is None else tensor.to(device) for tensor in data.train_batch(0, 0)))
+    batch = data.train_batch(0, 0).to(device)
     flops_per_step, _ = count(lambda: task_loss(fresh(), batch).backward())
     bare = BareLoop(experiment, data, device, fresh())
     bare.train(3)
@@ -63,7 +62,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     }
     per_step: dict[str, list[float]] = {name: [] for name in loops}
     peaks = []
-    for name, loop in loops.items():
+    for loop in loops.values():
         loop(3)  # warm-up
     for _ in range(rounds):
         peaks.append(matrix_peak(device, bf16))
@@ -96,7 +95,7 @@ class BareLoop:
         self.clip = experiment.train.clip
         self.optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision(experiment.train, device) == "bf16")
-        self.batch = Batch(*(None if tensor is None else tensor.to(device) for tensor in data.train_batch(0, 0)))
+        self.batch = data.train_batch(0, 0).to(device)
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
@@ -108,14 +107,25 @@ class BareLoop:
             self.optimizer.zero_grad()
 
 
+@dataclass(frozen=True)
+class Stretch(Method):
+    """The first steps of training from scratch, at the cadence of the whole budget."""
+
+    paper: ClassVar[str] = ""
+    uses_source: ClassVar[bool] = False
+    steps: int = 1
+
+    def phases(self, task: Task) -> Phases:
+        yield Phase(model=task.build(), steps=self.steps)
+
+
 def growbench_seconds(experiment: Experiment, data: TextData, device: torch.device, steps: int) -> float:
     """Charged seconds of `steps` steps of the runner's own loop, training from scratch."""
     torch.manual_seed(0)
-    short = replace(experiment, train=replace(experiment.train, steps=steps, warmup=0))
     costs = Costs(device)
-    task = Task.of(short, "target", data.vocabulary, costs)
+    task = Task.of(experiment, "target", data.vocabulary, costs)
     trainer = Trainer(task, data, 0, costs, lambda row: None, Progress("bench", steps, None, shown=False))
-    trainer.run(get("scratch").method)
+    trainer.run(Stretch(steps))
     return costs.seconds["train"]
 
 

@@ -69,7 +69,7 @@ class Benchmark:
         return statistics.fmean(losses) if losses else None
 
     def _source(self, data: TextData, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-        """The trained small model and its run's record: trained once per configuration and seed. Raises UsageError if it fails."""
+        """The trained small model and its run's record, trained once per configuration and seed. Raises UsageError if it fails."""
         architecture = architectures.get(self.experiment.architecture)
         scratch = dataclasses.replace(get("scratch"), name=results.SOURCE)
         folder = self.folder / results.name(results.SOURCE, seed)
@@ -126,8 +126,8 @@ class Benchmark:
             progress.close()
             folder.close(self._record(found, seed, config, trainer, status, error, data))
         if status == "finished":
-            flops, seconds = costs.total("flops"), costs.total("seconds")
-            say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {human(flops, 'FLOP')}, {seconds:.1f} s of training")
+            spent = f"{human(costs.total('flops'), 'FLOP')}, {costs.total('seconds'):.1f} s of training"
+            say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
         return status == "finished"
 
     def _config(self, found: Found, target: float | None) -> dict[str, Any]:

@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_experiment(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("experiment", nargs="?", default="gpt2-tiny", help="a name (growbench list experiments) or a TOML file")
-        sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as train.steps=100 or ligo.operator_steps=50")
+        sub.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="as train.steps=100 or ligo.operator_steps=50"
+        )
 
     def add_methods(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--methods", metavar="A,B", help="names or files; default: all; scratch is always added")
@@ -74,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     add_device(run)
     run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
     run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    run.add_argument("--protocol", choices=("single",), default="single", help="single: one budget, costs read off each run's curve")
+    run.add_argument(
+        "--protocol", choices=("single",), default="single", help="single: one budget, costs read off each run's curve"
+    )
     run.add_argument("--target-loss", type=float, metavar="X", help="default: scratch's mean final validation loss")
     run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
     run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
@@ -149,7 +153,9 @@ def make_report(options: argparse.Namespace) -> int:
     if any(options.folder.glob("*/run.json")) or not folders:
         folders = [options.folder]
     elif options.out:
-        raise UsageError(f"--out: {options.folder} holds {len(folders)} experiments; name one of them: {', '.join(map(str, folders))}")
+        raise UsageError(
+            f"--out: {options.folder} holds {len(folders)} experiments; name one of them: {', '.join(map(str, folders))}"
+        )
     for folder in folders:
         print(f"report: {report.make(folder, options.out, options.target_loss)}")
     return 0
@@ -219,7 +225,8 @@ def print_flops(options: argparse.Namespace) -> int:
     for which in ("source", "target"):
         ours, theirs = fvcore_check(experiment, which, vocabulary)
         equal &= ours == theirs
-        print(f"forward of the {which}, one sequence: growbench {ours}, fvcore {theirs}: {'equal' if ours == theirs else 'NOT EQUAL'}")
+        verdict = "equal" if ours == theirs else "NOT EQUAL"
+        print(f"forward of the {which}, one sequence: growbench {ours}, fvcore {theirs}: {verdict}")
     return 0 if equal else 1
 
 

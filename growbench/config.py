@@ -37,7 +37,9 @@ class ModelConfig:
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1")
         if self.width % self.heads:
-            raise UsageError(f"width = {self.width} is not divisible by heads = {self.heads}: every head has width / heads dimensions")
+            raise UsageError(
+                f"width = {self.width} is not divisible by heads = {self.heads}: every head has width / heads dimensions"
+            )
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout = {self.dropout}: must be at least 0 and below 1")
         if not self.ffn:

@@ -5,6 +5,7 @@ FLOPs: multiply-add = 2, matrix products only, attention in full even if causal,
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
@@ -105,8 +106,8 @@ class Stopwatch:
         marks, self.marks = self.marks, []
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-            return [a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:], strict=False)]
-        return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+            return [a.elapsed_time(b) / 1000 for a, b in itertools.pairwise(marks)]
+        return [b - a for a, b in itertools.pairwise(marks)]
 
 
 class Costs:

@@ -55,7 +55,9 @@ class Phase:
         left = budget - done if self.scored else budget
         steps = left if self.steps is None else round(self.steps * budget) if isinstance(self.steps, float) else self.steps
         if steps < 1 or (self.steps is None and not self.scored):
-            raise ValueError(f"phase {self.name!r}: steps = {self.steps}; a phase needs at least one step, an unscored one a number")
+            raise ValueError(
+                f"phase {self.name!r}: steps = {self.steps}; a phase needs at least one step, an unscored one a number"
+            )
         return min(steps, left) if self.scored else steps
 
 

@@ -11,7 +11,7 @@ import torch
 from growbench import architectures
 from growbench.config import DataConfig, Experiment
 from growbench.cost import Costs, count, fvcore_forward, paper_step
-from growbench.data import Batch
+from growbench.data import Batch, scored_per_row
 from growbench.data.tokenizer import named
 from growbench.method import Method, Task, Trained, task_loss
 from growbench.registry import get
@@ -46,7 +46,7 @@ def shape_batch(data: DataConfig, objective: str, batch: int, vocabulary: int, d
     inputs = torch.randint(vocabulary, (batch, length), device=device)
     if objective == "causal":
         return Batch(inputs, None, torch.randint(vocabulary, (batch * length,), device=device))
-    scored = max(1, round(data.mask_share * (length - 2)))
+    scored = scored_per_row(length, data.mask_share)
     positions = (torch.arange(batch, device=device)[:, None] * length + torch.arange(1, 1 + scored, device=device)).flatten()
     return Batch(inputs, positions, torch.randint(vocabulary, (batch * scored,), device=device))
 
@@ -86,7 +86,7 @@ def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:
 
 
 def fvcore_check(experiment: Experiment, which: Literal["source", "target"], vocabulary: int) -> tuple[int, int]:
-    """FLOPs of a forward pass of the "source" or "target" on one sequence: by our counter, and by fvcore's. They must be equal."""
+    """FLOPs of a forward pass of the "source" or "target" on one sequence: by our counter and by fvcore's, to be equal."""
     architecture = architectures.get(experiment.architecture)
     model = architecture.build(experiment.sizes(which, vocabulary)).eval()
     batch = shape_batch(experiment.data, architecture.objective, 1, vocabulary, torch.device("cpu"))

@@ -36,7 +36,9 @@ class Progress:
         self.started = time.perf_counter()
         self.done = 0
         form = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left]{postfix}"
-        self.bar = tqdm(total=steps, desc=label, disable=None if shown else True, leave=False, bar_format=form, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=steps, desc=label, disable=None if shown else True, leave=False, bar_format=form, dynamic_ncols=True
+        )
 
     def extend(self, phase: str, steps: int, total: int) -> None:
         """A phase of `steps` steps begins; the run is now expected to have `total` in all."""

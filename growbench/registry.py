@@ -115,7 +115,11 @@ def _loose(spec: str) -> tuple[str, type[Method], str]:
     origin = f"{path.name} sha256:{digest}"
     taken = built_in().get(name) or (_origin(installed()[name]) if name in installed() else None)
     if taken or name == results.SOURCE:
-        owner = f"already the method of {'growbench' if isinstance(taken, Path) else taken}" if taken else "kept for the small model's run"
+        owner = (
+            f"already the method of {'growbench' if isinstance(taken, Path) else taken}"
+            if taken
+            else "kept for the small model's run"
+        )
         raise UsageError(f"{file}: the name {name!r} is {owner}; rename the file")
     # known to sys.modules before it runs: dataclasses look their own module up
     module_name = f"_growbench_plugin_{name}_{digest[:12]}"
@@ -163,7 +167,9 @@ def _loaded(point: EntryPoint) -> Any:
     try:
         return point.load()
     except Exception as error:
-        raise UsageError(f"method {point.name!r} of {_origin(point)} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UsageError(
+            f"method {point.name!r} of {_origin(point)} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _origin(point: EntryPoint) -> str:

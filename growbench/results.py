@@ -33,18 +33,17 @@ class RunFolder:
             if path.exists():
                 shutil.rmtree(path)
             path.mkdir(parents=True)
-            self._curve = open(path / "curve.jsonl", "w", encoding="utf-8")
+            (path / "curve.jsonl").touch()
         except OSError as error:
             raise UsageError(f"cannot write results to {path}: {error.strerror}; choose another folder with --results") from error
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append one evaluation to curve.jsonl and flush it."""
-        self._curve.write(json.dumps(row) + "\n")
-        self._curve.flush()
+        """Append one evaluation to curve.jsonl; it is on file when this returns."""
+        with (self.path / "curve.jsonl").open("a", encoding="utf-8") as curve:
+            curve.write(json.dumps(row) + "\n")
 
     def close(self, record: Mapping[str, Any]) -> None:
         """Write run.json, in full or not at all."""
-        self._curve.close()
         draft = self.path / "run.json.part"
         draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(draft, self.path / "run.json")

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from growbench import schedule
 from growbench.config import Training
 from growbench.cost import Costs, Stopwatch
-from growbench.data import Batch, TextData
+from growbench.data import TextData
 from growbench.method import Method, Phase, Task, Trained, task_loss
 from growbench.progress import Progress
 
@@ -66,7 +66,7 @@ class Trainer:
         self.schedule = schedule.of(task.training)
         self.every = max(1, task.budget // 100)  # evaluations are at most 1 % of the budget apart
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision(self.training, self.device) == "bf16")
-        self.validation = [_to(batch, self.device) for batch in data.validation_batches()]
+        self.validation = [batch.to(self.device) for batch in data.validation_batches()]
         self.target_shapes = _shapes(task.architecture, task.target)
         self.outcome = Outcome(costs)
         self.costs = costs
@@ -114,7 +114,7 @@ class Trainer:
         first_step = outcome.steps
 
         def step_loss(step: int) -> Tensor:
-            batch = _to(self.data.train_batch(first_step + step, self.seed), self.device)
+            batch = self.data.train_batch(first_step + step, self.seed).to(self.device)
             with self.autocast:
                 return phase.loss(model, batch, step)
 
@@ -164,7 +164,8 @@ class Trainer:
         last = probe(step)
         if last != flops_per_step:
             raise TrainingFailed(
-                outcome.steps, f"phase {phase.name!r}: the work per step changed from {flops_per_step} to {last} FLOPs; use two phases"
+                outcome.steps,
+                f"phase {phase.name!r}: the work per step changed from {flops_per_step} to {last} FLOPs; use two phases",
             )
         outcome.phases.append(
             {
@@ -226,20 +227,15 @@ def precision(training: Training, device: torch.device) -> str:
     return training.precision
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    """The batch on the device; on CUDA through pinned memory, so that the host does not wait."""
-    if device.type != "cuda":
-        return batch
-    return Batch(*(None if tensor is None else tensor.pin_memory().to(device, non_blocking=True) for tensor in batch))
-
-
 def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
     """The model's trainable parameters. Raises ValueError unless the optimizer holds exactly these."""
     trainable = {id(p): (name, p) for name, p in model.named_parameters() if p.requires_grad}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for key, (name, _) in trainable.items() if key not in held]
     if missing or len(held) != len(trainable):
-        raise ValueError(f"the optimizer must hold exactly the trainable parameters; it lacks {missing or 'none, and holds others'}")
+        raise ValueError(
+            f"the optimizer must hold exactly the trainable parameters; it lacks {missing or 'none, and holds others'}"
+        )
     return [p for _, p in trainable.values()]
 
 

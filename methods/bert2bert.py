@@ -53,9 +53,8 @@ class Bert2Bert(Method):
     def phases(self, task: Task) -> Phases:
         source, target = task.source_sizes, task.target
         if source.head_size != target.head_size:
-            raise UsageError(
-                f"bert2bert copies whole heads: target.width / target.heads = {target.head_size} must equal the source's {source.head_size}"
-            )
+            sizes = f"target.width / target.heads = {target.head_size} must equal the source's {source.head_size}"
+            raise UsageError(f"bert2bert copies whole heads: {sizes}")
         residual = Select(even_map(source.width, target.width, task.rng))
         maps: Maps = {
             Axis.WIDTH: residual,

@@ -64,7 +64,11 @@ class Operator(nn.Module):
         axes = {axis for weight in self.source.values() for axis in weight.axes}
         used = {name for key, name in OPERATORS.items() if (key[0] if isinstance(key, tuple) else key) in axes}
         self.width = nn.ParameterDict(
-            {name: random_averages(shapes[name], task.rng).to(task.device) for name in shapes if name in used and shapes[name][-2]}
+            {
+                name: random_averages(shapes[name], task.rng).to(task.device)
+                for name in shapes
+                if name in used and shapes[name][-2]
+            }
         )
         self.depth = nn.ParameterDict(
             {

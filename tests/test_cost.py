@@ -62,7 +62,7 @@ def test_counting_on_the_meta_device_is_exact() -> None:
         with META:
             model = architectures.get(name).build(TINY)
         batch = batch_of(name, 2, 64, 128)
-        on_meta = Batch(*(None if t is None else t.to(META) for t in batch))
+        on_meta = batch.to(META)
         assert count(lambda: task_loss(model, on_meta).backward())[0] == 3 * closed_form_forward(name, TINY, batch)  # noqa: B023
 
 
@@ -72,7 +72,10 @@ def test_frozen_lower_layers_cost_their_forward_only() -> None:
         part.requires_grad_(False)
     one_block = closed_form_forward("gpt2", TINY, batch) - closed_form_forward("gpt2", replace(TINY, layers=1), batch)
     head = 2 * 2 * 64 * 32 * 128  # tied to the frozen embedding: no weight gradient
-    assert count(lambda: task_loss(model, batch).backward())[0] == 3 * closed_form_forward("gpt2", TINY, batch) - 2 * one_block - head
+    assert (
+        count(lambda: task_loss(model, batch).backward())[0]
+        == 3 * closed_form_forward("gpt2", TINY, batch) - 2 * one_block - head
+    )
 
 
 def test_products_of_matrix_and_vector_are_counted() -> None:

@@ -67,7 +67,9 @@ def relative_change(model: nn.Module, other: nn.Module) -> float:
 
 
 @pytest.mark.parametrize(("name", "architecture", "tied"), CELLS)
-def test_every_method_trains_every_architecture_to_the_targets_sizes(name: str, architecture: str, tied: bool, corpus: Path) -> None:
+def test_every_method_trains_every_architecture_to_the_targets_sizes(
+    name: str, architecture: str, tied: bool, corpus: Path
+) -> None:
     experiment = experiment_of(architecture, tied)
     experiment = replace(experiment, data=replace(experiment.data, corpus=f"files:{corpus}"))
     kind = architectures.get(architecture)

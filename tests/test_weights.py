@@ -75,7 +75,7 @@ def test_models_compute_what_transformers_computes(name: str, tied: bool) -> Non
     tokens = torch.randint(37, (4, 10))
     with torch.no_grad():
         expected = shipped(tokens).logits.flatten(0, 1)
-        assert torch.equal(model(tokens), expected)
+        torch.testing.assert_close(model(tokens), expected, rtol=1e-12, atol=1e-12)  # fused activations round differently
         scored = torch.tensor([1, 7, 12, 39])
         torch.testing.assert_close(model(tokens, scored), expected[scored])
 

@@ -96,7 +96,9 @@ class Architecture:
         with torch.no_grad():
             for name, parameter in parameters.items():
                 if parameter.shape != values[name].shape:
-                    raise ValueError(f"{name}: the model has shape {tuple(parameter.shape)}, the weights {tuple(values[name].shape)}")
+                    raise ValueError(
+                        f"{name}: the model has shape {tuple(parameter.shape)}, the weights {tuple(values[name].shape)}"
+                    )
                 parameter.copy_(values[name])
         return model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from growbench.architectures import Architecture, Row, embedding, linear, norm
@@ -13,6 +13,11 @@ from growbench.weights import Axis
 
 class GPT2(GPT2LMHeadModel):
     """transformers' GPT-2, from tokens (B, T) straight to the logits of the scored positions."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        for block in self.transformer.h:
+            block.mlp.act = nn.GELU(approximate="tanh")  # gelu_new, in one fused kernel
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
         trunk = self.transformer
@@ -33,8 +38,6 @@ def make(config: ModelConfig) -> GPT2:
             n_inner=config.ffn,
             vocab_size=config.vocabulary,
             n_positions=config.positions,
-            # the same function as gelu_new, GPT-2's own, in one fused kernel
-            activation_function="gelu_pytorch_tanh",
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
             resid_pdrop=config.dropout,

@@ -27,6 +27,18 @@ class Batch(NamedTuple):
     positions: Tensor | None  # (N,) int64 indices into the flattened (B*T,) positions, ascending; None: all are scored
     labels: Tensor  # (N,) int64 the right token at each scored position
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`; to CUDA through pinned memory, so that the host does not wait."""
+        if device.type == "cpu":
+            return self
+        moved = [t if t is None or device.type != "cuda" else t.pin_memory() for t in self]
+        return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in moved))  # type: ignore[arg-type]
+
+
+def scored_per_row(length: int, share: float) -> int:
+    """How many positions of a masked row of `length` are scored: the same in every row, none of them first or last."""
+    return max(1, round(share * (length - 2)))
+
 
 Cut = Callable[[NDArray[np.int64], tuple[int, ...]], Batch]  # blocks (B, W) of tokens and a random seed -> a batch
 
@@ -138,7 +150,7 @@ class Masking:
         """Blocks (B, T-2): [CLS] and [SEP] around; of the scored, 80 % become [MASK], 10 % another token, 10 % stay."""
         batch, width = blocks.shape
         rng = np.random.default_rng(seed)
-        scored = max(1, round(self.share * width))
+        scored = scored_per_row(width + 2, self.share)
         priority = rng.random(blocks.shape) + self.is_special[blocks]  # special ones last, for a row that has too few others
         columns = np.sort(np.argpartition(priority, scored - 1)[:, :scored])
         rows = np.full((batch, width + 2), self.vocabulary.separator)

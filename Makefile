@@ -1,0 +1,26 @@
+# make run    train and compare every method on the default experiment, then show where the report is
+# make test   lint, types and tests
+# Both set up .venv first if it is not there, from pyproject.toml with the exact versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test readme
+
+run: .venv/ready
+	$(BIN)/growbench run
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# Copy the committed results' table into the README; a test compares the two.
+readme: .venv/ready
+	$(BIN)/growbench report results/reference/gpt2-tiny
+	sed -i -e '/<!-- savings -->/,/<!-- end -->/{//!d}' -e '/<!-- savings -->/r results/reference/gpt2-tiny/report/savings.md' README.md
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@

@@ -1,0 +1,212 @@
+"""Experiments: a bad key or value is one line that names it and says what is allowed; a good one means what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from growbench import config
+from growbench.config import UsageError, load
+from growbench.results import plain
+
+
+def refusal(experiment: Path | str, *overrides: str) -> str:
+    """The text of the UsageError, which must be one line."""
+    with pytest.raises(UsageError) as caught:
+        load(str(experiment), overrides)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+BAD_VALUES = [
+    ("train.steps=0", "train: steps = 0: must be above 0"),
+    ("train.steps=3.5", "train.steps = 3.5: must be a whole number"),
+    ("train.steps=true", "train.steps = True: must be a whole number"),
+    ("train.steps=many", "train.steps = 'many': must be a whole number"),
+    ("train.steps=", "train.steps = '': must be a whole number"),
+    ("train.batch=-4", "train: batch = -4: must be above 0"),
+    ("train.lr=0", "train: lr = 0.0: must be above 0"),
+    ("train.lr=nan", "train: lr = nan: must be"),
+    ("train.lr=inf", "train: lr = inf: must be"),
+    ("train.lr=[1e-3]", "train.lr = [0.001]: must be a number"),
+    ("train.clip=0", "train: clip = 0.0: must be above 0"),
+    ("train.warmup=12", "train: warmup = 12: must be at least 0 and below steps = 12"),
+    ("train.warmup=-1", "train: warmup = -1: must be at least 0 and below steps = 12"),
+    ("train.decay=0", "train: decay = 0.0: must be above 0 and at most 1"),
+    ("train.decay=1.5", "train: decay = 1.5: must be above 0 and at most 1"),
+    ("train.weight_decay=-0.1", "train: weight_decay = -0.1: must be"),
+    ("train.eps=-1e-8", "train: eps = -1e-08: must be"),
+    ("train.betas=[0.9]", "train.betas = [0.9]: must have 2 entries"),
+    ("train.betas=0.9", "train.betas = 0.9: must be a list"),
+    ('train.betas=[0.9, "x"]', "train.betas = 'x': must be a number"),
+    ("train.betas=[0.9, 1.5]", "train: betas = (0.9, 1.5): must be"),
+    ("train.schedule=linaer", "train.schedule = 'linaer': allowed are linear, cosine, wsd"),
+    ("train.precision=fp8", "train.precision = 'fp8': allowed are auto, float32, bf16"),
+    ("source.layers=0", "source: layers = 0: must be at least 1"),
+    ("target.width=0", "target: width = 0: must be at least 1"),
+    ("target.heads=-2", "target: heads = -2: must be at least 1"),
+    ("target.heads=5", "target: width = 32 is not divisible by heads = 5"),
+    ("target.ffn=-8", "target: ffn = -8: must be"),
+    ("target.dropout=1", "target: dropout = 1.0: must be at least 0 and below 1"),
+    ("target.tied=maybe", "target.tied = 'maybe': must be true or false"),
+    ("target.tied=1", "target.tied = 1: must be true or false"),
+    ("target.vocabulary=99", "target.vocabulary: unknown key; it follows from data.vocabulary and data.sequence_length"),
+    ("source.layers=3", "source.layers = 3 is larger than target.layers = 2: a source can only grow"),
+    ("source.ffn=999", "source.ffn = 999 is larger than target.ffn = 128: a source can only grow"),
+    ("data.tokenizer=gpt2", "data: give either vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name)"),
+    ("data.vocabulary=0", "data: give either vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name)"),
+    ("data.vocabulary=-5", "data: vocabulary = -5: must be"),
+    ("data.sequence_length=3", "data: sequence_length = 3: must be at least 4"),
+    ("data.evaluation_batches=0", "data: evaluation_batches = 0: must be at least 1"),
+    ("data.mask_share=0", "data: mask_share = 0.0: must be above 0 and below 1"),
+    ("data.mask_share=1", "data: mask_share = 1.0: must be above 0 and below 1"),
+    ("data.corpus=3", "data.corpus = 3: must be a text"),
+    ("data.corpus=wikipedia", "data: corpus = 'wikipedia': allowed are wikipedia-sample, files:GLOB and hub:NAME[:CONFIG]"),
+    ("published.ligo.flops=many", "published.ligo.flops = 'many': must be a number"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), BAD_VALUES, ids=[override for override, _ in BAD_VALUES])
+def test_a_bad_value_is_refused_with_key_value_and_what_is_allowed(miniature: Path, override: str, message: str) -> None:
+    assert message in refusal(miniature, override)
+
+
+SECTIONS = ["source", "target", "data", "train", "methods", "published", "methods.ligo", "published.ligo"]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_must_be_a_table(miniature: Path, section: str) -> None:
+    """A number where a table belongs is refused, however it came there."""
+    text = miniature.read_text()
+    heading = rf"(?ms)^\[{re.escape(section)}[.\]].*?(?=^\[|\Z)"
+    miniature.write_text(f"{section} = 3\n" + re.sub(heading, "", text))
+    assert f"{section} = 3: must be a table" in refusal(miniature)
+
+
+def test_set_of_a_key_below_a_value_is_refused(miniature: Path) -> None:
+    """`train.steps.more` is no place."""
+    assert refusal(miniature, "train.steps.more=3") == "--set 'train.steps.more=3': steps is not a table"
+
+
+@pytest.mark.parametrize("override", ["train.steps", "=3", "train.=3"])
+def test_set_needs_a_key_and_a_value(miniature: Path, override: str) -> None:
+    assert refusal(miniature, override) == f"--set {override!r}: must be key=value, as in train.steps=100"
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("train.stpes=3", "unknown key train.stpes: did you mean steps?"),
+        ("source.stpes=3", "unknown key source.stpes: did you mean steps?"),
+        ("target.widht=8", "unknown key target.widht: did you mean width?"),
+        ("data.corpsu=x", "unknown key data.corpsu: did you mean corpus?"),
+        ("published.ligo.flop=3", "unknown key published.ligo.flop: did you mean flops?"),
+        ("titel=x", "unknown key titel: did you mean title?"),
+        ("target.steps=3", "unknown key target.steps: "),  # a key of [train], allowed in [source] only
+    ],
+)
+def test_an_unknown_key_gets_a_suggestion_and_the_list(miniature: Path, override: str, meant: str) -> None:
+    message = refusal(miniature, override)
+    assert message.startswith(meant)
+    assert "known: " in message
+
+
+FIELDS = {
+    "source": {*config.ModelConfig.__dataclass_fields__, *config.Training.__dataclass_fields__},
+    "target": {*config.ModelConfig.__dataclass_fields__},
+    "data": {*config.DataConfig.__dataclass_fields__},
+    "train": {*config.Training.__dataclass_fields__},
+}
+
+
+@given(section=st.sampled_from(sorted(FIELDS)), key=st.from_regex(r"[A-Za-z_-]{1,12}", fullmatch=True))
+def test_any_unknown_key_is_refused(section: str, key: str) -> None:
+    """Whatever it is called: a key that is none of its section's fields is refused by its name."""
+    assume(key not in FIELDS[section])
+    assert refusal("gpt2-tiny", f"{section}.{key}=1").startswith(f"unknown key {section}.{key}: ")
+
+
+@pytest.mark.parametrize("key", ["title", "architecture", "source", "target", "data", "train"])
+def test_a_missing_section_is_named(miniature: Path, key: str) -> None:
+    text = re.sub(rf"(?m)^{key} = .*$", "", miniature.read_text())
+    miniature.write_text(re.sub(rf"(?ms)^\[{key}\].*?(?=^\[|\Z)", "", text))
+    assert refusal(miniature) == f"miniature: {key} is missing"
+
+
+@pytest.mark.parametrize(("section", "key"), [("source", "layers"), ("target", "width"), ("data", "corpus"), ("train", "lr")])
+def test_a_missing_key_is_named(miniature: Path, section: str, key: str) -> None:
+    miniature.write_text(re.sub(rf"(?ms)(^\[{section}\].*?)^{key} = .*?$", r"\1", miniature.read_text()))
+    assert refusal(miniature) == f"{section}.{key} is missing"
+
+
+def test_an_unknown_experiment_gets_a_suggestion() -> None:
+    message = refusal("gpt2-tyni")
+    assert message.startswith("unknown experiment 'gpt2-tyni': did you mean gpt2-tiny? known: ")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Absent, a folder, not TOML, not UTF-8: each is one line with the path."""
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "broken.toml").write_text("title = \n[train")
+    (tmp_path / "latin.toml").write_bytes('title = "Größe"'.encode("latin-1"))
+    for name in ("absent", "folder", "broken", "latin"):
+        path = tmp_path / f"{name}.toml"
+        assert refusal(path).startswith(f"cannot read experiment {path}: ")
+
+
+def test_set_overrides_the_file(miniature: Path) -> None:
+    """TOML values, bare words, lists and bools reach the field they name; the last one wins."""
+    experiment = load(
+        str(miniature),
+        ["train.steps=3", "train.steps=7", "train.schedule=cosine", "train.betas=[0.8, 0.95]", "target.tied=false", "train.lr=1"],
+    )
+    assert (experiment.train.steps, experiment.train.schedule, experiment.train.betas) == (7, "cosine", (0.8, 0.95))
+    assert experiment.target.tied is False
+    assert (experiment.train.lr, type(experiment.train.lr)) == (1.0, float)
+
+
+def test_set_reaches_hyperparameters_of_methods(miniature: Path) -> None:
+    """`METHOD.field` is short for `methods.METHOD.field`; one method may have several."""
+    experiment = load(str(miniature), ["ligo.operator_steps=50", "methods.ligo.order=width_first", "mine.fast=true"])
+    assert experiment.methods == {"ligo": {"operator_steps": 50, "order": "width_first"}, "mine": {"fast": True}}
+
+
+def test_source_trains_as_the_target_unless_told_otherwise(miniature: Path) -> None:
+    """Any key of [train] may stand in [source]; the others come from [train]."""
+    experiment = load(str(miniature), ["source.steps=5", "source.lr=0.01", "train.schedule=cosine"])
+    assert (experiment.source_train.steps, experiment.source_train.lr, experiment.source_train.schedule) == (5, 0.01, "cosine")
+    assert (experiment.train.steps, experiment.train.lr) == (12, 1e-3)
+    assert "source: warmup = 5: must be at least 0 and below steps = 5" in refusal(miniature, "source.steps=5", "source.warmup=5")
+
+
+def test_defaults_follow_from_sizes(miniature: Path) -> None:
+    """The FFN is four widths, the head size width / heads, positions and vocabulary come from the data."""
+    experiment = load(str(miniature))
+    sizes = experiment.sizes("target", vocabulary=300)
+    assert (sizes.ffn, sizes.head_size, sizes.vocabulary, sizes.positions) == (128, 8, 300, 16)
+
+
+@pytest.mark.parametrize("name", config.available())
+def test_a_shipped_experiment_loads_and_grows(name: str) -> None:
+    """Every shipped file is valid, says what to run in its first line, and names an architecture and methods that exist."""
+    from growbench import architectures, registry
+
+    experiment = load(name)
+    assert experiment.architecture in architectures.names()
+    assert {*experiment.methods, *experiment.published} <= set(registry.built_in())
+    assert config.available()[name].read_text(encoding="utf-8").startswith(f"# growbench run {name} ")
+
+
+def test_identity_is_what_json_gives_back(miniature: Path) -> None:
+    """A stored run's identity equals the one of the experiment that made it; a change of the outcome changes it."""
+    experiment = load(str(miniature))
+    assert plain(experiment.identity()) == plain(load(str(miniature)).identity())
+    assert plain(plain(experiment.identity())) == plain(experiment.identity())
+    assert plain(experiment.identity())["train"]["betas"] == [0.9, 0.999]
+    assert load(str(miniature), ["title=other", "ligo.operator_steps=9"]).identity() == experiment.identity()
+    for override in ("train.lr=0.5", "source.steps=5", "data.sequence_length=8", "target.layers=3", "architecture=bert"):
+        assert load(str(miniature), [override]).identity() != experiment.identity(), override

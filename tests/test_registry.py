@@ -1,0 +1,262 @@
+"""Methods: found by name wherever they live, imported only when asked for, never confused with one another."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import growbench
+from growbench import registry
+from growbench.config import UsageError
+
+PLUGIN = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from growbench.method import Method, Phase, Phases, Task
+
+@dataclass(frozen=True)
+class {name}(Method):
+    """{name}'s card."""
+
+    paper: ClassVar[str] = "https://example.org"
+    share: float = 0.5
+
+    def phases(self, task: Task) -> Phases:
+        yield Phase(model=task.build())
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A loose file with one method."""
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN.format(name="Mine"))
+    return path
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to install distributions into. What was imported from it is forgotten afterwards."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    for name in set(sys.modules) - before:
+        if str(folder) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def install(site: Path, distribution: str, point: str, source: str = PLUGIN.format(name="Acme")) -> None:
+    """A distribution as pip would leave it: one module, its metadata, and one entry point named `point`."""
+    module = distribution.replace("-", "_")
+    (site / f"{module}.py").write_text(source)
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[growbench.methods]\n{point} = {module}:Acme\n")
+
+
+def refusal(spec: str, **options: object) -> str:
+    """The text of the UsageError, which must be one line."""
+    with pytest.raises(UsageError) as caught:
+        registry.get(spec, options)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_built_ins_are_the_files_in_methods() -> None:
+    """One file, one name; the folder is the only list there is."""
+    folder = Path(growbench.__file__).parent.parent / "methods"
+    files = {path.stem: path for path in folder.glob("*.py") if path.stem != "__init__"}
+    assert {"scratch", "ligo", "bert2bert", "stackbert"} <= set(files)
+    assert {name: path.resolve() for name, path in registry.built_in().items()} == files
+    assert set(files) <= set(registry.names())
+
+
+def test_names_and_summaries_import_no_method() -> None:
+    """Listing what there is costs no import of a method, nor of torch."""
+    code = """
+import sys
+from growbench import registry
+assert all(registry.summaries()[name] for name in registry.built_in()), registry.summaries()
+loaded = [name for name in sys.modules if name == "torch" or name.startswith("growbench.methods.")]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", registry.built_in())
+def test_a_built_in_is_a_frozen_dataclass_with_a_card(name: str) -> None:
+    """Its hyperparameters have defaults and cannot be changed; its docstring and paper say what it is."""
+    found = registry.get(name)
+    cls = type(found.method)
+    assert (found.name, found.origin) == (name, f"growbench {growbench.__version__}")
+    assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert cls.__doc__ is not None and cls.__doc__.partition("\n")[0] == registry.summaries()[name]
+    assert cls.paper.startswith("https://")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.method.paper = ""  # type: ignore[misc]
+
+
+def test_a_loose_file_is_named_after_itself(mine: Path) -> None:
+    """Its origin is its name and sha256, so that a changed file is another method."""
+    for spec in (f"{mine}", f"{mine}:Mine"):
+        found = registry.get(spec, {"share": 0.25})
+        assert (found.name, type(found.method).__name__, found.method.share) == ("mine", "Mine", 0.25)  # type: ignore[attr-defined]
+        assert found.origin == f"mine.py sha256:{hashlib.sha256(mine.read_bytes()).hexdigest()}"
+    before = found.origin
+    mine.write_text(mine.read_text().replace("0.5", "0.75"))
+    changed = registry.get(str(mine))
+    assert changed.origin != before
+    assert changed.method.share == 0.75  # type: ignore[attr-defined]
+
+
+def test_a_relative_path_is_a_loose_file(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mine.parent)
+    assert registry.get("./mine.py").name == registry.get("mine.py:Mine").name == "mine"
+
+
+def test_a_file_of_two_methods_needs_a_class(mine: Path) -> None:
+    """The error names both; naming one, either works."""
+    mine.write_text(PLUGIN.format(name="First") + PLUGIN.format(name="Second"))
+    assert refusal(str(mine)) == f"{mine} holds 2 methods (First, Second): name one, as {mine}:CLASS"
+    assert type(registry.get(f"{mine}:Second").method).__name__ == "Second"
+    assert refusal(f"{mine}:Secnod") == f"{mine} has no Secnod: did you mean Second? known: First, Second"
+
+
+def test_two_classes_of_one_file_are_two_methods_of_one_name(mine: Path) -> None:
+    """Their runs would share a folder, so only one can take part."""
+    mine.write_text(PLUGIN.format(name="First") + PLUGIN.format(name="Second"))
+    with pytest.raises(UsageError, match="two methods are named 'mine'"):
+        registry.get_all(["scratch", f"{mine}:First", f"{mine}:Second"], {})
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise ValueError('no such luck')", "cannot be loaded: ValueError: no such luck"),
+        ("raise ValueError('one line\\nand another')", "cannot be loaded: ValueError: one line"),
+        ("import no_such_package", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("def broken(:", "cannot be loaded: SyntaxError: "),
+        ("x = 1", "holds 0 methods (none)"),
+        ("from growbench.method import Method\nclass Lazy(Method): pass", "Lazy does not define phases"),
+    ],
+)
+def test_a_file_that_holds_no_method_says_why(mine: Path, source: str, reason: str) -> None:
+    mine.write_text(source)
+    assert reason in refusal(str(mine))
+
+
+def test_a_file_that_fails_leaves_no_module_behind(mine: Path) -> None:
+    mine.write_text("raise ValueError")
+    before = set(sys.modules)
+    refusal(str(mine))
+    assert not [name for name in set(sys.modules) - before if "plugin" in name]
+
+
+def test_a_class_that_is_no_method_is_refused(mine: Path) -> None:
+    mine.write_text(PLUGIN.format(name="Mine") + "\nclass Other: pass\n")
+    assert "is not a growbench.method.Method" in refusal(f"{mine}:Other")
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    assert refusal(f"{tmp_path}/absent.py") == f"method file {tmp_path}/absent.py does not exist"
+
+
+def test_a_loose_file_cannot_take_a_name(mine: Path, site: Path) -> None:
+    """Neither a built-in's, nor an installed one's, nor the source model's."""
+    install(site, "acme-growth", "acme")
+    for name, owner in (
+        ("ligo", "the method of growbench"),
+        ("acme", "the method of acme-growth 1.0"),
+        ("source", "the small model"),
+    ):
+        path = mine.with_name(f"{name}.py")
+        path.write_text(mine.read_text())
+        message = refusal(str(path))
+        assert f"the name {name!r}" in message and owner in message, message
+
+
+def test_an_entry_point_is_found_and_loaded_when_named(site: Path) -> None:
+    """Another package's method is a row of the table; its origin is the package and version."""
+    install(site, "acme-growth", "acme")
+    assert "acme" in registry.names()
+    assert registry.summaries()["acme"] == "of acme-growth 1.0"
+    registry.get_all(["scratch", "ligo"], {"acme": {"share": 0.25}})
+    assert "acme_growth" not in sys.modules
+    found = registry.get("acme", {"share": 0.25})
+    assert "acme_growth" in sys.modules
+    assert (found.name, found.origin, found.method.share) == ("acme", "acme-growth 1.0", 0.25)  # type: ignore[attr-defined]
+
+
+def test_two_distributions_of_one_name_are_an_error(site: Path) -> None:
+    """It names both, and neither wins."""
+    install(site, "acme-growth", "acme")
+    install(site, "zenith-growth", "acme")
+    message = refusal("acme")
+    assert "'acme'" in message and "acme-growth 1.0" in message and "zenith-growth 1.0" in message
+
+
+@pytest.mark.parametrize("name", ["ligo", "source"])
+def test_a_distribution_cannot_take_our_names(site: Path, name: str) -> None:
+    install(site, "acme-growth", name)
+    with pytest.raises(UsageError) as caught:
+        registry.installed()
+    message = str(caught.value)
+    assert repr(name) in message and f"growbench {growbench.__version__}" in message and "acme-growth 1.0" in message
+
+
+def test_a_broken_distribution_says_why_when_named(site: Path) -> None:
+    """And does not stop anyone who did not name it."""
+    install(site, "acme-growth", "acme", source="raise ValueError('no such luck')")
+    assert "acme" in registry.names()
+    assert refusal("acme") == "method 'acme' of acme-growth 1.0 cannot be loaded: ValueError: no such luck"
+    install(site, "zenith-growth", "zenith", source="Acme = 3")
+    assert "is not a growbench.method.Method" in refusal("zenith")
+
+
+def test_an_unknown_name_gets_a_suggestion_and_the_list() -> None:
+    message = refusal("liggo")
+    assert message.startswith("unknown method 'liggo': did you mean ligo? known: bert2bert, ")
+
+
+def test_a_wrong_hyperparameter_is_refused(mine: Path) -> None:
+    """Key, value and type are checked as those of an experiment are."""
+    assert refusal("ligo", operator_stpes=3).startswith("unknown key ligo.operator_stpes: did you mean operator_steps?")
+    assert refusal("ligo", operator_steps="many") == "ligo.operator_steps = 'many': must be a whole number"
+    assert refusal("ligo", order="both") == "ligo.order = 'both': allowed are depth_first, width_first"
+    assert refusal(str(mine), share="half") == "mine.share = 'half': must be a number"
+    assert refusal("scratch", lr=1.0).startswith("unknown key scratch.lr: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("ligo", "operator_steps", -1),
+        ("ligo", "operator_lr", -1.0),
+        ("stackbert", "shares", [0.5, 0.75]),
+        ("stackbert", "shares", [-0.5]),
+    ],
+)
+def test_an_impossible_hyperparameter_is_refused(method: str, option: str, value: object) -> None:
+    """A value of the right type that the method cannot work with names the key, as one of the experiment does."""
+    assert f"{option} = " in refusal(method, **{option: value})
+
+
+def test_hyperparameters_of_an_unknown_method_are_refused(mine: Path) -> None:
+    """A misspelt name would be ignored silently; a known method that does not take part may have some."""
+    with pytest.raises(UsageError, match="hyperparameters for 'ligoo': did you mean ligo"):
+        registry.get_all(["scratch"], {"ligoo": {"operator_steps": 3}})
+    registry.get_all(["scratch"], {"ligo": {"operator_steps": 3}})
+    assert registry.get_all(["scratch", str(mine)], {"mine": {"share": 0.1}})[1].method.share == 0.1  # type: ignore[attr-defined]
+
+
+def test_a_method_named_twice_takes_part_once() -> None:
+    assert [found.name for found in registry.get_all(["scratch", "ligo", "scratch", "ligo"], {})] == ["scratch", "ligo"]
