@@ -69,7 +69,7 @@ class Benchmark:
         return statistics.fmean(losses) if losses else None
 
     def _source(self, data: TextData, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-        """The trained small model and its run's record, trained once per configuration and seed. Raises UsageError if it fails."""
+        """The small model, trained once per configuration and seed, and its run's record. Raises UsageError if it fails."""
         architecture = architectures.get(self.experiment.architecture)
         scratch = dataclasses.replace(get("scratch"), name=results.SOURCE)
         folder = self.folder / results.name(results.SOURCE, seed)

@@ -135,7 +135,7 @@ def deepen(weights: Weights, layer_map: LayerMap) -> Weights:
         if callable(layer_map):
             return layer_map(name, weight)
         if isinstance(layer_map, Tensor):
-            return torch.tensordot(layer_map, weight.value, 1)
+            return torch.tensordot(layer_map.to(weight.value), weight.value, 1)
         return weight.value.index_select(0, torch.tensor(layer_map, device=weight.value.device))
 
     return {
@@ -146,6 +146,7 @@ def deepen(weights: Weights, layer_map: LayerMap) -> Weights:
 
 def _multiply(matrix: Tensor, value: Tensor, dim: int) -> Tensor:
     """A matrix (N, n) or (L, N, n) along the last or the last but one dimension of `value`, as one matrix product."""
+    matrix = matrix.to(value)
     if dim == value.dim() - 2:
         return matrix @ value
     if matrix.dim() > value.dim():

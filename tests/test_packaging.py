@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -43,9 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     (copy / "tests" / "__init__.py").touch()  # what lies beside must not slip in
     code = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     out = tmp_path_factory.mktemp("wheel")
-    # not ours, and newer than some setuptools: PYTHONPATH of the caller
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    built = subprocess.run([sys.executable, "-c", code, str(out)], cwd=copy, env=environment, capture_output=True, text=True)
+    built = subprocess.run([sys.executable, "-c", code, str(out)], cwd=copy, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return zipfile.ZipFile(next(out.glob("*.whl")))
 

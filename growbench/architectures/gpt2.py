@@ -17,7 +17,7 @@ class GPT2(GPT2LMHeadModel):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
         for block in self.transformer.h:
-            block.mlp.act = nn.GELU(approximate="tanh")  # gelu_new, in one fused kernel
+            block.mlp.act = nn.GELU(approximate="tanh")  # type: ignore[union-attr]  # gelu_new, in one fused kernel
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
         trunk = self.transformer

@@ -39,7 +39,7 @@ td small { display: block; color: var(--soft); font-size: .92em; }
 th.text, td.text { text-align: left; }
 td.text { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; font-weight: 400; }
 .dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
-figure { margin: .6rem 0 0; max-width: 56rem; }
+figure { margin: .6rem 0 0; max-width: 68rem; }
 figure img { display: block; width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .9rem; margin: .4rem 0; }
 dt { color: var(--soft); }

@@ -151,11 +151,24 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, x=(0.015 - box.x0) / box.width, pad=9)
 
 
+class ScaledLocator(MaxNLocator):
+    """Ticks at round numbers of the scale's unit, not of FLOPs or seconds."""
+
+    def __init__(self, scale: Scale) -> None:
+        super().__init__(6, steps=[1, 2, 5, 10])
+        self.size = scale.size
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        return [tick * self.size for tick in super().tick_values(vmin / self.size, vmax / self.size)]
+
+
 def human_axis(axes: Axes, scale: Scale, log: bool = False) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost / scale.size:g}"))
     if log:
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(ScaledLocator(scale))
 
 
 # Loss against cost
