@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import statistics
@@ -21,7 +22,7 @@ from growbench.config import Experiment, UsageError
 from growbench.cost import Costs, peak_memory, reset_peak_memory
 from growbench.data import TextData, load
 from growbench.method import Task
-from growbench.plan import plan
+from growbench.plan import Unplannable, plan
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
 from growbench.trainer import Trainer, TrainingFailed, precision
@@ -48,17 +49,21 @@ class Benchmark:
         data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation documents fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
-        for found in methods:
-            plan(experiment, found.method, data.vocabulary)  # refuses impossible sizes before anything trains
+        for found in methods:  # refuses impossible sizes before anything trains
+            with contextlib.suppress(Unplannable):
+                plan(experiment, found, data.vocabulary)
         succeeded = True
         target = self.target_loss
         for stage in ([f for f in methods if f.name == "scratch"], [f for f in methods if f.name != "scratch"]):
             for seed in seeds:
-                source = None
+                growing = [found for found in stage if found.method.uses_source]
+                source = self._source(data, seed) if growing else None
                 for found in stage:
-                    if found.method.uses_source and source is None:
-                        source = self._source(data, seed)
-                    succeeded &= self._train(found, "target", data, seed, target, source if found.method.uses_source else None)
+                    if found in growing and source is None:
+                        say(f"{results.name(found.name, seed):<18} needs the small model, whose training failed")
+                        succeeded = False
+                    else:
+                        succeeded &= self._train(found, "target", data, seed, target, source if found in growing else None)
             target = self.target_loss if self.target_loss is not None else self._scratch_loss(seeds)
         return succeeded
 
@@ -68,13 +73,13 @@ class Benchmark:
         losses = [run.record["final_val_loss"] for run in runs if run and run.record["status"] == "finished"]
         return statistics.fmean(losses) if losses else None
 
-    def _source(self, data: TextData, seed: int) -> tuple[nn.Module, dict[str, Any]]:
-        """The small model, trained once per configuration and seed, and its run's record. Raises UsageError if it fails."""
+    def _source(self, data: TextData, seed: int) -> tuple[nn.Module, dict[str, Any]] | None:
+        """The small model, trained once per configuration and seed, and its run's record; None if its training failed."""
         architecture = architectures.get(self.experiment.architecture)
         scratch = dataclasses.replace(get("scratch"), name=results.SOURCE)
         folder = self.folder / results.name(results.SOURCE, seed)
         if not self._train(scratch, "source", data, seed, target=None):
-            raise UsageError(f"the source model could not be trained: see {folder / 'run.json'}")
+            return None
         with self.device:
             model = architecture.build(self.experiment.sizes("source", data.vocabulary))
         load_model(model, folder / "model.safetensors", device=str(self.device))

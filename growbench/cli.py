@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -79,14 +80,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--protocol", choices=("single",), default="single", help="single: one budget, costs read off each run's curve"
     )
-    run.add_argument("--target-loss", type=float, metavar="X", help="default: scratch's mean final validation loss")
+    run.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
     run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
     run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
 
     report = command("report", make_report, "tables, plots and index.html of stored runs")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
-    report.add_argument("--target-loss", type=float, metavar="X", help="default: scratch's mean final validation loss")
+    report.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
 
     listing = command("list", list_known, "what there is: methods, experiments, architectures")
     listing.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures"))
@@ -107,9 +108,19 @@ def _seeds(text: str) -> list[int]:
         seeds = [int(part) for part in text.split(",")]
     except ValueError:
         seeds = []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be different whole numbers from 0 on, as 0,1,2")
+    if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be different whole numbers from 0 to 2^32 - 1, as 0,1,2")
     return seeds
+
+
+def _loss(text: str) -> float:
+    try:
+        loss = float(text)
+    except ValueError:
+        loss = math.nan
+    if not 0 < loss < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
+    return loss
 
 
 def _methods(names: str | None, experiment: Experiment) -> list[Found]:
@@ -152,7 +163,7 @@ def make_report(options: argparse.Namespace) -> int:
     folders = [path for path in sorted(options.folder.glob("*")) if any(path.glob("*/run.json"))]
     if any(options.folder.glob("*/run.json")) or not folders:
         folders = [options.folder]
-    elif options.out:
+    elif options.out and len(folders) > 1:
         raise UsageError(
             f"--out: {options.folder} holds {len(folders)} experiments; name one of them: {', '.join(map(str, folders))}"
         )
@@ -186,7 +197,7 @@ def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, device
     tokens = experiment.train.batch * experiment.data.sequence_length
     print(f"{experiment.name}: {experiment.title}; {seeds} seed{'s' if seeds > 1 else ''}, {tokens} tokens per step")
     print(f"{'method':<16} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
-    plans = {found.name: plan(experiment, found.method, vocabulary) for found in methods}
+    plans = {found.name: plan(experiment, found, vocabulary) for found in methods}
     if any(found.method.uses_source for found in methods):
         plans = {"(source)": plan_source(experiment, vocabulary), **plans}
     total = 0
@@ -215,7 +226,7 @@ def print_flops(options: argparse.Namespace) -> int:
     print(f"{experiment.name}: FLOPs per step; batch {experiment.train.batch} x {experiment.data.sequence_length}")
     print(f"{'method':<14} {'phase':<18} {'steps':>8} {'standard':>22} {'ligo_paper':>22}   by account (standard)")
     for found in methods:
-        for phase in plan(experiment, found.method, vocabulary):
+        for phase in plan(experiment, found, vocabulary):
             accounts = ", ".join(f"{account} {flops}" for account, flops in phase.flops_per_step.items())
             print(
                 f"{found.name:<14} {phase.name:<18} {phase.steps:>8} {sum(phase.flops_per_step.values()):>22}"

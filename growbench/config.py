@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
@@ -17,6 +18,9 @@ T = TypeVar("T")
 
 class UsageError(Exception):
     """What a person asked for cannot be done. Its text is one line: what is wrong, and what is allowed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class ModelConfig:
         for key in ("layers", "width", "heads"):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1")
+        if self.ffn < 0:
+            raise UsageError(f"ffn = {self.ffn}: must be at least 1, or 0 for four times the width")
         if self.width % self.heads:
             raise UsageError(
                 f"width = {self.width} is not divisible by heads = {self.heads}: every head has width / heads dimensions"
@@ -67,9 +73,13 @@ class Training:
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, float32 elsewhere
 
     def __post_init__(self) -> None:
-        for key in ("batch", "steps", "lr", "clip"):
-            if not getattr(self, key) > 0:
-                raise UsageError(f"{key} = {getattr(self, key)}: must be above 0")
+        for key in ("batch", "steps", "lr", "clip", "eps"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be above 0 and finite")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight_decay = {self.weight_decay}: must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas = {self.betas}: both must be at least 0 and below 1")
         if not 0 <= self.warmup < self.steps:
             raise UsageError(f"warmup = {self.warmup}: must be at least 0 and below steps = {self.steps}")
         if not 0 < self.decay <= 1:
@@ -91,6 +101,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if bool(self.vocabulary) == bool(self.tokenizer):
             raise UsageError("give either vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name)")
+        if self.vocabulary < 0:
+            raise UsageError(f"vocabulary = {self.vocabulary}: must be a number of tokens")
         if self.sequence_length < 4:
             raise UsageError(f"sequence_length = {self.sequence_length}: must be at least 4")
         if self.evaluation_batches < 1:
@@ -177,8 +189,14 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
     for key in known[:6]:
         if key not in table:
             raise UsageError(f"{name}: {key} is missing")
-        if key not in ("title", "architecture") and not isinstance(table[key], dict):
-            raise UsageError(f"{key} = {table[key]!r}: must be a table")
+    methods, published = table.get("methods", {}), table.get("published", {})
+    sections = {key: table[key] for key in ("source", "target", "data", "train")}
+    for where, rows in ("methods", methods), ("published", published):
+        sections[where] = rows
+        sections |= {f"{where}.{key}": row for key, row in rows.items()} if isinstance(rows, dict) else {}
+    for where, section in sections.items():
+        if not isinstance(section, dict):
+            raise UsageError(f"{where} = {section!r}: must be a table")
     training_keys = {f.name for f in dataclasses.fields(Training)}
     source_training = {key: value for key, value in table["source"].items() if key in training_keys}
     source_model = {key: value for key, value in table["source"].items() if key not in training_keys}
@@ -186,7 +204,6 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
         for key in ("vocabulary", "positions"):
             if key in table[section]:
                 raise UsageError(f"{section}.{key}: unknown key; it follows from data.vocabulary and data.sequence_length")
-    published = {method: parse(Published, row, f"published.{method}") for method, row in table.get("published", {}).items()}
     return Experiment(
         name=name,
         title=_convert(table["title"], str, "title"),
@@ -196,8 +213,8 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
         data=parse(DataConfig, table["data"], "data"),
         train=parse(Training, table["train"], "train"),
         source_train=parse(Training, {**table["train"], **source_training}, "source"),
-        methods=table.get("methods", {}),
-        published=published,
+        methods=methods,
+        published={method: parse(Published, row, f"published.{method}") for method, row in published.items()},
     )
 
 

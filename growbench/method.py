@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 
 from growbench import architectures
 from growbench.architectures import Architecture
-from growbench.config import Experiment, ModelConfig, Training
+from growbench.config import Experiment, ModelConfig, Training, UsageError
 from growbench.cost import Costs
 from growbench.data import Batch
 from growbench.loss import cross_entropy
@@ -51,12 +51,12 @@ class Phase:
     name: str = "train"
 
     def length(self, budget: int, done: int) -> int:
-        """Steps of this phase when `done` of the budget's scored steps lie behind. Raises ValueError if it has none."""
+        """Steps of this phase when `done` of the budget's scored steps lie behind. Raises UsageError if it has none."""
         left = budget - done if self.scored else budget
         steps = left if self.steps is None else round(self.steps * budget) if isinstance(self.steps, float) else self.steps
         if steps < 1 or (self.steps is None and not self.scored):
-            raise ValueError(
-                f"phase {self.name!r}: steps = {self.steps}; a phase needs at least one step, an unscored one a number"
+            raise UsageError(
+                f"phase {self.name!r} has {self.steps} of {budget} steps: it needs at least one step, as a number if unscored"
             )
         return min(steps, left) if self.scored else steps
 

@@ -9,14 +9,18 @@ from typing import Literal
 import torch
 
 from growbench import architectures
-from growbench.config import DataConfig, Experiment
+from growbench.config import DataConfig, Experiment, UsageError
 from growbench.cost import Costs, count, fvcore_forward, paper_step
 from growbench.data import Batch, scored_per_row
 from growbench.data.tokenizer import named
 from growbench.method import Method, Task, Trained, task_loss
-from growbench.registry import get
+from growbench.registry import Found, get
 
 META = torch.device("meta")
+
+
+class Unplannable(UsageError):
+    """A method that can be run, perhaps, but not planned."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,21 @@ def shape_batch(data: DataConfig, objective: str, batch: int, vocabulary: int, d
     return Batch(inputs, positions, torch.randint(vocabulary, (batch * scored,), device=device))
 
 
-def plan(experiment: Experiment, method: Method, vocabulary: int) -> list[PlannedPhase]:
-    """Every phase of `method` with its steps and FLOPs. Uses no memory for weights."""
+def plan(experiment: Experiment, found: Found, vocabulary: int) -> list[PlannedPhase]:
+    """Every phase of a method with its steps and FLOPs. Uses no memory for weights.
+
+    Raises UsageError if the method refuses the experiment, and Unplannable if it fails without values to look at.
+    """
+    try:
+        return _plan(experiment, found.method, vocabulary)
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise Unplannable(f"{found.name} cannot be planned without values of weights: {reason}") from error
+
+
+def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[PlannedPhase]:
     architecture = architectures.get(experiment.architecture)
     training = experiment.train
     batch = shape_batch(experiment.data, architecture.objective, training.batch, vocabulary, META)
@@ -82,7 +99,7 @@ def plan(experiment: Experiment, method: Method, vocabulary: int) -> list[Planne
 def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:
     """The phases of the source model's own training."""
     alone = replace(experiment, target=experiment.source, train=experiment.source_train)
-    return plan(alone, get("scratch").method, vocabulary)
+    return plan(alone, get("scratch"), vocabulary)
 
 
 def fvcore_check(experiment: Experiment, which: Literal["source", "target"], vocabulary: int) -> tuple[int, int]:

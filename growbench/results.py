@@ -40,12 +40,12 @@ class RunFolder:
     def add(self, row: Mapping[str, Any]) -> None:
         """Append one evaluation to curve.jsonl; it is on file when this returns."""
         with (self.path / "curve.jsonl").open("a", encoding="utf-8") as curve:
-            curve.write(json.dumps(row) + "\n")
+            curve.write(json.dumps(row, allow_nan=False) + "\n")
 
     def close(self, record: Mapping[str, Any]) -> None:
         """Write run.json, in full or not at all."""
         draft = self.path / "run.json.part"
-        draft.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        draft.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(draft, self.path / "run.json")
 
 

@@ -204,6 +204,7 @@ class Trainer:
                 val_loss = mean_loss().item()
             self.costs.flops["evaluation"] += self.evaluation_flops
         model.train()
+        self._refuse_not_finite([val_loss], self.outcome.steps)
         self.outcome.final_val_loss = val_loss
         flops, seconds = self.costs.total("flops"), self.costs.total("seconds")
         self.add(
@@ -211,7 +212,6 @@ class Trainer:
             | {"train_loss": row["train_loss"], "lr": row["lr"], "flops": flops, "seconds": seconds, "scored": row["scored"]}
         )
         self.progress.evaluated(val_loss, flops)
-        self._refuse_not_finite([val_loss], self.outcome.steps)
         self.reached = row["scored"] and val_loss <= self.stop_below
 
     def _refuse_not_finite(self, losses: list[float], first_step: int) -> None:

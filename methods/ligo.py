@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from growbench.config import UsageError
 from growbench.cost import ligo_paper_construction, ligo_paper_step
 from growbench.method import (
     Axis,
@@ -144,6 +145,13 @@ class Ligo(Method):
     operator_lr: float = 3e-3
     order: Literal["depth_first", "width_first"] = "depth_first"
     depth_noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        for key in ("operator_steps", "depth_noise"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0")
+        if self.operator_lr <= 0:
+            raise UsageError(f"operator_lr = {self.operator_lr}: must be above 0")
 
     def phases(self, task: Task) -> Phases:
         operator = Operator(task, self.order == "depth_first", self.depth_noise)

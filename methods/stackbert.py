@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from growbench.config import UsageError
 from growbench.method import Method, Phase, Phases, Task, deepen
 
 
@@ -28,6 +29,10 @@ class StackBert(Method):
     paper: ClassVar[str] = "https://proceedings.mlr.press/v97/gong19a.html"
     uses_source: ClassVar[bool] = False
     shares: tuple[float, ...] = (0.125, 0.175)  # of the budget, one stage each before the last
+
+    def __post_init__(self) -> None:
+        if not all(share > 0 for share in self.shares) or sum(self.shares) >= 1:
+            raise UsageError(f"shares = {list(self.shares)}: each must be above 0, their sum below 1")
 
     def phases(self, task: Task) -> Phases:
         depths = [task.target.layers]

@@ -121,7 +121,7 @@ def test_ligos_own_operator_reports_the_golden_value() -> None:
     data = DataConfig(corpus="wikipedia-sample", sequence_length=128, vocabulary=30522)
     training = Training(batch=256, steps=400_000, lr=2e-4)
     experiment = Experiment("x", "x", "bert", bert(6, 512), bert(12, 768), data, training, training)
-    operator, train = plan(experiment, get("ligo").method, 30522)
+    operator, train = plan(experiment, get("ligo"), 30522)
     assert operator.steps * operator.paper_flops_per_step == 3_612_974_851_276_800
     assert train.paper_flops_per_step == 15_068_231_331_840
     plain, fused = train.flops_per_step["train"], operator.flops_per_step["operator"]

@@ -193,7 +193,7 @@ def test_an_optimizer_that_misses_a_parameter_is_refused(train: Train) -> None:
         model = task.build()
         yield Phase(model=model, optimizer=torch.optim.AdamW(model.transformer.h.parameters()))
 
-    with pytest.raises(ValueError, match="transformer.wte.weight"):
+    with pytest.raises(ValueError, match=r"transformer\.wte\.weight"):
         train(Planned(make=phases))
 
 
