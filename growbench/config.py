@@ -79,7 +79,7 @@ class Training:
         if not 0 <= self.weight_decay < math.inf:
             raise UsageError(f"weight_decay = {self.weight_decay}: must be at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise UsageError(f"betas = {self.betas}: both must be at least 0 and below 1")
+            raise UsageError(f"betas = {self.betas}: must be at least 0 and below 1")
         if not 0 <= self.warmup < self.steps:
             raise UsageError(f"warmup = {self.warmup}: must be at least 0 and below steps = {self.steps}")
         if not 0 < self.decay <= 1:

@@ -41,8 +41,8 @@ class StackBert(Method):
         sizes = replace(task.target, layers=depths[0])
         model = task.build(sizes)
         for share, deeper in zip(self.shares, depths[1:], strict=True):
-            trained = yield Phase(model=model, steps=share, name=f"{sizes.layers} layers")
+            trained = yield Phase(model=model, steps=share, name=f"depth {sizes.layers}")
             weights = deepen(task.read(trained.model), stacked(sizes.layers, deeper))
             sizes = replace(task.target, layers=deeper)
             model = task.grow(weights, sizes)
-        yield Phase(model=model, name=f"{sizes.layers} layers")
+        yield Phase(model=model, name=f"depth {sizes.layers}")
