@@ -55,7 +55,7 @@ class Phase:
         left = budget - done if self.scored else budget
         steps = left if self.steps is None else round(self.steps * budget) if isinstance(self.steps, float) else self.steps
         if steps < 1 or (self.steps is None and not self.scored):
-            raise UsageError(f"phase {self.name!r}: {self.steps} of {budget} steps: needs at least one step, unscored ones a number")
+            raise UsageError(f"phase {self.name!r}: {self.steps} of {budget} steps: needs at least one step, unscored a number")
         return min(steps, left) if self.scored else steps
 
 
