@@ -56,9 +56,10 @@ class Benchmark:
         target = self.target_loss
         for stage in ([f for f in methods if f.name == "scratch"], [f for f in methods if f.name != "scratch"]):
             for seed in seeds:
-                growing = [found for found in stage if found.method.uses_source]
+                todo = [found for found in stage if not self._done(found, data, seed, target)]
+                growing = [found for found in todo if found.method.uses_source]
                 source = self._source(data, seed) if growing else None
-                for found in stage:
+                for found in todo:
                     if found in growing and source is None:
                         say(f"{results.name(found.name, seed):<18} needs the small model, whose training failed")
                         succeeded = False
@@ -78,14 +79,27 @@ class Benchmark:
         architecture = architectures.get(self.experiment.architecture)
         scratch = dataclasses.replace(get("scratch"), name=results.SOURCE)
         folder = self.folder / results.name(results.SOURCE, seed)
-        if not self._train(scratch, "source", data, seed, target=None):
+        weights = folder / "model.safetensors"
+        if not (weights.is_file() and self._done(scratch, data, seed)) and not self._train(scratch, "source", data, seed):
             return None
         with self.device:
             model = architecture.build(self.experiment.sizes("source", data.vocabulary))
-        load_model(model, folder / "model.safetensors", device=str(self.device))
+        load_model(model, weights, device=str(self.device))
         run = results.load(folder)
         assert run is not None
         return model.requires_grad_(False).eval(), run.record
+
+    def _done(self, found: Found, data: TextData, seed: int, target: float | None = None) -> bool:
+        """Whether this run is stored, finished, with the same configuration."""
+        name = results.name(found.name, seed)
+        stored = results.load(self.folder / name)
+        if stored is None or stored.record["status"] != "finished":
+            return False
+        if stored.record["config"] != self._config(found, data, target) or stored.record["origin"] != found.origin:
+            say(f"{name:<18} was made with another configuration: training it again")
+            return False
+        say(f"{name:<18} is done: loss {stored.record['final_val_loss']:.4f}")
+        return True
 
     def _train(
         self,
@@ -93,18 +107,11 @@ class Benchmark:
         which: Literal["source", "target"],
         data: TextData,
         seed: int,
-        target: float | None,
+        target: float | None = None,
         source: tuple[nn.Module, dict[str, Any]] | None = None,
     ) -> bool:
-        """Train and store one run, unless it is there. True if it finished."""
+        """Train and store one run. True if it finished."""
         name = results.name(found.name, seed)
-        config = self._config(found, target)
-        stored = results.load(self.folder / name)
-        if stored and stored.record["status"] == "finished":
-            if stored.record["config"] == config and stored.record["origin"] == found.origin:
-                say(f"{name:<18} is done: loss {stored.record['final_val_loss']:.4f}")
-                return True
-            say(f"{name:<18} was made with another configuration: training it again")
         folder = results.RunFolder(self.folder / name)
         torch.manual_seed(seed)
         costs = Costs(self.device)
@@ -129,15 +136,16 @@ class Benchmark:
             say(f"{name:<18} failed: {failure}")
         finally:
             progress.close()
-            folder.close(self._record(found, seed, config, trainer, status, error, data))
+            folder.close(self._record(found, data, seed, target, trainer, status, error))
         if status == "finished":
             spent = f"{human(costs.total('flops'), 'FLOP')}, {costs.total('seconds'):.1f} s of training"
             say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
         return status == "finished"
 
-    def _config(self, found: Found, target: float | None) -> dict[str, Any]:
+    def _config(self, found: Found, data: TextData, target: float | None) -> dict[str, Any]:
         """What decides a run's outcome, as it reads back from JSON."""
-        config: dict[str, Any] = {"experiment": self.experiment.identity(), "method": dataclasses.asdict(found.method)}  # type: ignore[call-overload]
+        experiment = self.experiment.identity() | {"fingerprint": data.fingerprint}
+        config: dict[str, Any] = {"experiment": experiment, "method": dataclasses.asdict(found.method)}  # type: ignore[call-overload]
         if self.stop_at_target:
             config["stop_at"] = target
         return results.plain(config)
@@ -145,12 +153,12 @@ class Benchmark:
     def _record(
         self,
         found: Found,
+        data: TextData,
         seed: int,
-        config: dict[str, Any],
+        target: float | None,
         trainer: Trainer,
         status: str,
         error: dict[str, Any] | None,
-        data: TextData,
     ) -> dict[str, Any]:
         outcome, published = trainer.outcome, self.experiment.published.get(found.name)
         return {
@@ -160,7 +168,7 @@ class Benchmark:
             "method": found.name,
             "origin": found.origin,
             "seed": seed,
-            "config": config,
+            "config": self._config(found, data, target),
             "published": dataclasses.asdict(published) if published else None,
             "cost": {"flops": dict(outcome.costs.flops), "seconds": dict(outcome.costs.seconds)},
             "final_val_loss": outcome.final_val_loss,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -177,10 +178,10 @@ class Costs:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start a new peak: of the device on CUDA, of the process on Linux."""
+    """Start a new peak: of the device on CUDA, of the process where the system allows it (Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    elif sys.platform == "linux":
+    elif os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
 
 
