@@ -16,12 +16,11 @@ from scipy.stats import bootstrap
 
 from growbench import results
 from growbench.config import UsageError
-from growbench.results import Run
+from growbench.results import CHARGED, Run
 
 SCRATCH = "scratch"  # the reference: the target trained from a random start
 UNITS = ("flops", "seconds")
 LEDGERS = ("reuse", "build")  # the source model is free; the source model is charged
-CHARGED = ("growth", "operator", "teacher", "train")  # what the reuse ledger adds up; build adds `source`
 ACCOUNTS = ("source", *CHARGED)
 HARDWARE = ("device", "name", "threads", "precision")  # seconds compare only where these are equal
 LEVELS = 80  # loss levels of a savings curve

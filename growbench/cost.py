@@ -24,11 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from growbench.architectures import sizes_of
 from growbench.config import ModelConfig
 from growbench.data import Batch
+from growbench.results import CHARGED, UNCHARGED
 
 T = TypeVar("T")
-CHARGED = ("growth", "operator", "teacher", "train")  # the reuse ledger; with `source`, the build ledger
-UNCHARGED = ("evaluation", "overhead")
-
 aten = torch.ops.aten
 
 

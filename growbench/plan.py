@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 
@@ -78,11 +79,12 @@ def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[Plann
         source = architecture.build(experiment.sizes("source", vocabulary)).requires_grad_(False)
     task = Task.of(experiment, "target", vocabulary, costs, source=source if method.uses_source else None)
     planned: list[PlannedPhase] = []
-    phases, trained, done = method.phases(task), None, 0
+    phases, done = method.phases(task), 0
+    trained: Any = None
     while True:
         before = costs.flops["growth"]
         try:
-            phase = costs.charged("growth", lambda: phases.send(trained))  # type: ignore[arg-type]  # noqa: B023
+            phase = costs.charged("growth", partial(phases.send, trained))
         except StopIteration:
             return planned
         model = phase.model.to(META).train()
@@ -113,10 +115,10 @@ def fvcore_check(experiment: Experiment, which: Literal["source", "target"], voc
 
 
 def throughput(experiment: Experiment, vocabulary: int, device: torch.device) -> float:
-    """FLOPs per second of this device on the experiment's source model: median of a few training steps of a fitting batch."""
+    """FLOPs per second of this device on one layer of the target: median of a few training steps of a fitting batch."""
     architecture = architectures.get(experiment.architecture)
     with device:
-        model = architecture.build(experiment.sizes("source", vocabulary))
+        model = architecture.build(replace(experiment.sizes("target", vocabulary), layers=1))
     one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)
     flops_of_one, _ = count(lambda: task_loss(model, one).backward())
     rows = max(1, min(experiment.train.batch, int(2e10 / flops_of_one)))  # about a second on a laptop

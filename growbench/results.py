@@ -13,6 +13,8 @@ from typing import Any
 from growbench.config import UsageError
 
 SOURCE = "source"  # the small model's own run, kept beside the methods' runs; no method may have this name
+CHARGED = ("growth", "operator", "teacher", "train")  # accounts of the reuse ledger; the build ledger adds `source`
+UNCHARGED = ("evaluation", "overhead")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,25 +77,22 @@ class Trainer:
     def run(self, method: Method) -> Outcome:
         """Train every phase of `method`. Raises TrainingFailed; `self.outcome` then holds what came before."""
         started = time.perf_counter()
+        phases = method.phases(self.task)
+        trained: Any = None
         try:
-            phases = method.phases(self.task)
-            trained: Trained | None = None
-            while True:
+            while not self.reached:
                 before = self.costs.flops["growth"]
                 try:
-                    phase = self.costs.charged("growth", lambda: phases.send(trained))  # type: ignore[arg-type]  # noqa: B023
+                    phase = self.costs.charged("growth", partial(phases.send, trained))
                 except StopIteration:
                     break
                 if phase.scored and self.scored_steps >= self.task.budget:
-                    phases.close()
                     break
                 trained = self._train(phase, self.costs.flops["growth"] - before)
-                if self.reached:
-                    phases.close()
-                    break
             if self.outcome.model is None or _parameter_shapes(self.outcome.model) != self.target_shapes:
                 raise TrainingFailed(self.outcome.steps, "the last scored model does not have the target's sizes")
         finally:
+            phases.close()
             spent = sum(seconds for account, seconds in self.costs.seconds.items() if account not in ("source", "overhead"))
             self.costs.seconds["overhead"] = time.perf_counter() - started - spent
         return self.outcome
@@ -110,7 +108,6 @@ class Trainer:
         full_size = _parameter_shapes(model) == self.target_shapes
         if phase.scored:
             outcome.model = model
-
         first_step = outcome.steps
 
         def step_loss(step: int) -> Tensor:

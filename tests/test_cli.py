@@ -369,8 +369,32 @@ def test_what_is_done_is_not_done_again(done: Done) -> None:
     times = {path: path.stat().st_mtime_ns for path in done.results.glob("*/*/*") if path.parent.name != "report"}
     answer = growbench("run", done.experiment, "--results", done.results)
     assert answer.code == 0
-    assert answer.err.count(" is done") == len(registry.names()) + 1
+    assert answer.err.count(" is done") == len(registry.names())
     assert times == {path: path.stat().st_mtime_ns for path in done.results.glob("*/*/*") if path.parent.name != "report"}
+
+
+def test_another_corpus_of_the_same_name_is_trained_again(miniature: Path, corpus: Path, tmp_path: Path) -> None:
+    """A run is done only for the data that it saw."""
+    own = tmp_path / "corpus.txt"
+    own.write_text(corpus.read_text())
+    arguments = ("run", miniature, "--methods", "scratch", "--results", tmp_path / "results", "--set", f"data.corpus=files:{own}")
+    assert growbench(*arguments).code == 0
+    assert "is done" in growbench(*arguments).err
+    own.write_text(own.read_text().replace("the", "an"))
+    answer = growbench(*arguments)
+    assert answer.code == 0 and "training it again" in answer.err
+
+
+def test_a_source_model_that_was_lost_is_trained_again(miniature: Path, tmp_path: Path) -> None:
+    """Results without weights, as they are committed, can be added to."""
+    results = tmp_path / "results"
+    assert growbench("run", miniature, "--methods", "bert2bert", "--results", results).code == 0
+    (weights,) = results.glob("*/source-seed0/model.safetensors")
+    weights.unlink()
+    assert growbench("run", miniature, "--methods", "bert2bert", "--results", results).code == 0
+    assert not weights.exists(), "nothing needed it"
+    assert growbench("run", miniature, "--methods", "ligo", "--results", results).code == 0
+    assert weights.is_file()
 
 
 def test_report_of_a_folder_elsewhere(done: Done, tmp_path: Path) -> None:

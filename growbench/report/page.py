@@ -30,7 +30,8 @@ p { margin: .4rem 0 .8rem; max-width: 46rem; }
 table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .36rem .5rem; text-align: right; white-space: nowrap; vertical-align: baseline; }
 td { border-bottom: 1px solid var(--rule); }
-thead th { font-weight: 600; border-bottom: 1px solid #888; vertical-align: bottom; }
+thead th { font-weight: 600; border-bottom: 1px solid #888; vertical-align: bottom; white-space: normal; }
+thead tr.groups th { white-space: nowrap; }
 thead tr.groups th { text-align: left; border-bottom: 0; padding-bottom: 0; color: var(--soft); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; font-weight: 600; }
 th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
