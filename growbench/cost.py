@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,9 @@ def fvcore_forward(model: nn.Module, batch: Batch) -> int:
     arguments = (batch.inputs,) if batch.positions is None else (batch.inputs, batch.positions)
     analysis = FlopCountAnalysis(model.eval(), arguments).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", attention, "aten::layer_norm", nothing)
-    return 2 * int(analysis.total())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore traces, which torch has deprecated
+        return 2 * int(analysis.total())
 
 
 class Stopwatch:
