@@ -68,6 +68,12 @@ def fvcore_forward(model: nn.Module, batch: Batch) -> int:
     fvcore counts a multiply-add as 1, counts norms, and does not know fused attention: here it is doubled, norms are left
     out, and attention is two products.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore traces, which torch has deprecated
+        return _fvcore_forward(model, batch)
+
+
+def _fvcore_forward(model: nn.Module, batch: Batch) -> int:
     from fvcore.nn import FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
@@ -82,9 +88,7 @@ def fvcore_forward(model: nn.Module, batch: Batch) -> int:
     arguments = (batch.inputs,) if batch.positions is None else (batch.inputs, batch.positions)
     analysis = FlopCountAnalysis(model.eval(), arguments).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", attention, "aten::layer_norm", nothing)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # fvcore traces, which torch has deprecated
-        return 2 * int(analysis.total())
+    return 2 * int(analysis.total())
 
 
 class Stopwatch:
