@@ -45,13 +45,13 @@ class Benchmark:
         methods, seeds = list(methods), list(seeds)
         experiment, training = self.experiment, self.experiment.train
         architecture = architectures.get(experiment.architecture)
-        _check_folder(self.folder)
         data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation documents fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
         for found in methods:  # refuses impossible sizes before anything trains
             with contextlib.suppress(Unplannable):
                 plan(experiment, found, data.vocabulary)
+        _check_folder(self.folder)
         succeeded = True
         target = self.target_loss
         for stage in ([f for f in methods if f.name == "scratch"], [f for f in methods if f.name != "scratch"]):

@@ -255,7 +255,9 @@ def run_bench(options: argparse.Namespace) -> int:
 
 
 def _quiet() -> None:
-    """Keep transformers' advice about configurations out of the progress display."""
+    """Keep the libraries' advice and retries out of the progress display; their errors become ours."""
+    import huggingface_hub
     import transformers
 
     transformers.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()

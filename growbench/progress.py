@@ -55,7 +55,7 @@ class Progress:
         """Show an evaluation."""
         goal = "" if self.target is None else f" -> {self.target:.4f}"
         if not self.bar.disable:
-            self.bar.set_postfix_str(f" loss {val_loss:.4f}{goal}, {human(flops, 'FLOP')}")
+            self.bar.set_postfix_str(f"loss {val_loss:.4f}{goal}, {human(flops, 'FLOP')}")
             return
         if not self.shown:
             return
