@@ -40,12 +40,16 @@ def task_loss(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
 
 @dataclass(kw_only=True)
 class Phase:
-    """A stretch of training that the runner carries out. The work per step must not change within a phase."""
+    """A stretch of training that the runner carries out. The work per step must not change within a phase.
+
+    An optimizer of the method's own, best made by `task.optimizer(model)`, brings what the phase starts with: its state,
+    and for each of its param groups a peak `lr`, and a `schedule` if the group is not to follow the phase's.
+    """
 
     model: nn.Module  # trained in place; requires_grad says what is frozen
     steps: int | float | None = None  # a number of steps, a share of the budget, or None: the rest of the budget
     loss: LossFn = task_loss
-    optimizer: Optimizer | None = None  # None: task.optimizer(model); its param groups' lr are peaks, its state is kept
+    optimizer: Optimizer | None = None  # None: task.optimizer(model)
     schedule: Schedule | None = None  # None: the run's schedule goes on where it is (constant in unscored phases)
     scored: bool = True  # False: charged as operator, outside the budget, and cannot reach the target
     name: str = "train"

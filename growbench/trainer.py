@@ -131,7 +131,7 @@ class Trainer:
         for step in range(steps):
             share = self._share(phase, step, steps)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * share
+                group["lr"] = peak * (group["schedule"](step, steps) if "schedule" in group else share)
             loss = step_loss(step)
             loss.backward()
             clip_grad_norm_(parameters, self.training.clip)

@@ -177,6 +177,29 @@ def test_a_handed_over_optimizer_keeps_its_state_and_its_groups_peaks(train: Tra
     assert moments == [(6, 12)]
 
 
+def test_new_weights_can_be_warmed_up_alone(train: Train) -> None:
+    """A param group with a schedule of its own: still while the others train on the run's schedule."""
+
+    def phases(task: Task) -> Phases:
+        model = task.build()
+        optimizer = task.optimizer(model)
+        new = list(model.transformer.h[1].parameters())
+        for group in optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if all(p is not q for q in new)]
+        optimizer.add_param_group({"params": new, "schedule": lambda step, steps: 0.0 if step < 6 else 1.0})
+        before = [p.clone() for p in new]
+        yield Phase(model=model, steps=6, optimizer=optimizer)
+        assert all(torch.equal(a, b) for a, b in zip(before, new, strict=True))
+
+    train(Planned(make=phases))
+
+
+def test_bf16_trains_close_to_float32(train: Train) -> None:
+    exact, rounded = (losses(train(get("scratch").method, training={"precision": p})[1]) for p in ("float32", "bf16"))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=5e-3)
+
+
 def test_frozen_parameters_do_not_move_by_a_bit(train: Train) -> None:
     def phases(task: Task) -> Phases:
         model = task.build()
