@@ -292,6 +292,17 @@ def test_named_tokenizer_from_a_folder(corpus: str, tmp_path: Path) -> None:
         named(str(tmp_path / "missing"), masked=True)
 
 
+def test_a_changed_tokenizer_in_the_same_folder_is_noticed(corpus: str, tmp_path: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    sizes = []
+    for size in (200, 300):
+        tokenizer, _ = train("wordpiece", size, True, make_documents())
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, sep_token="[SEP]").save_pretrained(tmp_path)
+        sizes.append(bytes_data(corpus, vocabulary=0, tokenizer=str(tmp_path)).vocabulary)
+    assert sizes == [200, 300]
+
+
 def test_too_small_a_vocabulary(corpus: str) -> None:
     assert (
         message(config(corpus, vocabulary=100), "causal", "bytes", 4) == "vocabulary = 100: a bytes tokenizer needs at least 258"

@@ -162,8 +162,7 @@ class Hub:
 
     def fingerprint(self) -> str:
         if Path(self.name).is_dir():
-            files = ((str(path.relative_to(self.name)), path) for path in sorted(Path(self.name).rglob("*")) if path.is_file())
-            return _digest(f"{self.configuration} {self.text_column}", files)
+            return folder_digest(Path(self.name), f"{self.configuration} {self.text_column}")
         return f"{self._commit()}:{self.configuration or 'default'}:{self.text_column}"
 
     def documents(self) -> Iterator[str]:
@@ -182,6 +181,11 @@ class Hub:
 
     def _label(self) -> str:
         return f"corpus = 'hub:{self.name}{f':{self.configuration}' if self.configuration else ''}'"
+
+
+def folder_digest(folder: Path, options: str = "") -> str:
+    """sha256 over the names and the content of all files below a folder."""
+    return _digest(options, ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -48,7 +48,9 @@ def prepare(config: DataConfig, objective: Objective, kind: Kind) -> Tokens:
     if config.vocabulary and config.vocabulary < smallest:
         raise UsageError(f"vocabulary = {config.vocabulary}: a {kind} tokenizer needs at least {smallest}")
     fingerprint = corpora.fingerprint(config)
-    settings = [FORMAT, fingerprint, objective, config.tokenizer or [kind, config.vocabulary]]
+    named = Path(config.tokenizer)
+    tokenizer = corpora.folder_digest(named) if config.tokenizer and named.is_dir() else config.tokenizer
+    settings = [FORMAT, fingerprint, objective, tokenizer or [kind, config.vocabulary]]
     folder = cache_folder() / hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     try:
         if not folder.exists():
