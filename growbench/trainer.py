@@ -158,6 +158,8 @@ class Trainer:
                 if self.reached:
                     break
                 watch.mark()
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak  # so that the next phase can go on with this optimizer
         last = probe(step)
         if last != flops_per_step:
             raise TrainingFailed(

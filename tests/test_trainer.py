@@ -156,6 +156,16 @@ def test_the_runs_schedule_goes_on_across_phases_but_not_through_unscored_ones(t
     assert [row["scored"] for row in curve if row["phase"] == "aside"] == [False] * 5
 
 
+def test_two_phases_with_one_optimizer_are_one_phase_bit_by_bit(train: Train) -> None:
+    def phases(task: Task) -> Phases:
+        trained = yield Phase(model=task.build(), steps=5)
+        yield Phase(model=trained.model, optimizer=trained.optimizer)
+
+    parted, whole = train(Planned(make=phases))[1], train(get("scratch").method)[1]
+    assert losses(parted[:6] + parted[7:]) == losses(whole)
+    assert [row["lr"] for row in parted[:6] + parted[7:]] == [row["lr"] for row in whole]
+
+
 def test_a_handed_over_optimizer_keeps_its_state_and_its_groups_peaks(train: Train) -> None:
     """An optimizer state to start with, and a learning rate of its own for some parameters."""
     moments = []
