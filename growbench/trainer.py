@@ -15,7 +15,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from growbench import schedule
-from growbench.config import Training
+from growbench.architectures import Architecture
+from growbench.config import ModelConfig, Training
 from growbench.cost import Costs, Stopwatch
 from growbench.data import TextData
 from growbench.method import Method, Phase, Task, Trained, task_loss
@@ -242,6 +243,6 @@ def _parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: p.shape for name, p in model.named_parameters()}
 
 
-def _shapes(architecture: Any, sizes: Any) -> dict[str, torch.Size]:
+def _shapes(architecture: Architecture, sizes: ModelConfig) -> dict[str, torch.Size]:
     with torch.device("meta"):
         return _parameter_shapes(architecture.build(sizes))

@@ -173,6 +173,19 @@ def test_extend_is_the_projection_by_identity_over_matrix() -> None:
     torch.testing.assert_close(extended["w"].value, projected["w"].value)
 
 
+@each_cell
+def test_selection_is_a_projection_by_one_hot_rows(name: str, tied: bool) -> None:
+    """FPI as two matrices: one-hot rows to produce, the same divided by the copies to consume."""
+    index = torch.cat([torch.arange(16), torch.randint(16, (7,), generator=torch.Generator().manual_seed(4))])
+    one_hot = torch.eye(16, dtype=torch.float64)[index]
+    as_matrices = Project(one_hot, one_hot / one_hot.sum(0)[index][:, None])
+    weights = architectures.get(name).read(random_model(name, replace(SMALL, tied=tied)))
+    axes = (Axis.WIDTH, Axis.HEADS, Axis.HEAD_TRANSFORM)
+    selected, projected = (widen(weights, {axis: axis_map for axis in axes}) for axis_map in (Select(index), as_matrices))
+    for key, weight in selected.items():
+        torch.testing.assert_close(projected[key].value, weight.value)
+
+
 def test_a_map_for_axis_and_role_goes_before_that_of_the_axis() -> None:
     weights = {role: Weight(torch.ones(1, 2), (Axis.LAYER, Axis.HEADS), role) for role in ("query", "key")}
     maps: Maps = {Axis.HEADS: Project(torch.ones(3, 2)), (Axis.HEADS, "query"): Project(torch.zeros(3, 2))}
