@@ -93,16 +93,28 @@ def is_scratch(run: Run) -> bool:
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """The runs that share scratch's experiment (the most common one, should scratch have several), and the others."""
+    """The runs that share scratch's experiment (the most common one, should scratch have several), and the others.
+
+    Of one method, only those with the hyperparameters and the origin of its first seed: two variants have no common mean.
+    """
     scratch = [run for run in runs if is_scratch(run)]
     base = [run for run in scratch if is_finished(run)] or scratch or runs
     identity = Counter(_identity(run) for run in base).most_common(1)[0][0]
-    kept = sorted((run for run in runs if _identity(run) == identity), key=lambda run: (run.record["method"], run.record["seed"]))
-    return kept, [run for run in runs if _identity(run) != identity]
+    ordered = sorted(runs, key=lambda run: (run.record["method"], run.record["seed"]))
+    shared = [run for run in ordered if _identity(run) == identity]
+    first: dict[str, str] = {}
+    for run in shared:
+        first.setdefault(run.record["method"], _variant(run))
+    kept = [run for run in shared if _variant(run) == first[run.record["method"]]]
+    return kept, [run for run in runs if run not in kept]
 
 
 def _identity(run: Run) -> str:
     return json.dumps(run.record["config"]["experiment"], sort_keys=True)
+
+
+def _variant(run: Run) -> str:
+    return json.dumps([run.record["config"]["method"], run.record.get("origin")], sort_keys=True)
 
 
 def target_of(runs: Iterable[Run]) -> float:
@@ -249,7 +261,10 @@ def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | Non
     """What a reader must know before believing the table, one sentence each."""
     found = []
     if left_out:
-        found.append(f"Left out, since their experiment differs from that of scratch: {_names(left_out)}.")
+        found.append(
+            "Left out, since their experiment differs from that of scratch, or their hyperparameters from those of the "
+            f"method's first seed: {_names(left_out)}."
+        )
     if target_loss is not None:
         found.append(
             f"The target {target_loss:g} was given by hand, so savings are measured against what scratch paid to reach it, "
@@ -267,10 +282,6 @@ def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | Non
         found.append(f"Ran on other hardware than scratch, hence no saving in seconds: {_names(foreign)}.")
     if len({hardware(run) for run in scratch.values()}) > 1:
         found.append("Scratch ran on different hardware in different seeds: its mean seconds mix machines.")
-    for method in sorted({run.record["method"] for run in runs}):
-        settings = {json.dumps(run.record["config"]["method"], sort_keys=True) for run in runs if run.record["method"] == method}
-        if len(settings) > 1:
-            found.append(f"The seeds of {method} ran with different hyperparameters.")
     if len({run.record["seed"] for run in runs}) == 1:
         found.append("One seed: no interval can be given, and small differences mean nothing. A claim takes three seeds or more.")
     return found

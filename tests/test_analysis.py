@@ -194,11 +194,15 @@ def test_other_hardware_has_no_saving_in_seconds() -> None:
     assert any("other hardware" in note for note in comparison.notes)
 
 
-def test_seeds_with_different_hyperparameters_are_noted() -> None:
+def test_seeds_with_other_hyperparameters_than_the_first_are_left_out_and_named() -> None:
     experiment = scratch().record["config"]["experiment"]
     configs = [{"experiment": experiment, "method": {"steps": steps}} for steps in (10, 20)]
-    runs = [run("ligo", curve((0, 4.0), (50, 2.0)), seed, config=config) for seed, config in enumerate(configs)]
-    assert any("different hyperparameters" in note for note in compare([scratch(0), scratch(1), *runs]).notes)
+    ends = (50, 80)
+    runs = [run("ligo", curve((0, 6.0), (ends[seed], 2.0)), seed, config=config) for seed, config in enumerate(configs)]
+    comparison = compare([scratch(0), scratch(1), *runs])
+    assert comparison.left_out == [runs[1]]
+    assert row(comparison, "ligo")["seeds"] == 1 and row(comparison, "ligo")["flops_saving_reuse"] == 0.5
+    assert any("hyperparameters" in note and "ligo-seed1" in note for note in comparison.notes)
 
 
 @settings(max_examples=30)
