@@ -55,7 +55,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     flops_per_step, _ = count(lambda: task_loss(fresh(), batch).backward())
     bare = BareLoop(experiment, data, device, fresh())
     bare.train(3)
-    steps = max(5, round(SECONDS / (_seconds(bare.train, 3, device) / 3)))
+    steps = max(5, round(3 * SECONDS / _seconds(bare.train, 3, device)))
     loops: dict[str, Callable[[int], float]] = {
         "bare loop": lambda n: _seconds(BareLoop(experiment, data, device, fresh()).train, n, device),
         "growbench": lambda n: growbench_seconds(experiment, data, device, n),

@@ -40,8 +40,8 @@ class Progress:
             total=steps, desc=label, disable=None if shown else True, leave=False, bar_format=form, dynamic_ncols=True
         )
 
-    def extend(self, phase: str, steps: int, total: int) -> None:
-        """A phase of `steps` steps begins; the run is now expected to have `total` in all."""
+    def extend(self, phase: str, total: int) -> None:
+        """A phase begins; the run is now expected to have `total` steps in all."""
         self.phase, self.steps = phase, total
         self.bar.total = total
         self.bar.set_description_str(f"{self.label} · {phase}")

@@ -123,7 +123,7 @@ class Trainer:
 
         flops_per_step = probe(0)
         left = self.task.budget - self.scored_steps
-        self.progress.extend(phase.name, steps, self.progress.done + (left if phase.scored else left + steps))
+        self.progress.extend(phase.name, self.progress.done + (left if phase.scored else left + steps))
         row = {"phase": phase.name, "scored": phase.scored and full_size}
         self._evaluate(model, row | {"train_loss": None, "lr": peaks[0] * self._share(phase, 0, steps)}, counted=True)
         losses = torch.zeros(self.every, device=self.device)

@@ -34,7 +34,6 @@ OPERATORS: dict[Axis | tuple[Axis, str], str] = {
     Axis.FFN: "ffn",
     Axis.HEAD_TRANSFORM: "head",
 }
-PER_LAYER = ("query", "key", "value", "ffn")
 
 
 class Operator(nn.Module):
