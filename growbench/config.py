@@ -25,31 +25,41 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of one transformer. `vocabulary` and `positions` come from the data, not from the file."""
+    """The sizes of one transformer. The last three come from the data, not from the [source] and [target] of the file."""
 
     layers: int
     width: int
     heads: int
     ffn: int = 0  # 0: four times the width
+    kv_heads: int = 0  # 0: as many as heads; grouped-query attention has fewer
+    class_layers: int = 0  # layers of class attention, which do not grow; 0: the architecture's own
     dropout: float = 0.0  # of embeddings, attention and residual branches
+    drop_path: float = 0.0  # share of residual branches dropped (stochastic depth)
     tied: bool = True  # output embedding shared with the input embedding
-    vocabulary: int = 0
-    positions: int = 0
+    vocabulary: int = 0  # tokens, or classes of images
+    positions: int = 0  # tokens of a sequence, or patches of an image
+    patch: int = 0  # pixels a side of an image patch
 
     def __post_init__(self) -> None:
         for key in ("layers", "width", "heads"):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1")
-        if self.ffn < 0:
-            raise UsageError(f"ffn = {self.ffn}: must be at least 1, or 0 for four times the width")
+        for key in ("ffn", "kv_heads", "class_layers"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1, or 0 for the default")
         if self.width % self.heads:
             raise UsageError(
                 f"width = {self.width} is not divisible by heads = {self.heads}: every head has width / heads dimensions"
             )
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout = {self.dropout}: must be at least 0 and below 1")
+        for key in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0 and below 1")
         if not self.ffn:
             object.__setattr__(self, "ffn", 4 * self.width)
+        if not self.kv_heads:
+            object.__setattr__(self, "kv_heads", self.heads)
+        if self.heads % self.kv_heads:
+            raise UsageError(f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}: heads share them in equal groups")
 
     @property
     def head_size(self) -> int:
@@ -87,8 +97,8 @@ class Training:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """What the models are trained on."""
+class TextConfig:
+    """Text to train on."""
 
     corpus: str  # wikipedia-sample, files:GLOB or hub:NAME[:CONFIG]
     sequence_length: int
@@ -105,12 +115,64 @@ class DataConfig:
             raise UsageError(f"vocabulary = {self.vocabulary}: must be a number of tokens")
         if self.sequence_length < 4:
             raise UsageError(f"sequence_length = {self.sequence_length}: must be at least 4")
-        if self.evaluation_batches < 1:
-            raise UsageError(f"evaluation_batches = {self.evaluation_batches}: must be at least 1")
         if not 0 < self.mask_share < 1:
             raise UsageError(f"mask_share = {self.mask_share}: must be above 0 and below 1")
-        if not self.corpus.startswith(("files:", "hub:")) and self.corpus != "wikipedia-sample":
-            raise UsageError(f"corpus = {self.corpus!r}: allowed are wikipedia-sample, files:GLOB and hub:NAME[:CONFIG]")
+        _check_source(self, "wikipedia-sample")
+
+    def shape(self) -> dict[str, int]:
+        """What follows for the model's sizes."""
+        return {"positions": self.sequence_length}
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Images to classify, and their augmentation: each key as in the recipe of DeiT, but off unless asked for."""
+
+    corpus: str  # mnist-sample, files:GLOB (a folder a class, or parquet) or hub:NAME[:CONFIG]
+    image_size: int  # pixels a side
+    patch: int  # pixels a side of a patch: one token
+    classes: int
+    image_column: str = "image"  # of parquet and hub datasets
+    label_column: str = "label"
+    evaluation_batches: int = 4  # fixed batches, the same for every method
+    flip: float = 0.0  # probability of mirroring left and right
+    crop: float = 1.0  # smallest share of the image that a random crop keeps; 1: no random crop
+    auto_augment: str = ""  # timm's name of a policy, as rand-m9-mstd0.5-inc1
+    erase: float = 0.0  # probability of erasing a random rectangle
+    mixup: float = 0.0  # alpha
+    cutmix: float = 0.0  # alpha
+    smoothing: float = 0.0  # of the labels
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.image_size < self.patch or self.image_size % self.patch:
+            raise UsageError(f"image_size = {self.image_size}: must be a multiple of patch = {self.patch}, which is at least 1")
+        if self.classes < 2:
+            raise UsageError(f"classes = {self.classes}: must be at least 2")
+        for key in ("flip", "erase"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0 and at most 1")
+        if not 0 < self.crop <= 1:
+            raise UsageError(f"crop = {self.crop}: must be above 0 and at most 1")
+        for key in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0")
+        if not 0 <= self.smoothing < 1:
+            raise UsageError(f"smoothing = {self.smoothing}: must be at least 0 and below 1")
+        _check_source(self, "mnist-sample")
+
+    def shape(self) -> dict[str, int]:
+        """What follows for the model's sizes."""
+        return {"positions": (self.image_size // self.patch) ** 2, "patch": self.patch}
+
+
+DataConfig = TextConfig | ImageConfig
+
+
+def _check_source(data: DataConfig, sample: str) -> None:
+    if data.evaluation_batches < 1:
+        raise UsageError(f"evaluation_batches = {data.evaluation_batches}: must be at least 1")
+    if not data.corpus.startswith(("files:", "hub:")) and data.corpus != sample:
+        raise UsageError(f"corpus = {data.corpus!r}: allowed are {sample}, files:GLOB and hub:NAME[:CONFIG]")
 
 
 @dataclass(frozen=True)
@@ -137,15 +199,19 @@ class Experiment:
     published: Mapping[str, Published] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("layers", "width", "heads", "ffn"):
+        for key in ("layers", "width", "heads", "ffn", "kv_heads"):
             source, target = getattr(self.source, key), getattr(self.target, key)
             if source > target:
                 raise UsageError(f"source.{key} = {source} is larger than target.{key} = {target}: a source can only grow")
+        for key in ("class_layers", "tied"):
+            source, target = getattr(self.source, key), getattr(self.target, key)
+            if source != target:
+                raise UsageError(f"source.{key} = {source} differs from target.{key} = {target}: it does not grow")
 
     def sizes(self, which: Literal["source", "target"], vocabulary: int) -> ModelConfig:
         """The source's or the target's sizes, complete with what follows from the data."""
         model = self.source if which == "source" else self.target
-        return dataclasses.replace(model, vocabulary=vocabulary, positions=self.data.sequence_length)
+        return dataclasses.replace(model, vocabulary=vocabulary, **self.data.shape())
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
@@ -201,16 +267,16 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
     source_training = {key: value for key, value in table["source"].items() if key in training_keys}
     source_model = {key: value for key, value in table["source"].items() if key not in training_keys}
     for section in ("source", "target"):
-        for key in ("vocabulary", "positions"):
+        for key in ("vocabulary", "positions", "patch"):
             if key in table[section]:
-                raise UsageError(f"{section}.{key}: unknown key; it follows from data.vocabulary and data.sequence_length")
+                raise UsageError(f"{section}.{key}: unknown key; it follows from [data]")
     return Experiment(
         name=name,
         title=_convert(table["title"], str, "title"),
         architecture=_convert(table["architecture"], str, "architecture"),
         source=parse(ModelConfig, source_model, "source", hidden_keys=training_keys),
         target=parse(ModelConfig, table["target"], "target"),
-        data=parse(DataConfig, table["data"], "data"),
+        data=parse(ImageConfig if "image_size" in table["data"] else TextConfig, table["data"], "data"),
         train=parse(Training, table["train"], "train"),
         source_train=parse(Training, {**table["train"], **source_training}, "source"),
         methods=methods,

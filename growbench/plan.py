@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from growbench import architectures
-from growbench.config import DataConfig, Experiment, UsageError
+from growbench.config import TextConfig, Experiment, UsageError
 from growbench.cost import Costs, count, fvcore_forward, paper_step
 from growbench.data import Batch, scored_per_row
 from growbench.data.tokenizer import named
@@ -40,12 +40,12 @@ class PlannedPhase:
         return self.steps * sum(self.flops_per_step.values()) + self.growth_flops
 
 
-def vocabulary_size(data: DataConfig) -> int:
+def vocabulary_size(data: TextConfig) -> int:
     """The model's vocabulary: what the experiment asks for, or the named tokenizer's. Raises UsageError if that is not there."""
     return data.vocabulary or named(data.tokenizer, masked=False)[1].size
 
 
-def shape_batch(data: DataConfig, objective: str, batch: int, vocabulary: int, device: torch.device) -> Batch:
+def shape_batch(data: TextConfig, objective: str, batch: int, vocabulary: int, device: torch.device) -> Batch:
     """A batch of random tokens with the shapes of the experiment's batches."""
     length = data.sequence_length
     inputs = torch.randint(vocabulary, (batch, length), device=device)

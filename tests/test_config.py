@@ -54,7 +54,7 @@ BAD_VALUES = [
     ("target.dropout=1", "target: dropout = 1.0: must be at least 0 and below 1"),
     ("target.tied=maybe", "target.tied = 'maybe': must be true or false"),
     ("target.tied=1", "target.tied = 1: must be true or false"),
-    ("target.vocabulary=99", "target.vocabulary: unknown key; it follows from data.vocabulary and data.sequence_length"),
+    ("target.vocabulary=99", "target.vocabulary: unknown key; it follows from [data]"),
     ("source.layers=3", "source.layers = 3 is larger than target.layers = 2: a source can only grow"),
     ("source.ffn=999", "source.ffn = 999 is larger than target.ffn = 128: a source can only grow"),
     ("data.tokenizer=gpt2", "data: give either vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name)"),
@@ -118,7 +118,7 @@ def test_an_unknown_key_gets_a_suggestion_and_the_list(miniature: Path, override
 FIELDS = {
     "source": {*config.ModelConfig.__dataclass_fields__, *config.Training.__dataclass_fields__},
     "target": {*config.ModelConfig.__dataclass_fields__},
-    "data": {*config.DataConfig.__dataclass_fields__},
+    "data": {*config.TextConfig.__dataclass_fields__},
     "train": {*config.Training.__dataclass_fields__},
 }
 
@@ -162,7 +162,7 @@ def test_set_overrides_the_file(miniature: Path) -> None:
     """TOML values, bare words, lists and bools reach the field they name; the last one wins."""
     experiment = load(
         str(miniature),
-        ["train.steps=3", "train.steps=7", "train.schedule=cosine", "train.betas=[0.8, 0.95]", "target.tied=false", "train.lr=1"],
+        ["train.steps=3", "train.steps=7", "train.schedule=cosine", "train.betas=[0.8, 0.95]", "source.tied=false", "target.tied=false", "train.lr=1"],
     )
     assert (experiment.train.steps, experiment.train.schedule, experiment.train.betas) == (7, "cosine", (0.8, 0.95))
     assert experiment.target.tied is False

@@ -114,11 +114,11 @@ def test_golden_values_of_bert_base_and_ligos_operator() -> None:
 
 def test_ligos_own_operator_reports_the_golden_value() -> None:
     """100 fused steps from the method itself, on the meta device: 3.6129748512768e15."""
-    from growbench.config import DataConfig, Experiment, Training
+    from growbench.config import TextConfig, Experiment, Training
     from growbench.plan import plan
     from growbench.registry import get
 
-    data = DataConfig(corpus="wikipedia-sample", sequence_length=128, vocabulary=30522)
+    data = TextConfig(corpus="wikipedia-sample", sequence_length=128, vocabulary=30522)
     training = Training(batch=256, steps=400_000, lr=2e-4)
     experiment = Experiment("x", "x", "bert", bert(6, 512), bert(12, 768), data, training, training)
     operator, train = plan(experiment, get("ligo"), 30522)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from growbench.config import DataConfig, UsageError
+from growbench.config import TextConfig, UsageError
 from growbench.data import Batch, TextData, load
 from growbench.data import tokens as token_cache
 from growbench.data.documents import documents
@@ -81,9 +81,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def config(corpus: str, **changes: Any) -> DataConfig:
+def config(corpus: str, **changes: Any) -> TextConfig:
     values: dict[str, Any] = {"corpus": corpus, "sequence_length": 16, "vocabulary": 400, "evaluation_batches": 2}
-    return DataConfig(**{**values, **changes})
+    return TextConfig(**{**values, **changes})
 
 
 def bytes_data(corpus: str, batch: int = 4, **changes: Any) -> TextData:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from growbench import architectures, registry
-from growbench.config import DataConfig, Experiment, ModelConfig, Training, UsageError
+from growbench.config import TextConfig, Experiment, ModelConfig, Training, UsageError
 from growbench.cost import Costs
 from growbench.data import load
 from growbench.method import Method, Phase, Task
@@ -34,7 +34,7 @@ def method_of(name: str) -> Method:
 
 
 def experiment_of(architecture: str, tied: bool = True, source: ModelConfig = SMALL, target: ModelConfig = LARGE) -> Experiment:
-    data = DataConfig(corpus="wikipedia-sample", sequence_length=16, vocabulary=300, evaluation_batches=1)
+    data = TextConfig(corpus="wikipedia-sample", sequence_length=16, vocabulary=300, evaluation_batches=1)
     training = Training(batch=4, steps=9, lr=1e-3, warmup=2)
     models = (replace(source, tied=tied), replace(target, tied=tied))
     return Experiment("mini", "mini", architecture, *models, data, training, training)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from growbench import architectures, schedule
-from growbench.config import DataConfig, Experiment, ModelConfig, Training
+from growbench.config import TextConfig, Experiment, ModelConfig, Training
 from growbench.cost import Costs
 from growbench.data import Batch, TextData, load
 from growbench.method import Method, Phase, Phases, Task, constant, task_loss
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def experiment(corpus: Any) -> Experiment:
-    data = DataConfig(corpus=f"files:{corpus}", sequence_length=16, vocabulary=300, evaluation_batches=1)
+    data = TextConfig(corpus=f"files:{corpus}", sequence_length=16, vocabulary=300, evaluation_batches=1)
     training = Training(batch=4, steps=12, lr=1e-3, warmup=2)
     source = ModelConfig(layers=1, width=16, heads=2, dropout=0.1)
     return Experiment(

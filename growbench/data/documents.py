@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from growbench.config import DataConfig, UsageError
+from growbench.config import TextConfig, UsageError
 
 SAMPLE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"  # 101 English articles, CC BY-SA 3.0
 SAMPLE_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
@@ -26,17 +26,17 @@ class Corpus(Protocol):
     def documents(self) -> Iterator[str]: ...
 
 
-def documents(config: DataConfig) -> Iterator[str]:
+def documents(config: TextConfig) -> Iterator[str]:
     """The documents of the corpus in its own order, stripped, without blank ones. Raises UsageError if one cannot be read."""
     return (text for text in map(str.strip, _corpus(config).documents()) if text)
 
 
-def fingerprint(config: DataConfig) -> str:
+def fingerprint(config: TextConfig) -> str:
     """A sha256, or the commit of a dataset on the hub: it changes when the content does. Raises UsageError for no corpus."""
     return _corpus(config).fingerprint()
 
 
-def _corpus(config: DataConfig) -> Corpus:
+def _corpus(config: TextConfig) -> Corpus:
     kind, _, rest = config.corpus.partition(":")
     if kind == "files":
         return Files(rest, config.text_column)

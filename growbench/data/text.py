@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
-from growbench.config import DataConfig, UsageError
+from growbench.config import TextConfig, UsageError
 from growbench.data.tokenizer import Kind, Vocabulary
 from growbench.data.tokens import Objective, prepare
 
@@ -81,7 +81,7 @@ class TextData:
         return {key: getattr(self, key) for key in keys}
 
 
-def load(config: DataConfig, objective: Objective, tokenizer_kind: Kind, batch: int) -> TextData:
+def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: int) -> TextData:
     """The corpus of an experiment as batches of `batch` sequences, prepared on first use, then read from the cache.
 
     `tokenizer_kind` says which tokenizer to train where `config` names none. Raises UsageError if the corpus cannot be read, or

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from growbench.config import DataConfig, UsageError
+from growbench.config import TextConfig, UsageError
 from growbench.data import documents as corpora
 from growbench.data import tokenizer as tokenizers
 from growbench.data.tokenizer import Kind, Vocabulary
@@ -42,7 +42,7 @@ class Tokens:
     tokenizer_file: Path
 
 
-def prepare(config: DataConfig, objective: Objective, kind: Kind) -> Tokens:
+def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
     """The corpus as tokens, from the cache if it was tokenized before. Raises UsageError if it cannot be read or cached."""
     smallest = tokenizers.SMALLEST[kind]
     if config.vocabulary and config.vocabulary < smallest:
@@ -85,7 +85,7 @@ def _memory_map(path: Path, dtype: str) -> NDArray[np.unsignedinteger]:
     return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
-def _build(folder: Path, config: DataConfig, objective: Objective, kind: Kind) -> None:
+def _build(folder: Path, config: TextConfig, objective: Objective, kind: Kind) -> None:
     """Fill a temporary folder, then rename it: whoever looks sees all of it or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="preparing-", dir=folder.parent) as temporary:
@@ -99,7 +99,7 @@ def _build(folder: Path, config: DataConfig, objective: Objective, kind: Kind) -
                 raise
 
 
-def _tokenize(folder: Path, config: DataConfig, objective: Objective, kind: Kind) -> None:
+def _tokenize(folder: Path, config: TextConfig, objective: Objective, kind: Kind) -> None:
     from tqdm import tqdm
 
     stream = iter(tqdm(corpora.documents(config), desc=f"preparing {config.corpus}", unit=" documents", delay=2, disable=None))
