@@ -18,7 +18,7 @@ from growbench import architectures
 from growbench.benchmark import hardware
 from growbench.config import Experiment, UsageError
 from growbench.cost import Costs, count
-from growbench.data import Batch, TextData, load
+from growbench.data import Batch, Data, load
 from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.progress import Progress, human
 from growbench.trainer import Trainer, precision
@@ -37,7 +37,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
         import accelerate  # noqa: F401
     except ImportError as error:
         raise UsageError('transformers.Trainer needs accelerate: pip install "growbench[bench]"') from error
-    architecture = architectures.get(experiment.architecture)
+    architecture = architectures.of(experiment)
     training = experiment.train
     data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
     bf16 = precision(training, device) == "bf16"
@@ -71,7 +71,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
             per_step[name].append(loop(steps) / steps)
     peak = max(peaks)
     lines = [
-        f"{experiment.name}: target, batch {training.batch} x {experiment.data.sequence_length}, {hardware(device)['name']}, "
+        f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {hardware(device)['name']}, "
         f"{torch.get_num_threads()} threads, {precision(training, device)}; medians of {rounds} alternations of {steps} steps",
         f"matrix-product peak: {human(peak, 'FLOP/s')} (largest of {rounds})",
         f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
@@ -92,7 +92,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
 class BareLoop:
     """Forward, backward, clipping and optimizer on batches that lie ready: what a loop cannot do without."""
 
-    def __init__(self, experiment: Experiment, data: TextData, device: torch.device, model: nn.Module) -> None:
+    def __init__(self, experiment: Experiment, data: Data, device: torch.device, model: nn.Module) -> None:
         self.model = model.train()
         self.clip = experiment.train.clip
         self.optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model)
@@ -121,7 +121,7 @@ class Stretch(Method):
         yield Phase(model=task.build(), steps=self.steps)
 
 
-def growbench_seconds(experiment: Experiment, data: TextData, device: torch.device, steps: int) -> float:
+def growbench_seconds(experiment: Experiment, data: Data, device: torch.device, steps: int) -> float:
     """Charged seconds of `steps` steps of the runner's own loop, training from scratch."""
     torch.manual_seed(0)
     costs = Costs(device)
@@ -131,7 +131,7 @@ def growbench_seconds(experiment: Experiment, data: TextData, device: torch.devi
     return costs.seconds["train"]
 
 
-def trainer_seconds(experiment: Experiment, data: TextData, device: torch.device, model: nn.Module, steps: int) -> float:
+def trainer_seconds(experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int) -> float:
     """Seconds of `steps` steps of transformers.Trainer with its defaults, from train()'s first step to its last."""
     from transformers import Trainer as TransformersTrainer
     from transformers import TrainerCallback, TrainingArguments

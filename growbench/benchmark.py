@@ -20,7 +20,7 @@ from torch import nn
 from growbench import architectures, results
 from growbench.config import Experiment, UsageError
 from growbench.cost import Costs, peak_memory, reset_peak_memory
-from growbench.data import TextData, load
+from growbench.data import Data, load
 from growbench.method import Task
 from growbench.plan import Unplannable, plan
 from growbench.progress import Progress, human, say
@@ -44,7 +44,7 @@ class Benchmark:
         """Train what is not done yet: scratch first, whose final loss is the target. False if a method failed."""
         methods, seeds = list(methods), list(seeds)
         experiment, training = self.experiment, self.experiment.train
-        architecture = architectures.get(experiment.architecture)
+        architecture = architectures.of(experiment)
         data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation documents fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
@@ -74,9 +74,9 @@ class Benchmark:
         losses = [run.record["final_val_loss"] for run in runs if run and run.record["status"] == "finished"]
         return statistics.fmean(losses) if losses else None
 
-    def _source(self, data: TextData, seed: int) -> tuple[nn.Module, dict[str, Any]] | None:
+    def _source(self, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any]] | None:
         """The small model, trained once per configuration and seed, and its run's record; None if its training failed."""
-        architecture = architectures.get(self.experiment.architecture)
+        architecture = architectures.of(self.experiment)
         scratch = dataclasses.replace(get("scratch"), name=results.SOURCE)
         folder = self.folder / results.name(results.SOURCE, seed)
         weights = folder / "model.safetensors"
@@ -89,7 +89,7 @@ class Benchmark:
         assert run is not None
         return model.requires_grad_(False).eval(), run.record
 
-    def _done(self, found: Found, data: TextData, seed: int, target: float | None = None) -> bool:
+    def _done(self, found: Found, data: Data, seed: int, target: float | None = None) -> bool:
         """Whether this run is stored, finished, with the same configuration."""
         name = results.name(found.name, seed)
         stored = results.load(self.folder / name)
@@ -105,7 +105,7 @@ class Benchmark:
         self,
         found: Found,
         which: Literal["source", "target"],
-        data: TextData,
+        data: Data,
         seed: int,
         target: float | None = None,
         source: tuple[nn.Module, dict[str, Any]] | None = None,
@@ -142,7 +142,7 @@ class Benchmark:
             say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
         return status == "finished"
 
-    def _config(self, found: Found, data: TextData, target: float | None) -> dict[str, Any]:
+    def _config(self, found: Found, data: Data, target: float | None) -> dict[str, Any]:
         """What decides a run's outcome, as it reads back from JSON."""
         experiment = self.experiment.identity() | {"fingerprint": data.fingerprint}
         config: dict[str, Any] = {"experiment": experiment, "method": dataclasses.asdict(found.method)}  # type: ignore[call-overload]
@@ -153,7 +153,7 @@ class Benchmark:
     def _record(
         self,
         found: Found,
-        data: TextData,
+        data: Data,
         seed: int,
         target: float | None,
         trainer: Trainer,
@@ -172,6 +172,8 @@ class Benchmark:
             "published": dataclasses.asdict(published) if published else None,
             "cost": {"flops": dict(outcome.costs.flops), "seconds": dict(outcome.costs.seconds)},
             "final_val_loss": outcome.final_val_loss,
+            "final_val_accuracy": outcome.final_val_accuracy,
+            "keeps_source": found.method.keeps_source,
             "steps": outcome.steps,
             "tokens": outcome.tokens,
             "parameters": sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,

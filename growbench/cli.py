@@ -194,19 +194,19 @@ def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, device
 
     vocabulary = vocabulary_size(experiment.data)
     speed = throughput(experiment, vocabulary, device)
-    tokens = experiment.train.batch * experiment.data.sequence_length
+    tokens = experiment.train.batch * experiment.data.positions
     print(f"{experiment.name}: {experiment.title}; {seeds} seed{'s' if seeds > 1 else ''}, {tokens} tokens per step")
-    print(f"{'method':<16} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
+    print(f"{'method':<18} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
     plans = {found.name: plan(experiment, found, vocabulary) for found in methods}
     if any(found.method.uses_source for found in methods):
         plans = {"(source)": plan_source(experiment, vocabulary), **plans}
-    total = 0
+    total = 0.0
     for name, phases in plans.items():
         flops, steps = sum(phase.flops for phase in phases), sum(phase.steps for phase in phases)
         total += flops
         names = ", ".join(f"{phase.name} {phase.steps}" for phase in phases)
         print(
-            f"{name:<16} {steps:>8} {human(steps * tokens):>9} {human(flops / steps, 'FLOP'):>18} {human(flops, 'FLOP'):>12}"
+            f"{name:<18} {steps:>8} {human(steps * tokens):>9} {human(flops / steps, 'FLOP'):>18} {human(flops, 'FLOP'):>12}"
             f" {duration(flops / speed):>9}   {names}"
         )
     print(
@@ -223,14 +223,15 @@ def print_flops(options: argparse.Namespace) -> int:
     _quiet()
     methods = _methods(options.methods, experiment)
     vocabulary = vocabulary_size(experiment.data)
-    print(f"{experiment.name}: FLOPs per step; batch {experiment.train.batch} x {experiment.data.sequence_length}")
-    print(f"{'method':<14} {'phase':<18} {'steps':>8} {'standard':>22} {'ligo_paper':>22}   by account (standard)")
+    print(f"{experiment.name}: FLOPs per step; batch {experiment.train.batch} x {experiment.data.positions}")
+    print(f"{'method':<18} {'phase':<18} {'steps':>8} {'standard':>22} {'ligo_paper':>22}   by account (standard)")
     for found in methods:
         for phase in plan(experiment, found, vocabulary):
-            accounts = ", ".join(f"{account} {flops}" for account, flops in phase.flops_per_step.items())
+            accounts = ", ".join(f"{account} {flops:.0f}" for account, flops in phase.flops_per_step.items())
+            paper = "-" if phase.paper_flops_per_step is None else phase.paper_flops_per_step
             print(
-                f"{found.name:<14} {phase.name:<18} {phase.steps:>8} {sum(phase.flops_per_step.values()):>22}"
-                f" {phase.paper_flops_per_step:>22}   {accounts}; growth {phase.growth_flops}"
+                f"{found.name:<18} {phase.name:<18} {phase.steps:>8} {sum(phase.flops_per_step.values()):>22.0f}"
+                f" {paper:>22}   {accounts}; growth {phase.growth_flops}"
             )
     equal = True
     for which in ("source", "target"):

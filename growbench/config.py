@@ -32,7 +32,7 @@ class ModelConfig:
     heads: int
     ffn: int = 0  # 0: four times the width
     kv_heads: int = 0  # 0: as many as heads; grouped-query attention has fewer
-    class_layers: int = 0  # layers of class attention, which do not grow; 0: the architecture's own
+    class_layers: int = 2  # of class attention, on top of the layers that grow
     dropout: float = 0.0  # of embeddings, attention and residual branches
     drop_path: float = 0.0  # share of residual branches dropped (stochastic depth)
     tied: bool = True  # output embedding shared with the input embedding
@@ -41,10 +41,10 @@ class ModelConfig:
     patch: int = 0  # pixels a side of an image patch
 
     def __post_init__(self) -> None:
-        for key in ("layers", "width", "heads"):
+        for key in ("layers", "width", "heads", "class_layers"):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1")
-        for key in ("ffn", "kv_heads", "class_layers"):
+        for key in ("ffn", "kv_heads"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1, or 0 for the default")
         if self.width % self.heads:
@@ -56,14 +56,18 @@ class ModelConfig:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0 and below 1")
         if not self.ffn:
             object.__setattr__(self, "ffn", 4 * self.width)
-        if not self.kv_heads:
-            object.__setattr__(self, "kv_heads", self.heads)
-        if self.heads % self.kv_heads:
-            raise UsageError(f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}: heads share them in equal groups")
+        if self.heads % self.key_value_heads:
+            raise UsageError(
+                f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}: heads share them in equal groups"
+            )
 
     @property
     def head_size(self) -> int:
         return self.width // self.heads
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.kv_heads or self.heads
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,14 @@ class TextConfig:
             raise UsageError(f"mask_share = {self.mask_share}: must be above 0 and below 1")
         _check_source(self, "wikipedia-sample")
 
-    def shape(self) -> dict[str, int]:
-        """What follows for the model's sizes."""
-        return {"positions": self.sequence_length}
+    @property
+    def positions(self) -> int:
+        """Tokens of a sequence."""
+        return self.sequence_length
+
+    @property
+    def patch(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -160,9 +169,10 @@ class ImageConfig:
             raise UsageError(f"smoothing = {self.smoothing}: must be at least 0 and below 1")
         _check_source(self, "mnist-sample")
 
-    def shape(self) -> dict[str, int]:
-        """What follows for the model's sizes."""
-        return {"positions": (self.image_size // self.patch) ** 2, "patch": self.patch}
+    @property
+    def positions(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch) ** 2
 
 
 DataConfig = TextConfig | ImageConfig
@@ -199,7 +209,7 @@ class Experiment:
     published: Mapping[str, Published] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("layers", "width", "heads", "ffn", "kv_heads"):
+        for key in ("layers", "width", "heads", "ffn", "key_value_heads"):
             source, target = getattr(self.source, key), getattr(self.target, key)
             if source > target:
                 raise UsageError(f"source.{key} = {source} is larger than target.{key} = {target}: a source can only grow")
@@ -211,7 +221,7 @@ class Experiment:
     def sizes(self, which: Literal["source", "target"], vocabulary: int) -> ModelConfig:
         """The source's or the target's sizes, complete with what follows from the data."""
         model = self.source if which == "source" else self.target
-        return dataclasses.replace(model, vocabulary=vocabulary, **self.data.shape())
+        return dataclasses.replace(model, vocabulary=vocabulary, positions=self.data.positions, patch=self.data.patch)
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
@@ -276,12 +286,20 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
         architecture=_convert(table["architecture"], str, "architecture"),
         source=parse(ModelConfig, source_model, "source", hidden_keys=training_keys),
         target=parse(ModelConfig, table["target"], "target"),
-        data=parse(ImageConfig if "image_size" in table["data"] else TextConfig, table["data"], "data"),
+        data=parse(ImageConfig, table["data"], "data")
+        if "image_size" in table["data"]
+        else parse(TextConfig, table["data"], "data"),
         train=parse(Training, table["train"], "train"),
         source_train=parse(Training, {**table["train"], **source_training}, "source"),
         methods=methods,
         published={method: parse(Published, row, f"published.{method}") for method, row in published.items()},
     )
+
+
+def _data(values: dict[str, Any]) -> DataConfig:
+    if "image_size" in values:
+        return parse(ImageConfig, values, "data")
+    return parse(TextConfig, values, "data")
 
 
 def parse(cls: type[T], values: Mapping[str, Any], where: str, hidden_keys: Iterable[str] = ()) -> T:

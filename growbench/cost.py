@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from growbench.architectures import sizes_of
+from growbench.architectures import Architecture, sizes_of
 from growbench.config import ModelConfig
 from growbench.data import Batch
 from growbench.results import CHARGED, UNCHARGED
@@ -123,6 +123,7 @@ class Costs:
         self.device = device
         self.flops = {account: 0 for account in ("source", *CHARGED, *UNCHARGED)}
         self.seconds = {account: 0.0 for account in ("source", *CHARGED, *UNCHARGED)}
+        self.teacher_account = "teacher"
         self._counter: FlopCounterMode | None = None
         self._teacher_flops = 0
         self._teacher_watch = Stopwatch(device)
@@ -151,8 +152,12 @@ class Costs:
         return result
 
     @contextmanager
-    def teacher(self) -> Iterator[None]:
-        """A teacher's forward pass: no gradients, its FLOPs and seconds apart."""
+    def teacher(self, precomputed: bool = False) -> Iterator[None]:
+        """A teacher's forward pass: no gradients, its FLOPs and seconds apart.
+
+        `precomputed`: as if its outputs had been stored before; recorded as overhead, and not charged.
+        """
+        self.teacher_account = "overhead" if precomputed else "teacher"
         before = self._counter.get_total_flops() if self._counter else 0
         self._teacher_watch.mark()
         with torch.no_grad():
@@ -175,7 +180,9 @@ class Costs:
         self._counter = None
         self._teacher_watch.marks.clear()
         self.flops["overhead"] += flops
-        return {account: flops - self._teacher_flops} | ({"teacher": self._teacher_flops} if self._teacher_flops else {})
+        return {account: flops - self._teacher_flops} | (
+            {self.teacher_account: self._teacher_flops} if self._teacher_flops else {}
+        )
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -202,17 +209,21 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def ligo_paper_step(sizes: ModelConfig, batch: int, sequence: int) -> int:
+def ligo_paper_step(
+    sizes: ModelConfig, batch: int, sequence: int, trained_layers: int | None = None, trained_embeddings: bool = True
+) -> int:
     """FLOPs of a training step by the counter of LiGO's paper: ELECTRA's, with backward counted equal to forward.
 
-    The embedding is charged as a dense product and the head at 0.15625 of the positions.
-    Source: flop_computation.py of VITA-Group/LiGO.
+    The embedding is charged as a dense product and the head at 0.15625 of the positions. Layers and embeddings that are
+    frozen have no backward. Source: flop_computation.py of VITA-Group/LiGO.
     """
     h, i, heads, s, v = sizes.width, sizes.ffn, sizes.heads, sequence, sizes.vocabulary
     block = 8 * h * h + 4 * h * i + 4 * h * s + 10 * s * heads + 20 * h + 9 * i + 5
     embedding = 2 * h * v + 2 * h * (s + 2) + 2 * h + 5 * h + 4 * h
     output = 0.15625 * (2 * h * v + 2 * h * h + h + 8 * h + 5 * h + 7 * v)
-    return round(2 * batch * s * (embedding + sizes.layers * block + output))
+    forward = embedding + sizes.layers * block + output
+    backward = trained_embeddings * embedding + (sizes.layers if trained_layers is None else trained_layers) * block + output
+    return round(batch * s * (forward + backward))
 
 
 def ligo_paper_construction(small: ModelConfig, large: ModelConfig) -> int:
@@ -230,7 +241,11 @@ def ligo_paper_construction(small: ModelConfig, large: ModelConfig) -> int:
     return large.layers * (2 * attention + up + down + norms)
 
 
-def paper_step(model: nn.Module, batch: int, sequence: int) -> int:
+def paper_step(architecture: Architecture, model: nn.Module, batch: int, sequence: int) -> int:
     """A step of any phase's model in the paper's counter; a model that is no plain transformer brings its own count."""
     own = getattr(model, "paper_step_flops", None)
-    return own(batch, sequence) if own else ligo_paper_step(sizes_of(model), batch, sequence)
+    if own:
+        return int(own(batch, sequence))
+    trained = {(name.partition(".")[0], layer) for name, layer, p in architecture.parameters(model) if p.requires_grad}
+    layers = sum(group == "layers" for group, _ in trained)
+    return ligo_paper_step(sizes_of(model), batch, sequence, layers, ("embeddings", None) in trained)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -27,6 +28,11 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats of `labels` (N,) under `logits` (N, classes)."""
+    """Mean negative log-likelihood in nats of `labels` under `logits` (N, classes).
+
+    `labels` is (N,) int64, or (N, classes) of probabilities.
+    """
+    if labels.dim() == 2:
+        return functional.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels)
     loss: Tensor = _CrossEntropy.apply(logits, labels)
     return loss

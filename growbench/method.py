@@ -16,31 +16,33 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from growbench import architectures
+from growbench import architectures, schedule
 from growbench.architectures import Architecture
 from growbench.config import Experiment, ModelConfig, Training, UsageError
 from growbench.cost import Costs
 from growbench.data import Batch
 from growbench.loss import cross_entropy
+from growbench.maps import copying, interleave, stack, stack_and_top
 from growbench.schedule import Schedule, constant
-from growbench.weights import Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, widen
+from growbench.weights import Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, length, widen
 
 __all__ = [
     "Axis", "AxisMap", "Batch", "Extend", "Maps", "Method", "ModelConfig", "Phase", "Phases", "Project", "Schedule", "Select",
-    "Task", "Trained", "Weight", "Weights", "constant", "cross_entropy", "deepen", "task_loss", "widen",
+    "Task", "Trained", "Weight", "Weights", "constant", "copying", "cross_entropy", "deepen", "interleave", "length", "stack",
+    "stack_and_top", "task_loss", "widen",
 ]  # fmt: skip
 
 LossFn = Callable[[nn.Module, Batch, int], Tensor]  # (model, batch, step within the phase) -> scalar
 
 
 def task_loss(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
-    """The task's own loss: mean cross-entropy in nats over the batch's scored positions."""
+    """The task's own loss: mean cross-entropy in nats over the batch's scored positions, or its images."""
     return cross_entropy(model(batch.inputs, batch.positions), batch.labels)
 
 
 @dataclass(kw_only=True)
 class Phase:
-    """A stretch of training that the runner carries out. The work per step must not change within a phase.
+    """A stretch of training that the runner carries out. The work per step must not change within a phase, but by `kind`.
 
     An optimizer of the method's own, best made by `task.optimizer(model)`, brings what the phase starts with: its state,
     and for each of its param groups a peak `lr`, and a `schedule` if the group is not to follow the phase's.
@@ -53,6 +55,7 @@ class Phase:
     schedule: Schedule | None = None  # None: the run's schedule goes on where it is (constant in unscored phases)
     scored: bool = True  # False: charged as operator, outside the budget, and cannot reach the target
     name: str = "train"
+    kind: Callable[[int], int] | None = None  # where steps differ in their work: which kind of work a step of the phase is
 
     def length(self, budget: int, done: int) -> int:
         """Steps of this phase when `done` of the budget's scored steps lie behind. Raises UsageError if it has none."""
@@ -86,7 +89,8 @@ class Task:
     training: Training
     device: torch.device
     rng: torch.Generator  # on the CPU, seeded by the run's seed
-    teacher: Callable[[], AbstractContextManager[None]]  # with task.teacher(): no gradients, charged to `teacher`
+    teacher: Callable[..., AbstractContextManager[None]]  # with task.teacher(): no gradients, its costs apart
+    source_sizes: ModelConfig
     _source: nn.Module | None = field(default=None, repr=False)
 
     @classmethod
@@ -102,13 +106,14 @@ class Task:
         """The experiment's task: to train its target (from `source`), or its source."""
         training = experiment.train if which == "target" else experiment.source_train
         return cls(
-            architecture=architectures.get(experiment.architecture),
+            architecture=architectures.of(experiment),
             target=experiment.sizes(which, vocabulary),
             budget=training.steps,
             training=training,
             device=costs.device,
             rng=torch.Generator().manual_seed(seed),
             teacher=costs.teacher,
+            source_sizes=experiment.sizes("source", vocabulary),
             _source=source,
         )
 
@@ -120,9 +125,9 @@ class Task:
         return self._source
 
     @property
-    def source_sizes(self) -> ModelConfig:
-        """The small model's sizes."""
-        return architectures.sizes_of(self.source)
+    def schedule(self) -> Schedule:
+        """The run's own schedule, for a phase that is to go through all of it by itself."""
+        return schedule.of(self.training)
 
     def build(self, sizes: ModelConfig | None = None) -> nn.Module:
         """A freshly initialised model, of the target's sizes unless told otherwise."""
@@ -137,13 +142,27 @@ class Task:
         """A model holding these canonical weights. Raises ValueError if a parameter is missing or misshapen."""
         return self.architecture.write(weights, self.build(sizes))
 
+    def train_only(self, model: nn.Module, trained: Callable[[str, int | None], bool]) -> nn.Module:
+        """Freeze all weights but those that `trained`(canonical name, layer or None) says; returns the model.
+
+        Where everything below a layer is frozen, autograd does not go there. Layers of class attention belong to the head:
+        their layer is None.
+        """
+        for name, layer, parameter in self.architecture.parameters(model):
+            parameter.requires_grad_(trained(name, layer if name.startswith("layers.") else None))
+        return model
+
     def optimizer(self, model: nn.Module, lr: float | None = None, weight_decay: float | None = None) -> Optimizer:
-        """The task's AdamW over the trainable parameters; matrices and embeddings decay, norms and biases do not."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        """The task's AdamW over the trainable parameters; matrices and embeddings decay, norms and biases do not.
+
+        A model may say more: timm's image models exempt positions and class token by `no_weight_decay()`.
+        """
+        exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+        parameters = [(p, p.dim() > 1 and name not in exempt) for name, p in model.named_parameters() if p.requires_grad]
         decay = self.training.weight_decay if weight_decay is None else weight_decay
         groups = [
-            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": decay},
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p, decays in parameters if decays], "weight_decay": decay},
+            {"params": [p for p, decays in parameters if not decays], "weight_decay": 0.0},
         ]
         return AdamW(
             [group for group in groups if group["params"]],
@@ -160,6 +179,7 @@ class Method(ABC):
 
     paper: ClassVar[str]  # URL
     uses_source: ClassVar[bool] = True  # False: starts from nothing, and is charged no source
+    keeps_source: ClassVar[bool] = False  # True: the final model needs the source; the target is its submodule `column`
 
     @abstractmethod
     def phases(self, task: Task) -> Phases:

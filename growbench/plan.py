@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from growbench import architectures
-from growbench.config import TextConfig, Experiment, UsageError
-from growbench.cost import Costs, count, fvcore_forward, paper_step
+from growbench.architectures import Architecture
+from growbench.config import DataConfig, Experiment, ImageConfig, UsageError
+from growbench.cost import Costs, count, fvcore_forward, ligo_paper_step, paper_step
 from growbench.data import Batch, scored_per_row
 from growbench.data.tokenizer import named
-from growbench.method import Method, Task, Trained, task_loss
+from growbench.method import Method, Phase, Task, Trained, task_loss
 from growbench.registry import Found, get
+from growbench.results import CHARGED
 
 META = torch.device("meta")
 
@@ -31,22 +36,31 @@ class PlannedPhase:
     name: str
     steps: int
     scored: bool
-    flops_per_step: dict[str, int]  # by account
+    flops_per_step: dict[str, float]  # by account; the mean where steps differ in kind
     growth_flops: int  # of the growth before the phase
-    paper_flops_per_step: int
+    paper_flops_per_step: int | None  # None: the paper's counter does not know this kind of phase
 
     @property
-    def flops(self) -> int:
-        return self.steps * sum(self.flops_per_step.values()) + self.growth_flops
+    def flops(self) -> float:
+        """What is charged for the phase and the growth before it."""
+        return self.steps * sum(each for account, each in self.flops_per_step.items() if account in CHARGED) + self.growth_flops
 
 
-def vocabulary_size(data: TextConfig) -> int:
-    """The model's vocabulary: what the experiment asks for, or the named tokenizer's. Raises UsageError if that is not there."""
+def vocabulary_size(data: DataConfig) -> int:
+    """The model's vocabulary: what the experiment asks for, or the named tokenizer's; of images the number of classes.
+
+    Raises UsageError if the tokenizer is not there.
+    """
+    if isinstance(data, ImageConfig):
+        return data.classes
     return data.vocabulary or named(data.tokenizer, masked=False)[1].size
 
 
-def shape_batch(data: TextConfig, objective: str, batch: int, vocabulary: int, device: torch.device) -> Batch:
-    """A batch of random tokens with the shapes of the experiment's batches."""
+def shape_batch(data: DataConfig, objective: str, batch: int, vocabulary: int, device: torch.device) -> Batch:
+    """A batch of random tokens or images with the shapes of the experiment's batches."""
+    if isinstance(data, ImageConfig):
+        images = torch.randn(batch, 3, data.image_size, data.image_size, device=device)
+        return Batch(images, None, torch.randint(vocabulary, (batch,), device=device))
     length = data.sequence_length
     inputs = torch.randint(vocabulary, (batch, length), device=device)
     if objective == "causal":
@@ -71,7 +85,7 @@ def plan(experiment: Experiment, found: Found, vocabulary: int) -> list[PlannedP
 
 
 def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[PlannedPhase]:
-    architecture = architectures.get(experiment.architecture)
+    architecture = architectures.of(experiment)
     training = experiment.train
     batch = shape_batch(experiment.data, architecture.objective, training.batch, vocabulary, META)
     costs = Costs(META)
@@ -91,11 +105,36 @@ def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[Plann
         if phase.scored and done >= task.budget:
             return planned
         steps = phase.length(task.budget, done)
-        flops = costs.probe(lambda: phase.loss(model, batch, 0).backward(), "train" if phase.scored else "operator")  # noqa: B023
-        paper = paper_step(model, training.batch, experiment.data.sequence_length)
-        planned.append(PlannedPhase(phase.name, steps, phase.scored, flops, costs.flops["growth"] - before, paper))
+        account = "train" if phase.scored else "operator"
+        kinds = Counter(map(phase.kind or (lambda step: 0), range(steps)))
+        flops: Counter[str] = Counter()
+        for kind, times in kinds.items():
+            first = next(step for step in range(steps) if phase.kind is None or phase.kind(step) == kind)
+            for each, spent in costs.probe(lambda: phase.loss(model, batch, first).backward(), account).items():  # noqa: B023
+                flops[each] += times * spent
+        planned.append(
+            PlannedPhase(
+                phase.name,
+                steps,
+                phase.scored,
+                {each: spent / steps for each, spent in flops.items()},
+                costs.flops["growth"] - before,
+                _paper_flops(experiment, architecture, model, phase, flops, task),
+            )
+        )
         done += steps if phase.scored else 0
         trained = Trained(model, phase.optimizer or task.optimizer(model), steps, float("nan"))
+
+
+def _paper_flops(
+    experiment: Experiment, architecture: Architecture, model: nn.Module, phase: Phase, flops: Mapping[str, float], task: Task
+) -> int | None:
+    """A step by the counter of LiGO's paper, which charges a teacher's forward as half a step of the teacher."""
+    if isinstance(experiment.data, ImageConfig) or phase.kind is not None:
+        return None
+    length = experiment.data.sequence_length
+    teacher = ligo_paper_step(task.source_sizes, experiment.train.batch, length) // 2 if flops.get("teacher") else 0
+    return paper_step(architecture, model, experiment.train.batch, length) + teacher
 
 
 def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:
@@ -106,7 +145,7 @@ def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:
 
 def fvcore_check(experiment: Experiment, which: Literal["source", "target"], vocabulary: int) -> tuple[int, int]:
     """FLOPs of a forward pass of the "source" or "target" on one sequence: by our counter and by fvcore's, to be equal."""
-    architecture = architectures.get(experiment.architecture)
+    architecture = architectures.of(experiment)
     model = architecture.build(experiment.sizes(which, vocabulary)).eval()
     batch = shape_batch(experiment.data, architecture.objective, 1, vocabulary, torch.device("cpu"))
     with torch.no_grad():
@@ -116,7 +155,7 @@ def fvcore_check(experiment: Experiment, which: Literal["source", "target"], voc
 
 def throughput(experiment: Experiment, vocabulary: int, device: torch.device) -> float:
     """FLOPs per second of this device on one layer of the target: median of a few training steps of a fitting batch."""
-    architecture = architectures.get(experiment.architecture)
+    architecture = architectures.of(experiment)
     with device:
         model = architecture.build(replace(experiment.sizes("target", vocabulary), layers=1))
     one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,9 +19,10 @@ from growbench import schedule
 from growbench.architectures import Architecture
 from growbench.config import ModelConfig, Training
 from growbench.cost import Costs, Stopwatch
-from growbench.data import TextData
-from growbench.method import Method, Phase, Task, Trained, task_loss
-from growbench.progress import Progress
+from growbench.data import Data
+from growbench.evaluation import Evaluation
+from growbench.method import Method, Phase, Task, Trained
+from growbench.progress import Progress, say
 
 
 class TrainingFailed(Exception):
@@ -40,6 +42,7 @@ class Outcome:
     steps: int = 0
     tokens: int = 0
     final_val_loss: float | None = None
+    final_val_accuracy: float | None = None  # of images
     phases: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -53,7 +56,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        data: TextData,
+        data: Data,
         seed: int,
         costs: Costs,
         add: Callable[[dict[str, Any]], None],
@@ -68,7 +71,7 @@ class Trainer:
         self.schedule = schedule.of(task.training)
         self.every = max(1, task.budget // 100)  # evaluations are at most 1 % of the budget apart
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision(self.training, self.device) == "bf16")
-        self.validation = [batch.to(self.device) for batch in data.validation_batches()]
+        self.evaluation = Evaluation(data, task.architecture.objective == "classes", costs, self.autocast)
         self.target_shapes = _shapes(task.architecture, task.target)
         self.outcome = Outcome(costs)
         self.costs = costs
@@ -79,8 +82,11 @@ class Trainer:
         """Train every phase of `method`. Raises TrainingFailed; `self.outcome` then holds what came before."""
         started = time.perf_counter()
         phases = method.phases(self.task)
+        self.column = "column" if method.keeps_source else ""
         trained: Any = None
         try:
+            if method.uses_source:
+                self.evaluation.remember(self.task.source)
             while not self.reached:
                 before = self.costs.flops["growth"]
                 try:
@@ -90,7 +96,7 @@ class Trainer:
                 if phase.scored and self.scored_steps >= self.task.budget:
                     break
                 trained = self._train(phase, self.costs.flops["growth"] - before)
-            if self.outcome.model is None or _parameter_shapes(self.outcome.model) != self.target_shapes:
+            if self.outcome.model is None or not self._target_sized(self.outcome.model):
                 raise TrainingFailed(self.outcome.steps, "the last scored model does not have the target's sizes")
         finally:
             phases.close()
@@ -106,7 +112,7 @@ class Trainer:
         parameters = _trained_parameters(model, optimizer)
         steps = phase.length(self.task.budget, self.scored_steps)
         peaks = [group["lr"] for group in optimizer.param_groups]
-        full_size = _parameter_shapes(model) == self.target_shapes
+        full_size = self._target_sized(model)
         if phase.scored:
             outcome.model = model
         first_step = outcome.steps
@@ -121,10 +127,15 @@ class Trainer:
             optimizer.zero_grad()
             return flops
 
-        flops_per_step = probe(0)
+        kind = phase.kind or (lambda step: 0)
+        firsts = {kind(step): step for step in reversed(range(steps))}
+        flops_by_kind = {each: probe(step) for each, step in firsts.items()}
         left = self.task.budget - self.scored_steps
         self.progress.extend(phase.name, self.progress.done + (left if phase.scored else left + steps))
         row = {"phase": phase.name, "scored": phase.scored and full_size}
+        change = self.evaluation.change(model)
+        if change:
+            say(f"{self.progress.label:<18} growth: relative output change {change:.3g}")
         self._evaluate(model, row | {"train_loss": None, "lr": peaks[0] * self._share(phase, 0, steps)}, counted=True)
         losses = torch.zeros(self.every, device=self.device)
         watch, laps = Stopwatch(self.device), []
@@ -149,10 +160,9 @@ class Trainer:
                 block = watch.read()
                 laps += block
                 teacher = costs.teacher_seconds()
-                costs.seconds["teacher"] += teacher
+                costs.seconds[costs.teacher_account] += teacher
                 costs.seconds[account] += sum(block) - teacher
-                for each, flops in flops_per_step.items():
-                    costs.flops[each] += done * flops
+                _charge(costs.flops, flops_by_kind, map(kind, range(step + 1 - done, step + 1)))
                 recent = losses[:done].tolist()
                 self._refuse_not_finite(recent, outcome.steps - done + 1)
                 self._evaluate(model, row | {"train_loss": statistics.fmean(recent), "lr": peaks[0] * share})
@@ -161,12 +171,14 @@ class Trainer:
                 watch.mark()
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak  # so that the next phase can go on with this optimizer
-        last = probe(step)
-        if last != flops_per_step:
+        first, last = flops_by_kind[kind(step)], probe(step)
+        if last != first:
             raise TrainingFailed(
-                outcome.steps,
-                f"phase {phase.name!r}: the work per step changed from {flops_per_step} to {last} FLOPs; use two phases",
+                outcome.steps, f"phase {phase.name!r}: the work per step changed from {first} to {last} FLOPs; use two phases"
             )
+        self.evaluation.remember(model)
+        spent: Counter[str] = Counter()
+        _charge(spent, flops_by_kind, map(kind, range(len(laps))))
         outcome.phases.append(
             {
                 "name": phase.name,
@@ -174,7 +186,8 @@ class Trainer:
                 "target_sized": full_size,
                 "first_step": first_step,
                 "steps": len(laps),
-                "flops_per_step": flops_per_step,
+                "flops_per_step": {each: flops / len(laps) for each, flops in spent.items()},
+                "output_change": change,
                 "median_step_seconds": statistics.median(laps),
                 "growth_flops": growth_flops,
             }
@@ -188,31 +201,23 @@ class Trainer:
         return self.schedule(self.scored_steps, self.task.budget) if phase.scored else schedule.constant(step, steps)
 
     def _evaluate(self, model: nn.Module, row: dict[str, Any], counted: bool = False) -> None:
-        """Mean loss over the fixed validation batches, to the curve. Never charged; its FLOPs are counted once a phase."""
-        model.eval()
-
-        def mean_loss() -> Tensor:
-            with torch.no_grad(), self.autocast:
-                return torch.stack([task_loss(model, batch) for batch in self.validation]).mean()
-
-        if counted:
-            before = self.costs.flops["evaluation"]
-            val_loss = self.costs.charged("evaluation", mean_loss).item()
-            self.evaluation_flops = self.costs.flops["evaluation"] - before
-        else:
-            with self.costs.clocked("evaluation"):
-                val_loss = mean_loss().item()
-            self.costs.flops["evaluation"] += self.evaluation_flops
-        model.train()
+        """Evaluate, to the curve."""
+        val_loss, accuracy = self.evaluation.scores(model, counted)
         self._refuse_not_finite([val_loss], self.outcome.steps)
         self.outcome.final_val_loss = val_loss
+        self.outcome.final_val_accuracy = accuracy
         flops, seconds = self.costs.total("flops"), self.costs.total("seconds")
         self.add(
             {"step": self.outcome.steps, "phase": row["phase"], "tokens": self.outcome.tokens, "val_loss": val_loss}
             | {"train_loss": row["train_loss"], "lr": row["lr"], "flops": flops, "seconds": seconds, "scored": row["scored"]}
+            | ({} if accuracy is None else {"val_accuracy": accuracy})
         )
         self.progress.evaluated(val_loss, flops)
         self.reached = row["scored"] and val_loss <= self.stop_below
+
+    def _target_sized(self, model: nn.Module) -> bool:
+        """Whether a model, or its part that is the target where the method keeps the source, has the target's parameters."""
+        return _parameter_shapes(model.get_submodule(self.column)) == self.target_shapes
 
     def _refuse_not_finite(self, losses: list[float], first_step: int) -> None:
         for step, loss in enumerate(losses, first_step):
@@ -237,6 +242,13 @@ def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[nn.Param
             f"the optimizer must hold exactly the trainable parameters; it lacks {missing or 'none, and holds others'}"
         )
     return [p for _, p in trainable.values()]
+
+
+def _charge(flops: MutableMapping[str, int], by_kind: dict[int, dict[str, int]], kinds: Iterable[int]) -> None:
+    """Add the FLOPs of steps of these kinds of work to `flops`, by account."""
+    for kind, steps in Counter(kinds).items():
+        for account, each in by_kind[kind].items():
+            flops[account] += steps * each
 
 
 def _parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:

@@ -18,18 +18,38 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from growbench.config import ModelConfig
+
 
 class Axis(Enum):
-    """What a dimension of a weight ranges over. The first five grow; the others keep their size."""
+    """What a dimension of a weight ranges over. Those down to HEAD_TRANSFORM grow; the others keep their size."""
 
     LAYER = "layer"
     WIDTH = "width"  # the residual stream: one for the whole network
     HEADS = "heads"  # heads x head size
+    KV_HEADS = "kv_heads"  # key-value heads x head size; consumed by the attention itself
+    HEAD_COUNT = "head_count"  # heads as such, where attention mixes them (talking heads)
     FFN = "ffn"
     HEAD_TRANSFORM = "head_transform"  # between a masked model's head transform and its untied decoder
-    VOCAB = "vocab"
+    CLASS_LAYER = "class_layer"  # layers of class attention
+    VOCAB = "vocab"  # tokens, or classes
     POSITION = "position"
     TYPE = "type"
+    PATCH = "patch"  # colours, rows and columns of an image patch
+    SINGLE = "single"  # of length one
+
+
+def length(axis: Axis, sizes: ModelConfig) -> int:
+    """The length of a growing axis in a model of these sizes."""
+    return {
+        Axis.LAYER: sizes.layers,
+        Axis.WIDTH: sizes.width,
+        Axis.HEADS: sizes.width,
+        Axis.KV_HEADS: sizes.key_value_heads * sizes.head_size,
+        Axis.HEAD_COUNT: sizes.heads,
+        Axis.FFN: sizes.ffn,
+        Axis.HEAD_TRANSFORM: sizes.width,
+    }[axis]
 
 
 @dataclass(frozen=True)
@@ -92,14 +112,24 @@ class Project:
 
 @dataclass(frozen=True)
 class Extend:
-    """The linear map [I; M] on both sides: old units stay, new ones are M (N-n, n), or (L, N-n, n), times the old."""
+    """The linear map B = [I; M]: old units stay, new ones are M (N-n, n), or (L, N-n, n), times the old.
+
+    `divided`: consumers use B / B's column sums instead of B, which undoes the growth of their sum (Net2Net's division).
+    """
 
     matrix: Tensor
+    divided: bool = False
 
     def produce(self, value: Tensor, dim: int) -> Tensor:
         return torch.cat([value, _multiply(self.matrix, value, dim)], dim)
 
-    consume = produce
+    def consume(self, value: Tensor, dim: int) -> Tensor:
+        """`dim` is the last one."""
+        if not self.divided:
+            return self.produce(value, dim)
+        copies = 1 + self.matrix.sum(-2)  # (n,) or (L, n)
+        between = value.dim() - copies.dim()
+        return self.produce(value / (copies if copies.dim() == 1 else copies.reshape(-1, *[1] * between, copies.shape[-1])), dim)
 
 
 # The map of each growing axis; one under (axis, role) goes before that of the axis.
@@ -124,8 +154,8 @@ def widen(weights: Weights, maps: Maps) -> Weights:
 LayerMap = Sequence[int] | Tensor | Callable[[str, Weight], Tensor]
 
 
-def deepen(weights: Weights, layer_map: LayerMap) -> Weights:
-    """Grow the LAYER axis of every weight that has one.
+def deepen(weights: Weights, layer_map: LayerMap, axis: Axis = Axis.LAYER) -> Weights:
+    """Grow the LAYER axis (or CLASS_LAYER) of every weight that has one.
 
     `layer_map` is the list of old layers that the new ones copy, a matrix (new layers, old layers) of mixing weights,
     or a function from a weight's name and the weight to its new value.
@@ -139,16 +169,15 @@ def deepen(weights: Weights, layer_map: LayerMap) -> Weights:
         return weight.value.index_select(0, torch.tensor(layer_map, device=weight.value.device))
 
     return {
-        name: replace(weight, value=grown(name, weight)) if Axis.LAYER in weight.axes else weight
-        for name, weight in weights.items()
+        name: replace(weight, value=grown(name, weight)) if axis in weight.axes else weight for name, weight in weights.items()
     }
 
 
 def _multiply(matrix: Tensor, value: Tensor, dim: int) -> Tensor:
-    """A matrix (N, n) or (L, N, n) along the last or the last but one dimension of `value`, as one matrix product."""
+    """A matrix (N, n), or (L, N, n) for a `value` that begins with L, along dimension `dim`, as one matrix product."""
     matrix = matrix.to(value)
     if dim == value.dim() - 2:
         return matrix @ value
     if matrix.dim() > value.dim():
         return (matrix @ value.unsqueeze(-1)).squeeze(-1)
-    return value @ matrix.mT
+    return (value.movedim(dim, -1) @ matrix.mT).movedim(-1, dim)

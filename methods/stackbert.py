@@ -1,16 +1,12 @@
 """StackBERT: progressive stacking."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from torch import nn
+
 from growbench.config import UsageError
-from growbench.method import Method, Phase, Phases, Task, deepen
-
-
-def stacked(old: int, new: int) -> Sequence[int]:
-    """Layer l of the deeper model copies layer l mod `old` (Gong et al. 2019, algorithm 1)."""
-    return [layer % old for layer in range(new)]
+from growbench.method import Method, Phase, Phases, Task, deepen, stack
 
 
 @dataclass(frozen=True)
@@ -23,26 +19,42 @@ class StackBert(Method):
     Function preserving: no, the loss jumps at each doubling.
     Defaults: two doublings after 12.5 % and 17.5 % of the budget, as 50K and 70K of 400K steps in the authors' code
     (gonglinyuan/StackingBERT); the optimizer starts anew at each stage, the learning rate goes on along one curve.
-    Costs: every stage is training and is charged as such. No source model.
+    from_source: the given small model, if its width is the target's, takes the place of the stages up to its depth.
+    Costs: every stage is training and is charged as such. No source model, unless from_source.
     """
 
     paper: ClassVar[str] = "https://proceedings.mlr.press/v97/gong19a.html"
-    uses_source: ClassVar[bool] = False
     shares: tuple[float, ...] = (0.125, 0.175)  # of the budget, one stage each before the last
+    from_source: bool = False
 
     def __post_init__(self) -> None:
         if not all(share > 0 for share in self.shares) or sum(self.shares) >= 1:
             raise UsageError(f"shares = {list(self.shares)}: each must be above 0, their sum below 1")
 
+    @property
+    def uses_source(self) -> bool:  # type: ignore[override]
+        return self.from_source
+
     def phases(self, task: Task) -> Phases:
         depths = [task.target.layers]
         for _ in self.shares:
             depths.insert(0, (depths[0] + 1) // 2)
-        sizes = replace(task.target, layers=depths[0])
-        model = task.build(sizes)
-        for share, deeper in zip(self.shares, depths[1:], strict=True):
-            trained = yield Phase(model=model, steps=share, name=f"depth {sizes.layers}")
-            weights = deepen(task.read(trained.model), stacked(sizes.layers, deeper))
-            sizes = replace(task.target, layers=deeper)
-            model = task.grow(weights, sizes)
-        yield Phase(model=model, name=f"depth {sizes.layers}")
+        if self.from_source:
+            small = task.source_sizes
+            if replace(small, layers=task.target.layers) != task.target:
+                raise UsageError("from_source: stackbert grows in depth only, so the source's other sizes must be the target's")
+            depths = [depth for depth in depths if depth > small.layers] or depths[-1:]
+            model = self.deeper(task, task.source, depths[0])
+        else:
+            model = task.build(replace(task.target, layers=depths[0]))
+        shares = self.shares[len(self.shares) + 1 - len(depths) :]
+        for share, depth, next_depth in zip(shares, depths, depths[1:], strict=False):
+            trained = yield Phase(model=model, steps=share, name=f"depth {depth}")
+            model = self.deeper(task, trained.model, next_depth)
+        yield Phase(model=model, name=f"depth {depths[-1]}")
+
+    def deeper(self, task: Task, model: nn.Module, depth: int) -> nn.Module:
+        """The model with its stack of layers repeated up to `depth`."""
+        weights = task.read(model)
+        layers = len(weights["layers.attention.out.weight"].value)
+        return task.grow(deepen(weights, stack(layers, depth)), replace(task.target, layers=depth))

@@ -162,7 +162,15 @@ def test_set_overrides_the_file(miniature: Path) -> None:
     """TOML values, bare words, lists and bools reach the field they name; the last one wins."""
     experiment = load(
         str(miniature),
-        ["train.steps=3", "train.steps=7", "train.schedule=cosine", "train.betas=[0.8, 0.95]", "source.tied=false", "target.tied=false", "train.lr=1"],
+        [
+            "train.steps=3",
+            "train.steps=7",
+            "train.schedule=cosine",
+            "train.betas=[0.8, 0.95]",
+            "source.tied=false",
+            "target.tied=false",
+            "train.lr=1",
+        ],
     )
     assert (experiment.train.steps, experiment.train.schedule, experiment.train.betas) == (7, "cosine", (0.8, 0.95))
     assert experiment.target.tied is False

@@ -114,7 +114,7 @@ def test_golden_values_of_bert_base_and_ligos_operator() -> None:
 
 def test_ligos_own_operator_reports_the_golden_value() -> None:
     """100 fused steps from the method itself, on the meta device: 3.6129748512768e15."""
-    from growbench.config import TextConfig, Experiment, Training
+    from growbench.config import Experiment, TextConfig, Training
     from growbench.plan import plan
     from growbench.registry import get
 

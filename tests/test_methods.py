@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from growbench import architectures, registry
-from growbench.config import TextConfig, Experiment, ModelConfig, Training, UsageError
+from growbench.config import Experiment, ModelConfig, TextConfig, Training, UsageError
 from growbench.cost import Costs
 from growbench.data import load
 from growbench.method import Method, Phase, Task

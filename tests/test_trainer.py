@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from growbench import architectures, schedule
-from growbench.config import TextConfig, Experiment, ModelConfig, Training
+from growbench.config import Experiment, ModelConfig, TextConfig, Training
 from growbench.cost import Costs
 from growbench.data import Batch, TextData, load
 from growbench.method import Method, Phase, Phases, Task, constant, task_loss

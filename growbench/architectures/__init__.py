@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from growbench.config import ModelConfig, UsageError, did_you_mean
+from growbench.config import Experiment, ImageConfig, ModelConfig, UsageError, did_you_mean
 from growbench.weights import Axis, Weight, Weights
+
+# The sizes that not every architecture has, and what they are where it has none.
+OPTIONS = {key: getattr(ModelConfig, key) for key in ("kv_heads", "class_layers", "dropout", "drop_path", "tied")}
+
+Group = Literal["layers", "class_layers"]
+GROUPS: dict[Group, Axis] = {"layers": Axis.LAYER, "class_layers": Axis.CLASS_LAYER}
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Row:
 
     `native` is the parameter's name, with `{}` for the layer's number where it repeats layer by layer. `transposed`: stored
     (in, out), as GPT-2's Conv1D does. `part` = (k, n): the k-th of n equal blocks along the stored output axis, as in a
-    fused query-key-value. The other fields are those of `Weight`, without the LAYER axis.
+    fused query-key-value. `group`: which of the model's stacks a repeated one belongs to. `first`: the parameter that is read
+    in place of a layer 0 that has none of its own. The other fields are those of `Weight`, without the layer axis.
     """
 
     name: str
@@ -35,29 +42,52 @@ class Row:
     residual: bool = False
     transposed: bool = False
     part: tuple[int, int] = (0, 1)
+    group: Group = "layers"
+    first: str | None = None
 
     @property
     def per_layer(self) -> bool:
         return "{}" in self.native
+
+    @property
+    def part_dim(self) -> int:
+        """The dimension of the stored parameter along which it is cut into parts: its output axis."""
+        return -1 if self.transposed else 0
+
+    @property
+    def key(self) -> str:
+        """The canonical weight's full name."""
+        return f"{self.group}.{self.name}" if self.per_layer else self.name
+
+    def natives(self, sizes: ModelConfig) -> list[tuple[int | None, str]]:
+        """The parameters that hold this weight, each with its layer (None where it does not repeat)."""
+        if not self.per_layer:
+            return [(None, self.native)]
+        own = range(1 if self.first else 0, getattr(sizes, self.group))
+        return [(layer, self.native.format(layer)) for layer in own]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """One row of the table of architectures.
 
-    A built model maps (inputs (B, T), positions (N,) or None) to logits (N, vocabulary) at the scored positions, and
-    carries its ModelConfig as `sizes`.
+    A built model maps inputs to logits (N, vocabulary), and carries its ModelConfig as `sizes`. Text: inputs (B, T) and
+    positions (N,) of what is scored, or None for all. Images: inputs (B, 3, S, S), one row of logits an image.
     """
 
     name: str
-    objective: Literal["causal", "masked"]
-    tokenizer: Literal["wordpiece", "bytes"]
+    objective: Literal["causal", "masked", "classes"]
+    tokenizer: Literal["wordpiece", "bytes"] | None  # None: images
     norm: Literal["pre", "post"]
     make: Callable[[ModelConfig], nn.Module]
     table: Callable[[ModelConfig], list[Row]]
+    options: tuple[str, ...]  # which of OPTIONS it has
 
     def build(self, config: ModelConfig) -> nn.Module:
-        """A freshly initialised model of these sizes."""
+        """A freshly initialised model of these sizes. Raises UsageError for an option that the architecture does not have."""
+        for key, default in OPTIONS.items():
+            if key not in self.options and getattr(config, key) != default:
+                raise UsageError(f"{self.name} has no {key}: its options are {', '.join(self.options)}")
         model = self.make(config)
         model.sizes = config  # type: ignore[assignment]
         return model
@@ -68,24 +98,37 @@ class Architecture:
         stored = {name: parameter.detach() for name, parameter in model.named_parameters()}
         weights = {}
         for row in self.table(sizes):
-            if row.per_layer:
-                value = torch.stack([_canonical(row, stored[row.native.format(layer)]) for layer in range(sizes.layers)])
-                weights[f"layers.{row.name}"] = Weight(value, (Axis.LAYER, *row.axes), row.role, row.consumes, row.residual)
-            else:
-                value = _canonical(row, stored[row.native])
-                weights[row.name] = Weight(value, row.axes, row.role, row.consumes, row.residual)
+            values = [_canonical(row, stored[native]) for _, native in row.natives(sizes)]
+            if row.first:
+                values.insert(0, stored[row.first])
+            value, axes = (torch.stack(values), (GROUPS[row.group], *row.axes)) if row.per_layer else (values[0], row.axes)
+            weights[row.key] = Weight(value, axes, row.role, row.consumes, row.residual)
         return weights
 
     def native(self, weights: Weights, sizes: ModelConfig) -> dict[str, Tensor]:
         """Canonical weights as the model's parameters by name: views where it can, so gradients flow back."""
         parts: dict[str, list[Tensor]] = {}
+        dims = {}
         for row in self.table(sizes):
-            if row.per_layer:
-                for layer, value in enumerate(weights[f"layers.{row.name}"].value.unbind(0)):
-                    parts.setdefault(row.native.format(layer), []).append(_stored(row, value))
-            else:
-                parts.setdefault(row.native, []).append(_stored(row, weights[row.name].value))
-        return {name: blocks[0] if len(blocks) == 1 else torch.cat(blocks, -1) for name, blocks in parts.items()}
+            value = weights[row.key].value
+            layers = value.unbind(0) if row.per_layer else None
+            for layer, native in row.natives(sizes):
+                parts.setdefault(native, []).append(_stored(row, value if layers is None else layers[layer or 0]))
+                dims[native] = row.part_dim
+        return {name: blocks[0] if len(blocks) == 1 else torch.cat(blocks, dims[name]) for name, blocks in parts.items()}
+
+    def parameters(self, model: nn.Module) -> Iterator[tuple[str, int | None, nn.Parameter]]:
+        """Every parameter with its canonical name and its layer (None where it does not repeat); fused ones repeatedly."""
+        sizes = sizes_of(model)
+        for row in self.table(sizes):
+            for layer, native in row.natives(sizes):
+                yield row.key, layer, model.get_parameter(native)
+
+    def stack(self, model: nn.Module) -> tuple[nn.Module, str]:
+        """Where the growing layers are: the module that holds their list, and the list's name in it."""
+        row = next(row for row in self.table(sizes_of(model)) if row.per_layer and row.group == "layers")
+        path, _, name = row.native.partition(".{}")[0].rpartition(".")
+        return model.get_submodule(path), name
 
     def write(self, weights: Weights, model: nn.Module) -> nn.Module:
         """Copy canonical weights into every parameter of `model`. Raises ValueError if one is missing or misshapen."""
@@ -110,7 +153,7 @@ def sizes_of(model: nn.Module) -> ModelConfig:
 
 def _canonical(row: Row, stored: Tensor) -> Tensor:
     block, blocks = row.part
-    stored = stored.chunk(blocks, -1)[block] if blocks > 1 else stored
+    stored = stored.chunk(blocks, row.part_dim)[block] if blocks > 1 else stored
     return stored.mT if row.transposed else stored
 
 
@@ -119,27 +162,47 @@ def _stored(row: Row, value: Tensor) -> Tensor:
 
 
 def linear(
-    name: str, native: str, out: Axis, into: Axis, role: str, *, transposed: bool = False, part: tuple[int, int] = (0, 1)
+    name: str,
+    native: str,
+    out: Axis,
+    into: Axis,
+    role: str,
+    *,
+    bias: bool = True,
+    transposed: bool = False,
+    part: tuple[int, int] = (0, 1),
+    group: Group = "layers",
 ) -> list[Row]:
-    """A linear layer with bias: the weight consumes `into`, both produce `out`."""
-    residual = out is Axis.WIDTH and role in ("attention_out", "ffn_down")
-    return [
-        Row(f"{name}.weight", f"{native}.weight", (out, into), role, True, residual, transposed, part),
-        Row(f"{name}.bias", f"{native}.bias", (out,), role, False, residual, part=part),
+    """A linear layer: the weight consumes `into`, weight and bias produce `out`."""
+    residual = out is Axis.WIDTH and role.endswith(("attention_out", "ffn_down"))
+    rows = [
+        Row(f"{name}.weight", f"{native}.weight", (out, into), role, True, residual, transposed, part, group),
+        Row(f"{name}.bias", f"{native}.bias", (out,), role, False, residual, False, part, group),
     ]
+    return rows if bias else rows[:1]
 
 
-def norm(name: str, native: str, axis: Axis = Axis.WIDTH, *, consumes: bool = False) -> list[Row]:
+def norm(
+    name: str,
+    native: str,
+    axis: Axis = Axis.WIDTH,
+    *,
+    bias: bool = True,
+    consumes: bool = False,
+    group: Group = "layers",
+    first: str | None = None,
+) -> list[Row]:
     """A norm's gain and bias. `consumes`: it feeds a tied decoder, which cannot be divided itself."""
-    return [
-        Row(f"{name}.weight", f"{native}.weight", (axis,), "norm", consumes),
-        Row(f"{name}.bias", f"{native}.bias", (axis,), "norm", consumes),
+    rows = [
+        Row(f"{name}.weight", f"{native}.weight", (axis,), "norm", consumes, group=group, first=first),
+        Row(f"{name}.bias", f"{native}.bias", (axis,), "norm", consumes, group=group),
     ]
+    return rows if bias else rows[:1]
 
 
-def embedding(name: str, native: str, axis: Axis) -> Row:
-    """A lookup table (axis, WIDTH)."""
-    return Row(name, native, (axis, Axis.WIDTH), "embedding")
+def embedding(name: str, native: str, *axes: Axis) -> Row:
+    """A table (*axes, WIDTH) that is looked up or added."""
+    return Row(name, native, (*axes, Axis.WIDTH), "embedding")
 
 
 def names() -> list[str]:
@@ -153,3 +216,19 @@ def get(name: str) -> Architecture:
         raise UsageError(f"unknown architecture {name!r}: {did_you_mean(name, names())}")
     architecture: Architecture = importlib.import_module(f"{__name__}.{name}").ARCHITECTURE
     return architecture
+
+
+def of(experiment: Experiment) -> Architecture:
+    """The architecture of an experiment. Raises UsageError if it is unknown, or cannot be trained on the experiment's data."""
+    architecture = get(experiment.architecture)
+    images = isinstance(experiment.data, ImageConfig)
+    if images != (architecture.objective == "classes"):
+        wanted = "images: data.image_size is missing" if not images else "text: data.sequence_length is missing"
+        raise UsageError(f"architecture {architecture.name} is trained on {wanted}")
+    return architecture
+
+
+def check_rotary(config: ModelConfig) -> None:
+    """Refuse head sizes that rotary positions cannot turn: they turn pairs of dimensions."""
+    if config.head_size % 2:
+        raise UsageError(f"width / heads = {config.head_size}: rotary positions need an even head size")

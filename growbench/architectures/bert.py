@@ -38,14 +38,22 @@ def make(config: ModelConfig) -> Bert:
 
 
 def table(config: ModelConfig) -> list[Row]:
-    layer = "bert.encoder.layer.{}"
+    head = "cls.predictions"
+    return encoder_rows(
+        config, "bert", f"{head}.transform.dense", f"{head}.transform.LayerNorm", f"{head}.decoder.weight", f"{head}.bias"
+    )
+
+
+def encoder_rows(config: ModelConfig, trunk: str, transform: str, head_norm: str, decoder: str, bias: str) -> list[Row]:
+    """The table of BERT and its kin, which differ in the names of trunk and head."""
+    layer = f"{trunk}.encoder.layer.{{}}"
     # A tied decoder reads the embedding's columns, so the head's transform writes the residual axis.
     head = Axis.WIDTH if config.tied else Axis.HEAD_TRANSFORM
     rows = [
-        embedding("embeddings.token", "bert.embeddings.word_embeddings.weight", Axis.VOCAB),
-        embedding("embeddings.position", "bert.embeddings.position_embeddings.weight", Axis.POSITION),
-        embedding("embeddings.type", "bert.embeddings.token_type_embeddings.weight", Axis.TYPE),
-        *norm("embeddings.norm", "bert.embeddings.LayerNorm"),
+        embedding("embeddings.token", f"{trunk}.embeddings.word_embeddings.weight", Axis.VOCAB),
+        embedding("embeddings.position", f"{trunk}.embeddings.position_embeddings.weight", Axis.POSITION),
+        embedding("embeddings.type", f"{trunk}.embeddings.token_type_embeddings.weight", Axis.TYPE),
+        *norm("embeddings.norm", f"{trunk}.embeddings.LayerNorm"),
         *linear("attention.query", f"{layer}.attention.self.query", Axis.HEADS, Axis.WIDTH, "query"),
         *linear("attention.key", f"{layer}.attention.self.key", Axis.HEADS, Axis.WIDTH, "key"),
         *linear("attention.value", f"{layer}.attention.self.value", Axis.HEADS, Axis.WIDTH, "value"),
@@ -54,13 +62,13 @@ def table(config: ModelConfig) -> list[Row]:
         *linear("ffn.up", f"{layer}.intermediate.dense", Axis.FFN, Axis.WIDTH, "ffn_up"),
         *linear("ffn.down", f"{layer}.output.dense", Axis.WIDTH, Axis.FFN, "ffn_down"),
         *norm("ffn.norm", f"{layer}.output.LayerNorm"),
-        *linear("head.transform", "cls.predictions.transform.dense", head, Axis.WIDTH, "head_transform"),
-        *norm("head.norm", "cls.predictions.transform.LayerNorm", head, consumes=config.tied),
-        Row("head.bias", "cls.predictions.bias", (Axis.VOCAB,), "head"),
+        *linear("head.transform", transform, head, Axis.WIDTH, "head_transform"),
+        *norm("head.norm", head_norm, head, consumes=config.tied),
+        Row("head.bias", bias, (Axis.VOCAB,), "head"),
     ]
     if not config.tied:
-        rows.append(Row("head.weight", "cls.predictions.decoder.weight", (Axis.VOCAB, head), "head", consumes=True))
+        rows.append(Row("head.weight", decoder, (Axis.VOCAB, head), "head", consumes=True))
     return rows
 
 
-ARCHITECTURE = Architecture("bert", "masked", "wordpiece", "post", make, table)
+ARCHITECTURE = Architecture("bert", "masked", "wordpiece", "post", make, table, options=("dropout", "tied"))

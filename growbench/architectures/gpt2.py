@@ -68,4 +68,4 @@ def table(config: ModelConfig) -> list[Row]:
     return rows
 
 
-ARCHITECTURE = Architecture("gpt2", "causal", "bytes", "pre", make, table)
+ARCHITECTURE = Architecture("gpt2", "causal", "bytes", "pre", make, table, options=("dropout", "tied"))

@@ -1,0 +1,68 @@
+"""What a model says on the fixed validation batches: its loss, and how growth changed its outputs. Never charged."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from growbench.cost import Costs
+from growbench.data import Data
+from growbench.loss import cross_entropy
+
+OUTPUTS = 1024  # rows of logits that outputs are compared on
+
+
+class Evaluation:
+    """Evaluates models of one run. Leaves them in training mode, and everything it spends in the account `evaluation`."""
+
+    def __init__(self, data: Data, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]) -> None:
+        self.batches = [batch.to(costs.device) for batch in data.validation_batches()]
+        self.classifies, self.costs, self.autocast = classifies, costs, autocast
+        self.flops_each = 0  # of one evaluation
+        self.before: Tensor | None = None  # outputs before the next growth
+
+    def scores(self, model: nn.Module, counted: bool) -> tuple[float, float | None]:
+        """Mean loss over the batches, and of images the accuracy. `counted`: count FLOPs anew, as for a new phase."""
+
+        def means() -> list[float]:
+            rows = []
+            for batch in self.batches:
+                logits = model(batch.inputs, batch.positions)
+                row = [cross_entropy(logits, batch.labels)]
+                if self.classifies:
+                    row.append((logits.argmax(-1) == batch.labels).float().mean())
+                rows.append(torch.stack(row))
+            return torch.stack(rows).mean(0).tolist()  # type: ignore[no-any-return]
+
+        model.eval()
+        with torch.no_grad(), self.autocast:
+            if counted:
+                before = self.costs.flops["evaluation"]
+                loss, *accuracy = self.costs.charged("evaluation", means)
+                self.flops_each = self.costs.flops["evaluation"] - before
+            else:
+                with self.costs.clocked("evaluation"):
+                    loss, *accuracy = means()
+                self.costs.flops["evaluation"] += self.flops_each
+        model.train()
+        return loss, accuracy[0] if accuracy else None
+
+    def remember(self, model: nn.Module) -> None:
+        """Keep this model's outputs, to compare a grown one with."""
+        self.before = self._outputs(model)
+
+    def change(self, model: nn.Module) -> float | None:
+        """Norm of the difference of outputs to the remembered ones, over their norm; None if there are none."""
+        if self.before is None:
+            return None
+        return ((self._outputs(model) - self.before).norm() / self.before.norm()).item()
+
+    def _outputs(self, model: nn.Module) -> Tensor:
+        """Logits (N, vocabulary) of the first positions of validation, in evaluation mode."""
+        batch, mode = self.batches[0], model.training
+        with torch.no_grad(), self.autocast:
+            logits = self.costs.charged("evaluation", lambda: model.eval()(batch.inputs, batch.positions))
+        model.train(mode)
+        return logits[:OUTPUTS].float()
