@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -24,12 +24,12 @@ from growbench.data import Batch
 from growbench.loss import cross_entropy
 from growbench.maps import copying, interleave, stack, stack_and_top
 from growbench.schedule import Schedule, constant
-from growbench.weights import Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, length, widen
+from growbench.weights import WIDTHS, Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, length, widen
 
 __all__ = [
-    "Axis", "AxisMap", "Batch", "Extend", "Maps", "Method", "ModelConfig", "Phase", "Phases", "Project", "Schedule", "Select",
-    "Task", "Trained", "Weight", "Weights", "constant", "copying", "cross_entropy", "deepen", "interleave", "length", "stack",
-    "stack_and_top", "task_loss", "widen",
+    "WIDTHS", "Axis", "AxisMap", "Batch", "Extend", "Maps", "Method", "ModelConfig", "Phase", "Phases", "Project", "Schedule",
+    "Select", "Task", "Trained", "Weight", "Weights", "constant", "copying", "cross_entropy", "deepen", "interleave", "length",
+    "stack", "stack_and_top", "task_loss", "widen",
 ]  # fmt: skip
 
 LossFn = Callable[[nn.Module, Batch, int], Tensor]  # (model, batch, step within the phase) -> scalar
@@ -128,6 +128,10 @@ class Task:
     def schedule(self) -> Schedule:
         """The run's own schedule, for a phase that is to go through all of it by itself."""
         return schedule.of(self.training)
+
+    def with_source(self, source: nn.Module) -> Task:
+        """The same task from another small model."""
+        return replace(self, _source=source)
 
     def build(self, sizes: ModelConfig | None = None) -> nn.Module:
         """A freshly initialised model, of the target's sizes unless told otherwise."""

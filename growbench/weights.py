@@ -22,7 +22,7 @@ from growbench.config import ModelConfig
 
 
 class Axis(Enum):
-    """What a dimension of a weight ranges over. Those down to HEAD_TRANSFORM grow; the others keep their size."""
+    """What a dimension of a weight ranges over. LAYER and the WIDTHS grow; the others keep their size."""
 
     LAYER = "layer"
     WIDTH = "width"  # the residual stream: one for the whole network
@@ -37,6 +37,9 @@ class Axis(Enum):
     TYPE = "type"
     PATCH = "patch"  # colours, rows and columns of an image patch
     SINGLE = "single"  # of length one
+
+
+WIDTHS = (Axis.WIDTH, Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN, Axis.HEAD_TRANSFORM)
 
 
 def length(axis: Axis, sizes: ModelConfig) -> int:
@@ -94,6 +97,13 @@ class Select:
     def consume(self, value: Tensor, dim: int) -> Tensor:
         copies = torch.bincount(self.index)[self.index].to(value)
         return self.produce(value, dim) / copies.reshape([-1] + [1] * (value.dim() - 1 - dim))
+
+    def further(self) -> Tensor:
+        """The new units, (k,), that are not the first copy of their old unit."""
+        first = torch.full((int(self.index.max()) + 1,), len(self.index)).scatter_reduce(
+            0, self.index, torch.arange(len(self.index)), "amin"
+        )
+        return (first[self.index] < torch.arange(len(self.index))).nonzero().flatten()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from growbench.config import UsageError
 from growbench.method import (
     Axis,
-    AxisMap,
     Batch,
     Maps,
     Method,
@@ -120,7 +119,8 @@ def upper_layers(weights: Weights) -> Weights:
 
 def with_new_units(kept: Weights, upper: Weights, maps: Maps) -> Weights:
     """`kept`, but heads and FFN neurons that are further copies of an old one are taken from `upper`."""
-    new = {axis: further_copies(maps[axis]) for axis in (Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN)}
+    whole_units = (Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN)
+    new = {axis: copies.further() for axis in whole_units if isinstance(copies := maps[axis], Select)}
 
     def mixed(name: str) -> Tensor:
         value = kept[name].value
@@ -131,10 +131,3 @@ def with_new_units(kept: Weights, upper: Weights, maps: Maps) -> Weights:
         return value
 
     return {name: replace(weight, value=mixed(name)) for name, weight in kept.items()}
-
-
-def further_copies(copies: AxisMap) -> Tensor:
-    """The new units that are not the first copy of their old unit."""
-    assert isinstance(copies, Select)
-    index = copies.index.tolist()
-    return torch.tensor([place for place, old in enumerate(index) if old in index[:place]], dtype=torch.int64)

@@ -6,10 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import one_hot
 
 from growbench.config import UsageError
 from growbench.cost import ligo_paper_construction, ligo_paper_step
 from growbench.method import (
+    WIDTHS,
     Axis,
     Extend,
     Maps,
@@ -21,19 +23,11 @@ from growbench.method import (
     Weights,
     constant,
     deepen,
+    interleave,
+    length,
+    stack,
     widen,
 )
-
-# Which learned width operator each (axis, role) goes through: an output and the input it feeds share one.
-OPERATORS: dict[Axis | tuple[Axis, str], str] = {
-    Axis.WIDTH: "residual",
-    (Axis.HEADS, "query"): "query",
-    (Axis.HEADS, "key"): "key",
-    (Axis.HEADS, "value"): "value",
-    (Axis.HEADS, "attention_out"): "value",
-    Axis.FFN: "ffn",
-    Axis.HEAD_TRANSFORM: "head",
-}
 
 
 class Operator(nn.Module):
@@ -43,49 +37,57 @@ class Operator(nn.Module):
     layer, its own (L2, L1) mixing matrix. Forward builds the large weights once, in one product per weight and side.
     """
 
-    def __init__(self, task: Task, depth_first: bool, depth_noise: float) -> None:
+    def __init__(self, task: Task, settings: "Ligo") -> None:
         super().__init__()
-        small, large = task.source_sizes, task.target
-        self.sizes = large
-        self.source_sizes = small
-        self.depth_first = depth_first
-        self.architecture = task.architecture
+        self.settings, self.architecture = settings, task.architecture
+        self.sizes, self.source_sizes = task.target, task.source_sizes
         self.source = task.read(task.source)  # constants
         self.large = task.build().requires_grad_(False)
-        layers = large.layers if depth_first else small.layers
-        shapes = {
-            "residual": (large.width - small.width, small.width),
-            "query": (layers, large.width - small.width, small.width),
-            "key": (layers, large.width - small.width, small.width),
-            "value": (layers, large.width - small.width, small.width),
-            "ffn": (layers, large.ffn - small.ffn, small.ffn),
-            "head": (large.width - small.width, small.width),
-        }
-        axes = {axis for weight in self.source.values() for axis in weight.axes}
-        used = {name for key, name in OPERATORS.items() if (key[0] if isinstance(key, tuple) else key) in axes}
-        self.width = nn.ParameterDict(
-            {
-                name: random_averages(shapes[name], task.rng).to(task.device)
-                for name in shapes
-                if name in used and shapes[name][-2]
-            }
-        )
-        self.depth = nn.ParameterDict(
-            {
-                _key(name): noisy_stack(small.layers, large.layers, depth_noise, task.rng).to(task.device)
-                for name, weight in self.source.items()
-                if Axis.LAYER in weight.axes
-            }
-        )
+        for parameter in self.large.parameters():
+            parameter.data = parameter.new_empty(0)  # a shell: its weights are built anew in each step
+        self.names: dict[tuple[Axis, str], str] = {}  # of the operator that each axis of each role goes through
+        self.width, self.depth = nn.ParameterDict(), nn.ParameterDict()
+        for weight in self.source.values():
+            for axis in weight.axes:
+                if axis in WIDTHS and length(axis, self.sizes) > length(axis, self.source_sizes):
+                    self._add_width(axis, weight, task)
+        if self.source_sizes.layers < self.sizes.layers:
+            for name, weight in self.source.items():
+                if Axis.LAYER in weight.axes:
+                    rows = settings.depth_rows(self.source_sizes.layers, self.sizes.layers, task.rng)
+                    self.depth[_key(name)] = nn.Parameter(rows.to(task.device))
+
+    def _add_width(self, axis: Axis, weight: Weight, task: Task) -> None:
+        name = self.names[axis, weight.role] = self._operator(axis, weight.role)
+        if name not in self.width:
+            old, new = length(axis, self.source_sizes), length(axis, self.sizes)
+            rows = self.settings.width_rows((*self._layers(axis, weight), new - old, old), task.rng)
+            self.width[name] = nn.Parameter(rows.to(task.device))
+
+    def _operator(self, axis: Axis, role: str) -> str:
+        """An output and the input that it feeds share one operator; layers of class attention have their own."""
+        prefix = "class_" if role.startswith("class_") else ""
+        if axis in (Axis.HEADS, Axis.KV_HEADS):
+            grouped = any(sizes.key_value_heads < sizes.heads for sizes in (self.source_sizes, self.sizes))
+            return f"{prefix}value" if role.endswith("attention_out") and not grouped else role
+        return f"{prefix}ffn" if axis is Axis.FFN else axis.value
+
+    def _layers(self, axis: Axis, weight: Weight) -> tuple[int, ...]:
+        """The leading dimension of an operator with one map a layer: as many as there are layers when it is applied."""
+        if self.settings.sharing == "all" or axis is Axis.WIDTH:
+            return ()
+        if weight.axes[0] is Axis.LAYER:
+            return ((self.sizes if self.settings.order == "depth_first" else self.source_sizes).layers,)
+        return weight.value.shape[:1] if weight.axes[0] is Axis.CLASS_LAYER else ()
 
     def grown(self) -> Weights:
         """The large model's canonical weights: W_i = B_i (sum_j w_ij W_j) A_i^T, or B and A inside the sum."""
-        maps: Maps = {key: Extend(self.width[name]) for key, name in OPERATORS.items() if name in self.width}
+        maps: Maps = {key: Extend(self.width[name], self.settings.divided) for key, name in self.names.items()}
 
         def mixed(name: str, weight: Weight) -> Tensor:
-            return torch.tensordot(self.depth[_key(name)], weight.value, 1)
+            return torch.tensordot(self.depth[_key(name)], weight.value, 1) if self.depth else weight.value
 
-        if self.depth_first:
+        if self.settings.order == "depth_first":
             return widen(deepen(self.source, mixed), maps)
         return deepen(widen(self.source, maps), mixed)
 
@@ -97,7 +99,9 @@ class Operator(nn.Module):
     def materialise(self) -> nn.Module:
         """The large model, holding the grown weights, all of them trainable. The operator is done with."""
         with torch.no_grad():
-            return self.architecture.write(self.grown(), self.large).requires_grad_(True)
+            weights = self.grown()
+        with next(iter(self.source.values())).value.device:
+            return self.architecture.write(weights, self.architecture.build(self.sizes))
 
     def paper_step_flops(self, batch: int, sequence: int) -> int:
         """An operator step in LiGO's own counter, which charges the construction once per sequence."""
@@ -109,19 +113,6 @@ def _key(name: str) -> str:
     return name.replace(".", "-")  # a parameter's name holds no dot
 
 
-def random_averages(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Rows u / sum(u), u ~ U(0, 1): each new unit starts as a random convex average of all the old (`rand` in the code)."""
-    rows = torch.rand(shape, generator=rng)
-    return rows / rows.sum(-1, keepdim=True)
-
-
-def noisy_stack(old: int, new: int, noise: float, rng: torch.Generator) -> Tensor:
-    """(new, old) rows: 1 on layer i mod old, U(0, noise) elsewhere, divided by the row's sum (`stackbert_noisy`)."""
-    rows = torch.rand(new, old, generator=rng) * noise
-    rows[torch.arange(new), torch.arange(new) % old] = 1
-    return rows / rows.sum(-1, keepdim=True)
-
-
 @dataclass(frozen=True)
 class Ligo(Method):
     """Learn a linear map from the small model's weights to the large one's, grow once, then train the large model.
@@ -129,13 +120,17 @@ class Ligo(Method):
     Formula: W_i = B_i (sum_j w_ij W_j) A_i^T, B = [I; M]: the old units stay, the new ones are learned averages of them.
     One M for the residual axis, one a layer for query, key, value and FFN; the output projection's input uses the
     value's, the second FFN matrix's the first's; every weight has its own depth mixing w. Tied embeddings stay tied:
-    the decoder grows with the residual map.
+    the decoder grows with the residual map. Numbers and sizes of heads may change: the map knows no heads. Grouped heads: the
+    output projection has an M of its own. Talking heads have one, and so have the layers of class attention. Where only width
+    or only depth grows, there is only that operator.
     Paper: Wang et al., ICLR 2023, section 3 and appendix B.1; B = [I; M], depth before width and the initialisation follow
-    the authors' code (VITA-Group/LiGO), on which the paper is silent.
-    Function preserving: no.
+    the authors' code (VITA-Group/LiGO), on which the paper is silent; order = "width_first" is the paper's.
+    Function preserving: no; width = "selection" with divided = true and no depth noise is Net2Net's map and stacking.
     Defaults: 100 operator steps (the paper's number for all models); AdamW without weight decay and without warm-up at
     a learning rate of its own: as released, warm-up over 10,000 steps leaves the operator at its initialisation.
-    operator_steps = 0 grows from the initialisation. Then a new optimizer and the run's learning rate from its start.
+    operator_steps = 0 grows from the initialisation. New units start as random averages of all old ones ("average") or as
+    copies of one ("selection"); sharing = "all" has one M for all layers. Afterwards a new optimizer and the run's learning
+    rate from its start.
     Costs beyond training: operator_steps steps of the large model with the weights' construction, charged to `operator`.
     """
 
@@ -143,7 +138,11 @@ class Ligo(Method):
     operator_steps: int = 100
     operator_lr: float = 3e-3
     order: Literal["depth_first", "width_first"] = "depth_first"
+    sharing: Literal["layer", "all"] = "layer"
+    width: Literal["average", "selection"] = "average"
+    depth: Literal["stack", "interleave"] = "stack"
     depth_noise: float = 0.03
+    divided: bool = False  # consumers divide by the column sums of B
 
     def __post_init__(self) -> None:
         for key in ("operator_steps", "depth_noise"):
@@ -153,8 +152,8 @@ class Ligo(Method):
             raise UsageError(f"operator_lr = {self.operator_lr}: must be above 0")
 
     def phases(self, task: Task) -> Phases:
-        operator = Operator(task, self.order == "depth_first", self.depth_noise)
-        if self.operator_steps:
+        operator = Operator(task, self)
+        if self.operator_steps and (operator.width or operator.depth):
             yield Phase(
                 model=operator,
                 steps=self.operator_steps,
@@ -164,3 +163,17 @@ class Ligo(Method):
                 name="learn operator",
             )
         yield Phase(model=operator.materialise())
+
+    def width_rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+        """M at the start: rows u / sum(u), u ~ U(0, 1) (`rand` in the authors' code), or one-hot rows (`sel`)."""
+        if self.width == "selection":
+            chosen = torch.randint(shape[-1], shape[:-1], generator=rng)
+            return one_hot(chosen, shape[-1]).to(torch.get_default_dtype())
+        rows = torch.rand(shape, generator=rng)
+        return rows / rows.sum(-1, keepdim=True)
+
+    def depth_rows(self, old: int, new: int, rng: torch.Generator) -> Tensor:
+        """w at the start, (new, old): 1 on the copied layer, U(0, noise) elsewhere, divided by the row's sum."""
+        rows = torch.rand(new, old, generator=rng) * self.depth_noise
+        rows[torch.arange(new), {"stack": stack, "interleave": interleave}[self.depth](old, new)] = 1
+        return rows / rows.sum(-1, keepdim=True)

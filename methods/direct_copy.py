@@ -1,0 +1,45 @@
+"""Direct copy: the small model in the corner of a random large one."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from growbench.config import UsageError
+from growbench.method import Method, Phase, Phases, Task, deepen, stack
+
+
+@dataclass(frozen=True)
+class DirectCopy(Method):
+    """Copy the small model's weights into the corner of a freshly initialised large one; stack its layers.
+
+    Formula: W'[:n, :m] = W; everything else stays random. Depth: layer l copies layer l mod L.
+    Paper: DirectCopy in bert2BERT (Chen et al. 2022), direct copy in LiGO, which cites Network Morphism (Wei et al. 2016).
+    Function preserving: new = "random" no; new = "morph", where new units have no outgoing weights yet, is in heads and FFN,
+    but not along the residual axis, whose norms see the new dimensions.
+    Defaults: new = "random", as in bert2BERT; "morph" is Network Morphism's.
+    Costs beyond training: none but the copying. New optimizer state, the run's learning rate from its start.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1603.01670"
+    new: Literal["random", "morph"] = "random"  # morph: random incoming weights, zero outgoing ones
+
+    def phases(self, task: Task) -> Phases:
+        source, target = task.source_sizes, task.target
+        for what, old, grown in (
+            ("width / heads", source.head_size, target.head_size),
+            ("heads / kv_heads", source.heads // source.key_value_heads, target.heads // target.key_value_heads),
+        ):
+            if old != grown:
+                raise UsageError(f"direct_copy copies whole heads: target's {what} = {grown} must equal the source's {old}")
+        small = deepen(task.read(task.source), stack(source.layers, target.layers))
+        large = task.read(task.build())
+
+        def filled(name: str) -> Tensor:
+            corner, value = small[name].value, large[name].value.clone()
+            if self.new == "morph" and small[name].consumes:
+                value[..., corner.shape[-1] :] = 0
+            value[tuple(slice(size) for size in corner.shape)] = corner
+            return value
+
+        yield Phase(model=task.grow({name: replace(weight, value=filled(name)) for name, weight in large.items()}))

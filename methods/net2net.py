@@ -1,0 +1,63 @@
+"""Net2Net: wider by copies, deeper by identities."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from growbench.config import UsageError
+from growbench.method import Axis, Maps, Method, Phase, Phases, Select, Task, Weight, Weights, copying, deepen, widen
+
+
+@dataclass(frozen=True)
+class Net2Net(Method):
+    """Copy neurons and heads with division and a little noise, then add layers on top that change nothing yet.
+
+    Formula: wider: W'[a, b] = W[g(a), g(b)] / copies(g(b)), and noise * std(W) * N(0, 1) on the new entries of the matrices;
+    deeper: new layers are copies of the top one whose branches write zeros (attention output and second FFN matrix).
+    Paper: Chen, Goodfellow, Shlens, ICLR 2016, section 2; the transformer's identity layer is that of Network Morphism's line.
+    Function preserving: without noise, at integer width ratios, in pre-norm models. Post-norm models normalise what a layer
+    without branches passes on, so there the added layers change the function.
+    Defaults: noise 0.01, to part the copies, whose gradients are equal; the paper gives no number. The residual axis is copied
+    evenly. The paper lowers the learning rate after growth; here every method has the run's, from its start.
+    Costs beyond training: none but the copying. New optimizer state.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1511.05641"
+    noise: float = 0.01  # in standard deviations of the grown matrix
+
+    def __post_init__(self) -> None:
+        if self.noise < 0:
+            raise UsageError(f"noise = {self.noise}: must be at least 0")
+
+    def phases(self, task: Task) -> Phases:
+        source, target = task.source_sizes, task.target
+        maps = copying(source, target, task.rng)
+        wide = widen(task.read(task.source), maps)
+        if self.noise:
+            wide = self.noisy(wide, maps, task.rng)
+        yield Phase(model=task.grow(with_identities(wide, source.layers, target.layers)))
+
+    def noisy(self, weights: Weights, maps: Maps, rng: torch.Generator) -> Weights:
+        """Noise on every entry of a matrix that belongs to a further copy of a unit."""
+
+        def noisy(weight: Weight) -> Tensor:
+            value, is_new = weight.value, torch.zeros(weight.value.shape, dtype=torch.bool)
+            for dim, axis in enumerate(weight.axes):
+                if isinstance(copies := maps.get(axis), Select):
+                    is_new.index_fill_(dim, copies.further(), True)
+            noise = torch.randn(value.shape, generator=rng) * is_new
+            return value + noise.to(value) * (self.noise * value.std())
+
+        is_matrix = {name: weight.consumes and weight.role != "norm" for name, weight in weights.items()}
+        return {name: replace(w, value=noisy(w)) if is_matrix[name] else w for name, w in weights.items()}
+
+
+def with_identities(weights: Weights, old: int, new: int) -> Weights:
+    """New layers on top, copies of the highest one that add nothing to the residual stream."""
+    deeper = deepen(weights, [*range(old), *[old - 1] * (new - old)])
+    silent = {name: weight for name, weight in deeper.items() if weight.residual and Axis.LAYER in weight.axes}
+    for name, weight in silent.items():
+        deeper[name] = replace(weight, value=torch.cat([weight.value[:old], torch.zeros_like(weight.value[old:])]))
+    return deeper

@@ -1,0 +1,94 @@
+"""Progressive Neural Networks: a new column beside the frozen source."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from growbench.cost import ligo_paper_step
+from growbench.method import Method, Phase, Phases, Task, interleave
+
+
+class Columns(nn.Module):
+    """The frozen source and the target beside it; each of the target's layers also reads the source through an adapter."""
+
+    def __init__(self, task: Task, alpha: float) -> None:
+        super().__init__()
+        self.sizes, self.source_sizes = task.target, task.source_sizes
+        self.column, self.source = task.build(), task.source
+        with task.device:
+            adapters = [Adapter(task.source_sizes.width, task.target.width, alpha) for _ in range(task.target.layers)]
+        self.adapters = nn.ModuleList(adapters)
+        self.states: list[Tensor] = []  # what entered each layer of the source
+
+        def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self.states.append(inputs[0])
+
+        def join(adapter: nn.Module, place: int) -> Callable[..., tuple[Any, ...]]:
+            return lambda layer, inputs: (inputs[0] + adapter(self.states[place]), *inputs[1:])
+
+        for layer in layers_of(task, self.source):
+            layer.register_forward_pre_hook(keep)
+        places = interleave(task.source_sizes.layers, task.target.layers)
+        for layer, adapter, place in zip(layers_of(task, self.column), adapters, places, strict=True):
+            layer.register_forward_pre_hook(join(adapter, place))
+
+    def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
+        self.states.clear()
+        with torch.no_grad():
+            self.source(inputs, positions)
+        logits: Tensor = self.column(inputs, positions)
+        return logits
+
+    def train(self, mode: bool = True) -> "Columns":
+        super().train(mode)
+        self.source.eval()
+        return self
+
+    def paper_step_flops(self, batch: int, sequence: int) -> int:
+        """A step in LiGO's counter: the target's, and the forward of the source."""
+        return ligo_paper_step(self.sizes, batch, sequence) + ligo_paper_step(self.source_sizes, batch, sequence) // 2
+
+
+class Adapter(nn.Module):
+    """U gelu(V alpha h): what enters a layer of the source, (..., old), as an addition to what enters one of the target."""
+
+    def __init__(self, old: int, new: int, alpha: float) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor(alpha))
+        self.down = nn.Linear(old, old)
+        self.up = nn.Linear(old, new, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        added: Tensor = self.up(functional.gelu(self.down(self.alpha * hidden)))
+        return added
+
+
+def layers_of(task: Task, model: nn.Module) -> list[nn.Module]:
+    """The layers that repeat."""
+    parent, name = task.architecture.stack(model)
+    return list(getattr(parent, name))
+
+
+@dataclass(frozen=True)
+class ProgressiveNet(Method):
+    """Train the target from random initialisation beside the frozen source, which it reads through lateral adapters.
+
+    Formula: layer l reads h + U gelu(V alpha h'), h' what enters layer floor(l L1 / L2) of the source; U starts at 0, so the
+    start is that of scratch.
+    Paper: Rusu et al. 2016, section 2 and the adapters of its section 2.1.
+    Function preserving: no. The source is kept: the final model needs it, and is larger than the target.
+    Defaults: alpha 0.1, one of the paper's three (1, 0.1, 0.01); the adapter's hidden width is the source's.
+    Costs: each step runs the source's forward and the adapters, charged to `train`, in use as in training.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1606.04671"
+    keeps_source: ClassVar[bool] = True
+    alpha: float = 0.1
+
+    def phases(self, task: Task) -> Phases:
+        yield Phase(model=Columns(task, self.alpha))

@@ -1,0 +1,32 @@
+"""Growth from an untrained source."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from growbench.config import UsageError
+from growbench.method import Method, Phases, Task
+from growbench.registry import get
+
+
+@dataclass(frozen=True)
+class RandomSource(Method):
+    """Grow a small model that was never trained, by the operator of another method: a control.
+
+    Formula: that of the method `like`, from a freshly initialised source.
+    Paper: Rusu et al. 2016 (Progressive Neural Networks) compare with a random frozen column; G_stack (Du et al. 2024) with
+    growth after no tokens. What remains of a saving here is owed to the shape of the grown weights, not to their content.
+    Function preserving: as `like`.
+    Defaults: bert2bert with its defaults.
+    Costs beyond training: those of `like`. No source is charged, as none is trained.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1606.04671"
+    uses_source: ClassVar[bool] = False
+    like: str = "bert2bert"
+
+    def phases(self, task: Task) -> Phases:
+        method = get(self.like).method
+        if not method.uses_source:
+            raise UsageError(f"random_source.like = {self.like!r}: must be a method that grows a source")
+        untrained = task.build(task.source_sizes).requires_grad_(False).eval()
+        yield from method.phases(task.with_source(untrained))
