@@ -1,13 +1,19 @@
-"""Throughput on one experiment's target: the bare loop, growbench's loop, transformers.Trainer, in turn in one process."""
+"""Throughput on one experiment's target: the bare loop, growbench's loop, transformers.Trainer, in turn in one process.
+
+And what a step of each phase of a method costs in FLOPs, memory and time, against a plain step.
+"""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any, ClassVar
 
 import torch
@@ -17,10 +23,12 @@ from torch.nn.utils import clip_grad_norm_
 from growbench import architectures
 from growbench.benchmark import hardware
 from growbench.config import Experiment, UsageError
-from growbench.cost import Costs, count
+from growbench.cost import Costs, count, peak_memory, reset_peak_memory
 from growbench.data import Batch, Data, load
 from growbench.method import Method, Phase, Phases, Task, task_loss
+from growbench.plan import META, Walked, plan, shape_batch, vocabulary_size, walk
 from growbench.progress import Progress, human
+from growbench.registry import get
 from growbench.trainer import Trainer, precision
 
 SECONDS = 3.0  # of training per measurement, about
@@ -48,8 +56,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
             return architecture.build(experiment.sizes("target", data.vocabulary))
 
     def shipped() -> nn.Module:
-        model = fresh()
-        return type(model).__base__(model.config).to(device)  # type: ignore[misc, operator]
+        return as_shipped(fresh()).to(device)
 
     batch = data.train_batch(0, 0).to(device)
     flops_per_step, _ = count(lambda: task_loss(fresh(), batch).backward())
@@ -84,9 +91,31 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
             f" {statistics.median(ratios):>14.2f} x"
         )
     overhead = [own / base - 1 for own, base in zip(per_step["growbench"], per_step["bare loop"], strict=True)]
-    lines.append(f"transformers.Trainer: its defaults, on {type(shipped()).__name__} as transformers ships it")
+    lines.append(f"transformers.Trainer: its defaults, on {type(shipped()).__name__} as its library ships it")
     lines.append(f"growbench's loop over the bare loop: {statistics.median(overhead):+.1%} time per step")
     return "\n".join(lines)
+
+
+class Labelled(nn.Module):
+    """An image model as transformers.Trainer wants it: it returns its own loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.model(pixel_values)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def as_shipped(model: nn.Module) -> nn.Module:
+    """The model's own library's class for it."""
+    if not hasattr(model, "config"):  # timm's models are ours but for the signature
+        return Labelled(model)
+    config = copy.deepcopy(model.config)
+    if config.pad_token_id is None:  # type: ignore[union-attr]
+        config.pad_token_id = 0  # type: ignore[union-attr]  # RoBERTa as shipped asks for one
+    return type(model).__base__(config)  # type: ignore[misc, no-any-return]
 
 
 class BareLoop:
@@ -168,12 +197,96 @@ def trainer_seconds(experiment: Experiment, data: Data, device: torch.device, mo
 
 
 def _rows(batch: Batch) -> list[dict[str, Tensor]]:
-    """A batch as transformers' collator wants it: one mapping a sequence, -100 where nothing is scored."""
+    """A batch as transformers' collator wants it: one mapping an image or a sequence, -100 where nothing is scored."""
+    if batch.inputs.dim() == 4:
+        return [{"pixel_values": image, "labels": label} for image, label in zip(batch.inputs, batch.labels, strict=True)]
     labels = batch.inputs
     if batch.positions is not None:
         labels = torch.full_like(batch.inputs, -100)
         labels.view(-1)[batch.positions] = batch.labels
     return [{"input_ids": row, "labels": answer} for row, answer in zip(batch.inputs, labels, strict=True)]
+
+
+# --- what a step of each phase of a method costs, against a plain step
+
+
+def bench_phases(experiment: Experiment, specs: list[str], device: torch.device, rounds: int) -> str:
+    """A table as text: FLOPs, peak memory and time of a training step of every phase, and the ratios to scratch's.
+
+    On random data with a random source. Memory is measured in a process of its own for each phase: what the second and third
+    step reach, less what the process held before. Times are medians over `rounds` alternations with the plain step.
+    """
+    vocabulary = vocabulary_size(experiment.data)
+    plain = PhaseStep.of(experiment, "scratch", 0, vocabulary, device)
+    plain_memory = _alone(experiment, "scratch", 0, vocabulary, device)
+    lines = [
+        f"{experiment.name}: a training step of batch {experiment.train.batch} x {experiment.data.positions}, "
+        f"{hardware(device)['name']}, {torch.get_num_threads()} threads, {precision(experiment.train, device)}; "
+        f"medians of {rounds} alternations; in brackets against the plain step",
+        f"{'':<34} {'FLOPs':>22} {'peak memory':>20} {'ms per step':>20}",
+        f"{'plain':<34} {human(plain.flops, 'FLOP'):>22} {human(plain_memory, 'B'):>20} {1000 * _seconds(plain, 2, device) / 2:>20.0f}",
+    ]
+    for spec in specs:
+        for number, walked in enumerate(list(plan(experiment, get(spec, experiment.methods.get(spec)), vocabulary))):
+            step = PhaseStep.of(experiment, spec, number, vocabulary, device)
+            memory = _alone(experiment, spec, number, vocabulary, device)
+            seconds = [(_seconds(step, 1, device), _seconds(plain, 1, device)) for _ in range(rounds + 1)][1:]
+            times = statistics.median(own for own, _ in seconds), statistics.median(own / other for own, other in seconds)
+            lines.append(
+                f"{spec + ': ' + walked.name:<34} {human(step.flops, 'FLOP'):>12} ({step.flops / plain.flops:.3f} x)"
+                f" {human(memory, 'B'):>11} ({memory / plain_memory:.2f} x) {1000 * times[0]:>10.0f} ({times[1]:.2f} x)"
+            )
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PhaseStep:
+    """One training step of a method's phase, on random data."""
+
+    walked: Walked
+    batch: Batch
+    clip: float
+    bf16: bool
+    flops: int
+
+    @classmethod
+    def of(cls, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> PhaseStep:
+        """The step of phase `number`; the phases before it are walked through untrained."""
+        found, costs = get(spec, experiment.methods.get(spec)), Costs(device)
+        walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
+        objective = architectures.of(experiment).objective
+        batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
+        planned = plan(experiment, found, vocabulary)[number]
+        bf16 = precision(experiment.train, device) == "bf16"
+        return cls(walked, batch, experiment.train.clip, bf16, round(sum(planned.flops_per_step.values())))
+
+    def __call__(self, steps: int) -> None:
+        model = self.walked.model
+        for _ in range(steps):
+            with torch.autocast(self.batch.inputs.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = self.walked.phase.loss(model, self.batch, 0)
+            loss.backward()
+            clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.clip)
+            self.walked.optimizer.step()
+            self.walked.optimizer.zero_grad()
+
+
+def _alone(*arguments: Any) -> int:
+    """Peak memory of a phase's steps in a process of its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_step_memory, torch.get_num_threads(), *arguments).result()
+
+
+def _step_memory(threads: int, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> int:
+    torch.set_num_threads(threads)
+    PhaseStep.of(experiment, "scratch", 0, vocabulary, META)  # imports everything
+    reset_peak_memory(device)
+    before = peak_memory(device)
+    step = PhaseStep.of(experiment, spec, number, vocabulary, device)
+    step(1)
+    reset_peak_memory(device)
+    step(2)
+    return peak_memory(device) - before
 
 
 def matrix_peak(device: torch.device, bf16: bool) -> float:

@@ -91,13 +91,21 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = command("list", list_known, "what there is: methods, experiments, architectures")
     listing.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures"))
+    listing.add_argument("--long", action="store_true", help="methods: what each does, in full, and its hyperparameters")
+
+    check = command("check", check_method, "whether a method keeps the interface's promises, on miniatures of every architecture")
+    check.add_argument("method", metavar="METHOD", help="a name, ./file.py or ./file.py:Class")
+    check.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="as ligo.operator_steps=50")
 
     flops = command("flops", print_flops, "FLOPs per step of every method, by two cost models, checked against fvcore")
     add_experiment(flops)
     add_methods(flops)
 
-    bench = command("bench", run_bench, "throughput: the bare loop, growbench's loop, transformers.Trainer")
+    bench = command("bench", run_bench, "throughput: the bare loop, growbench's loop, transformers.Trainer; or costs of phases")
     add_experiment(bench)
+    bench.add_argument(
+        "--methods", metavar="A,B", help="instead: FLOPs, memory and time of each phase's step against a plain one"
+    )
     add_device(bench)
     bench.add_argument("--rounds", type=int, default=7, metavar="N", help="alternations, at least 5; default: 7")
     return parser
@@ -175,6 +183,12 @@ def make_report(options: argparse.Namespace) -> int:
 def list_known(options: argparse.Namespace) -> int:
     import tomllib
 
+    if options.long:
+        if options.what != "methods":
+            raise UsageError("--long is for methods: growbench list methods --long")
+        print("\n\n".join(card.text(name) for name, card in registry.cards().items()))
+        return 0
+
     def print_group(name: str, lines: dict[str, str]) -> None:
         if options.what in (None, name):
             print(f"{name}:")
@@ -186,6 +200,20 @@ def list_known(options: argparse.Namespace) -> int:
     print_group("experiments", titles)
     print_group("architectures", registry.architecture_summaries())
     return 0
+
+
+def check_method(options: argparse.Namespace) -> int:
+    name = Path(options.method.partition(":")[0]).stem
+    for override in options.set:
+        if not override.startswith(f"{name}."):
+            raise UsageError(f"--set {override!r}: check takes hyperparameters of its method, as {name}.KEY=VALUE")
+    settings = config.load("gpt2-tiny", options.set).methods if options.set else {}
+    (found,) = registry.get_all([options.method], settings)
+    _quiet()
+
+    from growbench import check
+
+    return check.report(found)
 
 
 def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, device: Any) -> int:
@@ -248,10 +276,15 @@ def run_bench(options: argparse.Namespace) -> int:
         raise UsageError(f"--rounds {options.rounds}: must be at least 5")
     _quiet()
 
-    from growbench.bench import bench
+    from growbench.bench import bench, bench_phases
     from growbench.benchmark import choose_device
 
-    print(bench(experiment, choose_device(options.device), options.rounds))
+    device = choose_device(options.device)
+    if options.methods is None:
+        print(bench(experiment, device, options.rounds))
+    else:
+        names = [found.name for found in _methods(options.methods, experiment)[1:]]
+        print(bench_phases(experiment, names, device, options.rounds))
     return 0
 
 

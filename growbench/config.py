@@ -107,14 +107,14 @@ class TextConfig:
     corpus: str  # wikipedia-sample, files:GLOB or hub:NAME[:CONFIG]
     sequence_length: int
     vocabulary: int = 0  # train a tokenizer of this size on the corpus...
-    tokenizer: str = ""  # ...or take this one (a name on the hub, or a folder)
+    tokenizer: str = ""  # ...or take this one (a name on the hub, or a folder), of this size if it is given too
     text_column: str = "text"  # of JSON lines, parquet and hub datasets
     evaluation_batches: int = 4  # fixed batches, the same for every method
     mask_share: float = 0.15  # masked models: share of positions to predict
 
     def __post_init__(self) -> None:
-        if bool(self.vocabulary) == bool(self.tokenizer):
-            raise UsageError("give either vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name)")
+        if not (self.vocabulary or self.tokenizer):
+            raise UsageError("vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name) is missing")
         if self.vocabulary < 0:
             raise UsageError(f"vocabulary = {self.vocabulary}: must be a number of tokens")
         if self.sequence_length < 4:

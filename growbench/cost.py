@@ -47,10 +47,21 @@ def _dot(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
 VECTOR_PRODUCTS = {aten.mv: _mv, aten.addmv: _addmv, aten.dot: _dot}
 
 
+class _NoModules:
+    """Takes the place of torch's ModuleTracker, which fails where a module gets a view of a parameter under no_grad (CaiT)."""
+
+    parents = frozenset({"Global"})  # only totals are read
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *args: Any) -> None: ...
+
+
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """Count the FLOPs of what runs inside. Attention takes the math path: the fused CPU kernels are invisible to the counter."""
     counter = FlopCounterMode(display=False, custom_mapping=VECTOR_PRODUCTS)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with sdpa_kernel(SDPBackend.MATH), counter:
         yield counter
 

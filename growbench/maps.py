@@ -46,8 +46,9 @@ def head_maps(source: ModelConfig, target: ModelConfig, rng: torch.Generator) ->
     if source.head_size != target.head_size:
         sizes = f"target.width / target.heads = {target.head_size} must equal the source's {source.head_size}"
         raise UsageError(f"heads are copied whole: {sizes}")
-    key_value_heads = random(source.key_value_heads, target.key_value_heads, rng)
     old_group, new_group = source.heads // source.key_value_heads, target.heads // target.key_value_heads
+    copies = random if new_group >= old_group else even  # a group that spreads over smaller ones needs enough of them
+    key_value_heads = copies(source.key_value_heads, target.key_value_heads, rng)
     heads = torch.empty(target.heads, dtype=torch.int64)
     for old in range(source.key_value_heads):
         groups = (key_value_heads == old).nonzero()  # every new group that shares this key-value head

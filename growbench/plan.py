@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from growbench import architectures
 from growbench.architectures import Architecture
@@ -84,15 +85,21 @@ def plan(experiment: Experiment, found: Found, vocabulary: int) -> list[PlannedP
         raise Unplannable(f"{found.name} cannot be planned without values of weights: {reason}") from error
 
 
-def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[PlannedPhase]:
-    architecture = architectures.of(experiment)
-    training = experiment.train
-    batch = shape_batch(experiment.data, architecture.objective, training.batch, vocabulary, META)
-    costs = Costs(META)
-    with META:
-        source = architecture.build(experiment.sizes("source", vocabulary)).requires_grad_(False)
+class Walked(NamedTuple):
+    """One phase of a method as it would be trained."""
+
+    phase: Phase
+    model: nn.Module  # on the device, in training mode
+    optimizer: Optimizer
+    steps: int
+    growth_flops: int  # of the growth before the phase
+
+
+def walk(experiment: Experiment, method: Method, vocabulary: int, costs: Costs) -> Iterator[Walked]:
+    """Every phase of a method in order, as if each had been trained when the next one is asked for; the source is random."""
+    with costs.device:
+        source = architectures.of(experiment).build(experiment.sizes("source", vocabulary)).requires_grad_(False).eval()
     task = Task.of(experiment, "target", vocabulary, costs, source=source if method.uses_source else None)
-    planned: list[PlannedPhase] = []
     phases, done = method.phases(task), 0
     trained: Any = None
     while True:
@@ -100,41 +107,47 @@ def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[Plann
         try:
             phase = costs.charged("growth", partial(phases.send, trained))
         except StopIteration:
-            return planned
-        model = phase.model.to(META).train()
+            return
         if phase.scored and done >= task.budget:
-            return planned
+            return
+        model = phase.model.to(costs.device).train()
+        optimizer = phase.optimizer or task.optimizer(model)
         steps = phase.length(task.budget, done)
-        account = "train" if phase.scored else "operator"
-        kinds = Counter(map(phase.kind or (lambda step: 0), range(steps)))
-        flops: Counter[str] = Counter()
-        for kind, times in kinds.items():
-            first = next(step for step in range(steps) if phase.kind is None or phase.kind(step) == kind)
-            for each, spent in costs.probe(lambda: phase.loss(model, batch, first).backward(), account).items():  # noqa: B023
-                flops[each] += times * spent
-        planned.append(
-            PlannedPhase(
-                phase.name,
-                steps,
-                phase.scored,
-                {each: spent / steps for each, spent in flops.items()},
-                costs.flops["growth"] - before,
-                _paper_flops(experiment, architecture, model, phase, flops, task),
-            )
-        )
+        yield Walked(phase, model, optimizer, steps, costs.flops["growth"] - before)
         done += steps if phase.scored else 0
-        trained = Trained(model, phase.optimizer or task.optimizer(model), steps, float("nan"))
+        trained = Trained(model, optimizer, steps, float("nan"))
+
+
+def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[PlannedPhase]:
+    architecture = architectures.of(experiment)
+    batch = shape_batch(experiment.data, architecture.objective, experiment.train.batch, vocabulary, META)
+    costs = Costs(META)
+    planned: list[PlannedPhase] = []
+    for phase, model, _, steps, growth_flops in walk(experiment, method, vocabulary, costs):
+        kind = phase.kind or (lambda step: 0)
+        firsts = {kind(step): step for step in reversed(range(steps))}
+        flops: Counter[str] = Counter()
+        for each, times in Counter(map(kind, range(steps))).items():
+            spent = costs.probe(
+                lambda: phase.loss(model, batch, firsts[each]).backward(),  # noqa: B023
+                "train" if phase.scored else "operator",
+            )
+            flops.update({account: times * one for account, one in spent.items()})
+        per_step = {account: spent / steps for account, spent in flops.items()}
+        paper = _paper_flops(experiment, architecture, model, phase, "teacher" in flops, vocabulary)
+        planned.append(PlannedPhase(phase.name, steps, phase.scored, per_step, growth_flops, paper))
+    return planned
 
 
 def _paper_flops(
-    experiment: Experiment, architecture: Architecture, model: nn.Module, phase: Phase, flops: Mapping[str, float], task: Task
+    experiment: Experiment, architecture: Architecture, model: nn.Module, phase: Phase, teacher: bool, vocabulary: int
 ) -> int | None:
     """A step by the counter of LiGO's paper, which charges a teacher's forward as half a step of the teacher."""
     if isinstance(experiment.data, ImageConfig) or phase.kind is not None:
         return None
-    length = experiment.data.sequence_length
-    teacher = ligo_paper_step(task.source_sizes, experiment.train.batch, length) // 2 if flops.get("teacher") else 0
-    return paper_step(architecture, model, experiment.train.batch, length) + teacher
+    shape = experiment.train.batch, experiment.data.sequence_length
+    source = ligo_paper_step(experiment.sizes("source", vocabulary), *shape) // 2 if teacher else 0
+    return paper_step(architecture, model, *shape) + source
 
 
 def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:

@@ -8,7 +8,10 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
+import textwrap
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -34,6 +37,49 @@ class Found:
     name: str
     method: Method
     origin: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a built-in method says of itself, read without running its file."""
+
+    docstring: str
+    settings: list[tuple[str, str]]  # hyperparameters with type and default, and the comment beside each
+    paper: str
+    uses_source: str  # True, False, or the expression that decides
+    keeps_source: str
+
+    @classmethod
+    def of(cls, path: Path) -> Card:
+        node = _method_class(path)
+        assert node is not None
+        comments = _comments(path)
+        settings, constants = [], {"uses_source": "True", "keeps_source": "False", "paper": ""}
+        for statement in node.body:
+            if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.annotation).startswith("ClassVar"):
+                constants[ast.unparse(statement.target)] = ast.unparse(statement.value) if statement.value else ""
+            elif isinstance(statement, ast.AnnAssign):
+                settings.append((ast.unparse(statement), comments.get(statement.end_lineno or 0, "")))
+            elif isinstance(statement, ast.FunctionDef) and statement.name in constants:
+                returned = next(each for each in ast.walk(statement) if isinstance(each, ast.Return))
+                constants[statement.name] = ast.unparse(returned.value).removeprefix("self.") if returned.value else ""
+        paper = constants["paper"].strip("'")
+        return cls(ast.get_docstring(node) or "", settings, paper, constants["uses_source"], constants["keeps_source"])
+
+    def text(self, name: str) -> str:
+        """The card under the method's name, at most 100 columns wide."""
+        lines = [name]
+        for part in re.split(r"\n\n|\n(?=[A-Z][\w -]*: |\w+: )", self.docstring):
+            lines += textwrap.wrap(" ".join(part.split()), 100, initial_indent="    ", subsequent_indent="    ")
+        lines += ["    Hyperparameters:" if self.settings else "    Hyperparameters: none"]
+        for setting, comment in self.settings:
+            lines += textwrap.wrap(
+                f"{setting}  {'# ' * bool(comment)}{comment}", 100, initial_indent=" " * 8, subsequent_indent=" " * 12
+            )
+        source = {"True": "grown from a trained small model", "False": "not used"}
+        kept = ", which the final model needs" if self.keeps_source == "True" else ""
+        lines += [f"    Source: {source.get(self.uses_source, f'grown from if {self.uses_source}')}{kept}"]
+        return "\n".join([*lines, f"    {self.paper}"])
 
 
 def built_in() -> dict[str, Path]:
@@ -62,6 +108,11 @@ def summaries() -> dict[str, str]:
     """Each built-in method's first line, and each installed one's origin, without importing any."""
     lines = {name: _first_line(path) for name, path in built_in().items()}
     return {**lines, **{name: f"of {_origin(point)}" for name, point in installed().items()}}
+
+
+def cards() -> dict[str, Card]:
+    """Each built-in method's card, without importing any."""
+    return {name: Card.of(path) for name, path in built_in().items()}
 
 
 def architecture_summaries() -> dict[str, str]:
@@ -178,10 +229,22 @@ def _origin(point: EntryPoint) -> str:
 
 def _first_line(path: Path) -> str:
     """The first line of the method class's docstring, read without running the file."""
+    node = _method_class(path)
+    return (ast.get_docstring(node) or "").partition("\n")[0] if node else ""
+
+
+def _method_class(path: Path) -> ast.ClassDef | None:
     for node in _parsed(path).body:
         if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases):
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    return ""
+            return node
+    return None
+
+
+def _comments(path: Path) -> dict[int, str]:
+    """The comment on each line that has one."""
+    with path.open("rb") as file:
+        tokens = tokenize.tokenize(file.readline)
+        return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
 
 
 def _parsed(path: Path) -> ast.Module:

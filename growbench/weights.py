@@ -137,7 +137,7 @@ class Extend:
         """`dim` is the last one."""
         if not self.divided:
             return self.produce(value, dim)
-        copies = 1 + self.matrix.sum(-2)  # (n,) or (L, n)
+        copies = (1 + self.matrix.sum(-2)).to(value)  # (n,) or (L, n)
         between = value.dim() - copies.dim()
         return self.produce(value / (copies if copies.dim() == 1 else copies.reshape(-1, *[1] * between, copies.shape[-1])), dim)
 

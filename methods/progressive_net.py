@@ -1,5 +1,6 @@
 """Progressive Neural Networks: a new column beside the frozen source."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ class Columns(nn.Module):
     def __init__(self, task: Task, alpha: float) -> None:
         super().__init__()
         self.sizes, self.source_sizes = task.target, task.source_sizes
-        self.column, self.source = task.build(), task.source
+        self.column, self.source = task.build(), copy.deepcopy(task.source)  # other methods use the source without hooks
         with task.device:
             adapters = [Adapter(task.source_sizes.width, task.target.width, alpha) for _ in range(task.target.layers)]
         self.adapters = nn.ModuleList(adapters)

@@ -378,7 +378,7 @@ def test_wide_vocabulary_needs_wider_numbers(corpus: str, own_cache: Path, monke
 def test_cache_that_cannot_be_written(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GROWBENCH_CACHE", str(tmp_path / "file"))
-    assert "cannot write the token cache" in message(config(corpus), "causal", "bytes", 4)
+    assert "cannot write the cache" in message(config(corpus), "causal", "bytes", 4)
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

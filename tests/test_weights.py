@@ -1,136 +1,138 @@
-"""Canonical weights: reading and writing lose nothing; widen and deepen do what their closed forms say."""
+"""Canonical weights: widen and deepen do what their closed forms say. What they do to real models: test_architectures.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from growbench import architectures
 from growbench.config import ModelConfig
-from growbench.weights import Axis, Extend, Maps, Project, Select, Weight, Weights, deepen, widen
+from growbench.weights import Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, length, widen
 
-SMALL = ModelConfig(layers=3, width=16, heads=2, vocabulary=37, positions=10)
-CELLS = [(name, tied) for name in architectures.names() for tied in (True, False)]
-each_cell = pytest.mark.parametrize(("name", "tied"), CELLS)
-
-
-def random_model(name: str, sizes: ModelConfig) -> nn.Module:
-    """Every parameter random, biases and norms too, so that nothing is equal by chance."""
-    torch.manual_seed(0)
-    model = architectures.get(name).build(sizes).double().eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
+LAYERS, WIDTH, HEADS, FFN = 3, 16, 2, 5
+WIDE = {Axis.WIDTH: 23, Axis.HEAD_COUNT: 5, Axis.FFN: 9}
+OLD = {Axis.WIDTH: WIDTH, Axis.HEAD_COUNT: HEADS, Axis.FFN: FFN}
 
 
-def logits(model: nn.Module, vocabulary: int = 37, length: int = 10) -> Tensor:
-    tokens = torch.randint(vocabulary, (4, length), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        return model(tokens)
+def zoo() -> Weights:
+    """A weight of every shape that architectures have."""
+    generator = torch.Generator().manual_seed(0)
 
+    def weight(*axes: tuple[Axis, int], consumes: bool = False) -> Weight:
+        value = torch.randn(*(size for _, size in axes), generator=generator, dtype=torch.float64)
+        return Weight(value, tuple(axis for axis, _ in axes), "any", consumes)
 
-def relative_error(model: nn.Module, other: nn.Module) -> float:
-    expected = logits(model)
-    return ((logits(other) - expected).norm() / expected.norm()).item()
-
-
-@each_cell
-def test_write_after_read_is_bit_identical(name: str, tied: bool) -> None:
-    architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
-    model, copy = random_model(name, sizes), architecture.build(sizes).double()
-    architecture.write(architecture.read(model), copy)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, copy.state_dict()[key]), key
-
-
-@each_cell
-def test_every_parameter_is_in_the_table_once(name: str, tied: bool) -> None:
-    architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
-    model = random_model(name, sizes)
-    weights = architecture.read(model)
-    assert sum(w.value.numel() for w in weights.values()) == sum(p.numel() for p in model.parameters())
-    assert architecture.native(weights, sizes).keys() == dict(model.named_parameters()).keys()
-    for weight in weights.values():
-        assert len(weight.axes) == weight.value.dim()
-
-
-@each_cell
-def test_ties_share_storage_after_write(name: str, tied: bool) -> None:
-    architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
-    model = architecture.write(architecture.read(random_model(name, sizes)), architecture.build(sizes).double())
-    shared = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert shared == tied
-
-
-@each_cell
-def test_models_compute_what_transformers_computes(name: str, tied: bool) -> None:
-    model = random_model(name, replace(SMALL, tied=tied))
-    shipped = type(model).__base__(model.config).double().eval()
-    shipped.load_state_dict(model.state_dict())
-    tokens = torch.randint(37, (4, 10))
-    with torch.no_grad():
-        expected = shipped(tokens).logits.flatten(0, 1)
-        torch.testing.assert_close(model(tokens), expected, rtol=1e-12, atol=1e-12)  # fused activations round differently
-        scored = torch.tensor([1, 7, 12, 39])
-        torch.testing.assert_close(model(tokens, scored), expected[scored])
-
-
-def test_conv1d_is_transposed_and_split_in_query_key_value() -> None:
-    model = random_model("gpt2", SMALL)
-    weights = architectures.get("gpt2").read(model)
-    fused = model.transformer.h[1].attn.c_attn.weight  # (in, 3 x out)
-    assert torch.equal(weights["layers.attention.key.weight"].value[1], fused[:, 16:32].T)
-
-
-@each_cell
-@pytest.mark.parametrize("factor", [2, 3])
-def test_fpi_preserves_the_function_at_integer_ratios(name: str, tied: bool, factor: int) -> None:
-    """Chen et al. 2022: widening by copies, consumers divided, computes the same. Uneven copies of heads and neurons too."""
-    architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
-    wide = replace(sizes, width=factor * 16, heads=factor * 2, ffn=factor * 64)
-    generator = torch.Generator().manual_seed(2)
-    heads = torch.cat([torch.arange(2), torch.randint(2, (factor * 2 - 2,), generator=generator)])
-    maps: Maps = {
-        Axis.WIDTH: Select(torch.arange(wide.width) % 16),
-        Axis.HEAD_TRANSFORM: Select(torch.arange(wide.width) // factor),
-        Axis.HEADS: Select((heads[:, None] * 8 + torch.arange(8)).flatten()),
-        Axis.FFN: Select(torch.cat([torch.arange(64), torch.randint(64, (wide.ffn - 64,), generator=generator)])),
+    layer, width, heads, ffn = (Axis.LAYER, LAYERS), (Axis.WIDTH, WIDTH), (Axis.HEAD_COUNT, HEADS), (Axis.FFN, FFN)
+    return {
+        "token": weight((Axis.VOCAB, 7), width),
+        "position": weight((Axis.SINGLE, 1), (Axis.POSITION, 4), width),
+        "patch": weight(width, (Axis.PATCH, 3), (Axis.PATCH, 2), (Axis.PATCH, 2)),
+        "patch_bias": weight(width),
+        "up": weight(layer, ffn, width, consumes=True),
+        "up_bias": weight(layer, ffn),
+        "down": weight(layer, width, ffn, consumes=True),
+        "talk": weight(layer, heads, heads, consumes=True),
+        "layer_norm": weight(layer, width),
+        "last_norm": weight(width, consumes=True),  # before a tied decoder
+        "decoder": weight((Axis.VOCAB, 7), width, consumes=True),
     }
-    model = random_model(name, sizes)
-    grown = architecture.write(widen(architecture.read(model), maps), architecture.build(wide).double().eval())
-    assert relative_error(model, grown) < 1e-12
 
 
-def test_a_missing_division_at_a_tied_decoder_is_noticed() -> None:
-    """The check above can fail: a norm that does not compensate for the tied decoder changes the output by its whole size."""
-    architecture = architectures.get("gpt2")
-    model = random_model("gpt2", SMALL)
-    weights = {name: replace(w, consumes=w.consumes and w.role != "norm") for name, w in architecture.read(model).items()}
-    double = Select(torch.arange(32) % 16)
-    wide = replace(SMALL, width=32, heads=4, ffn=128)
-    maps: Maps = {Axis.WIDTH: double, Axis.HEADS: double, Axis.FFN: Select(torch.arange(128) % 64)}
-    grown = architecture.write(widen(weights, maps), architecture.build(wide).double().eval())
-    assert relative_error(model, grown) > 0.5
+def random_index(axis: Axis, seed: int = 4) -> Tensor:
+    new = torch.randint(OLD[axis], (WIDE[axis] - OLD[axis],), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([torch.arange(OLD[axis]), new])
 
 
-@each_cell
-def test_deepening_by_zero_residual_branches_is_the_identity_in_pre_norm(name: str, tied: bool) -> None:
-    architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
-    model = random_model(name, sizes)
-    deeper = deepen(architecture.read(model), [0, 1, 2, 2])
-    for weight in deeper.values():
-        if weight.residual:
-            weight.value[3] = 0
-    grown = architecture.write(deeper, architecture.build(replace(sizes, layers=4)).double().eval())
-    if architecture.norm == "pre":
-        assert relative_error(model, grown) == 0
-    else:
-        assert relative_error(model, grown) > 1e-3
+def one_hot(index: Tensor, old: int) -> Tensor:
+    return torch.eye(old, dtype=torch.float64)[index]
+
+
+def test_a_produced_unit_is_its_originals_copy_and_a_consumed_one_its_share() -> None:
+    index = random_index(Axis.WIDTH)
+    before, after = zoo(), widen(zoo(), {Axis.WIDTH: Select(index)})
+    copies = torch.tensor([(index == old).sum() for old in index])
+    assert torch.equal(after["token"].value, before["token"].value[:, index])
+    assert torch.equal(after["patch"].value, before["patch"].value[index])
+    assert torch.equal(after["down"].value, before["down"].value[:, index])
+    assert torch.equal(after["up"].value, before["up"].value[..., index] / copies)
+    assert torch.equal(after["last_norm"].value, before["last_norm"].value[index] / copies)
+    assert torch.equal(after["talk"].value, before["talk"].value)
+
+
+def test_a_matrix_between_two_dimensions_of_one_axis_is_produced_and_consumed() -> None:
+    """Talking heads: rows are copied, columns shared out."""
+    index = random_index(Axis.HEAD_COUNT)
+    copies = torch.bincount(index)[index]
+    grown = widen(zoo(), {Axis.HEAD_COUNT: Select(index)})["talk"].value
+    assert torch.equal(grown, zoo()["talk"].value[:, index][:, :, index] / copies)
+
+
+def test_selection_is_a_projection_by_one_hot_rows() -> None:
+    """FPI as two matrices: one-hot rows to produce, the same divided by the copies to consume."""
+    maps: dict[str, Maps] = {"select": {}, "project": {}}
+    for axis in WIDE:
+        index = random_index(axis)
+        rows = one_hot(index, OLD[axis])
+        maps["select"][axis] = Select(index)
+        maps["project"][axis] = Project(rows, rows / rows.sum(0)[index][:, None])
+    projected = widen(zoo(), maps["project"])
+    for key, weight in widen(zoo(), maps["select"]).items():
+        torch.testing.assert_close(projected[key].value, weight.value)
+
+
+def test_extension_by_one_hot_rows_is_selection_bit_for_bit() -> None:
+    """Produced and consumed: Net2Net's growth, and the learned operator that starts from it, are the same weights."""
+    indices = {axis: random_index(axis) for axis in WIDE}
+    extended = widen(
+        zoo(), {axis: Extend(one_hot(index[OLD[axis] :], OLD[axis]), divided=True) for axis, index in indices.items()}
+    )
+    for key, weight in widen(zoo(), {axis: Select(index) for axis, index in indices.items()}).items():
+        assert torch.equal(extended[key].value, weight.value), key
+
+
+@pytest.mark.parametrize("axis", [Axis.FFN, Axis.HEAD_COUNT])
+def test_extension_by_one_hot_rows_of_each_layer_is_selection_layer_by_layer(axis: Axis) -> None:
+    indices = [random_index(axis, seed) for seed in range(LAYERS)]
+    assert not torch.equal(indices[0], indices[1])
+    rows = torch.stack([one_hot(index[OLD[axis] :], OLD[axis]) for index in indices])
+    extended = widen(zoo(), {axis: Extend(rows, divided=True)})
+    for key, weight in zoo().items():
+        if axis in weight.axes:
+            for layer, index in enumerate(indices):
+                alone = {key: replace(weight, value=weight.value[layer], axes=weight.axes[1:])}
+                selected = widen(alone, {axis: Select(index)})[key].value
+                assert torch.equal(extended[key].value[layer], selected), key
+
+
+def test_a_divided_extension_of_each_layer_consumes_norms_of_each_layer() -> None:
+    """A vector of each layer, as it would be in a norm before a product that cannot be divided."""
+    weights = {"norm": replace(zoo()["layer_norm"], consumes=True)}
+    indices = [random_index(Axis.WIDTH, seed) for seed in range(LAYERS)]
+    rows = torch.stack([one_hot(index[WIDTH:], WIDTH) for index in indices])
+    extended = widen(weights, {Axis.WIDTH: Extend(rows, divided=True)})["norm"].value
+    for layer, index in enumerate(indices):
+        assert torch.equal(extended[layer], Select(index).consume(weights["norm"].value[layer], 0))
+
+
+def test_extend_is_the_projection_by_identity_over_matrix() -> None:
+    m, n = torch.randn(LAYERS, 4, FFN), torch.randn(7, WIDTH)
+    extended = widen(zoo(), {Axis.FFN: Extend(m), Axis.WIDTH: Extend(n)})
+    b = torch.cat([torch.eye(FFN).expand(LAYERS, FFN, FFN), m], 1)
+    projected = widen(zoo(), {Axis.FFN: Project(b), Axis.WIDTH: Project(torch.cat([torch.eye(WIDTH), n]))})
+    for key, weight in projected.items():
+        torch.testing.assert_close(extended[key].value, weight.value)
+
+
+def test_a_divided_extension_undoes_the_growth_of_what_its_consumers_sum() -> None:
+    """By any matrix: the sum over the grown units of one entry's share is the entry."""
+    matrix = torch.rand(7, WIDTH, dtype=torch.float64)
+    grown = Extend(matrix, divided=True).consume(torch.eye(WIDTH, dtype=torch.float64), 1)
+    torch.testing.assert_close(grown.sum(1), torch.ones(WIDTH, dtype=torch.float64))
 
 
 sizes_of_axes = st.integers(1, 5)
@@ -151,10 +153,11 @@ def test_projection_is_the_closed_form_layer_by_layer(layers: int, o: int, i: in
         "w": Weight(matrix, (Axis.LAYER, Axis.FFN, Axis.WIDTH), "ffn_up", consumes=True),
         "b": Weight(bias, (Axis.LAYER, Axis.FFN), "ffn_up"),
         "e": Weight(rand(7, i), (Axis.VOCAB, Axis.WIDTH), "embedding"),
+        "p": Weight(rand(i, 3, 2, 2), (Axis.WIDTH, *[Axis.PATCH] * 3), "embedding"),
     }
     maps: Maps = {Axis.FFN: Project(out), Axis.WIDTH: Project(into)}
     if batched:
-        del weights["e"]
+        del weights["e"], weights["p"]
     grown = widen(weights, maps)
     for layer in range(layers):
         b, a = (out[layer], into[layer]) if batched else (out, into)
@@ -162,28 +165,14 @@ def test_projection_is_the_closed_form_layer_by_layer(layers: int, o: int, i: in
         torch.testing.assert_close(grown["b"].value[layer], b @ bias[layer])
     if not batched:
         torch.testing.assert_close(grown["e"].value, weights["e"].value @ into.T)
+        torch.testing.assert_close(grown["p"].value, (into @ weights["p"].value.flatten(1)).unflatten(1, (3, 2, 2)))
 
 
-def test_extend_is_the_projection_by_identity_over_matrix() -> None:
-    weights = {"w": Weight(torch.randn(2, 3, 4), (Axis.LAYER, Axis.FFN, Axis.WIDTH), "ffn_up", consumes=True)}
-    m, n = torch.randn(2, 2, 3), torch.randn(5, 4)
-    extended = widen(weights, {Axis.FFN: Extend(m), Axis.WIDTH: Extend(n)})
-    b = torch.cat([torch.eye(3).expand(2, 3, 3), m], 1)
-    projected = widen(weights, {Axis.FFN: Project(b), Axis.WIDTH: Project(torch.cat([torch.eye(4), n]))})
-    torch.testing.assert_close(extended["w"].value, projected["w"].value)
-
-
-@each_cell
-def test_selection_is_a_projection_by_one_hot_rows(name: str, tied: bool) -> None:
-    """FPI as two matrices: one-hot rows to produce, the same divided by the copies to consume."""
-    index = torch.cat([torch.arange(16), torch.randint(16, (7,), generator=torch.Generator().manual_seed(4))])
-    one_hot = torch.eye(16, dtype=torch.float64)[index]
-    as_matrices = Project(one_hot, one_hot / one_hot.sum(0)[index][:, None])
-    weights = architectures.get(name).read(random_model(name, replace(SMALL, tied=tied)))
-    axes = (Axis.WIDTH, Axis.HEADS, Axis.HEAD_TRANSFORM)
-    selected, projected = (widen(weights, {axis: axis_map for axis in axes}) for axis_map in (Select(index), as_matrices))
-    for key, weight in selected.items():
-        torch.testing.assert_close(projected[key].value, weight.value)
+def test_producer_and_consumer_use_their_own_matrices() -> None:
+    produce, consume = torch.randn(WIDE[Axis.WIDTH], WIDTH).double(), torch.randn(WIDE[Axis.WIDTH], WIDTH).double()
+    grown = widen(zoo(), {Axis.WIDTH: Project(produce, consume)})
+    torch.testing.assert_close(grown["down"].value, produce @ zoo()["down"].value)
+    torch.testing.assert_close(grown["up"].value, zoo()["up"].value @ consume.T)
 
 
 def test_a_map_for_axis_and_role_goes_before_that_of_the_axis() -> None:
@@ -193,37 +182,56 @@ def test_a_map_for_axis_and_role_goes_before_that_of_the_axis() -> None:
     assert grown["query"].value.sum() == 0 and grown["key"].value.sum() == 6
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Select(random_index(Axis.WIDTH)),
+        lambda: Project(torch.randn(23, WIDTH)),
+        lambda: Extend(torch.randn(7, WIDTH)),
+        lambda: Extend(torch.rand(7, WIDTH), divided=True),
+    ],
+)
+def test_a_map_grows_weights_on_any_device(make: Callable[[], AxisMap]) -> None:
+    weights = {key: replace(weight, value=weight.value.to("meta")) for key, weight in zoo().items()}
+    for key, weight in widen(weights, {Axis.WIDTH: make()}).items():
+        expected = [23 if axis is Axis.WIDTH else size for axis, size in zip(weight.axes, zoo()[key].value.shape, strict=True)]
+        assert weight.value.is_meta and list(weight.value.shape) == expected
+
+
+def test_growth_leaves_its_argument_alone() -> None:
+    weights = zoo()
+    widen(weights, {Axis.WIDTH: Select(random_index(Axis.WIDTH))})
+    deepen(weights, [0, 1, 2, 2])
+    for key, weight in zoo().items():
+        assert torch.equal(weights[key].value, weight.value)
+
+
 def test_layer_maps_by_index_by_matrix_and_by_function_agree() -> None:
-    weights = architectures.get("bert").read(random_model("bert", SMALL))
     chosen = [0, 2, 1, 2, 0]
-    one_hot = torch.eye(3, dtype=torch.float64)[chosen]
-    by_index = deepen(weights, chosen)
-    for layer_map in (one_hot, lambda name, weight: weight.value[chosen]):
-        for name, weight in deepen(weights, layer_map).items():
-            torch.testing.assert_close(weight.value, by_index[name].value, rtol=0, atol=0)
+    by_index = deepen(zoo(), chosen)
+    assert torch.equal(by_index["up"].value, zoo()["up"].value[chosen])
+    for layer_map in (one_hot(torch.tensor(chosen), LAYERS), lambda name, weight: weight.value[chosen]):
+        for name, weight in deepen(zoo(), layer_map).items():
+            assert torch.equal(weight.value, by_index[name].value)
 
 
-@each_cell
-def test_growth_is_differentiable_to_maps_and_layer_mixing(name: str, tied: bool) -> None:
-    architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
-    wide = replace(sizes, width=32, heads=4, ffn=64, layers=4)
-    residual = torch.randn(16, 16, dtype=torch.float64, requires_grad=True)
-    depth = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
-    extend = Extend(residual)
-    maps: Maps = {Axis.WIDTH: extend, Axis.HEADS: extend, Axis.HEAD_TRANSFORM: extend}
-    weights = deepen(widen(architecture.read(random_model(name, sizes)), maps), depth)
-    model = architecture.build(wide).double()
-    tokens = torch.randint(37, (2, 10))
-    output: Tensor = torch.func.functional_call(model, architecture.native(weights, wide), (tokens,))
-    output.square().mean().backward()
-    assert residual.grad is not None and residual.grad.abs().min() > 0
-    assert depth.grad is not None and depth.grad.abs().min() > 0
+def test_deepening_grows_the_axis_that_it_is_told_and_no_other() -> None:
+    weights = zoo() | {"class": Weight(torch.arange(6.0).reshape(2, 3), (Axis.CLASS_LAYER, Axis.WIDTH), "norm")}
+    on_top, classes = deepen(weights, [0, 1, 2, 2]), deepen(weights, [0, 1, 1], Axis.CLASS_LAYER)
+    for name, weight in weights.items():
+        assert len(on_top[name].value) == (4 if Axis.LAYER in weight.axes else len(weight.value))
+        assert len(classes[name].value) == (3 if name == "class" else len(weight.value))
 
 
-def test_write_refuses_misshapen_and_missing_weights() -> None:
-    architecture = architectures.get("gpt2")
-    weights = architecture.read(random_model("gpt2", SMALL))
-    with pytest.raises(ValueError, match="shape"):
-        architecture.write(weights, architecture.build(replace(SMALL, width=32)).double())
-    with pytest.raises((ValueError, KeyError)):
-        architecture.write({k: w for k, w in weights.items() if k != "norm.bias"}, architecture.build(SMALL).double())
+def test_the_lengths_of_axes_follow_from_the_sizes() -> None:
+    sizes = ModelConfig(layers=3, width=64, heads=8, kv_heads=2, ffn=100)
+    expected = {
+        Axis.LAYER: 3,
+        Axis.WIDTH: 64,
+        Axis.HEADS: 64,
+        Axis.KV_HEADS: 16,
+        Axis.HEAD_COUNT: 8,
+        Axis.FFN: 100,
+        Axis.HEAD_TRANSFORM: 64,
+    }
+    assert {axis: length(axis, sizes) for axis in expected} == expected

@@ -16,12 +16,6 @@ FIRST_POSITION = 2  # transformers keeps the first two rows for padding
 class Roberta(RobertaForMaskedLM):
     """transformers' RoBERTa, from tokens (B, T) straight to the logits of the scored positions."""
 
-    def __init__(self, config: RobertaConfig) -> None:
-        super().__init__(config)
-        # every block is full: no row is padding, none is pinned to zero, and positions do not depend on the tokens
-        self.roberta.embeddings.word_embeddings.padding_idx = None
-        self.roberta.embeddings.position_embeddings.padding_idx = None
-
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
         places = torch.arange(FIRST_POSITION, FIRST_POSITION + inputs.shape[1], device=inputs.device)
         hidden = self.roberta(inputs, position_ids=places[None]).last_hidden_state.flatten(0, 1)
@@ -42,6 +36,7 @@ def make(config: ModelConfig) -> Roberta:
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             tie_word_embeddings=config.tied,
+            pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
         )
     )
     model.lm_head.bias = model.lm_head.decoder.bias  # untied, transformers leaves a second, unused one

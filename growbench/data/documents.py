@@ -1,4 +1,7 @@
-"""Where the text comes from: every corpus is a stream of documents, and a fingerprint of its content."""
+"""Where the data comes from: every corpus of text is a stream of documents, and a fingerprint of its content.
+
+Images come from the same places, so what finds and fingerprints files, samples and datasets of the hub serves both kinds.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ import bz2
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape, glob
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from growbench.config import TextConfig, UsageError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
 
 SAMPLE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"  # 101 English articles, CC BY-SA 3.0
 SAMPLE_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
@@ -41,10 +47,7 @@ def _corpus(config: TextConfig) -> Corpus:
     if kind == "files":
         return Files(rest, config.text_column)
     if kind == "hub":
-        name, _, configuration = rest.partition(":")
-        if not name:
-            raise UsageError(f"corpus = {config.corpus!r}: must be hub:NAME[:CONFIG], as in hub:wikimedia/wikipedia:20231101.en")
-        return Hub(name, configuration or None, config.text_column)
+        return HubText(Hub.of(rest), config.text_column)
     return WikipediaSample()
 
 
@@ -56,22 +59,13 @@ class WikipediaSample:
         return SAMPLE_SHA256
 
     def documents(self) -> Iterator[str]:
-        dump = self._dump()
+        dump = sample_file("wikipedia-sample", "gensim", f"test/test_data/{SAMPLE}", SAMPLE_SHA256)
         from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
         with bz2.open(dump) as pages:
             for _, markup, _ in extract_pages(pages, filter_namespaces=("0",)):
                 if not markup.lower().startswith("#redirect"):
                     yield _prose(filter_wiki(markup))
-
-    def _dump(self) -> Path:
-        spec = find_spec("gensim")
-        if spec is None or spec.origin is None:
-            raise UsageError('corpus = wikipedia-sample needs gensim: pip install "growbench[samples]"')
-        dump = Path(spec.origin).parent / "test" / "test_data" / SAMPLE
-        if not dump.is_file() or hashlib.sha256(dump.read_bytes()).hexdigest() != SAMPLE_SHA256:
-            raise UsageError(f'{dump} is not the expected sample (gensim 4.4 has it): pip install "growbench[samples]"')
-        return dump
 
 
 def _prose(article: str) -> str:
@@ -88,27 +82,14 @@ class Files:
     text_column: str
 
     def fingerprint(self) -> str:
-        return _digest(self.text_column, ((path.suffix, path) for path in self._paths()))
+        return digest(self.text_column, ((path.suffix, path) for path in self._paths()))
 
     def documents(self) -> Iterator[str]:
         for path in self._paths():
-            yield from READERS[path.suffix](path, self.text_column)
+            yield from READERS[path.suffix.lower()](path, self.text_column)
 
     def _paths(self) -> list[Path]:
-        paths = sorted({path for pattern in self.globs.split(",") for path in _matches(pattern.strip())})
-        for path in paths:
-            if path.suffix not in READERS:
-                raise UsageError(f"{path}: cannot read files ending in {path.suffix!r}; allowed are {', '.join(READERS)}")
-            if path.stat().st_size == 0:
-                raise UsageError(f"{path} is empty")
-        return paths
-
-
-def _matches(pattern: str) -> list[Path]:
-    found = [path for path in map(Path, glob(str(Path(pattern).expanduser()), recursive=True)) if path.is_file()]
-    if not found:
-        raise UsageError(f"corpus = 'files:{pattern}': no file matches")
-    return found
+        return matching_files(self.globs, READERS)
 
 
 def _read_text(path: Path, _: str) -> Iterator[str]:
@@ -137,11 +118,8 @@ def _read_json_lines(path: Path, text_column: str) -> Iterator[str]:
 
 
 def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
-    from datasets import load_dataset
-
-    with _one_line_errors(str(path)):
-        rows = load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True)
-        yield from _column(rows, text_column, str(path))
+    with one_line_errors(str(path)):
+        yield from _column(parquet_rows(path), text_column, str(path))
 
 
 READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
@@ -153,39 +131,29 @@ READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
 
 
 @dataclass(frozen=True)
-class Hub:
-    """The `train` split of a dataset on the Hugging Face hub, or of a local folder in the same layout, read as a stream."""
+class HubText:
+    """A text column of a dataset on the hub."""
 
-    name: str
-    configuration: str | None
+    hub: Hub
     text_column: str
 
     def fingerprint(self) -> str:
-        if Path(self.name).is_dir():
-            return folder_digest(Path(self.name), f"{self.configuration} {self.text_column}")
-        return f"{self._commit()}:{self.configuration or 'default'}:{self.text_column}"
+        return self.hub.fingerprint(self.text_column)
 
     def documents(self) -> Iterator[str]:
-        from datasets import load_dataset
-
-        commit = None if Path(self.name).is_dir() else self._commit()
-        with _one_line_errors(self._label()):
-            rows = load_dataset(self.name, self.configuration, split="train", streaming=True, revision=commit)
-            yield from _column(rows, self.text_column, self._label())
-
-    def _commit(self) -> str:
-        from huggingface_hub import HfApi
-
-        with _one_line_errors(self._label()):
-            return str(HfApi().dataset_info(self.name).sha)
-
-    def _label(self) -> str:
-        return f"corpus = 'hub:{self.name}{f':{self.configuration}' if self.configuration else ''}'"
+        with one_line_errors(self.hub.label()):
+            yield from _column(self.hub.rows(), self.text_column, self.hub.label())
 
 
-def folder_digest(folder: Path, options: str = "") -> str:
-    """sha256 over the names and the content of all files below a folder."""
-    return _digest(options, ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")) if path.is_file()))
+def _column(rows: Iterable[dict[str, Any]], text_column: str, where: str) -> Iterator[str]:
+    return (_cell(row, text_column, where) for row in rows)
+
+
+def _cell(row: dict[str, Any], text_column: str, where: str) -> str:
+    text = cell(row, "text_column", text_column, where)
+    if not isinstance(text, str | None):
+        raise UsageError(f"{where}: column {text_column!r} holds {type(text).__name__}, not text")
+    return text or ""
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -201,20 +169,100 @@ def _lines(path: Path) -> Iterator[str]:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _column(rows: Iterable[dict[str, Any]], text_column: str, where: str) -> Iterator[str]:
-    return (_cell(row, text_column, where) for row in rows)
+# --- what text and images share
 
 
-def _cell(row: dict[str, Any], text_column: str, where: str) -> str:
-    if text_column not in row:
-        raise UsageError(f"{where}: no column text_column = {text_column!r}; there are {', '.join(map(repr, row)) or 'none'}")
-    if not isinstance(row[text_column], str | None):
-        raise UsageError(f"{where}: column {text_column!r} holds {type(row[text_column]).__name__}, not text")
-    return row[text_column] or ""
+@dataclass(frozen=True)
+class Hub:
+    """The `train` split of a dataset on the Hugging Face hub, or of a local folder in the same layout, read as a stream."""
+
+    name: str
+    configuration: str | None
+
+    @classmethod
+    def of(cls, text: str) -> Hub:
+        """What stands after `hub:` in the name of a corpus."""
+        name, _, configuration = text.partition(":")
+        if not name:
+            raise UsageError(f"corpus = 'hub:{text}': must be hub:NAME[:CONFIG], as in hub:wikimedia/wikipedia:20231101.en")
+        return cls(name, configuration or None)
+
+    def fingerprint(self, columns: str) -> str:
+        """The dataset's commit (a folder: sha256 of its content), and which configuration and columns are read."""
+        if Path(self.name).is_dir():
+            return folder_digest(Path(self.name), f"{self.configuration} {columns}")
+        return f"{self._commit()}:{self.configuration or 'default'}:{columns}"
+
+    def rows(self) -> IterableDataset:
+        from datasets import load_dataset
+
+        commit = None if Path(self.name).is_dir() else self._commit()
+        return load_dataset(self.name, self.configuration, split="train", streaming=True, revision=commit)
+
+    def label(self) -> str:
+        return f"corpus = 'hub:{self.name}{f':{self.configuration}' if self.configuration else ''}'"
+
+    def _commit(self) -> str:
+        from huggingface_hub import HfApi
+
+        with one_line_errors(self.label()):
+            return str(HfApi().dataset_info(self.name).sha)
+
+
+def sample_file(corpus: str, package: str, path: str, sha256: str) -> Path:
+    """The file at `path` inside an installed package. Raises UsageError if it is not there, or its content is another."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UsageError(f'corpus = {corpus} needs {package}: pip install "growbench[samples]"')
+    file = Path(spec.origin).parent / path
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise UsageError(f'{file} is not the expected sample: pip install "growbench[samples]" gets the {package} that has it')
+    return file
+
+
+def matching_files(globs: str, allowed: Collection[str], folders: bool = False) -> list[Path]:
+    """The files that comma-separated globs match, by name; with `folders`, also what is allowed below a folder that matches.
+
+    `allowed` are the endings, in lower case. Raises UsageError for a glob without a file, another ending, or an empty file.
+    """
+    found = set()
+    for pattern in map(str.strip, globs.split(",")):
+        matches = [Path(path) for path in glob(str(Path(pattern).expanduser()), recursive=True)]
+        files = {path for path in matches if path.is_file()}
+        if folders:
+            below = (path for folder in matches if folder.is_dir() for path in folder.rglob("*"))
+            files.update(path for path in below if path.suffix.lower() in allowed and path.is_file())
+        if not files:
+            raise UsageError(f"corpus = 'files:{pattern}': no file matches")
+        found |= files
+    for path in found:
+        if path.suffix.lower() not in allowed:
+            raise UsageError(f"{path}: cannot read files ending in {path.suffix!r}; allowed are {', '.join(allowed)}")
+        if path.stat().st_size == 0:
+            raise UsageError(f"{path} is empty")
+    return sorted(found)
+
+
+def parquet_rows(path: Path) -> IterableDataset:
+    from datasets import load_dataset
+
+    return load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True)
+
+
+def cell(row: dict[str, Any], key: str, column: str, where: str) -> Any:
+    """The value of the column that `key` of the configuration names. Raises UsageError if there is no such column."""
+    if column not in row:
+        raise UsageError(f"{where}: no column {key} = {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
+    return row[column]
+
+
+def folder_digest(folder: Path, options: str = "") -> str:
+    """sha256 over the names and the content of all files below a folder."""
+    return digest(options, ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
 @contextmanager
-def _one_line_errors(where: str) -> Iterator[None]:
+def one_line_errors(where: str) -> Iterator[None]:
     """Whatever a library raises in here (no network, no such dataset, a broken file) as one line that says where."""
     try:
         yield
@@ -224,7 +272,7 @@ def _one_line_errors(where: str) -> Iterator[None]:
         raise UsageError(f"{where}: cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})") from error
 
 
-def _digest(options: str, files: Iterable[tuple[str, Path]]) -> str:
+def digest(options: str, files: Iterable[tuple[str, Path]]) -> str:
     """sha256 over reading options, and label and content of every file."""
     digest = hashlib.sha256(options.encode())
     for label, path in files:

@@ -17,15 +17,15 @@ from growbench.config import TextConfig, UsageError
 from growbench.data.tokenizer import Kind, Vocabulary
 from growbench.data.tokens import Objective, prepare
 
-ORDER, MASKS, VALIDATION = range(3)  # first numbers of the random seeds, so that no two uses share a stream
+ORDER, MASKS, VALIDATION, AUGMENTATION = range(4)  # first numbers of the random seeds, so that no two uses share a stream
 
 
 class Batch(NamedTuple):
     """Inputs, and what the model should say at the scored positions."""
 
-    inputs: Tensor  # (B, T) int64 token ids
+    inputs: Tensor  # (B, T) int64 token ids; images: (B, 3, S, S) float32, normalised
     positions: Tensor | None  # (N,) int64 indices into the flattened (B*T,) positions, ascending; None: all are scored
-    labels: Tensor  # (N,) int64 the right token at each scored position
+    labels: Tensor  # (N,) int64 the right token at each scored position; images: (B,) int64, or (B, classes) float32 soft labels
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; to CUDA through pinned memory, so that the host does not wait."""
@@ -63,17 +63,14 @@ class TextData:
 
     def train_batch(self, step: int, seed: int) -> Batch:
         """Batch number `step` of an endless sequence of epochs, each a permutation of all blocks. `seed` and `step` >= 0."""
-        count = len(self.train_blocks)
-        epochs, places = np.divmod(np.arange(step * self.batch, (step + 1) * self.batch), count)
-        orders = [_order(count, seed, epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
-        return self.cut(self.train_blocks[np.concatenate(orders)].astype(np.int64), (MASKS, seed, step))
+        rows = rows_of_batch(len(self.train_blocks), self.batch, step, seed)
+        return self.cut(self.train_blocks[rows].astype(np.int64), (MASKS, seed, step))
 
     def validation_batches(self) -> list[Batch]:
         """Always the same batches with the same masks, spread evenly over the validation documents."""
-        wanted = self.evaluation_batches * self.batch
-        spread = np.arange(wanted) * len(self.validation_blocks) // wanted
-        groups = self.validation_blocks[spread].astype(np.int64).reshape(self.evaluation_batches, self.batch, -1)
-        return [self.cut(blocks, (VALIDATION, number)) for number, blocks in enumerate(groups)]
+        groups = evenly_spread(len(self.validation_blocks), self.evaluation_batches, self.batch)
+        blocks = (self.validation_blocks[rows].astype(np.int64) for rows in groups)
+        return [self.cut(block, (VALIDATION, number)) for number, block in enumerate(blocks)]
 
     def describe(self) -> dict[str, Any]:
         """What a run records of its data, as plain JSON values."""
@@ -82,12 +79,15 @@ class TextData:
 
 
 def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: int) -> TextData:
-    """The corpus of an experiment as batches of `batch` sequences, prepared on first use, then read from the cache.
+    """The text of an experiment as batches of `batch` sequences, prepared on first use, then read from the cache.
 
     `tokenizer_kind` says which tokenizer to train where `config` names none. Raises UsageError if the corpus cannot be read, or
     is too small for one batch of training or of validation.
     """
     tokens = prepare(config, objective, tokenizer_kind)
+    if config.tokenizer and 0 < config.vocabulary < tokens.vocabulary.size:
+        least = f"tokenizer {config.tokenizer!r} needs at least {tokens.vocabulary.size}"
+        raise UsageError(f"vocabulary = {config.vocabulary}: {least}")
     length = config.sequence_length
     cut: Cut
     if objective == "causal":
@@ -120,9 +120,22 @@ def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: 
     )
 
 
+def rows_of_batch(count: int, batch: int, step: int, seed: int) -> NDArray[np.int64]:
+    """Which of `count` rows make batch number `step` of an endless sequence of epochs, each a permutation of all."""
+    epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
+    orders = [_order(count, seed, epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+    return np.concatenate(orders)
+
+
+def evenly_spread(count: int, batches: int, batch: int) -> NDArray[np.int64]:
+    """(batches, batch) of `count` rows, ascending."""
+    wanted = batches * batch
+    return (np.arange(wanted) * count // wanted).reshape(batches, batch)
+
+
 @lru_cache(maxsize=4)
-def _order(blocks: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng((ORDER, seed, epoch)).permutation(blocks)
+def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
 
 
 def causal(blocks: NDArray[np.int64], _: tuple[int, ...]) -> Batch:

@@ -1,4 +1,4 @@
-"""The token cache: a corpus as two flat files of token ids, prepared once, then memory-mapped."""
+"""The cache: what is prepared once, then memory-mapped. Of a text, two flat files of token ids."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,19 +45,28 @@ class Tokens:
 def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
     """The corpus as tokens, from the cache if it was tokenized before. Raises UsageError if it cannot be read or cached."""
     smallest = tokenizers.SMALLEST[kind]
-    if config.vocabulary and config.vocabulary < smallest:
+    if not config.tokenizer and config.vocabulary < smallest:
         raise UsageError(f"vocabulary = {config.vocabulary}: a {kind} tokenizer needs at least {smallest}")
     fingerprint = corpora.fingerprint(config)
     named = Path(config.tokenizer)
     tokenizer = corpora.folder_digest(named) if config.tokenizer and named.is_dir() else config.tokenizer
     settings = [FORMAT, fingerprint, objective, tokenizer or [kind, config.vocabulary]]
+    folder = cached(settings, lambda empty: _tokenize(empty, config, objective, kind))
+    return _open(folder, fingerprint)
+
+
+def cached(settings: list[Any], fill: Callable[[Path], None]) -> Path:
+    """The folder of the cache that belongs to `settings` (plain JSON values), filled by `fill` if it was not there.
+
+    Raises UsageError if it cannot be written.
+    """
     folder = cache_folder() / hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     try:
         if not folder.exists():
-            _build(folder, config, objective, kind)
+            _build(folder, fill)
     except OSError as error:
-        raise UsageError(f"cannot write the token cache {folder.parent} (environment GROWBENCH_CACHE): {error}") from error
-    return _open(folder, fingerprint)
+        raise UsageError(f"cannot write the cache {folder.parent} (environment GROWBENCH_CACHE): {error}") from error
+    return folder
 
 
 def cache_folder() -> Path:
@@ -70,8 +79,8 @@ def cache_folder() -> Path:
 def _open(folder: Path, fingerprint: str) -> Tokens:
     meta = json.loads((folder / "meta.json").read_text())
     return Tokens(
-        train=_memory_map(folder / "train.bin", meta["dtype"]),
-        validation=_memory_map(folder / "validation.bin", meta["dtype"]),
+        train=memory_map(folder / "train.bin", meta["dtype"]),
+        validation=memory_map(folder / "validation.bin", meta["dtype"]),
         vocabulary=Vocabulary(**meta["vocabulary"]),
         documents=meta["documents"],
         fingerprint=fingerprint,
@@ -79,19 +88,20 @@ def _open(folder: Path, fingerprint: str) -> Tokens:
     )
 
 
-def _memory_map(path: Path, dtype: str) -> NDArray[np.unsignedinteger]:
+def memory_map(path: Path, dtype: str) -> NDArray[Any]:
+    """A flat file of numbers, read only."""
     if path.stat().st_size == 0:  # cannot be mapped
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
-def _build(folder: Path, config: TextConfig, objective: Objective, kind: Kind) -> None:
+def _build(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a temporary folder, then rename it: whoever looks sees all of it or nothing."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="preparing-", dir=folder.parent) as temporary:
-        building = Path(temporary) / "tokens"
+        building = Path(temporary) / "content"
         building.mkdir()
-        _tokenize(building, config, objective, kind)
+        fill(building)
         try:
             building.rename(folder)
         except OSError:

@@ -1,0 +1,262 @@
+"""Batches of images with the augmentation of DeiT: pure functions of (seed, step), as those of text are."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from growbench.config import ImageConfig, UsageError
+from growbench.data.records import Corpus, Record, corpus_of
+from growbench.data.text import AUGMENTATION, Batch, evenly_spread, rows_of_batch
+from growbench.data.tokens import VALIDATION_EVERY, cached, memory_map
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMAT = 1  # of the cache, and of everything between a corpus and the bytes in it: raise it when either changes
+POLICIES = "it has rand-m9-mstd0.5-inc1 and the like, augmix-m5-w4-d2 and the like, original, originalr, v0, v0r, 3a"
+CHUNK = 256  # images that are prepared at once
+
+
+# --- batches
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split in the cache: its images end to end."""
+
+    content: NDArray[np.uint8]  # memory-mapped: (3, S, S) pixels an image, or, where training crops, files as they came
+    index: NDArray[np.int64]  # (N, 2): label of an image, and where its bytes end
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> Images:
+        index = memory_map(folder / f"{split}.index", "int64").reshape(-1, 2)
+        return cls(memory_map(folder / f"{split}.images", "uint8"), index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def labels(self, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self.index[rows, 0])
+
+    def pixels(self, rows: NDArray[np.int64], size: int) -> Tensor:
+        """(B, 3, S, S) uint8"""
+        return torch.from_numpy(self.content.reshape(-1, 3, size, size)[rows])
+
+    def files(self, rows: NDArray[np.int64]) -> list[bytes]:
+        return [self.content[self.index[row - 1, 1] if row else 0 : self.index[row, 1]].tobytes() for row in rows]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images and their classes. `train_batch` and `validation_batches` are all that training needs."""
+
+    config: ImageConfig
+    fingerprint: str  # of the corpus
+    batch: int  # images
+    evaluation_batches: int
+    training: Images
+    validation: Images
+    augment: Callable[[Image], Tensor] | None  # one image -> (3, S, S) uint8: crop and policy
+    erase: Callable[[Tensor], Tensor] | None  # (B, 3, S, S), normalised
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None  # inputs, labels -> inputs, soft labels
+
+    @property
+    def name(self) -> str:
+        return self.config.corpus
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.classes
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batch * self.config.positions
+
+    def train_batch(self, step: int, seed: int) -> Batch:
+        """Batch number `step` of an endless sequence of epochs, each a permutation of all images. `seed` and `step` >= 0."""
+        rows = rows_of_batch(len(self.training), self.batch, step, seed)
+        labels = self.training.labels(rows)
+        with _seeded(AUGMENTATION, seed, step):
+            pixels = self._augmented(rows)
+            flipped = torch.rand(self.batch) < self.config.flip
+            pixels[flipped] = pixels[flipped].flip(-1)
+            inputs = normalised(pixels)
+            if self.erase:
+                inputs = self.erase(inputs)
+            if self.mix:
+                inputs, labels = self.mix(inputs, labels)
+        return Batch(inputs, None, labels)
+
+    def validation_batches(self) -> list[Batch]:
+        """Always the same batches, never augmented, spread evenly over the validation images."""
+        groups = evenly_spread(len(self.validation), self.evaluation_batches, self.batch)
+        size = self.config.image_size
+        return [Batch(normalised(self.validation.pixels(rows, size)), None, self.validation.labels(rows)) for rows in groups]
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records of its data, as plain JSON values."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "train_images": len(self.training),
+            "validation_images": len(self.validation),
+            "evaluation_batches": self.evaluation_batches,
+            "classes": self.config.classes,
+        }
+
+    def _augmented(self, rows: NDArray[np.int64]) -> Tensor:
+        """(B, 3, S, S) uint8. Images are decoded in parallel, but changed in order: timm draws from global generators."""
+        if self.config.crop < 1:
+            images = _pool().map(_decode, self.training.files(rows))
+        else:
+            pixels = self.training.pixels(rows, self.config.image_size)
+            if self.augment is None:
+                return pixels
+            from torchvision.transforms.functional import to_pil_image
+
+            images = map(to_pil_image, pixels)
+        assert self.augment is not None
+        return torch.stack([self.augment(image) for image in images])
+
+
+def load(config: ImageConfig, batch: int) -> ImageData:
+    """The images of an experiment as batches of `batch`, prepared on first use, then read from the cache.
+
+    Raises UsageError if the corpus cannot be read, or is too small for one batch of training or of validation, for an unknown
+    policy of augmentation, and for an odd batch with mixup or cutmix.
+    """
+    if batch % 2 and (config.mixup or config.cutmix):
+        raise UsageError(f"batch = {batch}: must be even, because mixup and cutmix mix the images of a batch in pairs")
+    augment, erase, mix = _augment(config), _erase(config), _mix(config)
+    corpus = corpus_of(config)
+    settings = ["images", FORMAT, corpus.fingerprint, config.image_size, config.classes, config.crop < 1]
+    folder = cached(settings, lambda empty: _prepare(empty, config, corpus))
+    training, validation = Images.open(folder, "train"), Images.open(folder, "validation")
+    for split, images in ("training", training), ("validation", validation):
+        if len(images) < batch:
+            raise UsageError(f"corpus {config.corpus} has {len(images)} {split} images; one batch needs {batch}")
+    evaluation_batches = min(config.evaluation_batches, len(validation) // batch)
+    return ImageData(config, corpus.fingerprint, batch, evaluation_batches, training, validation, augment, erase, mix)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """(B, 3, S, S) uint8 -> float32, by ImageNet's mean and standard deviation."""
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) * 255 for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return pixels.to(torch.float32).sub_(mean).div_(deviation)
+
+
+# --- augmentation: DeiT's (https://arxiv.org/abs/2012.12877, table 9), by timm
+
+
+def _augment(config: ImageConfig) -> Callable[[Image], Tensor] | None:
+    if config.crop == 1 and not config.auto_augment:
+        return None
+    from timm.data import create_transform
+
+    try:
+        transform = create_transform(
+            config.image_size,
+            is_training=True,
+            scale=(config.crop, 1),
+            hflip=0,
+            color_jitter=None,  # type: ignore[arg-type]
+            auto_augment=config.auto_augment or None,
+            interpolation="bicubic",
+            normalize=False,
+        )
+    except Exception as error:  # timm asserts
+        raise UsageError(f"auto_augment = {config.auto_augment!r}: no policy of timm; {POLICIES}") from error
+    if config.crop == 1:
+        transform.transforms = transform.transforms[1:]  # all but the random crop
+    return transform
+
+
+def _erase(config: ImageConfig) -> Callable[[Tensor], Tensor] | None:
+    from timm.data.random_erasing import RandomErasing
+
+    return RandomErasing(config.erase, mode="pixel", device="cpu") if config.erase else None
+
+
+def _mix(config: ImageConfig) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    from timm.data.mixup import Mixup, mixup_target
+
+    if config.mixup or config.cutmix:
+        return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=config.classes)
+    if config.smoothing:
+        return lambda inputs, labels: (inputs, mixup_target(labels, config.classes, smoothing=config.smoothing))
+    return None
+
+
+@contextmanager
+def _seeded(*seed: int) -> Iterator[None]:
+    """The global generators of Python, numpy and torch (CPU), seeded in here, and afterwards as they were before."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    numbers = np.random.SeedSequence(seed).generate_state(3).tolist()
+    random.seed(numbers[0])
+    np.random.seed(numbers[1])
+    torch.default_generator.manual_seed(numbers[2])  # torch.manual_seed would seed CUDA too
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+# --- the cache
+
+
+def _prepare(folder: Path, config: ImageConfig, corpus: Corpus) -> None:
+    """Write the splits. Every image is decoded once, so that a broken one is found before training."""
+    from timm.data import create_transform
+    from tqdm import tqdm
+
+    resize = create_transform(config.image_size, crop_pct=1, interpolation="bicubic", normalize=False)
+
+    def convert(record: Record, split: str) -> bytes:
+        if not isinstance(record.label, int) or not 0 <= record.label < config.classes:
+            allowed = f"allowed are 0 to {config.classes - 1} (classes = {config.classes})"
+            raise UsageError(f"{record.where}: label {record.label!r}; {allowed}")
+        try:
+            image = _decode(record.file)
+        except Exception as error:  # Pillow's plugins raise whatever they like
+            raise UsageError(f"{record.where}: broken, or no image that Pillow can read") from error
+        return record.file if split == "train" and config.crop < 1 else resize(image).numpy().tobytes()
+
+    records = iter(tqdm(corpus.records(), desc=f"preparing {config.corpus}", unit=" images", delay=2, disable=None))
+    numbered = ((record, "train" if number % VALIDATION_EVERY else "validation") for number, record in enumerate(records))
+    with ExitStack() as stack:
+        names = [f"{split}.{part}" for split in ("train", "validation") for part in ("images", "index")]
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in names}
+        while chunk := list(islice(numbered, CHUNK)):
+            for (record, split), content in zip(chunk, _pool().map(convert, *zip(*chunk, strict=True)), strict=True):
+                files[f"{split}.images"].write(content)
+                np.array([record.label, files[f"{split}.images"].tell()], np.int64).tofile(files[f"{split}.index"])
+
+
+def _decode(file: bytes) -> Image:
+    from PIL import Image
+
+    return Image.open(BytesIO(file)).convert("RGB")
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(16, os.cpu_count() or 1), "images")

@@ -1,0 +1,472 @@
+"""Every architecture: its table loses nothing, its models are the libraries', and growing by copies keeps their function."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from growbench import architectures, maps
+from growbench.config import ModelConfig, UsageError
+from growbench.data import Batch
+from growbench.method import task_loss
+from growbench.weights import Axis, Extend, Maps, Select, Weights, deepen, length, widen
+
+# Few sizes are equal, so that no axis is taken for another by chance. Text has no patches.
+SMALL = ModelConfig(layers=3, width=16, heads=2, ffn=40, vocabulary=37, positions=9, patch=4)
+OTHER = {"kv_heads": 1, "class_layers": 1, "dropout": 0.1, "drop_path": 0.1, "tied": False}
+
+NAMES = architectures.names()
+TEXT = [name for name in NAMES if architectures.get(name).objective != "classes"]
+IMAGES = [name for name in NAMES if name not in TEXT]
+ROTARY = {"llama", "modernbert"}
+
+each = pytest.mark.parametrize("name", NAMES)
+each_tying = pytest.mark.parametrize(
+    ("name", "tied"),
+    [(name, tied) for name in NAMES for tied in (True, False) if tied or "tied" in architectures.get(name).options],
+)
+each_option = pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in NAMES] + [(name, {key: OTHER[key]}) for name in NAMES for key in architectures.get(name).options],
+)
+
+
+def random_model(name: str, sizes: ModelConfig) -> Any:
+    """Every parameter random, biases and norms too, so that nothing is equal by chance."""
+    torch.manual_seed(0)
+    model = architectures.get(name).build(sizes).double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def inputs_of(name: str, sizes: ModelConfig) -> Tensor:
+    """Four sequences or images, always the same. Token 1 is among them: transformers' RoBERTa pads with it."""
+    generator = torch.Generator().manual_seed(1)
+    if name in IMAGES:
+        side = sizes.patch * math.isqrt(sizes.positions)
+        return torch.randn(4, 3, side, side, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(sizes.vocabulary, (4, sizes.positions), generator=generator)
+    tokens[0, 2:4] = tokens[1, -1] = 1
+    return tokens
+
+
+def logits(name: str, model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model(inputs_of(name, architectures.sizes_of(model)))
+
+
+def relative_error(name: str, model: nn.Module, other: nn.Module) -> float:
+    expected = logits(name, model)
+    return ((logits(name, other) - expected).norm() / expected.norm()).item()
+
+
+def grown(name: str, weights: Weights, sizes: ModelConfig) -> nn.Module:
+    """The model of these sizes that holds the weights."""
+    architecture = architectures.get(name)
+    return architecture.write(weights, architecture.build(sizes).double().eval())
+
+
+def widened(name: str, model: nn.Module, sizes: ModelConfig, seed: int = 2) -> nn.Module:
+    """The model grown to these sizes by copies."""
+    copies = maps.copying(architectures.sizes_of(model), sizes, torch.Generator().manual_seed(seed))
+    return grown(name, widen(architectures.get(name).read(model), copies), sizes)
+
+
+@each_option
+def test_write_after_read_is_bit_identical(name: str, options: dict[str, Any]) -> None:
+    sizes = replace(SMALL, **options)
+    model = random_model(name, sizes)
+    copy = grown(name, architectures.get(name).read(model), sizes).state_dict()
+    assert model.state_dict().keys() == copy.keys()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, copy[key]), key
+
+
+@each_option
+def test_the_table_covers_every_parameter_once(name: str, options: dict[str, Any]) -> None:
+    """But for what a layer 0 without a norm of its own reads from elsewhere: that is in the canonical weights twice."""
+    architecture, sizes = architectures.get(name), replace(SMALL, **options)
+    model = random_model(name, sizes)
+    weights = architecture.read(model)
+    read_twice = sum(model.get_parameter(row.first).numel() for row in architecture.table(sizes) if row.first)
+    assert sum(w.value.numel() for w in weights.values()) == sum(p.numel() for p in model.parameters()) + read_twice
+    assert architecture.native(weights, sizes).keys() == dict(model.named_parameters()).keys()
+
+
+@each_option
+def test_every_axis_has_the_length_that_the_sizes_give_it(name: str, options: dict[str, Any]) -> None:
+    architecture, sizes = architectures.get(name), replace(SMALL, **options)
+    weights = architecture.read(architecture.build(sizes))
+    for key, weight in weights.items():
+        assert len(weight.axes) == weight.value.dim(), key
+        for axis, found in zip(weight.axes, weight.value.shape, strict=True):
+            if axis in maps.copying(sizes, sizes, torch.Generator()) or axis is Axis.LAYER:
+                assert found == length(axis, sizes), key
+
+
+@each_option
+def test_parameters_names_every_parameter_by_its_canonical_weights(name: str, options: dict[str, Any]) -> None:
+    architecture = architectures.get(name)
+    model = random_model(name, replace(SMALL, **options))
+    weights, named = architecture.read(model), list(architecture.parameters(model))
+    assert {id(parameter) for *_, parameter in named} == {id(parameter) for parameter in model.parameters()}
+    assert len({(key, layer) for key, layer, _ in named}) == len(named)
+    for key, layer, parameter in named:
+        value = weights[key].value if layer is None else weights[key].value[layer]
+        assert torch.isin(value, parameter).all(), key
+
+
+@pytest.mark.parametrize(("name", "tied"), [(name, tied) for name in TEXT for tied in (True, False)])
+def test_ties_share_storage_after_write(name: str, tied: bool) -> None:
+    sizes = replace(SMALL, tied=tied)
+    model: Any = grown(name, architectures.get(name).read(random_model(name, sizes)), sizes)
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+
+
+@each
+def test_the_stack_is_where_the_growing_layers_are(name: str) -> None:
+    module, attribute = architectures.get(name).stack(architectures.get(name).build(SMALL))
+    assert len(getattr(module, attribute)) == SMALL.layers
+
+
+def test_conv1d_is_transposed_and_split_in_query_key_value() -> None:
+    model = random_model("gpt2", SMALL)
+    weights = architectures.get("gpt2").read(model)
+    fused = model.transformer.h[1].attn.c_attn.weight  # (in, 3 x out)
+    assert torch.equal(weights["layers.attention.key.weight"].value[1], fused[:, 16:32].T)
+
+
+def test_the_first_layer_of_modernbert_takes_the_norm_of_the_embeddings() -> None:
+    model = random_model("modernbert", SMALL)
+    weights = architectures.get("modernbert").read(model)
+    norms = weights["layers.attention.norm.weight"].value
+    assert torch.equal(norms[0], weights["embeddings.norm.weight"].value)
+    assert torch.equal(norms[1], model.model.layers[1].attn_norm.weight)
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary positions: the pairs (i, i + half) of each head's dimensions are turned by position / 10000^(i / half)."""
+    half = x.shape[-1] // 2
+    angles = torch.arange(x.shape[-2])[:, None] / 10_000 ** (torch.arange(half, dtype=x.dtype) / half)
+    a, b = x.split(half, -1)
+    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+
+
+def layer_by_hand(name: str, weights: Weights, layer: int, x: Tensor, sizes: ModelConfig) -> Tensor:
+    """A transformer layer from its canonical weights, each used for what its name says."""
+    own = {key.removeprefix("layers."): weight.value[layer] for key, weight in weights.items() if key.startswith("layers.")}
+    architecture = architectures.get(name)
+    activation = {"llama": functional.silu, "gpt2": lambda y: functional.gelu(y, approximate="tanh")}.get(name, functional.gelu)
+    eps = {"bert": 1e-12, "llama": 1e-6, "vit": 1e-6, "cait": 1e-6}.get(name, 1e-5)
+
+    def linear(key: str, y: Tensor) -> Tensor:
+        return functional.linear(y, own[f"{key}.weight"], own.get(f"{key}.bias"))
+
+    def norm(key: str, y: Tensor) -> Tensor:
+        if name == "llama":
+            return y * (y.square().mean(-1, keepdim=True) + eps).rsqrt() * own[f"{key}.weight"]
+        return functional.layer_norm(y, y.shape[-1:], own[f"{key}.weight"], own.get(f"{key}.bias"), eps)
+
+    def attention(y: Tensor) -> Tensor:
+        query, key, value = (
+            linear(f"attention.{part}", y).unflatten(-1, (-1, sizes.head_size)).transpose(1, 2)
+            for part in ("query", "key", "value")
+        )
+        key, value = (z.repeat_interleave(sizes.heads // sizes.key_value_heads, 1) for z in (key, value))
+        query, key = (turned(query), turned(key)) if name in ROTARY else (query, key)
+        scores = query @ key.mT / sizes.head_size**0.5
+        if architecture.objective == "causal":
+            scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -math.inf)
+        if name == "cait":
+            scores = linear("attention.talk_before", scores.movedim(1, -1)).movedim(-1, 1)
+        shares = scores.softmax(-1)
+        if name == "cait":
+            shares = linear("attention.talk_after", shares.movedim(1, -1)).movedim(-1, 1)
+        return own.get("attention.scale", 1) * linear("attention.out", (shares @ value).transpose(1, 2).flatten(2))
+
+    def ffn(y: Tensor) -> Tensor:
+        gated = "ffn.gate.weight" in own
+        inner = activation(linear("ffn.gate", y)) * linear("ffn.up", y) if gated else activation(linear("ffn.up", y))
+        return own.get("ffn.scale", 1) * linear("ffn.down", inner)
+
+    if architecture.norm == "pre":
+        x = x + attention(norm("attention.norm", x))
+        return x + ffn(norm("ffn.norm", x))
+    x = norm("attention.norm", x + attention(x))
+    return norm("ffn.norm", x + ffn(x))
+
+
+@pytest.mark.parametrize(("name", "kv_heads"), [(name, 0) for name in NAMES] + [("llama", 2), ("llama", 1)])
+def test_canonical_names_say_what_the_library_uses_each_weight_for(name: str, kv_heads: int) -> None:
+    """The second layer of the model, and the same by hand. Rotary positions are single precision in transformers."""
+    sizes = replace(SMALL, heads=4, kv_heads=kv_heads)
+    model, seen = random_model(name, sizes), []
+    module, attribute = architectures.get(name).stack(model)
+    getattr(module, attribute)[1].register_forward_hook(lambda layer, given, result: seen.extend([given[0], result]))
+    logits(name, model)
+    given, result = seen
+    expected = layer_by_hand(name, architectures.get(name).read(model), 1, given, sizes)
+    precision = 1e-5 if name in ROTARY else 1e-12
+    torch.testing.assert_close(result, expected, rtol=precision, atol=precision)
+
+
+def logits_of_the_library(name: str, model: Any, inputs: Tensor) -> Tensor:
+    """The same parameters in the library's own class."""
+    sizes = architectures.sizes_of(model)
+    if name in TEXT:
+        shipped = type(model).__base__(model.config)
+    else:
+        side, ratio = sizes.patch * math.isqrt(sizes.positions), sizes.ffn / sizes.width
+        shipped = type(model).__base__(
+            img_size=side,
+            patch_size=sizes.patch,
+            num_classes=sizes.vocabulary,
+            embed_dim=sizes.width,
+            depth=sizes.layers,
+            num_heads=sizes.heads,
+            mlp_ratio=ratio,
+            **({"depth_token_only": sizes.class_layers, "mlp_ratio_token_only": ratio} if name == "cait" else {}),
+        )
+    shipped.double().eval().load_state_dict(model.state_dict())
+    # RoBERTa counts positions from 2, past its padding tokens: explicit ones say that there is no padding
+    explicit = {"position_ids": torch.arange(2, 2 + inputs.shape[1])[None]} if name == "roberta" else {}
+    with torch.no_grad():
+        return shipped(inputs, **explicit).logits.flatten(0, 1) if name in TEXT else shipped(inputs)
+
+
+def precision_of(name: str) -> float:
+    """Fused activations round differently; Llama's norm is single precision in transformers, and double in ours."""
+    return 1e-5 if name == "llama" else 1e-12
+
+
+@each_option
+@pytest.mark.parametrize("layers", [1, 3])
+def test_models_compute_what_their_library_computes(name: str, options: dict[str, Any], layers: int) -> None:
+    model = random_model(name, replace(SMALL, layers=layers, **options))
+    expected = logits_of_the_library(name, model, inputs_of(name, SMALL))
+    precision = precision_of(name)
+    torch.testing.assert_close(logits(name, model), expected, rtol=precision, atol=precision)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_the_logits_of_selected_positions_are_those_of_the_library(name: str) -> None:
+    model, tokens = random_model(name, SMALL), inputs_of(name, SMALL)
+    scored, precision = torch.tensor([1, 7, 12, 35]), precision_of(name)
+    expected = logits_of_the_library(name, model, tokens)[scored]
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, scored), expected, rtol=precision, atol=precision)
+
+
+@pytest.mark.parametrize("positions", [65, 66, 200])
+def test_local_attention_of_modernbert_is_that_of_the_library(positions: int) -> None:
+    """A layer of local attention sees 64 tokens to each side: the first sequence that it does not see all of has 66."""
+    model = random_model("modernbert", replace(SMALL, positions=positions))
+    local, window = logits("modernbert", model), model.config.sliding_window
+    torch.testing.assert_close(
+        local, logits_of_the_library("modernbert", model, inputs_of("modernbert", model.sizes)), rtol=1e-12, atol=1e-12
+    )
+    model.config.sliding_window = positions
+    assert torch.equal(logits("modernbert", model), local) == (positions <= window + 1)
+
+
+@each_option
+def test_training_reaches_every_parameter_on_the_meta_device(name: str, options: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        model = architectures.get(name).build(replace(SMALL, **options)).train()
+    rows = 4 if name in IMAGES else 36
+    batch = Batch(
+        inputs_of(name, SMALL).to("meta", torch.float32 if name in IMAGES else torch.int64),
+        None,
+        torch.zeros(rows, device="meta", dtype=torch.int64),
+    )
+    task_loss(model, batch).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.is_meta, key
+
+
+@each
+def test_no_row_of_an_embedding_is_pinned_to_zero(name: str) -> None:
+    """Every block is full: no token is padding, in the initialisation or in training."""
+    torch.manual_seed(0)
+    architecture = architectures.get(name)
+    model = architecture.build(SMALL).double()
+    for key, weight in architecture.read(model).items():
+        if weight.role == "embedding" and weight.axes[-1] is Axis.WIDTH and len(weight.axes) > 1:
+            assert weight.value.flatten(0, -2).norm(dim=-1).min() > 0, key
+    if name in TEXT:
+        model(inputs_of(name, SMALL)).square().sum().backward()
+        assert model.get_input_embeddings().weight.grad[inputs_of(name, SMALL).unique()].norm(dim=-1).min() > 0
+
+
+@each_tying
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_copying_preserves_the_function_at_integer_ratios(name: str, tied: bool, factor: int) -> None:
+    """Chen et al. 2022: widening by copies, consumers divided, computes the same. Uneven copies of heads and neurons too."""
+    sizes = replace(SMALL, tied=tied)
+    wide = replace(sizes, width=factor * 16, heads=factor * 2, ffn=40 if factor == 1 else factor * 40 + 7)
+    model = random_model(name, sizes)
+    assert relative_error(name, model, widened(name, model, wide)) < 1e-12
+
+
+@each_tying
+def test_copying_changes_the_function_at_other_ratios(name: str, tied: bool) -> None:
+    """Norms see the mean and the variance of uneven copies: a hundredth at least, where rounding is 1e-15."""
+    sizes = replace(SMALL, tied=tied)
+    model = random_model(name, sizes)
+    assert relative_error(name, model, widened(name, model, replace(sizes, width=24, heads=3, ffn=60))) > 0.01
+
+
+GROUPS = [
+    ((4, 4), (8, 8)),  # no groups
+    ((4, 2), (8, 4)),  # more key-value heads, groups of the same size
+    ((4, 2), (12, 6)),
+    ((4, 1), (8, 1)),  # one group, which grows
+    ((4, 1), (12, 1)),
+    ((4, 2), (8, 2)),  # larger groups
+    ((4, 2), (12, 4)),  # both
+    ((4, 2), (8, 8)),  # smaller groups, over which the old ones spread
+]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("source", "target"), GROUPS)
+def test_copying_preserves_the_function_of_grouped_key_value_heads(
+    source: tuple[int, int], target: tuple[int, int], tied: bool
+) -> None:
+    sizes, wide = (
+        replace(SMALL, width=8 * heads, heads=heads, kv_heads=kv_heads, tied=tied) for heads, kv_heads in (source, target)
+    )
+    model = random_model("llama", sizes)
+    for seed in range(3):
+        assert relative_error("llama", model, widened("llama", model, wide, seed)) < 1e-12
+
+
+def test_heads_that_lose_their_keys_and_values_are_noticed() -> None:
+    """The check above can fail: heads in another order meet the keys and values of another group."""
+    sizes = replace(SMALL, width=32, heads=4, kv_heads=2)
+    model = random_model("llama", sizes)
+    weights = architectures.get("llama").read(model)
+    order = torch.arange(32).reshape(4, 8).flip(0).flatten()
+    mixed = widen(weights, {Axis.HEADS: Select(order)})
+    together = widen(mixed, {Axis.KV_HEADS: Select(torch.arange(16).reshape(2, 8).flip(0).flatten())})
+    assert relative_error("llama", model, grown("llama", mixed, sizes)) > 0.05
+    assert relative_error("llama", model, grown("llama", together, sizes)) < 1e-12
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_a_missing_division_at_a_tied_decoder_is_noticed(name: str) -> None:
+    """A norm that does not compensate for the tied decoder changes the output by its whole size."""
+    model = random_model(name, SMALL)
+    weights = architectures.get(name).read(model)
+    undivided = {key: replace(weight, consumes=weight.consumes and weight.role != "norm") for key, weight in weights.items()}
+    wide = replace(SMALL, width=32, heads=4, ffn=80)
+    copies = maps.copying(SMALL, wide, torch.Generator().manual_seed(2))
+    assert relative_error(name, model, grown(name, widen(undivided, copies), wide)) > 0.5
+
+
+@each_tying
+def test_zero_residual_branches_on_top_are_the_identity_only_in_pre_norm(name: str, tied: bool) -> None:
+    architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
+    model = random_model(name, sizes)
+    deeper = deepen(architecture.read(model), [0, 1, 2, 2, 0])
+    for weight in deeper.values():
+        if weight.residual and Axis.LAYER in weight.axes:
+            weight.value[3:] = 0
+    error = relative_error(name, model, grown(name, deeper, replace(sizes, layers=5)))
+    assert error == 0 if architecture.norm == "pre" else error > 0.01
+
+
+@each
+def test_a_copied_layer_on_top_changes_the_function(name: str) -> None:
+    """The check above can fail: it is the zeros that make the identity."""
+    model = random_model(name, SMALL)
+    deeper = deepen(architectures.get(name).read(model), [0, 1, 2, 2, 0])
+    assert relative_error(name, model, grown(name, deeper, replace(SMALL, layers=5))) > 0.01
+
+
+def test_layers_of_class_attention_are_deepened_along_their_own_axis() -> None:
+    """Zero residual branches on top of them are the identity too, and the growing layers keep their number."""
+    model = random_model("cait", SMALL)
+    deeper = deepen(architectures.get("cait").read(model), [0, 1, 1], Axis.CLASS_LAYER)
+    for weight in deeper.values():
+        if weight.residual and Axis.CLASS_LAYER in weight.axes:
+            weight.value[2] = 0
+    assert relative_error("cait", model, grown("cait", deeper, replace(SMALL, class_layers=3))) == 0
+
+
+@each_tying
+def test_growth_is_differentiable_to_maps_and_layer_mixing(name: str, tied: bool) -> None:
+    """Every entry of every map: none of a learned operator's parameters would be left alone."""
+    architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
+    wide = replace(sizes, width=32, heads=4, ffn=64, layers=4)
+    weights = architecture.read(random_model(name, sizes))
+    used = {axis for weight in weights.values() for axis in weight.axes}
+    grow = {
+        axis: Extend(torch.randn(length(axis, wide) - length(axis, sizes), length(axis, sizes)).double().requires_grad_())
+        for axis in maps.copying(sizes, wide, torch.Generator())
+        if axis in used
+    }
+    depth = torch.rand(4, 3, dtype=torch.float64, requires_grad=True)
+    native = architecture.native(deepen(widen(weights, Maps(grow)), depth), wide)
+    output = torch.func.functional_call(architecture.build(wide).double(), native, (inputs_of(name, sizes),))
+    output.square().mean().backward()
+    for learned in (depth, *(axis_map.matrix for axis_map in grow.values())):
+        assert learned.grad is not None and learned.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, key) for name in NAMES for key in OTHER if key not in architectures.get(name).options],
+)
+def test_an_option_that_an_architecture_does_not_have_is_refused(name: str, option: str) -> None:
+    architecture = architectures.get(name)
+    with pytest.raises(UsageError, match=f"^{name} has no {option}: its options are {', '.join(architecture.options)}$"):
+        architecture.build(replace(SMALL, **{option: OTHER[option]}))
+
+
+def test_the_options_tested_here_are_all_that_there_are() -> None:
+    assert OTHER.keys() == architectures.OPTIONS.keys()
+    assert all(OTHER[key] != default for key, default in architectures.OPTIONS.items())
+
+
+@pytest.mark.parametrize("name", sorted(ROTARY))
+def test_odd_head_sizes_are_refused_where_positions_are_rotary(name: str) -> None:
+    with pytest.raises(UsageError, match="width / heads = 5: rotary positions need an even head size"):
+        architectures.get(name).build(replace(SMALL, width=10))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ROTARY])
+def test_odd_head_sizes_do_elsewhere(name: str) -> None:
+    assert logits(name, random_model(name, replace(SMALL, width=10))).isfinite().all()
+
+
+@each
+@pytest.mark.parametrize(("width", "ffn"), [(24, 1), (56, 61), (88, 15), (88, 352)])
+def test_the_ffn_has_exactly_the_neurons_that_were_asked_for(name: str, width: int, ffn: int) -> None:
+    """timm takes the ratio to the width, and rounds width x ratio down: 56 x (61 / 56) is 60.99..."""
+    architecture = architectures.get(name)
+    with torch.device("meta"):
+        model = architecture.build(replace(SMALL, width=width, ffn=ffn))
+    neurons = {w.value.shape[1] for w in architecture.read(model).values() if w.role.endswith("ffn_up") and w.consumes}
+    assert neurons == {ffn}
+
+
+def test_write_refuses_misshapen_and_missing_weights() -> None:
+    architecture = architectures.get("gpt2")
+    weights = architecture.read(random_model("gpt2", SMALL))
+    with pytest.raises(ValueError, match="shape"):
+        architecture.write(weights, architecture.build(replace(SMALL, width=32)).double())
+    with pytest.raises((ValueError, KeyError)):
+        architecture.write({k: w for k, w in weights.items() if k != "norm.bias"}, architecture.build(SMALL).double())
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=f"'lama': did you mean llama\\? known: {', '.join(NAMES)}"):
+        architectures.get("lama")
