@@ -22,8 +22,11 @@ SCRATCH = "scratch"  # the reference: the target trained from a random start
 UNITS = ("flops", "seconds")
 LEDGERS = ("reuse", "build")  # the source model is free; the source model is charged
 ACCOUNTS = ("source", *CHARGED)
+WORK = ("train", "operator", "teacher", "overhead")  # accounts that a step may have
 HARDWARE = ("device", "name", "threads", "precision")  # seconds compare only where these are equal
 LEVELS = 80  # loss levels of a savings curve
+KEEPS = "†"  # follows the name of a method that keeps its source
+MEASURES = ("val_loss", "val_accuracy")  # of a curve's rows; accuracy for images only
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ class Comparison:
     def of(self, method: str, finished: bool = True) -> list[Run]:
         """The compared runs of one method, by seed: the finished ones, or the others."""
         return [run for run in self.runs if run.record["method"] == method and is_finished(run) == finished]
+
+    @property
+    def has_accuracy(self) -> bool:
+        """Whether this is an experiment on images, with an accuracy beside the loss."""
+        return "final_val_accuracy" in self.savings
+
+    def where(self, mark: str) -> list[str]:
+        """The methods that are marked as `control`, or as `keeps_source`."""
+        return list(self.savings.loc[self.savings[mark], "method"])
+
+    def label(self, method: str) -> str:
+        """A method's name as a reader sees it, with a dagger if it keeps its source."""
+        return method + KEEPS * (method in self.where("keeps_source"))
 
 
 def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
@@ -74,7 +90,7 @@ def compare(runs: Sequence[Run], target_loss: float | None = None) -> Comparison
         left_out=left_out,
         methods=methods,
         outcomes=table,
-        savings=savings(table, methods, target, published(kept)),
+        savings=savings(table, methods, target, published(kept)).join(marks(kept), on="method"),
         notes=notes(kept, left_out, target_loss),
     )
 
@@ -115,6 +131,35 @@ def _identity(run: Run) -> str:
 
 def _variant(run: Run) -> str:
     return json.dumps([run.record["config"]["method"], run.record.get("origin")], sort_keys=True)
+
+
+def first_run(runs: Iterable[Run], method: str) -> Run:
+    """A method's run of the lowest seed that finished, or else of the lowest seed."""
+    own = [run for run in runs if run.record["method"] == method]
+    return min(own, key=lambda run: (not is_finished(run), run.record["seed"]))
+
+
+def marks(runs: Sequence[Run]) -> pd.DataFrame:
+    """By method, whether it is a control, and whether it keeps its source: the final model then holds the small one too.
+
+    A control has no trained small model behind it, neither given nor trained on the way, so that what it saves is not owed
+    to growth. Read off a finished run's costs and phases; runs of older versions may not say, and are then not marked.
+    """
+    methods = list(dict.fromkeys(run.record["method"] for run in runs))
+    firsts = [first_run(runs, method) for method in methods]
+    columns = {"control": [_is_control(run) for run in firsts], "keeps_source": [_keeps_source(run) for run in firsts]}
+    return pd.DataFrame(columns, index=methods)
+
+
+def _is_control(run: Run) -> bool:
+    if is_scratch(run) or not is_finished(run) or run.record["cost"]["flops"].get("source"):
+        return False
+    scored = [phase for phase in run.record["phases"] if phase.get("scored")]
+    return bool(scored) and all(phase.get("target_sized") for phase in scored)
+
+
+def _keeps_source(run: Run) -> bool:
+    return bool(run.record.get("keeps_source"))
 
 
 def target_of(runs: Iterable[Run]) -> float:
@@ -196,6 +241,8 @@ def outcomes(runs: Iterable[Run], target: float, target_given: bool) -> pd.DataF
 
 def _outcome(run: Run, scratch: Run | None, target: float, given: float | None) -> dict[str, Any]:
     row = {key: run.record[key] for key in ("method", "seed", "status", "final_val_loss")}
+    if run.record.get("final_val_accuracy") is not None:
+        row["final_val_accuracy"] = run.record["final_val_accuracy"]
     row |= {"nominal_seconds": nominal_seconds(run), "tokens_per_parameter": tokens_per_parameter(run)}
     for unit in UNITS:
         for ledger in LEDGERS:
@@ -252,7 +299,7 @@ def _method_row(table: pd.DataFrame, method: str, target: float, claim: Mapping[
     for unit in UNITS:
         for ledger in LEDGERS:
             row[f"{unit}_to_target_{ledger}"] = table[f"{unit}_{ledger}"].mean()  # inf as soon as one seed missed
-    for column in ("final_val_loss", "nominal_seconds", "tokens_per_parameter"):
+    for column in table.columns.intersection(["final_val_loss", "final_val_accuracy", "nominal_seconds", "tokens_per_parameter"]):
         row[column] = table.loc[table["status"] == "finished", column].astype(float).mean()
     return row
 
@@ -292,9 +339,9 @@ def _names(runs: Iterable[Run]) -> str:
 
 
 def mean_curves(comparison: Comparison) -> pd.DataFrame:
-    """The loss curves: per method one averaged over its finished seeds (loss: mean, low, high), and one per unfinished run.
+    """The curves: per method one averaged over its finished seeds (loss: mean, low, high), and one per unfinished run.
 
-    Seeds are averaged evaluation by evaluation, over those that all of them have.
+    Seeds are averaged evaluation by evaluation, over those that all of them have. Of images, accuracy as well as loss.
     """
     groups = [comparison.of(method) for method in comparison.methods]
     groups += [[run] for method in comparison.methods for run in comparison.of(method, finished=False)]
@@ -305,15 +352,16 @@ def _mean_curve(runs: Sequence[Run]) -> pd.DataFrame:
     rows = pd.concat([pd.DataFrame(run.curve) for run in runs], keys=range(len(runs)), names=["run", None]).reset_index("run")
     rows["place"] = rows.groupby("run")["phase"].transform(lambda phase: phase.ne(phase.shift()).cumsum())
     grouped = rows.groupby(["place", "step"], sort=False)  # a step is evaluated again in the next phase, after growth
-    curve = grouped.agg(
-        phase=("phase", "first"),
-        scored=("scored", "first"),
-        flops=("flops", "mean"),
-        seconds=("seconds", "mean"),
-        val_loss=("val_loss", "mean"),
-        val_loss_low=("val_loss", "min"),
-        val_loss_high=("val_loss", "max"),
-    )
+    columns = {
+        "phase": ("phase", "first"),
+        "scored": ("scored", "first"),
+        "flops": ("flops", "mean"),
+        "seconds": ("seconds", "mean"),
+    }
+    for measure in MEASURES:
+        if measure in rows:
+            columns |= {measure + end: (measure, how) for end, how in (("", "mean"), ("_low", "min"), ("_high", "max"))}
+    curve = grouped.agg(**columns)  # type: ignore[call-overload]
     curve = curve[grouped.size() == len(runs)].reset_index().drop(columns="place")
     curve.insert(0, "method", runs[0].record["method"])
     curve.insert(1, "seeds", " ".join(str(run.record["seed"]) for run in runs))
@@ -361,3 +409,38 @@ def cost_breakdown(comparison: Comparison) -> pd.DataFrame:
         for account in ACCOUNTS
     ]
     return pd.DataFrame(rows, columns=["method", "unit", "account", "cost"])
+
+
+def phases(comparison: Comparison) -> pd.DataFrame:
+    """Each method's phases in order, as its first finished seed had them; older runs leave blank what they did not record.
+
+    FLOPs per step in all that is charged, also as a share of scratch's step, and by account (`overhead`: a teacher whose
+    outputs count as stored). `output_change`: of the logits on validation data from the phase before, or the source.
+    """
+    firsts = [first_run(comparison.runs, method) for method in comparison.methods]
+    reference = (
+        _charged_per_step(firsts[0].record["phases"][-1]) if is_scratch(firsts[0]) and firsts[0].record["phases"] else math.nan
+    )
+    rows = [
+        {
+            "method": run.record["method"],
+            "seed": run.record["seed"],
+            "phase": phase.get("name"),
+            "scored": phase.get("scored"),
+            "steps": phase["steps"],
+            "flops_per_step": _charged_per_step(phase),
+            "share_of_scratch": _charged_per_step(phase) / reference,
+            **{account: phase.get("flops_per_step", {}).get(account, math.nan) for account in WORK},
+            "growth_flops": phase.get("growth_flops"),
+            "output_change": phase.get("output_change"),
+        }
+        for run in firsts
+        for phase in run.record["phases"]
+    ]
+    columns = ["method", "seed", "phase", "scored", "steps", "flops_per_step", "share_of_scratch", *WORK]
+    return pd.DataFrame(rows, columns=[*columns, "growth_flops", "output_change"])
+
+
+def _charged_per_step(phase: Mapping[str, Any]) -> float:
+    spent = phase.get("flops_per_step", {})
+    return float(sum(spent.get(account, 0.0) for account in CHARGED)) if spent else math.nan

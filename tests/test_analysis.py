@@ -252,6 +252,97 @@ def test_breakdown_averages_the_finished_seeds() -> None:
     assert "evaluation" not in table["flops"].index
 
 
+def test_a_teacher_is_charged_unless_its_outputs_count_as_stored() -> None:
+    costs = {"source": 20.0, "teacher": 30.0, "train": 100.0, "overhead": 5.0, "evaluation": 9.0}
+    stored = {**costs, "teacher": 0.0, "overhead": 35.0}
+    runs = [scratch()]
+    for name, spent in (("online", costs), ("precomputed", stored)):
+        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in analysis.UNITS}))
+    table = analysis.cost_breakdown(compare(runs)).set_index(["method", "unit", "account"])["cost"].sort_index()
+    assert table["online", "flops"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 30, "train": 100}
+    assert table["precomputed", "seconds"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 0, "train": 100}
+    for found, charged in ((runs[1], 130), (runs[2], 100)):
+        assert analysis.full_cost(found, "flops", "reuse") == charged
+        assert analysis.full_cost(found, "flops", "build") == charged + 20
+
+
+def phase(name: str, work: dict[str, float], change: float | None = None, **changes: Any) -> dict[str, Any]:
+    found = {"name": name, "scored": True, "target_sized": True, "steps": 5, "median_step_seconds": 0.5}
+    return {**found, "flops_per_step": work, "output_change": change, "growth_flops": 0, **changes}
+
+
+def test_phases_in_order_beside_a_step_of_scratch() -> None:
+    phases = [
+        phase("learn", {"operator": 12.0}, 0.8, scored=False, target_sized=False),
+        phase("frozen", {"train": 4.0}, 0.25),
+        phase("inherit", {"train": 10.0, "teacher": 2.0}),
+        phase("stored", {"train": 10.0, "overhead": 2.0}, 0.0),
+    ]
+    runs = [scratch(phases=[phase("train", {"train": 10.0})])]
+    runs += [run("grown", curve((0, 4.0), (50, 2.0)), seed, phases=phases[: 4 - seed]) for seed in (0, 1)]
+    table = analysis.phases(compare(runs))
+    assert table["method"].tolist() == ["scratch"] + ["grown"] * 4 and set(table["seed"]) == {0}
+    assert table["phase"].tolist() == ["train", "learn", "frozen", "inherit", "stored"]
+    assert table["flops_per_step"].tolist() == [10, 12, 4, 12, 10]
+    assert table["share_of_scratch"].tolist() == pytest.approx([1, 1.2, 0.4, 1.2, 1])
+    assert table["teacher"].tolist()[3] == 2 and table["overhead"].tolist()[4] == 2 and table["teacher"].isna().sum() == 4
+    assert table["output_change"].isna().tolist() == [True, False, False, True, False]
+
+
+def test_phases_are_those_of_the_first_seed_that_finished() -> None:
+    whole = [phase("small", {"train": 4.0}), phase("train", {"train": 10.0})]
+    broken = run("grown", curve((0, 4.0), (50, 3.0)), 0, status="failed", final_val_loss=None, phases=whole[:1])
+    table = analysis.phases(compare([scratch(0), scratch(1), broken, run("grown", curve((0, 4.0), (50, 2.0)), 1, phases=whole)]))
+    grown = table[table["method"] == "grown"]
+    assert grown["seed"].tolist() == [1, 1] and grown["phase"].tolist() == ["small", "train"]
+
+
+def test_phases_of_older_runs_are_blank() -> None:
+    table = analysis.phases(compare([scratch()]))
+    assert table["steps"].tolist() == [10, 0]
+    assert table[["phase", "flops_per_step", "share_of_scratch", "train", "output_change"]].isna().all(axis=None)
+
+
+def test_what_has_no_trained_small_model_behind_it_is_a_control() -> None:
+    whole = [phase("train", {"train": 10.0})]
+    small = [phase("small", {"train": 4.0}, target_sized=False), *whole]
+    operator = [phase("learn", {"operator": 12.0}, scored=False, target_sized=False), *whole]
+    rows = curve((0, 4.0), (50, 2.0))
+    comparison = compare(
+        [
+            scratch(phases=whole),
+            run("short", rows, phases=whole),
+            run("random", rows, phases=operator),
+            run("given", rows, source=20.0, phases=whole),
+            run("staged", rows, phases=small),
+            run("kept", rows, source=20.0, phases=whole, keeps_source=True),
+            run("old", rows),
+            run("broken", rows, phases=whole, status="failed", final_val_loss=None),
+        ]
+    )
+    assert comparison.where("control") == ["random", "short"]
+    assert comparison.where("keeps_source") == ["kept"]
+    assert (comparison.label("kept"), comparison.label("old")) == ("kept†", "old")
+
+
+def test_accuracy_is_averaged_over_the_finished_seeds() -> None:
+    runs = []
+    for seed, final in enumerate((0.5, 0.7)):
+        rows = [{**row, "val_accuracy": final - 0.1 * (1 - step)} for step, row in enumerate(curve((0, 6.0), (100, 2.0)))]
+        runs.append(run("scratch", rows, seed, final_val_accuracy=final))
+    broken = run("ligo", rows, 0, status="failed", final_val_loss=None, final_val_accuracy=0.9)
+    comparison = compare([*runs, broken])
+    assert comparison.has_accuracy
+    assert row(comparison, "scratch")["final_val_accuracy"] == pytest.approx(0.6)
+    assert math.isnan(row(comparison, "ligo")["final_val_accuracy"])
+    found = analysis.mean_curves(comparison)
+    found = found[found["method"] == "scratch"]
+    assert found["val_accuracy"].tolist() == pytest.approx([0.5, 0.6])
+    assert found["val_accuracy_low"].tolist() == pytest.approx([0.4, 0.5])
+    assert found["val_accuracy_high"].tolist() == pytest.approx([0.6, 0.7])
+    assert not compare([scratch()]).has_accuracy and "val_accuracy" not in analysis.mean_curves(compare([scratch()]))
+
+
 # The results folder
 
 

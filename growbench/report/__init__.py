@@ -1,4 +1,7 @@
-"""The report of one experiment: index.html, savings.md, and every plot as PNG and SVG with its data (savings.csv among them)."""
+"""The report of one experiment: index.html, savings.md, phases.csv, and every plot as PNG and SVG with its data.
+
+The data of the plot of savings is savings.csv.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ def make(folder: Path, out: Path | None = None, target_loss: float | None = None
     try:
         out.mkdir(parents=True, exist_ok=True)
         comparison.outcomes.to_csv(out / "savings_by_seed.csv", index=False)
+        analysis.phases(comparison).to_csv(out / "phases.csv", index=False)
         (out / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
         images = plots.save(comparison, out)
         index = out / "index.html"

@@ -39,7 +39,13 @@ th.group, td.group { border-left: 1px solid var(--rule); }
 td small { display: block; color: var(--soft); font-size: .92em; }
 th.text, td.text { text-align: left; }
 td.text { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; font-weight: 400; }
-.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .5em; }
+.dot { display: inline-block; width: 1.3em; }
+.tag { border: 1px solid #999; border-radius: .7em; padding: 0 .45em; color: var(--soft); font-size: .85em; font-weight: 400; }
+td > .tag { display: block; width: max-content; margin: .1rem 0 0 1.5em; }
+th > .tag { margin-left: .6em; }
+#phases td:first-child { font-weight: 400; padding-left: 1.3em; }
+tr.method th { padding-top: .8rem; border-bottom: 1px solid #888; }
+summary { color: var(--soft); cursor: pointer; font-size: .9rem; }
 figure { margin: .6rem 0 0; max-width: 68rem; }
 figure img { display: block; width: 100%; height: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .9rem; margin: .4rem 0; }
@@ -53,7 +59,22 @@ pre { font-size: .78rem; overflow-x: auto; background: #f6f6f6; padding: .7rem; 
   .headline { font-size: 1.08rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
-  th:first-child, td:first-child { min-width: 7.5rem; max-width: 9rem; overflow-wrap: anywhere; white-space: normal; }
+  table, tbody, tr, td { display: block; }
+  thead { display: none; }
+  tr { display: grid; grid-template-columns: 3fr 4fr 4fr 3fr; gap: .25rem .5rem; padding: .6rem 0 .7rem;
+    border-bottom: 1px solid var(--rule); }
+  td, td.text { padding: 0; border: 0; min-width: 0; text-align: left; white-space: normal; overflow-wrap: anywhere; }
+  td::before { content: attr(data-head); display: flex; align-items: flex-end; min-height: 2.5em; line-height: 1.25;
+    color: var(--soft); font-size: .85em; }
+  td:empty { display: none; }
+  td small { font-size: .85em; }
+  th:first-child, td:first-child, td.text { grid-column: 1 / -1; position: static; }
+  td:first-child::before { content: none; }
+  td.text::before { min-height: 0; }
+  td > .tag { display: inline; margin-left: .6em; }
+  td.group { grid-column-start: 1; border: 0; }
+  tr.method { display: block; padding: 1rem 0 .2rem; border-bottom: 1px solid #888; }
+  tr.method th { display: block; padding: 0; border: 0; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 11px; }
@@ -66,9 +87,14 @@ FIGURES = {
     "loss_vs_flops": (
         "Loss against FLOPs",
         "Dots mark where a method meets the target. Dotted: the model is not yet the target, or its operator is being learned; "
-        "such losses cannot meet the target. A tick is a growth; a cross, a run that broke off. Bands span the seeds.",
+        "such losses cannot meet the target. A tick is a new phase, as at growth; a cross, a run that broke off. Bands span the "
+        "seeds.",
     ),
     "loss_vs_seconds": ("Loss against wall time", "Training steps only, on the hardware named below. Read as the figure above."),
+    "accuracy_vs_flops": (
+        "Accuracy against FLOPs",
+        "The share of validation images that are classified right. Read as the first figure, but no target: that is a loss.",
+    ),
     "savings": (
         "Savings over scratch",
         "Full dot: the small model is free (reuse). Open dot: its training is charged (build). Line: 95 % interval over seeds. "
@@ -81,7 +107,8 @@ FIGURES = {
     ),
     "cost_breakdown": (
         "Where the cost goes",
-        "A whole run, not only its part until the target. The outlined part, source, is charged in the build ledger alone.",
+        "A whole run, not only its part until the target. The outlined part, source, is charged in the build ledger alone. A "
+        "teacher whose outputs count as stored is overhead, and not shown.",
     ),
 }
 
@@ -130,14 +157,17 @@ def html(comparison: Comparison, images: Mapping[str, tuple[bytes, bytes]]) -> s
 <p class="headline">{escape(headline(comparison))}</p>
 {savings_table(comparison)}
 {"".join(f'<p class="note">{escape(note)}</p>' for note in comparison.notes)}
-{"".join(_figure(name, *FIGURES[name], *images[name]) for name in FIGURES)}
+{"".join(_figure(name, *FIGURES[name], *images[name]) for name in FIGURES if name in images)}
+<h2>Phases</h2>
+{_phases_table(comparison)}
 <h2>How to read this</h2>
 {READING}
 <h2>Conventions</h2>
 {CONVENTIONS}
 {_failures([run for run in comparison.runs if not analysis.is_finished(run)])}
 <h2>The runs</h2>
-{_runs_table(comparison.runs)}
+<details><summary>{_count(len(comparison.runs), "run")}: losses, steps, seconds, memory</summary>
+{_runs_table(comparison.runs)}</details>
 <h2>Methods as run</h2>
 {_methods_table(comparison)}
 <h2>Setting</h2>
@@ -148,28 +178,37 @@ def html(comparison: Comparison, images: Mapping[str, tuple[bytes, bytes]]) -> s
 
 
 def headline(comparison: Comparison) -> str:
-    """The result in one or two sentences."""
+    """The result in a few sentences: the best method, and what the best control saves."""
     rows = [row for row in analysis.records(comparison.savings) if row["method"] != SCRATCH]
     target = f"the target loss of {comparison.target:.3f}"
     if not rows:
         return f"Only scratch has been run. Its mean final loss is {target} that other methods will have to meet."
-    saving = {row["method"]: row["flops_saving_reuse"] for row in rows if not math.isnan(row["flops_saving_reuse"])}
-    if not saving:
-        return f"No method can be said to save anything: none met {target} in every seed beside a scratch run."
-    best = next(row for row in rows if row["method"] == max(saving, key=lambda method: saving[method]))
-    reuse, build = _more_or_less(best["flops_saving_reuse"]), _more_or_less(best["flops_saving_build"])
-    start = "" if best["flops_saving_reuse"] > 0 else "No method saves training. At best, "
-    return (
-        f"{start}{best['method']} meets {target} with {reuse} FLOPs than scratch{_certainty(best)}; "
-        f"with {build}, once the small model's own training is charged."
-    )
+    best, control = (_best(row for row in rows if row["control"] == control) for control in (False, True))
+    if best is None:
+        text = f"No method can be said to save anything: none met {target} in every seed beside a scratch run."
+    else:
+        reuse, build = (_more_or_less(best[f"flops_saving_{ledger}"]) for ledger in LEDGERS)
+        start = "" if best["flops_saving_reuse"] > 0 else "No method saves training. At best, "
+        text = (
+            f"{start}{comparison.label(best['method'])} meets {target} with {reuse} FLOPs than scratch{_certainty(best)}; "
+            f"with {build}, once the small model's own training is charged."
+        )
+    if control:
+        text += f" The best control, {control['method']}, needs {_more_or_less(control['flops_saving_reuse'])}."
+    return text
+
+
+def _best(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The method that saves most FLOPs; None if none has a saving."""
+    saving = [row for row in rows if not math.isnan(row["flops_saving_reuse"])]
+    return max(saving, key=lambda row: row["flops_saving_reuse"], default=None)
 
 
 def _certainty(row: Mapping[str, Any]) -> str:
     if row["seeds"] == 1:
         return " (one seed)"
     low, high = (units.percent(row[f"flops_saving_reuse_{end}"], 0) for end in ("low", "high"))
-    return f" (95 % interval of the saving {low} to {high}, {row['seeds']} seeds)"
+    return f" (95\N{NO-BREAK SPACE}% interval of the saving {low} to {high}, {row['seeds']} seeds)"
 
 
 def _more_or_less(saving: float) -> str:
@@ -193,39 +232,73 @@ def _machine(run: Run) -> str:
     return f"{name} ({device}, {_count(threads, 'thread')}, {precision})"
 
 
-HEADS = ("method", "final loss", "reached", *("to target", "saved, reuse", "saved, build", "paper") * 2)
+MEASURES = ("to target", "saved, reuse", "saved, build", "paper")  # of each unit
+GROUP = ' class="group"'  # opens a group of columns with a rule
 
 
 def savings_table(comparison: Comparison) -> str:
     """The table that comes first: per method its final loss, how often it met the target, and what that cost and saved."""
     scales = _scales(comparison)
-    looks = plots.looks(comparison.methods)
+    drawn = plots.looks(comparison.methods)
+    own = _own_heads(comparison)
+    starts = (len(own), len(own) + len(MEASURES))
     titles = {"flops": "FLOPs", "seconds": "Time"}
-    groups = "".join(f'<th{_GROUP} colspan="4">{titles[unit]} ({scales[unit].name})</th>' for unit in UNITS)
-    heads = "".join(f"<th{_GROUP * (place in (3, 7))}>{head}</th>" for place, head in enumerate(HEADS))
-    body = "".join(_savings_row(row, scales, looks[row["method"]].colour) for row in analysis.records(comparison.savings))
+    groups = "".join(f'<th{GROUP} colspan="{len(MEASURES)}">{titles[unit]} ({scales[unit].name})</th>' for unit in UNITS)
+    heads = "".join(f"<th{GROUP * (place in starts)}>{head}</th>" for place, head in enumerate((*own, *MEASURES, *MEASURES)))
+    body = ""
+    for row in analysis.records(comparison.savings):
+        cells = list(zip(_heads(comparison, scales), _cells(row, scales, comparison), strict=True))[1:]
+        places = enumerate(cells, start=1)
+        body += f"<tr><td>{_method_cell(row['method'], comparison, drawn)}</td>"
+        body += "".join(_cell(head, _two_lines(cell), GROUP * (place in starts)) for place, (head, cell) in places) + "</tr>"
     return (
-        f'<div class="scroll"><table><thead><tr class="groups"><th></th><th colspan="2"></th>{groups}</tr>'
-        f"<tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="scroll"><table id="savings-table"><thead><tr class="groups"><th></th><th colspan="{len(own) - 1}"></th>'
+        f"{groups}</tr><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
         f'<p class="soft">Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds. '
         "Reuse: the small model is free. Build: its training is charged. To target: reuse ledger, ∞ if a seed did not reach it. "
-        "Paper: the saving that the method's paper claims, in its own setting.</p>"
+        f"Paper: the saving that the method's paper claims, in its own setting.</p>{_footnotes(comparison)}"
     )
 
 
-_GROUP = ' class="group"'  # opens a group of columns with a rule
+KEEPS_NOTE = f"{analysis.KEEPS} keeps its source: the final model contains the small one and is larger than the target."
+CONTROL_NOTE = "Control: no trained small model behind it, given or trained on the way; what it saves is not owed to growth."
 
 
-def _savings_row(row: Mapping[str, Any], scales: Mapping[str, units.Scale], colour: str) -> str:
-    name = f'<td><span class="dot" style="background:{colour}"></span>{escape(row["method"])}</td>'
-    cells = enumerate(_cells(row, scales), start=1)
-    return f"<tr>{name}{''.join(f'<td{_GROUP * (place in (3, 7))}>{_two_lines(cell)}</td>' for place, cell in cells)}</tr>"
+def _footnotes(comparison: Comparison) -> str:
+    """What the marks of methods mean, where there are any."""
+    notes = [note for mark, note in (("keeps_source", KEEPS_NOTE), ("control", CONTROL_NOTE)) if comparison.where(mark)]
+    return "".join(f'<p class="soft">{note}</p>' for note in notes)
+
+
+def _method_cell(method: str, comparison: Comparison, drawn: Mapping[str, plots.Look]) -> str:
+    """A method's name behind its marker, with a tag if it is a control."""
+    tag = '<span class="tag">control</span>' * (method in comparison.where("control"))
+    look = drawn[method]
+    return f'<span class="dot" style="color:{look.colour}">{look.glyph}</span>{escape(comparison.label(method))}{tag}'
+
+
+def _own_heads(comparison: Comparison) -> list[str]:
+    """The heads of the columns before those on costs."""
+    return ["method", "final loss", *(["final accuracy"] if comparison.has_accuracy else []), "reached"]
+
+
+def _heads(comparison: Comparison, scales: Mapping[str, units.Scale]) -> list[str]:
+    """The heads of all columns, each readable by itself."""
+    heads = _own_heads(comparison)
+    for unit, title in (("flops", "FLOPs"), ("seconds", "time")):
+        heads += [f"{scales[unit].name} to target", *(f"{title} {measure}" for measure in MEASURES[1:])]
+    return heads
+
+
+def _cell(head: str, content: str, kind: str = "") -> str:
+    """A table's cell of HTML `content`; narrow screens show its head beside it."""
+    return f'<td{kind} data-head="{escape(head)}">{content}</td>'
 
 
 def _two_lines(cell: str) -> str:
-    """What is in brackets, an interval or a count, on a second and quieter line."""
-    value, bracket, rest = cell.partition(" (")
-    return f"{value}<small>({rest}</small>" if bracket else cell
+    """Plain text as HTML, what is in brackets, an interval or a count, on a second and quieter line."""
+    value, bracket, rest = escape(cell).partition(" (")
+    return f"{value}<small>({rest}</small>" if bracket else value
 
 
 def _scales(comparison: Comparison) -> dict[str, units.Scale]:
@@ -234,10 +307,12 @@ def _scales(comparison: Comparison) -> dict[str, units.Scale]:
     return {unit: units.scale(max(costs[unit]), unit) for unit in UNITS}
 
 
-def _cells(row: Mapping[str, Any], scales: Mapping[str, units.Scale]) -> list[str]:
-    """A method's figures as plain text, in the order of HEADS[1:]."""
-    final = "–" if math.isnan(row["final_val_loss"]) else f"{row['final_val_loss']:.3f}"
-    cells = [final, f"{row['reached']} of {row['seeds']}"]
+def _cells(row: Mapping[str, Any], scales: Mapping[str, units.Scale], comparison: Comparison) -> list[str]:
+    """A method's name and figures as plain text, in the order of `_heads`."""
+    cells = [comparison.label(row["method"]), "–" if math.isnan(row["final_val_loss"]) else f"{row['final_val_loss']:.3f}"]
+    if comparison.has_accuracy:
+        cells.append(units.percent(row["final_val_accuracy"]))
+    cells.append(f"{row['reached']} of {row['seeds']}")
     for unit in UNITS:
         cells.append(scales[unit].text(row[f"{unit}_to_target_reuse"]))
         cells += [_saving_cell(row, unit, ledger) for ledger in LEDGERS]
@@ -267,9 +342,51 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Se
     """A table of plain texts, escaped here. `text_columns`: those that hold sentences, and may wrap."""
     kinds = [' class="text"' if place in text_columns else "" for place in range(len(heads))]
     head = "".join(f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, heads, strict=True))
-    cells = ("".join(f"<td{kind}>{escape(text)}</td>" for kind, text in zip(kinds, row, strict=True)) for row in rows)
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    body = ""
+    for row in rows:
+        cells = zip(heads, map(escape, row), kinds, strict=True)
+        body += f"<tr>{''.join(_cell(*cell) for cell in cells)}</tr>"
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+PHASES = """
+<p class="soft">First finished seed. FLOPs per step: all that is charged; beside it the same as a share of scratch's step, in all
+and by account: below 1 where the model is still smaller, or layers are frozen and have no backward pass. Output change: the norm
+of the difference of logits on validation data before growth (the phase before, or the source) and after, over that before.</p>
+"""
+
+
+def _phases_table(comparison: Comparison) -> str:
+    """What each method did in order, and what a step of it cost beside a step of scratch."""
+    table = analysis.phases(comparison)
+    if table["flops_per_step"].isna().all():
+        return '<p class="soft">These runs did not record their phases.</p>'
+    scale = units.scale(table["flops_per_step"].max(), "flops")
+    names = {"train": "train", "operator": "operator", "teacher": "teacher", "overhead": "teacher, not charged"}
+    accounts = [account for account in names if (table[account] > 0).any()]
+    works = [names[account] for account in accounts]
+    heads = ["phase", "steps", f"{scale.name} per step", "of scratch's step", *works, "output change"]
+    drawn = plots.looks(comparison.methods)
+    body = ""
+    for method, rows in table.groupby("method", sort=False):
+        body += f'<tr class="method"><th colspan="{len(heads)}">{_method_cell(str(method), comparison, drawn)}</th></tr>'
+        for row in analysis.records(rows):
+            share = row["share_of_scratch"]
+            shares = [share, *(share * row[account] / row["flops_per_step"] for account in accounts)]
+            cells = [
+                str(row["phase"]), f"{row['steps']:,}", scale.text(row["flops_per_step"]),
+                *(units.digits(share) if share > 0 else "" for share in shares), _change(row["output_change"]),
+            ]  # fmt: skip
+            body += f"<tr>{''.join(map(_cell, heads, map(escape, cells)))}</tr>"
+    head = "".join(f"<th>{head}</th>" for head in heads)
+    return f'{PHASES}<div class="scroll"><table id="phases"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _change(change: float | None) -> str:
+    """A relative change of outputs; blank where there was nothing to compare with."""
+    if change is None or math.isnan(change):
+        return ""
+    return units.digits(change) if change >= 0.001 else "< 0.001"
 
 
 def _failures(runs: Sequence[Run]) -> str:
@@ -345,10 +462,12 @@ def _distinct(texts: Iterable[str]) -> str:
 def markdown(comparison: Comparison) -> str:
     """The savings as a Markdown table, to paste into a README."""
     scales = _scales(comparison)
-    heads = [*HEADS[:3]]
-    for unit, title in (("flops", "FLOPs"), ("seconds", "time")):
-        heads += [f"{scales[unit].name} to target", *(f"{title} {head}" for head in HEADS[4:7])]
-    rows = [[row["method"].replace("|", "\\|"), *_cells(row, scales)] for row in analysis.records(comparison.savings)]
+    heads = _heads(comparison, scales)
+    rows = []
+    for row in analysis.records(comparison.savings):
+        name, *cells = _cells(row, scales, comparison)
+        rows.append([name.replace("|", "\\|") + " (control)" * row["control"], *cells])
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{table}\n\nTarget loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.\n"
+    keeps = f" {KEEPS_NOTE}" if comparison.where("keeps_source") else ""
+    return f"{table}\n\nTarget loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}\n"

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -19,15 +20,16 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
-from growbench import analysis
+from growbench import analysis, registry
 from growbench.analysis import ACCOUNTS, LEDGERS, SCRATCH, UNITS, Comparison
 from growbench.report import units
 from growbench.report.units import Scale
 
 GREY, INK = "#4d4d4d", "#222222"
-# Okabe and Ito's palette without black and yellow, and the wine of Paul Tol's muted one.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255")
-MARKERS = ("", "s", "^", "D", "v", "P")  # the second round of colours carries the second marker
+# Okabe and Ito's palette without black and yellow, the indigo and the wine of Paul Tol's muted one, and his dark brown:
+# apart from one another, and from scratch's ink, in deuteranopia and protanopia too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#661100")
+MARKERS = {"": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}  # the second round of colours carries the second marker
 WIDE, NARROW = 8.6, 4.3  # inches
 TITLES = {"flops": "Training FLOPs", "seconds": "Wall time"}
 LEDGER_TITLES = {"reuse": "reuse ledger: source model free", "build": "build ledger: source model charged"}
@@ -62,6 +64,11 @@ class Look:
         return self.marker or "o"
 
     @property
+    def glyph(self) -> str:
+        """The marker as text."""
+        return MARKERS[self.marker]
+
+    @property
     def line(self) -> str:
         return f"-{self.marker}"
 
@@ -73,13 +80,18 @@ class Look:
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look for every method: scratch dark grey, the others by sorted name; colours repeat with another marker."""
-    others = sorted(set(methods) - {SCRATCH})
+    """A look for every method: scratch in ink, the others in turn; when colours repeat, they carry another marker.
+
+    Built-in methods come first, present or not, so that each looks the same in every report; then plugins by name.
+    """
+    own = sorted(set(registry.built_in()) - {SCRATCH})
+    others = [*own, *sorted(set(methods) - {*own, SCRATCH})]
+    markers = list(MARKERS)
     found = {
-        method: Look(COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)])
+        method: Look(COLOURS[index % len(COLOURS)], markers[index // len(COLOURS) % len(markers)])
         for index, method in enumerate(others)
     }
-    return {SCRATCH: Look(GREY), **found}
+    return {SCRATCH: Look(INK), **found}
 
 
 # Layout: margins in inches, so that text keeps its room in both cuts.
@@ -100,14 +112,22 @@ def panels(
     return figure, axes
 
 
-def brief(name: str) -> str:
-    """A method's name, its middle left out where it would take too much of a figure."""
-    return name if len(name) <= 18 else f"{name[:9]}…{name[-8:]}"
+def brief(label: str) -> str:
+    """A method's label, its middle left out where it would take too much of a figure."""
+    return label if len(label) <= 18 else f"{label[:9]}…{label[-8:]}"
 
 
-def room(methods: Iterable[str]) -> float:
-    """The inches that the longest of the names takes beside an axis."""
-    return 0.35 + 0.08 * max(len(brief(method)) for method in methods)
+def room(comparison: Comparison) -> float:
+    """The inches that the longest of the methods' labels takes beside an axis."""
+    return 0.35 + 0.08 * max(len(brief(comparison.label(method))) for method in comparison.methods)
+
+
+LINE = 11.5  # points between two labels
+
+
+def high_enough(height: float, comparison: Comparison) -> float:
+    """A panel's height in inches, more where the methods' labels would not fit below one another."""
+    return max(height, (len(comparison.methods) + 1) * LINE / 72)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> None:
@@ -115,8 +135,9 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> No
     if not ends:
         return
     ends = sorted(ends, key=lambda end: end[1])
-    height = axes.get_window_extent().height / axes.figure.dpi * 72  # points
-    gap = min(11.5 / height, 1 / len(ends))
+    box = axes.get_window_extent()
+    width, height = (side / axes.figure.dpi * 72 for side in (box.width, box.height))  # points
+    gap = min(LINE / height, 1 / len(ends))
     wanted = axes.transAxes.inverted().transform(axes.transData.transform([(x, y) for x, y, _, _ in ends]))[:, 1]
     offsets = gap * np.arange(len(ends))
     # The nearest heights that keep `gap` between neighbours: least squares in order, inside the axes.
@@ -125,21 +146,31 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> No
         axes.annotate(
             brief(text),
             xy=(x, y),
-            xytext=(1.05, place),
+            xytext=(1 + 22 / width, place),
             textcoords="axes fraction",
             va="center",
             color=look.text,
-            arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "patchA": None, "relpos": (-0.06, 0.5)},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": look.colour,
+                "linewidth": 0.6,
+                "patchA": None,
+                "relpos": (0, 0.5),
+                "shrinkA": 10 if look.marker else 3,
+                "shrinkB": 0,
+            },
             annotation_clip=False,
         )
         if look.marker:
-            axes.plot(1.035, place, look.marker, color=look.colour, markersize=4, transform=axes.transAxes, clip_on=False)
+            axes.plot(
+                1 + 16 / width, place, look.marker, color=look.colour, markersize=4, transform=axes.transAxes, clip_on=False
+            )
 
 
-def name_rows(axes: Axes, methods: Sequence[str], drawn: Mapping[str, Look]) -> None:
+def name_rows(axes: Axes, methods: Sequence[str], comparison: Comparison, drawn: Mapping[str, Look]) -> None:
     """Methods from top to bottom along the left edge, in their colours."""
     upwards = list(reversed(methods))
-    axes.set_yticks(range(len(methods)), [brief(method) for method in upwards])
+    axes.set_yticks(range(len(methods)), [brief(comparison.label(method)) for method in upwards])
     axes.tick_params(axis="y", length=0, pad=7)
     for label, method in zip(axes.get_yticklabels(), upwards, strict=True):
         label.set_color(drawn[method].text)
@@ -171,38 +202,47 @@ def human_axis(axes: Axes, scale: Scale, log: bool = False) -> None:
         axes.xaxis.set_major_locator(ScaledLocator(scale))
 
 
-# Loss against cost
+def percent_axis(axis: Axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
 
 
-def loss_vs(unit: str) -> Callable[[Comparison, pd.DataFrame, float], Figure]:
+# Loss and accuracy against cost
+
+
+def curves(unit: str, measure: str = "val_loss") -> Callable[[Comparison, pd.DataFrame, float], Figure]:
+    """How to draw validation loss or accuracy against what was spent: mean line, band over seeds, growth events, target."""
+
     def draw(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
-        return _loss(comparison, data, unit, width)
+        height = high_enough(4.1 if width == WIDE else 3.6, comparison)
+        figure, (axes,) = panels(width, [height], 0.6 if measure == "val_loss" else 0.75, 0.25 + room(comparison), above=0.12)
+        log = unit == "flops"
+        most = data[unit].max() or 1.0
+        scale = units.scale(most, unit)
+        shown = data[data[unit] >= 0.02 * most]
+        if measure == "val_loss":
+            _loss_limits(axes, shown, data, comparison.target)
+            axes.set_ylabel("validation loss (nats)")
+        else:
+            _accuracy_limits(axes, shown)
+            axes.set_ylabel("validation accuracy")
+        axes.set_xlim(0.02 * most if log else 0, 1.02 * most)
+        if log:
+            axes.set_xscale("log")
+        human_axis(axes, scale, log)
+        drawn = looks(comparison.methods)
+        ends = []
+        for (method, _, status), curve in data.groupby(["method", "seeds", "status"], sort=False):
+            look, name = drawn[str(method)], comparison.label(str(method))
+            _curve(axes, curve, unit, measure, look, finished=status == "finished")
+            if status == "finished":
+                ends += [(x, y, name, look) for x, y in _last_seen(axes, curve[unit], curve[measure])]
+        if measure == "val_loss":
+            _target(axes, comparison, unit, drawn)
+        label_ends(axes, ends)
+        axes.set_xlabel(f"{TITLES[unit]} ({scale.name}), source model free" + (", log scale" if log else ""), loc="left")
+        return figure
 
     return draw
-
-
-def _loss(comparison: Comparison, data: pd.DataFrame, unit: str, width: float) -> Figure:
-    """Validation loss against what was spent: mean line, band over seeds, target, growth events, crossings."""
-    figure, (axes,) = panels(width, [4.1 if width == WIDE else 3.6], 0.6, 0.25 + room(comparison.methods), above=0.12)
-    log = unit == "flops"
-    most = data[unit].max() or 1.0
-    scale = units.scale(most, unit)
-    _loss_limits(axes, data[data[unit] >= 0.02 * most], data, comparison.target)
-    axes.set_xlim(0.02 * most if log else 0, 1.02 * most)
-    if log:
-        axes.set_xscale("log")
-    human_axis(axes, scale, log)
-    drawn = looks(comparison.methods)
-    ends = []
-    for (method, _, status), curve in data.groupby(["method", "seeds", "status"], sort=False):
-        _curve(axes, curve, unit, drawn[str(method)], finished=status == "finished")
-        if status == "finished":
-            ends += [(x, y, str(method), drawn[str(method)]) for x, y in _last_seen(axes, curve[unit], curve["val_loss"])]
-    _target(axes, comparison, unit, drawn)
-    label_ends(axes, ends)
-    axes.set_ylabel("validation loss (nats)")
-    axes.set_xlabel(f"{TITLES[unit]} ({scale.name}), source model free" + (", log scale" if log else ""), loc="left")
-    return figure
 
 
 def _last_seen(axes: Axes, xs: pd.Series, ys: pd.Series) -> list[tuple[float, float]]:
@@ -219,18 +259,26 @@ def _loss_limits(axes: Axes, shown: pd.DataFrame, data: pd.DataFrame, target: fl
     axes.set_ylim(low - 0.06 * (top - low), top + 0.03 * (top - low))
 
 
-def _curve(axes: Axes, curve: pd.DataFrame, unit: str, look: Look, finished: bool) -> None:
-    scored, unscored = curve["val_loss"].where(curve["scored"]), curve["val_loss"].where(_touches_unscored(curve["scored"]))
+def _accuracy_limits(axes: Axes, shown: pd.DataFrame) -> None:
+    low, high = shown["val_accuracy_low"].min(), shown["val_accuracy_high"].max()
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.06 * (high - low))
+    percent_axis(axes.yaxis)
+
+
+def _curve(axes: Axes, curve: pd.DataFrame, unit: str, measure: str, look: Look, finished: bool) -> None:
+    values = curve[measure]
+    scored, unscored = values.where(curve["scored"]), values.where(_touches_unscored(curve["scored"]))
     width = 1.7 if finished else 0.8
     every = max(len(curve) // 8, 1)
     axes.plot(curve[unit], unscored, color=look.colour, linewidth=0.8 * width, linestyle=(0, (1, 1.2)))
     axes.plot(curve[unit], scored, look.line, color=look.colour, linewidth=width, markersize=4, markevery=every)
     if " " in curve["seeds"].iloc[0]:
-        axes.fill_between(curve[unit], curve["val_loss_low"], curve["val_loss_high"], color=look.colour, alpha=0.15, linewidth=0)
+        low, high = curve[f"{measure}_low"], curve[f"{measure}_high"]
+        axes.fill_between(curve[unit], low, high, color=look.colour, alpha=0.15, linewidth=0)
     grown = curve[curve["phase"].ne(curve["phase"].shift()) & (curve.index != curve.index[0])]
-    axes.plot(grown[unit], grown["val_loss"], linestyle="", marker="|", markersize=13, markeredgewidth=1.3, color=look.colour)
+    axes.plot(grown[unit], grown[measure], linestyle="", marker="|", markersize=13, markeredgewidth=1.3, color=look.colour)
     if not finished:
-        axes.plot(curve[unit].iloc[-1], curve["val_loss"].iloc[-1], marker="x", color=look.colour, markersize=7)
+        axes.plot(curve[unit].iloc[-1], values.iloc[-1], marker="x", color=look.colour, markersize=7)
 
 
 def _touches_unscored(scored: pd.Series) -> pd.Series:
@@ -262,7 +310,7 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     rows = [row for row in analysis.records(data) if row["method"] != SCRATCH] or analysis.records(data)
     methods = [row["method"] for row in rows]
     height = 0.46 * len(rows) + 0.1
-    figure, both = panels(width, [height, height], room(methods), 2.2 if width == WIDE else 1.35, below=0.42)
+    figure, both = panels(width, [height, height], room(comparison), 2.2 if width == WIDE else 1.35, below=0.42)
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, UNITS, strict=True):
         _saving_limits(axes, data, comparison.outcomes, unit)
@@ -278,10 +326,11 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
             axes.plot(row[f"published_{unit}_saving"], place + 0.17, "|", color=INK, markersize=12, markeredgewidth=1.4)
         axes.axvline(0, color=GREY, linewidth=1.2)
         axes.set_ylim(-0.55, len(rows) - 0.45)
-        name_rows(axes, methods, drawn)
+        name_rows(axes, methods, comparison, drawn)
         axes.spines["left"].set_visible(False)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
-        axes.xaxis.set_major_locator(MaxNLocator(8 if width == WIDE else 3, steps=[1, 2, 5, 10]))
+        percent_axis(axes.xaxis)
+        axes.tick_params(axis="x", labelsize=9.5 if width == WIDE else 7.5)
+        axes.xaxis.set_major_locator(MaxNLocator(8 if width == WIDE else 2, steps=[1, 2, 5, 10]))
         title(axes, TITLES[unit] + " saved against scratch")
     return figure
 
@@ -312,7 +361,8 @@ def _saving_text(row: Mapping[str, Any], column: str, short: bool) -> str:
 
 def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     """The FLOPs saving at every loss that scratch passed, until the target."""
-    figure, both = panels(width, [2.6 if width == WIDE else 2.3] * 2, 0.75, 0.25 + room(comparison.methods))
+    height = high_enough(2.6 if width == WIDE else 2.3, comparison)
+    figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(comparison))
     drawn = looks(comparison.methods)
     for axes, ledger in zip(both, LEDGERS, strict=True):
         rows = data[data["ledger"] == ledger]
@@ -325,10 +375,11 @@ def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> F
             look = drawn[str(method)]
             axes.plot(curve["loss"], curve["saving"], look.line, color=look.colour, linewidth=1.7, markersize=4, markevery=10)
             axes.fill_between(curve["loss"], curve["low"], curve["high"], color=look.colour, alpha=0.15, linewidth=0)
-            ends += [(x, y, str(method), look) for x, y in _last_seen(axes, curve["loss"], curve["saving"])]
+            name = comparison.label(str(method))
+            ends += [(x, y, name, look) for x, y in _last_seen(axes, curve["loss"], curve["saving"])]
         axes.axhline(0, color=GREY, linewidth=1.2)
         label_ends(axes, [*ends, (axes.get_xlim()[1], 0.0, SCRATCH, drawn[SCRATCH])])
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
+        percent_axis(axes.yaxis)
         title(axes, "FLOPs saved, " + LEDGER_TITLES[ledger])
         axes.set_xlabel("validation loss (nats), training from left to right", loc="left")
     return figure
@@ -344,7 +395,7 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
     """What each method's whole run cost, stacked by account; the source model's own training, outlined, comes first."""
     methods = [method for method in comparison.methods if method in set(data["method"])]
     height = 0.36 * len(methods) + 0.1
-    figure, both = panels(width, [height, height], room(comparison.methods), 0.6)
+    figure, both = panels(width, [height, height], room(comparison), 0.6)
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, UNITS, strict=True):
         costs = {(row["method"], row["account"]): row["cost"] for row in analysis.records(data[data["unit"] == unit])}
@@ -356,13 +407,13 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
                     axes.barh(place, cost, left=total, height=0.62, **_fill(account, drawn[method].colour))
                     total += cost
             axes.annotate(scale.text(total), (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        name_rows(axes, methods, drawn)
+        name_rows(axes, methods, comparison, drawn)
         title(axes, f"{TITLES[unit]} of a whole run ({scale.name})")
         human_axis(axes, scale)
     paid = set(data.loc[data["cost"] > 0, "account"])
     patches = [Patch(label=account, **_fill(account, GREY)) for account in ACCOUNTS if account in paid]
     figure.legend(
-        handles=patches, loc="lower left", bbox_to_anchor=(0.9 / width, 0), ncols=len(patches), frameon=False,
+        handles=patches, loc="lower left", bbox_to_anchor=(0.1 / width, 0), ncols=len(patches), frameon=False,
         fontsize=8, handlelength=1.2, handletextpad=0.5, columnspacing=1.0,
     )  # fmt: skip
     return figure
@@ -383,19 +434,25 @@ class Plot:
 
 
 PLOTS = {
-    "loss_vs_flops": Plot(analysis.mean_curves, loss_vs("flops")),
-    "loss_vs_seconds": Plot(analysis.mean_curves, loss_vs("seconds")),
+    "loss_vs_flops": Plot(analysis.mean_curves, curves("flops")),
+    "loss_vs_seconds": Plot(analysis.mean_curves, curves("seconds")),
+    "accuracy_vs_flops": Plot(analysis.mean_curves, curves("flops", "val_accuracy")),
     "savings": Plot(lambda comparison: comparison.savings, savings),
     "savings_curve": Plot(analysis.savings_curve, savings_curve),
     "cost_breakdown": Plot(analysis.cost_breakdown, cost_breakdown),
 }
 
 
+def of(comparison: Comparison) -> dict[str, Plot]:
+    """The plots of this comparison, by name: accuracy for images only."""
+    return {name: plot for name, plot in PLOTS.items() if comparison.has_accuracy or name != "accuracy_vs_flops"}
+
+
 def save(comparison: Comparison, out: Path) -> dict[str, tuple[bytes, bytes]]:
     """Write every plot to `out` as CSV, PNG and SVG. Gives, by name, its SVG for wide and for narrow screens."""
     images = {}
     with style.context(["default", PARAMETERS]):
-        for name, plot in PLOTS.items():
+        for name, plot in of(comparison).items():
             data = plot.data(comparison)
             data.to_csv(out / f"{name}.csv", index=False)
             wide = plot.draw(comparison, data, WIDE)

@@ -33,7 +33,7 @@ def scale(largest: float, unit: str) -> Scale:
 
 def digits(value: float) -> str:
     """A number with three significant digits, never in exponent form."""
-    places = 2 - math.floor(math.log10(abs(value))) if value else 0
+    places = 2 - math.floor(math.log10(abs(float(f"{value:.2e}")))) if value else 0  # 0.9999 has the digits of 1
     return f"{value:,.{max(places, 0)}f}".replace("-", MINUS)
 
 
