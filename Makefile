@@ -1,4 +1,4 @@
-# make run    train and compare every method on the default experiment, then show where the report is
+# make run    train and compare the methods of LiGO's paper on the default experiment, then show where the report is
 # make test   lint, types and tests
 # Both set up .venv first if it is not there, from pyproject.toml with the exact versions of constraints.txt.
 PYTHON ?= python3
@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: run test readme
 
 run: .venv/ready
-	$(BIN)/growbench run
+	$(BIN)/growbench run --methods stackbert,mslt,bert2bert,ki,ligo
 
 test: .venv/ready
 	$(BIN)/ruff check .
