@@ -134,7 +134,7 @@ class Trainer:
         self.progress.extend(phase.name, self.progress.done + (left if phase.scored else left + steps))
         row = {"phase": phase.name, "scored": phase.scored and full_size}
         change = self.evaluation.change(model)
-        if change:
+        if change and change > 1e-6:  # less is rounding
             say(f"{self.progress.label:<18} growth: relative output change {change:.3g}")
         self._evaluate(model, row | {"train_loss": None, "lr": peaks[0] * self._share(phase, 0, steps)}, counted=True)
         losses = torch.zeros(self.every, device=self.device)
