@@ -28,7 +28,7 @@ from growbench.data import Batch, Data, load
 from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.plan import META, Walked, plan, shape_batch, vocabulary_size, walk
 from growbench.progress import Progress, human
-from growbench.registry import get
+from growbench.registry import Found, get_all
 from growbench.trainer import Trainer, precision
 
 SECONDS = 3.0  # of training per measurement, about
@@ -218,22 +218,24 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
     """
     vocabulary = vocabulary_size(experiment.data)
     plain = PhaseStep.of(experiment, "scratch", 0, vocabulary, device)
+    plain(1)
     plain_memory = _alone(experiment, "scratch", 0, vocabulary, device)
+    plain_seconds = _seconds(plain, 1, device)
     lines = [
         f"{experiment.name}: a training step of batch {experiment.train.batch} x {experiment.data.positions}, "
         f"{hardware(device)['name']}, {torch.get_num_threads()} threads, {precision(experiment.train, device)}; "
         f"medians of {rounds} alternations; in brackets against the plain step",
         f"{'':<34} {'FLOPs':>22} {'peak memory':>20} {'ms per step':>20}",
-        f"{'plain':<34} {human(plain.flops, 'FLOP'):>22} {human(plain_memory, 'B'):>20} {1000 * _seconds(plain, 2, device) / 2:>20.0f}",
+        f"{'plain':<34} {human(plain.flops, 'FLOP'):>22} {human(plain_memory, 'B'):>20} {1000 * plain_seconds:>20.0f}",
     ]
     for spec in specs:
-        for number, walked in enumerate(list(plan(experiment, get(spec, experiment.methods.get(spec)), vocabulary))):
+        for number, planned in enumerate(plan(experiment, _found(experiment, spec), vocabulary)):
             step = PhaseStep.of(experiment, spec, number, vocabulary, device)
             memory = _alone(experiment, spec, number, vocabulary, device)
             seconds = [(_seconds(step, 1, device), _seconds(plain, 1, device)) for _ in range(rounds + 1)][1:]
             times = statistics.median(own for own, _ in seconds), statistics.median(own / other for own, other in seconds)
             lines.append(
-                f"{spec + ': ' + walked.name:<34} {human(step.flops, 'FLOP'):>12} ({step.flops / plain.flops:.3f} x)"
+                f"{spec + ': ' + planned.name:<34} {human(step.flops, 'FLOP'):>12} ({step.flops / plain.flops:.3f} x)"
                 f" {human(memory, 'B'):>11} ({memory / plain_memory:.2f} x) {1000 * times[0]:>10.0f} ({times[1]:.2f} x)"
             )
     return "\n".join(lines)
@@ -252,7 +254,7 @@ class PhaseStep:
     @classmethod
     def of(cls, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> PhaseStep:
         """The step of phase `number`; the phases before it are walked through untrained."""
-        found, costs = get(spec, experiment.methods.get(spec)), Costs(device)
+        found, costs = _found(experiment, spec), Costs(device)
         walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
         objective = architectures.of(experiment).objective
         batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
@@ -269,6 +271,11 @@ class PhaseStep:
             clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.clip)
             self.walked.optimizer.step()
             self.walked.optimizer.zero_grad()
+
+
+def _found(experiment: Experiment, spec: str) -> Found:
+    """A method by its name or file, with the experiment's hyperparameters: a process of its own finds it again."""
+    return get_all([spec], experiment.methods)[0]
 
 
 def _alone(*arguments: Any) -> int:

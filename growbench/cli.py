@@ -283,8 +283,8 @@ def run_bench(options: argparse.Namespace) -> int:
     if options.methods is None:
         print(bench(experiment, device, options.rounds))
     else:
-        names = [found.name for found in _methods(options.methods, experiment)[1:]]
-        print(bench_phases(experiment, names, device, options.rounds))
+        _methods(options.methods, experiment)  # refuses what is unknown
+        print(bench_phases(experiment, options.methods.split(","), device, options.rounds))
     return 0
 
 

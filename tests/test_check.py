@@ -1,0 +1,331 @@
+"""`growbench check`: built-in methods pass, and each kind of broken plugin is caught in words that say where."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from growbench import check, cli, registry
+from growbench.check import Cell, broken_promises, verdict
+
+PLUGIN = '''
+import random
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy
+import torch
+from growbench.config import UsageError
+from growbench.method import Method, Phase, Phases, Task, deepen, task_loss
+
+@dataclass(frozen=True)
+class Mine(Method):
+    """Break a promise."""
+
+    paper: ClassVar[str] = "https://example.org"
+    scale: float = 1.0
+
+    def phases(self, task: Task) -> Phases:
+        model = task.build()
+{body}
+'''
+SIMPLY = "yield Phase(model=model)"
+
+
+def written(folder: Path, body: str) -> Path:
+    path = folder / "mine.py"
+    path.write_text(PLUGIN.format(body="\n".join("        " + line for line in body.strip().splitlines())), encoding="utf-8")
+    return path
+
+
+def broken(folder: Path, body: str, cell: Cell | None = None) -> str:
+    return "\n".join(broken_promises(registry.get(str(written(folder, body))).method, cell or Cell("gpt2")))
+
+
+# What a plugin does, and the line that says so.
+BREACHES = {
+    "wrong depth": (
+        "yield Phase(model=task.build(replace(task.target, layers=2)), name='shallow')",
+        "after phase 'shallow': the last scored model has layers = 2, the target 3",
+    ),
+    "wrong heads": (
+        "yield Phase(model=task.build(replace(task.target, heads=6)))",
+        "after phase 'train': the last scored model has heads = 6, the target 3",
+    ),
+    "a frozen parameter moved by hand": (
+        """
+        task.train_only(model, lambda name, layer: layer is not None)
+        trained = yield Phase(model=model, steps=2, name="top")
+        with torch.no_grad():
+            model.transformer.wte.weight.mul_(2)
+        yield Phase(model=model, name="rest")
+        """,
+        "after phase 'top': frozen parameters moved by hand after it: transformer.wte.weight",
+    ),
+    "a frozen parameter moved by the loss": (
+        """
+        task.train_only(model, lambda name, layer: layer is not None)
+        def loss(model, batch, step):
+            model.transformer.wpe.weight.data += 1
+            return task_loss(model, batch)
+        yield Phase(model=model, loss=loss)
+        """,
+        "phase 'train': frozen parameters moved: transformer.wpe.weight",
+    ),
+    "an optimizer that lacks a parameter": (
+        """
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p is not model.transformer.wpe.weight])
+        yield Phase(model=model, optimizer=optimizer, name="most")
+        """,
+        "phase 'most': ValueError: the optimizer must hold exactly the trainable parameters; it lacks ['transformer.wpe.weight']",
+    ),
+    "layers added after the optimizer was made": (
+        """
+        optimizer = task.optimizer(model)
+        model.transformer.h.append(type(model.transformer.h[0])(model.config, layer_idx=3))
+        yield Phase(model=model, optimizer=optimizer)
+        """,
+        "phase 'train': ValueError: the optimizer must hold exactly",
+    ),
+    "work that changes": (
+        """
+        def loss(model, batch, step):
+            return sum(task_loss(model, batch) for _ in range(1 + step // 3))
+        yield Phase(model=model, loss=loss, name="harder")
+        """,
+        "phase 'harder': the work per step changed from",
+    ),
+    "Python's own randomness": (
+        """
+        yield Phase(model=model, loss=lambda model, batch, step: task_loss(model, batch) * random.random())
+        """,
+        "phase 'train': two runs of one seed differ at step 1",
+    ),
+    "numpy's randomness": (
+        """
+        with torch.no_grad():
+            model.transformer.wte.weight += torch.tensor(numpy.random.randn(32, 24))
+        yield Phase(model=model, name="noisy")
+        """,
+        "phase 'noisy': two runs of one seed differ at step 0",
+    ),
+    "the source changed": (
+        """
+        with torch.no_grad():
+            task.source.transformer.wte.weight.zero_()
+        yield Phase(model=model)
+        """,
+        "before the first phase: the source was changed: transformer.wte.weight",
+    ),
+    "the source trained": (
+        """
+        task.source.requires_grad_(True).train()
+        yield Phase(model=model)
+        """,
+        "before the first phase: the source, frozen and in evaluation mode, was unfrozen or put in training mode",
+    ),
+    "hooks left on the source": (
+        """
+        task.source.register_forward_hook(lambda *_: None)
+        yield Phase(model=model)
+        """,
+        "before the first phase: hooks are left on the source",
+    ),
+    "untied": (
+        """
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        yield Phase(model=model)
+        """,
+        "after phase 'train': the last scored model's embeddings are no longer tied",
+    ),
+    "what was never written": (
+        """
+        model.transformer.h[1].mlp.c_fc.weight.data = torch.full_like(model.transformer.h[1].mlp.c_fc.weight, torch.nan)
+        yield Phase(model=model, name="torn")
+        """,
+        "phase 'torn': parameters that are not finite when it begins, unwritten perhaps: transformer.h.1.mlp.c_fc.weight",
+    ),
+    "never scored": (
+        "yield Phase(model=model, steps=3, scored=False, name='aside')",
+        "no phase is scored",
+    ),
+    "no phase at all": ("return\nyield", "no phase is scored"),
+    "without end": (
+        "while True:\n    yield Phase(model=model, steps=1, scored=False, name='again')",
+        "after phase 'again': RuntimeError: phases() still goes on after 20 phases",
+    ),
+    "trained between phases": (
+        """
+        trained = yield Phase(model=model, steps=2, name="short")
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        trained.optimizer.step()
+        trained.optimizer.zero_grad()
+        yield Phase(model=model)
+        """,
+        "after phase 'short': an optimizer stepped outside a phase",
+    ),
+    "an exception in its own code": (
+        "yield Phase(model=model, steps=3, name='calm')\nraise KeyError('lost')",
+        "after phase 'calm': KeyError: 'lost'",
+    ),
+    "an exception in its loss": (
+        """
+        def loss(model, batch, step):
+            raise ZeroDivisionError("by step 0")
+        yield Phase(model=model, loss=loss)
+        """,
+        "phase 'train': ZeroDivisionError: by step 0",
+    ),
+    "a loss that is not a number": (
+        "yield Phase(model=model, loss=lambda model, batch, step: task_loss(model, batch) * torch.nan)",
+        "phase 'train': TrainingFailed: step 1: the loss is nan",
+    ),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_a_broken_promise_is_named_with_its_phase(breach: str, tmp_path: Path) -> None:
+    """Steps beyond the budget are not among these: a phase cannot have more than what is left of it."""
+    body, line = BREACHES[breach]
+    assert line in broken(tmp_path, textwrap.dedent(body))
+
+
+def test_each_breach_is_one_line(tmp_path: Path) -> None:
+    for body, _ in list(BREACHES.values())[:3]:
+        assert broken(tmp_path, textwrap.dedent(body)).count("\n") == 0
+
+
+def test_a_plan_that_differs_from_the_run_is_a_breach(tmp_path: Path) -> None:
+    body = "yield Phase(model=model, steps=1 if task.device.type == 'meta' else 2)\nyield Phase(model=model, name='rest')"
+    assert "phase 'train': planned steps 1, in the run 2" in broken(tmp_path, body).replace("\n", "; ")
+
+
+def test_what_cannot_be_planned_is_a_warning(tmp_path: Path) -> None:
+    file = written(tmp_path, f"model.transformer.wte.weight.sum().item()\n{SIMPLY}")
+    seen = verdict(registry.get(str(file)).method, Cell("gpt2"))
+    assert not seen.broken and "cannot be planned without values" in seen.warnings[0]
+    assert seen.lines() == ["gpt2, tied: kept, 1 phase: train"]
+
+
+def test_a_refusal_is_no_breach(tmp_path: Path) -> None:
+    method = registry.get(str(written(tmp_path, f"if task.target.tied: raise UsageError('untied only')\n{SIMPLY}"))).method
+    assert verdict(method, Cell("gpt2")).lines() == ["gpt2, tied: refused: untied only"]
+    assert verdict(method, Cell("gpt2", tied=False)).lines() == ["gpt2, untied: kept, 1 phase: train"]
+
+
+def test_a_phase_of_many_steps_is_cut_short(tmp_path: Path) -> None:
+    body = f"yield Phase(model=model, steps=1_000_000, scored=False, name='long')\n{SIMPLY}"
+    assert broken(tmp_path, body) == ""
+
+
+def test_every_architecture_is_there_tied_and_untied() -> None:
+    assert [str(cell) for cell in check.cells()] == [
+        "bert, tied", "bert, untied", "cait", "gpt2, tied", "gpt2, untied", "llama, tied", "llama, untied",
+        "llama, grouped heads, tied", "modernbert, tied", "modernbert, untied", "roberta, tied", "roberta, untied", "vit",
+    ]  # fmt: skip
+
+
+# --- the command
+
+
+@pytest.fixture
+def two_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "cells", lambda: [Cell("bert", tied=False), Cell("vit")])
+
+
+def test_check_of_a_built_in_method_on_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "scratch_short", "--set", "scratch_short.share=0.3"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == [f"{cell}: kept, 1 phase: train" for cell in check.cells()]
+    assert last == "scratch_short keeps every promise in 13 of 13 miniatures"
+
+
+@pytest.mark.usefixtures("two_cells")
+def test_check_of_a_broken_file_says_where_and_ends_in_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, "yield Phase(model=model, steps=2)\nraise KeyError('lost')")
+    assert cli.main(["check", f"{file}:Mine"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "bert, untied: BROKEN: after phase 'train': KeyError: 'lost'",
+        "vit: BROKEN: after phase 'train': KeyError: 'lost'",
+        "mine breaks promises in 2 of 2 miniatures",
+    ]
+
+
+@pytest.mark.usefixtures("two_cells")
+def test_check_warns_of_a_card_that_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, SIMPLY)
+    file.write_text(file.read_text().replace('"""Break a promise."""', "").replace("https://example.org", "a paper"))
+    assert cli.main(["check", str(file)]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")] == [
+        "warning: the docstring of Mine should begin with a sentence, on one line",
+        "warning: Mine.paper should be a URL",
+    ]
+
+
+@pytest.mark.usefixtures("two_cells")
+def test_a_method_that_refuses_everything_was_not_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(written(tmp_path, f"raise UsageError('not today')\n{SIMPLY}"))]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "mine keeps every promise in 0 of 2 miniatures, refuses 2"
+
+
+@pytest.mark.usefixtures("two_cells")
+def test_hyperparameters_reach_the_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, f"if self.scale != 2: raise UsageError(f'scale is {{self.scale}}')\n{SIMPLY}")
+    assert cli.main(["check", str(file)]) == 1
+    assert cli.main(["check", str(file), "--set", "mine.scale=2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonesuch"], "unknown method 'nonesuch'"),
+        (["./nonesuch.py"], "does not exist"),
+        (["ligo", "--set", "ligo.nonesuch=1"], "unknown key ligo.nonesuch"),
+        (["ligo", "--set", "train.steps=5"], "check takes hyperparameters of its method, as ligo.KEY=VALUE"),
+        (["ki", "--set", "ki.share=2"], "share = 2.0: must be at least 0 and at most 1"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+# --- cards
+
+
+def test_the_long_list_shows_every_methods_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "methods", "--long"]) == 0
+    out = capsys.readouterr().out
+    words = " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 100
+    for name in registry.built_in():
+        method = registry.get(name).method
+        assert f"\n{name}\n" in f"\n{out}"
+        assert " ".join((type(method).__doc__ or "").split()) in words
+        assert type(method).paper in words
+        for key, value in vars(method).items():
+            assert any(f" {key}: " in line and line.partition("  #")[0].endswith(f"= {value!r}") for line in out.splitlines()), (
+                key
+            )
+    assert "tied_embedding: Literal['frozen', 'decoder', 'untied'] = 'frozen'" in words
+    assert "share: float = 0.3 # of the budget, with a teacher" in words
+    assert "Source: grown from if from_source" in words
+    assert "Source: grown from a trained small model, which the final model needs" in words
+
+
+def test_the_long_list_is_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "--long"]) == cli.main(["list", "architectures", "--long"]) == 2
+    assert "growbench list methods --long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["list", "methods", "--long"], ["check", "--help"]])
+def test_cards_and_help_import_no_torch(arguments: list[str]) -> None:
+    run = f"try: cli.main({arguments})\nexcept SystemExit: pass"
+    code = f"import sys; from growbench import cli\n{run}\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
