@@ -39,9 +39,9 @@ class Bert2Bert(Method):
     Paper: Chen et al., ACL 2022, section 3.
     Function preserving: FPI is, in width, at integer ratios; AKI and stacking are not.
     Defaults: AKI, the paper's better one. The residual axis is copied evenly, so that LayerNorm is preserved; drawn anew
-    for each block, as in a port of the paper, it would not be. No first stage: LiGO's paper compares without. The paper's
-    best has 3 layers for 5 of 40 epochs, which is sub_model_share = 0.125. Whether it trains embeddings then is not known
-    to us: here they train with the lowest sub-model only, a decoder tied to them too.
+    for each block, as in a port of the paper, it would not be. No first stage: LiGO's paper compares without; the paper's
+    best has 3 layers, for 5 epochs. Whether it trains embeddings then is not known to us: here they train with the lowest
+    sub-model only, a decoder tied to them too.
     Under FPI, and on AKI's residual axis, copies have equal gradients, so without dropout they stay copies.
     Costs beyond training: none but the copying. New optimizer state, the run's learning rate from its start.
     """
