@@ -76,10 +76,13 @@ def plan(experiment: Experiment, found: Found, vocabulary: int) -> list[PlannedP
 
     Raises UsageError if the method refuses the experiment, and Unplannable if it fails without values to look at.
     """
+    with META:  # sizes that no method can build are refused in the architecture's own words
+        architectures.of(experiment).build(experiment.sizes("source", vocabulary))
+        architectures.of(experiment).build(experiment.sizes("target", vocabulary))
     try:
         return _plan(experiment, found.method, vocabulary)
-    except UsageError:
-        raise
+    except UsageError as error:
+        raise UsageError(f"{found.name}: {error}") from None
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise Unplannable(f"{found.name} cannot be planned without values of weights: {reason}") from error

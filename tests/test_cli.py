@@ -161,7 +161,7 @@ def test_bad_values_are_refused(refused: Refused) -> None:
     assert "--set 'train.steps': must be key=value" in refused("--set", "train.steps")
     assert "target: width = 32 is not divisible by heads = 5" in refused("--set", "target.heads=5")
     assert "source.width = 64 is larger than target.width = 32" in refused("--set", "source.width=64")
-    assert "bert2bert copies whole heads" in refused("--set", "target.heads=2")
+    assert "bert2bert: heads are copied whole" in refused("--set", "target.heads=2")
 
 
 @pytest.mark.parametrize("seeds", ["", "one", "1,1", "1.5", "1,,2"])
