@@ -30,7 +30,14 @@ def test_the_table_has_every_phase_with_its_flops(
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="elsewhere than on Linux a process has one peak only")
 def test_memory_of_a_step_holds_weights_gradients_and_moments() -> None:
-    overrides = ["source.layers=1", "target.layers=1", "target.width=1024", "target.heads=16", "data.sequence_length=16", "train.batch=1"]
+    overrides = [
+        "source.layers=1",
+        "target.layers=1",
+        "target.width=1024",
+        "target.heads=16",
+        "data.sequence_length=16",
+        "train.batch=1",
+    ]
     experiment = config.load("gpt2-tiny", overrides)
     threads, cpu = torch.get_num_threads(), torch.device("cpu")
     measured = bench._step_memory(threads, experiment, "scratch", 0, 2048, cpu)
