@@ -151,7 +151,8 @@ def widen(weights: Weights, maps: Maps) -> Weights:
 
     def grown(weight: Weight) -> Tensor:
         value = weight.value
-        for dim, axis in enumerate(weight.axes):
+        for dim in sorted(range(value.dim()), key=lambda dim: -weight.value.shape[dim]):  # the longest first: smaller products
+            axis = weight.axes[dim]
             axis_map = maps.get((axis, weight.role), maps.get(axis))
             if axis_map is not None:
                 consuming = weight.consumes and dim == len(weight.axes) - 1
