@@ -218,6 +218,7 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
     """
     vocabulary = vocabulary_size(experiment.data)
     plain = PhaseStep.of(experiment, "scratch", 0, vocabulary, device)
+    ((_, plain_flops),) = _flops_of_phases(experiment, "scratch", vocabulary)
     plain(1)
     plain_memory = _alone(experiment, "scratch", 0, vocabulary, device)
     plain_seconds = _seconds(plain, 1, device)
@@ -226,16 +227,16 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
         f"{hardware(device)['name']}, {torch.get_num_threads()} threads, {precision(experiment.train, device)}; "
         f"medians of {rounds} alternations; in brackets against the plain step",
         f"{'':<34} {'FLOPs':>22} {'peak memory':>20} {'ms per step':>20}",
-        f"{'plain':<34} {human(plain.flops, 'FLOP'):>22} {human(plain_memory, 'B'):>20} {1000 * plain_seconds:>20.0f}",
+        f"{'plain':<34} {human(plain_flops, 'FLOP'):>22} {human(plain_memory, 'B'):>20} {1000 * plain_seconds:>20.0f}",
     ]
     for spec in specs:
-        for number, planned in enumerate(plan(experiment, _found(experiment, spec), vocabulary)):
+        for number, (phase, flops) in enumerate(_flops_of_phases(experiment, spec, vocabulary)):
             step = PhaseStep.of(experiment, spec, number, vocabulary, device)
             memory = _alone(experiment, spec, number, vocabulary, device)
             seconds = [(_seconds(step, 1, device), _seconds(plain, 1, device)) for _ in range(rounds + 1)][1:]
             times = statistics.median(own for own, _ in seconds), statistics.median(own / other for own, other in seconds)
             lines.append(
-                f"{spec + ': ' + planned.name:<34} {human(step.flops, 'FLOP'):>12} ({step.flops / plain.flops:.3f} x)"
+                f"{spec + ': ' + phase:<34} {human(flops, 'FLOP'):>12} ({flops / plain_flops:.3f} x)"
                 f" {human(memory, 'B'):>11} ({memory / plain_memory:.2f} x) {1000 * times[0]:>10.0f} ({times[1]:.2f} x)"
             )
     return "\n".join(lines)
@@ -249,7 +250,6 @@ class PhaseStep:
     batch: Batch
     clip: float
     bf16: bool
-    flops: int
 
     @classmethod
     def of(cls, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> PhaseStep:
@@ -258,9 +258,7 @@ class PhaseStep:
         walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
         objective = architectures.of(experiment).objective
         batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
-        planned = plan(experiment, found, vocabulary)[number]
-        bf16 = precision(experiment.train, device) == "bf16"
-        return cls(walked, batch, experiment.train.clip, bf16, round(sum(planned.flops_per_step.values())))
+        return cls(walked, batch, experiment.train.clip, precision(experiment.train, device) == "bf16")
 
     def __call__(self, steps: int) -> None:
         model = self.walked.model
@@ -271,6 +269,12 @@ class PhaseStep:
             clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.clip)
             self.walked.optimizer.step()
             self.walked.optimizer.zero_grad()
+
+
+def _flops_of_phases(experiment: Experiment, spec: str, vocabulary: int) -> list[tuple[str, float]]:
+    """Each phase's name and the FLOPs of its step."""
+    planned = plan(experiment, _found(experiment, spec), vocabulary)
+    return [(phase.name, sum(phase.flops_per_step.values())) for phase in planned]
 
 
 def _found(experiment: Experiment, spec: str) -> Found:

@@ -47,7 +47,7 @@ class Benchmark:
         architecture = architectures.of(experiment)
         data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
         if data.evaluation_batches < experiment.data.evaluation_batches:
-            say(f"validation documents fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
+            say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
         for found in methods:  # refuses impossible sizes before anything trains
             with contextlib.suppress(Unplannable):
                 plan(experiment, found, data.vocabulary)

@@ -286,9 +286,7 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
         architecture=_convert(table["architecture"], str, "architecture"),
         source=parse(ModelConfig, source_model, "source", hidden_keys=training_keys),
         target=parse(ModelConfig, table["target"], "target"),
-        data=parse(ImageConfig, table["data"], "data")
-        if "image_size" in table["data"]
-        else parse(TextConfig, table["data"], "data"),
+        data=_data(table["data"]),
         train=parse(Training, table["train"], "train"),
         source_train=parse(Training, {**table["train"], **source_training}, "source"),
         methods=methods,

@@ -40,6 +40,11 @@ def task_loss(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
     return cross_entropy(model(batch.inputs, batch.positions), batch.labels)
 
 
+def one_kind(step: int) -> int:
+    """Every step does the same work."""
+    return 0
+
+
 @dataclass(kw_only=True)
 class Phase:
     """A stretch of training that the runner carries out. The work per step must not change within a phase, but by `kind`.
@@ -55,7 +60,11 @@ class Phase:
     schedule: Schedule | None = None  # None: the run's schedule goes on where it is (constant in unscored phases)
     scored: bool = True  # False: charged as operator, outside the budget, and cannot reach the target
     name: str = "train"
-    kind: Callable[[int], int] | None = None  # where steps differ in their work: which kind of work a step of the phase is
+    kind: Callable[[int], int] = one_kind  # where steps differ in their work: which kind of work a step of the phase is
+
+    def first_steps(self, steps: int) -> dict[int, int]:
+        """The first step of each kind of work among `steps`."""
+        return {self.kind(step): step for step in reversed(range(steps))}
 
     def length(self, budget: int, done: int) -> int:
         """Steps of this phase when `done` of the budget's scored steps lie behind. Raises UsageError if it has none."""

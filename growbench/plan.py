@@ -19,7 +19,7 @@ from growbench.config import DataConfig, Experiment, ImageConfig, UsageError
 from growbench.cost import Costs, count, fvcore_forward, ligo_paper_step, paper_step
 from growbench.data import Batch, scored_per_row
 from growbench.data.tokenizer import named
-from growbench.method import Method, Phase, Task, Trained, task_loss
+from growbench.method import Method, Phase, Task, Trained, one_kind, task_loss
 from growbench.registry import Found, get
 from growbench.results import CHARGED
 
@@ -127,15 +127,14 @@ def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[Plann
     costs = Costs(META)
     planned: list[PlannedPhase] = []
     for phase, model, _, steps, growth_flops in walk(experiment, method, vocabulary, costs):
-        kind = phase.kind or (lambda step: 0)
-        firsts = {kind(step): step for step in reversed(range(steps))}
         flops: Counter[str] = Counter()
-        for each, times in Counter(map(kind, range(steps))).items():
+        times = Counter(map(phase.kind, range(steps)))
+        for kind, first in phase.first_steps(steps).items():
             spent = costs.probe(
-                lambda: phase.loss(model, batch, firsts[each]).backward(),  # noqa: B023
+                lambda: phase.loss(model, batch, first).backward(),  # noqa: B023
                 "train" if phase.scored else "operator",
             )
-            flops.update({account: times * one for account, one in spent.items()})
+            flops.update({account: times[kind] * one for account, one in spent.items()})
         per_step = {account: spent / steps for account, spent in flops.items()}
         paper = _paper_flops(experiment, architecture, model, phase, "teacher" in flops, vocabulary)
         planned.append(PlannedPhase(phase.name, steps, phase.scored, per_step, growth_flops, paper))
@@ -146,7 +145,7 @@ def _paper_flops(
     experiment: Experiment, architecture: Architecture, model: nn.Module, phase: Phase, teacher: bool, vocabulary: int
 ) -> int | None:
     """A step by the counter of LiGO's paper, which charges a teacher's forward as half a step of the teacher."""
-    if isinstance(experiment.data, ImageConfig) or phase.kind is not None:
+    if isinstance(experiment.data, ImageConfig) or phase.kind is not one_kind:
         return None
     shape = experiment.train.batch, experiment.data.sequence_length
     source = ligo_paper_step(experiment.sizes("source", vocabulary), *shape) // 2 if teacher else 0

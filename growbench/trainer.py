@@ -127,9 +127,7 @@ class Trainer:
             optimizer.zero_grad()
             return flops
 
-        kind = phase.kind or (lambda step: 0)
-        firsts = {kind(step): step for step in reversed(range(steps))}
-        flops_by_kind = {each: probe(step) for each, step in firsts.items()}
+        flops_by_kind = {kind: probe(step) for kind, step in phase.first_steps(steps).items()}
         left = self.task.budget - self.scored_steps
         self.progress.extend(phase.name, self.progress.done + (left if phase.scored else left + steps))
         row = {"phase": phase.name, "scored": phase.scored and full_size}
@@ -162,7 +160,7 @@ class Trainer:
                 teacher = costs.teacher_seconds()
                 costs.seconds[costs.teacher_account] += teacher
                 costs.seconds[account] += sum(block) - teacher
-                _charge(costs.flops, flops_by_kind, map(kind, range(step + 1 - done, step + 1)))
+                _charge(costs.flops, flops_by_kind, map(phase.kind, range(step + 1 - done, step + 1)))
                 recent = losses[:done].tolist()
                 self._refuse_not_finite(recent, outcome.steps - done + 1)
                 self._evaluate(model, row | {"train_loss": statistics.fmean(recent), "lr": peaks[0] * share})
@@ -171,14 +169,14 @@ class Trainer:
                 watch.mark()
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak  # so that the next phase can go on with this optimizer
-        first, last = flops_by_kind[kind(step)], probe(step)
+        first, last = flops_by_kind[phase.kind(step)], probe(step)
         if last != first:
             raise TrainingFailed(
                 outcome.steps, f"phase {phase.name!r}: the work per step changed from {first} to {last} FLOPs; use two phases"
             )
         self.evaluation.remember(model)
         spent: Counter[str] = Counter()
-        _charge(spent, flops_by_kind, map(kind, range(len(laps))))
+        _charge(spent, flops_by_kind, map(phase.kind, range(len(laps))))
         outcome.phases.append(
             {
                 "name": phase.name,
