@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from growbench import architectures
+from growbench import architectures, memory
 from growbench.benchmark import hardware
 from growbench.config import Experiment, UsageError
-from growbench.cost import Costs, count, peak_memory, reset_peak_memory
+from growbench.cost import Costs, count
 from growbench.data import Batch, Data, load
 from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.plan import META, Walked, plan, shape_batch, vocabulary_size, walk
@@ -232,12 +232,12 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
     for spec in specs:
         for number, (phase, flops) in enumerate(_flops_of_phases(experiment, spec, vocabulary)):
             step = PhaseStep.of(experiment, spec, number, vocabulary, device)
-            memory = _alone(experiment, spec, number, vocabulary, device)
+            peak = _alone(experiment, spec, number, vocabulary, device)
             seconds = [(_seconds(step, 1, device), _seconds(plain, 1, device)) for _ in range(rounds + 1)][1:]
             times = statistics.median(own for own, _ in seconds), statistics.median(own / other for own, other in seconds)
             lines.append(
                 f"{spec + ': ' + phase:<34} {human(flops, 'FLOP'):>12} ({flops / plain_flops:.3f} x)"
-                f" {human(memory, 'B'):>11} ({memory / plain_memory:.2f} x) {1000 * times[0]:>10.0f} ({times[1]:.2f} x)"
+                f" {human(peak, 'B'):>11} ({peak / plain_memory:.2f} x) {1000 * times[0]:>10.0f} ({times[1]:.2f} x)"
             )
     return "\n".join(lines)
 
@@ -290,14 +290,15 @@ def _alone(*arguments: Any) -> int:
 
 def _step_memory(threads: int, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> int:
     torch.set_num_threads(threads)
+    memory.keep_freed()
     PhaseStep.of(experiment, "scratch", 0, vocabulary, META)  # imports everything
-    reset_peak_memory(device)
-    before = peak_memory(device)
+    memory.reset_peak(device)
+    before = memory.peak(device)
     step = PhaseStep.of(experiment, spec, number, vocabulary, device)
     step(1)
-    reset_peak_memory(device)
+    memory.reset_peak(device)
     step(2)
-    return peak_memory(device) - before
+    return memory.peak(device) - before
 
 
 def matrix_peak(device: torch.device, bf16: bool) -> float:

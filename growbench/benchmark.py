@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from growbench import architectures, results
+from growbench import architectures, memory, results
 from growbench.config import Experiment, UsageError
-from growbench.cost import Costs, peak_memory, reset_peak_memory
+from growbench.cost import Costs
 from growbench.data import Data, load
 from growbench.method import Task
 from growbench.plan import Unplannable, plan
@@ -120,7 +120,7 @@ class Benchmark:
                 charge["source"] = source[1]["cost"][account]["train"]
         task = Task.of(self.experiment, which, data.vocabulary, costs, seed, source[0] if source else None)
         progress = Progress(name, task.budget, target)
-        reset_peak_memory(self.device)
+        memory.reset_peak(self.device)
         status, error = "interrupted", None
         trainer = Trainer(task, data, seed, costs, folder.add, progress, target, self.stop_at_target)
         try:
@@ -177,7 +177,7 @@ class Benchmark:
             "steps": outcome.steps,
             "tokens": outcome.tokens,
             "parameters": sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
-            "peak_memory_bytes": peak_memory(self.device),
+            "peak_memory_bytes": memory.peak(self.device),
             "phases": outcome.phases,
             "versions": {"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
             "hardware": hardware(self.device) | {"precision": precision(trainer.training, self.device)},

@@ -139,7 +139,7 @@ def _methods(names: str | None, experiment: Experiment) -> list[Found]:
 
 def run_experiment(options: argparse.Namespace) -> int:
     experiment = config.load(options.experiment, options.set)
-    _quiet()
+    _prepare()
     methods = _methods(options.methods, experiment)
 
     from growbench.benchmark import Benchmark, choose_device
@@ -209,7 +209,7 @@ def check_method(options: argparse.Namespace) -> int:
             raise UsageError(f"--set {override!r}: check takes hyperparameters of its method, as {name}.KEY=VALUE")
     settings = config.load("gpt2-tiny", options.set).methods if options.set else {}
     (found,) = registry.get_all([options.method], settings)
-    _quiet()
+    _prepare()
 
     from growbench import check
 
@@ -248,7 +248,7 @@ def print_flops(options: argparse.Namespace) -> int:
     from growbench.plan import fvcore_check, plan, vocabulary_size
 
     experiment = config.load(options.experiment, options.set)
-    _quiet()
+    _prepare()
     methods = _methods(options.methods, experiment)
     vocabulary = vocabulary_size(experiment.data)
     print(f"{experiment.name}: FLOPs per step; batch {experiment.train.batch} x {experiment.data.positions}")
@@ -274,7 +274,7 @@ def run_bench(options: argparse.Namespace) -> int:
     experiment = config.load(options.experiment, options.set)
     if options.rounds < 5:
         raise UsageError(f"--rounds {options.rounds}: must be at least 5")
-    _quiet()
+    _prepare()
 
     from growbench.bench import bench, bench_phases
     from growbench.benchmark import choose_device
@@ -288,10 +288,13 @@ def run_bench(options: argparse.Namespace) -> int:
     return 0
 
 
-def _quiet() -> None:
-    """Keep the libraries' advice and retries out of the progress display; their errors become ours."""
+def _prepare() -> None:
+    """Keep freed memory, and the libraries' advice and retries out of the progress display; their errors become ours."""
     import huggingface_hub
     import transformers
 
+    from growbench import memory
+
+    memory.keep_freed()
     transformers.logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
