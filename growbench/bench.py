@@ -155,7 +155,7 @@ def growbench_seconds(experiment: Experiment, data: Data, device: torch.device, 
     torch.manual_seed(0)
     costs = Costs(device)
     task = Task.of(experiment, "target", data.vocabulary, costs)
-    trainer = Trainer(task, data, 0, costs, lambda row: None, Progress("bench", steps, None, shown=False))
+    trainer = Trainer(task, data, 0, costs, [], Progress("bench", steps, None, shown=False))
     trainer.run(Stretch(steps))
     return costs.seconds["train"]
 

@@ -28,6 +28,7 @@ from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.plan import Unplannable, plan, shape_batch
 from growbench.progress import Progress
 from growbench.registry import Found
+from growbench.state import Curve
 from growbench.trainer import Outcome, Trainer, TrainingFailed
 from growbench.weights import Weights
 
@@ -257,8 +258,8 @@ class Sparing(Costs):
 class Watched(Trainer):
     """The loop, looking at the model and the source whenever a phase begins and ends."""
 
-    def __init__(self, task: Task, source: nn.Module, data: Data, costs: Costs, add: Callable[[dict[str, Any]], None]) -> None:
-        super().__init__(task, data, SEED, costs, add, Progress("check", 1, None, shown=False))
+    def __init__(self, task: Task, source: nn.Module, data: Data, costs: Costs, curve: Curve) -> None:
+        super().__init__(task, data, SEED, costs, curve, Progress("check", 1, None, shown=False))
         self.source, self.source_before, self.hooks_before = source, _values(source), _hooks(source)
         self.broken: dict[str, str] = {}  # what is wrong, and where it was seen first
         self.place = "before the first phase"
@@ -336,7 +337,7 @@ class Run:
         kind = self.task.architecture
         self.task.architecture = Poisoned(**{each.name: getattr(kind, each.name) for each in fields(kind)})
         data = RandomData(experiment.data, kind.objective, experiment.train.batch)
-        self.trainer = Watched(self.task, source, data, costs, self.curve.append)
+        self.trainer = Watched(self.task, source, data, costs, self.curve)
         try:
             with redirect_stderr(io.StringIO()):
                 self.trainer.run(method)
@@ -355,7 +356,7 @@ class Run:
         if self.error and not (ended and broken):
             text = str(self.error) if ended else f"{type(self.error).__name__}: {self.error}"
             broken.append(f"{trainer.place}: {text}")
-        if trainer.scored_steps > BUDGET:
+        if outcome.scored_steps > BUDGET:
             broken.append(f"the scored phases have more steps than the budget of {BUDGET}")
         return broken
 

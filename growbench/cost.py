@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -124,6 +124,11 @@ class Stopwatch:
         return [b - a for a, b in itertools.pairwise(marks)]
 
 
+def charged(ledger: Mapping[str, float]) -> float:
+    """What of a ledger's accounts is charged, without the source."""
+    return sum(ledger[account] for account in CHARGED)
+
+
 class Costs:
     """One run's ledger: FLOPs and seconds by account, filled by measuring what the runner does."""
 
@@ -138,8 +143,7 @@ class Costs:
 
     def total(self, kind: str) -> float:
         """What is charged so far without the source: `kind` is "flops" or "seconds"."""
-        ledger = getattr(self, kind)
-        return sum(ledger[account] for account in CHARGED)
+        return charged(getattr(self, kind))
 
     @contextmanager
     def clocked(self, account: str) -> Iterator[None]:
@@ -229,11 +233,22 @@ def ligo_paper_construction(small: ModelConfig, large: ModelConfig) -> int:
     return large.layers * (2 * attention + up + down + norms)
 
 
-def paper_step(architecture: Architecture, model: nn.Module, batch: int, sequence: int) -> int:
-    """A step of any phase's model in the paper's counter; a model that is no plain transformer brings its own count."""
+def paper_step(
+    architecture: Architecture, model: nn.Module, batch: int, sequence: int, teacher: ModelConfig | None = None
+) -> int | None:
+    """A step of any phase's model in the paper's counter; a model that is no plain transformer brings its own count.
+
+    A teacher's forward is charged as half a step of the teacher. None for what the counter does not know: images, other models.
+    """
+    if architecture.objective == "classes":
+        return None
+    taught = ligo_paper_step(teacher, batch, sequence) // 2 if teacher else 0
     own = getattr(model, "paper_step_flops", None)
     if own:
-        return int(own(batch, sequence))
-    trained = {(name.partition(".")[0], layer) for name, layer, p in architecture.parameters(model) if p.requires_grad}
+        return int(own(batch, sequence)) + taught
+    try:
+        trained = {(name.partition(".")[0], layer) for name, layer, p in architecture.parameters(model) if p.requires_grad}
+    except AttributeError:
+        return None
     layers = sum(group == "layers" for group, _ in trained)
-    return ligo_paper_step(sizes_of(model), batch, sequence, layers, ("embeddings", None) in trained)
+    return ligo_paper_step(sizes_of(model), batch, sequence, layers, ("embeddings", None) in trained) + taught

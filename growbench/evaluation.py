@@ -1,4 +1,4 @@
-"""What a model says on the fixed validation batches: its loss, and how growth changed its outputs. Never charged."""
+"""What a model says on the fixed validation batches: its loss, how growth changed its outputs; its duplicates. Never charged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from growbench.cost import Costs
 from growbench.data import Data
 from growbench.loss import cross_entropy
+from growbench.weights import Axis, Weights
 
 OUTPUTS = 1024  # rows of logits that outputs are compared on
 
 
 class Evaluation:
-    """Evaluates models of one run. Leaves them in training mode, and everything it spends in the account `evaluation`."""
+    """Evaluates models of one run. Leaves them in their mode, and everything it spends in the account `evaluation`."""
 
     def __init__(self, data: Data, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]) -> None:
         self.batches = [batch.to(costs.device) for batch in data.validation_batches()]
@@ -36,6 +37,7 @@ class Evaluation:
                 rows.append(torch.stack(row))
             return torch.stack(rows).mean(0).tolist()  # type: ignore[no-any-return]
 
+        mode = model.training
         model.eval()
         with torch.no_grad(), self.autocast:
             if counted:
@@ -46,7 +48,7 @@ class Evaluation:
                 with self.costs.clocked("evaluation"):
                     loss, *accuracy = means()
                 self.costs.flops["evaluation"] += self.flops_each
-        model.train()
+        model.train(mode)
         return loss, accuracy[0] if accuracy else None
 
     def remember(self, model: nn.Module) -> None:
@@ -66,3 +68,21 @@ class Evaluation:
             logits = self.costs.charged("evaluation", lambda: model.eval()(batch.inputs, batch.positions))
         model.train(mode)
         return logits[:OUTPUTS].float()
+
+
+SAME = 0.99  # cosine above which two units are duplicates
+
+
+def duplicates(weights: Weights) -> float:
+    """The share of FFN units whose incoming weights point the same way as those of another unit of their layer.
+
+    Growth by copying starts near 1 where every unit was copied; as long as it stays there the copies have not parted, and the
+    larger model is no richer than the small one.
+    """
+    shares = []
+    for weight in weights.values():
+        if weight.role == "ffn_up" and weight.axes == (Axis.LAYER, Axis.FFN, Axis.WIDTH):
+            for layer in torch.nn.functional.normalize(weight.value.float(), dim=-1):
+                likeness = layer @ layer.mT
+                shares.append((likeness.fill_diagonal_(0).amax(-1) > SAME).float().mean())
+    return torch.stack(shares).mean().item()

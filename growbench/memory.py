@@ -6,10 +6,11 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-LIBRARY = ctypes.CDLL(None) if sys.platform == "linux" else None
+LIBRARY: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 

@@ -14,9 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from growbench import architectures
-from growbench.architectures import Architecture
 from growbench.config import DataConfig, Experiment, ImageConfig, UsageError
-from growbench.cost import Costs, count, fvcore_forward, ligo_paper_step, paper_step
+from growbench.cost import Costs, count, fvcore_forward, paper_step
 from growbench.data import Batch, scored_per_row
 from growbench.data.tokenizer import named
 from growbench.method import Method, Phase, Task, Trained, one_kind, task_loss
@@ -136,20 +135,31 @@ def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[Plann
             )
             flops.update({account: times[kind] * one for account, one in spent.items()})
         per_step = {account: spent / steps for account, spent in flops.items()}
-        paper = _paper_flops(experiment, architecture, model, phase, "teacher" in flops, vocabulary)
+        teacher = experiment.sizes("source", vocabulary) if "teacher" in flops else None
+        one = phase.kind is one_kind
+        paper = paper_step(architecture, model, experiment.train.batch, experiment.data.positions, teacher) if one else None
         planned.append(PlannedPhase(phase.name, steps, phase.scored, per_step, growth_flops, paper))
     return planned
 
 
-def _paper_flops(
-    experiment: Experiment, architecture: Architecture, model: nn.Module, phase: Phase, teacher: bool, vocabulary: int
-) -> int | None:
-    """A step by the counter of LiGO's paper, which charges a teacher's forward as half a step of the teacher."""
-    if isinstance(experiment.data, ImageConfig) or phase.kind is not one_kind:
-        return None
-    shape = experiment.train.batch, experiment.data.sequence_length
-    source = ligo_paper_step(experiment.sizes("source", vocabulary), *shape) // 2 if teacher else 0
-    return paper_step(architecture, model, *shape) + source
+def same_trunk(longer: Experiment, shorter: Experiment, method: Method, vocabulary: int) -> bool:
+    """Whether a method's run at the shorter budget is the longer one, step by step, until its own decay begins (wsd).
+
+    So it is where the two have the same phases, losses and schedules, and only the last phase's length follows from the budget.
+    """
+    if longer.train.schedule != "wsd":
+        return False
+    try:
+        walks = [list(walk(experiment, method, vocabulary, Costs(META))) for experiment in (longer, shorter)]
+    except Exception:  # a method that cannot be planned: nothing is known of it
+        return False
+    return len(walks[0]) == len(walks[1]) and all(
+        (a.phase.name, a.phase.scored, a.phase.loss, a.phase.schedule, a.phase.kind)
+        == (b.phase.name, b.phase.scored, b.phase.loss, b.phase.schedule, b.phase.kind)
+        and (a.steps == b.steps or a.phase.steps is b.phase.steps is None)
+        and not any("schedule" in group for group in a.optimizer.param_groups)
+        for a, b in zip(*walks, strict=True)
+    )
 
 
 def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:

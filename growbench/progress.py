@@ -46,10 +46,10 @@ class Progress:
         self.bar.total = total
         self.bar.set_description_str(f"{self.label} · {phase}")
 
-    def step(self) -> None:
-        """One step is done."""
-        self.done += 1
-        self.bar.update()
+    def step(self, steps: int = 1) -> None:
+        """So many more steps are done."""
+        self.done += steps
+        self.bar.update(steps)
 
     def evaluated(self, val_loss: float, flops: float) -> None:
         """Show an evaluation."""

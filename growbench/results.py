@@ -27,22 +27,20 @@ class Run:
 
 
 class RunFolder:
-    """Writes one run. A run without run.json never ended; opening its folder again starts it anew."""
+    """Writes one run. One that stopped before its end and had the same `config` is gone on with; another is removed."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path, self.checkpoints = path, path / "checkpoints"
+        begun = self.checkpoints / "config.json"
         try:
-            if path.exists():
-                shutil.rmtree(path)
-            path.mkdir(parents=True)
-            (path / "curve.jsonl").touch()
+            if not (begun.is_file() and _read_json(begun) == plain(config)):
+                if path.exists():
+                    shutil.rmtree(path)
+                self.checkpoints.mkdir(parents=True)
+                begun.write_text(json.dumps(config), encoding="utf-8")
+            self.curve = CurveFile(path / "curve.jsonl")
         except OSError as error:
             raise UsageError(f"cannot write results to {path}: {error.strerror}; choose another folder with --results") from error
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append one evaluation to curve.jsonl; it is on file when this returns."""
-        with (self.path / "curve.jsonl").open("a", encoding="utf-8") as curve:
-            curve.write(json.dumps(row, allow_nan=False) + "\n")
 
     def close(self, record: Mapping[str, Any]) -> None:
         """Write run.json, in full or not at all."""
@@ -51,9 +49,47 @@ class RunFolder:
         os.replace(draft, self.path / "run.json")
 
 
-def name(method: str, seed: int) -> str:
-    """The name of a run's folder."""
-    return f"{method}-seed{seed}"
+class CurveFile:
+    """curve.jsonl: one line an evaluation. What was appended is on file; what a broken off run left incomplete is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+        self.rows = len(_complete_lines(path))
+        self._cut(self.rows)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as curve:
+            curve.write(json.dumps(row, allow_nan=False) + "\n")
+        self.rows += 1
+
+    def __delitem__(self, rows: slice) -> None:
+        """Drop all rows from `rows.start` on."""
+        if rows.start < self.rows:
+            self._cut(rows.start)
+
+    def _cut(self, rows: int) -> None:
+        draft = self.path.with_suffix(".part")
+        draft.write_text("".join(_complete_lines(self.path)[:rows]), encoding="utf-8")
+        os.replace(draft, self.path)
+        self.rows = rows
+
+
+def _complete_lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _read_json(path: Path) -> Any:
+    """What a file holds; None if that is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return None
+
+
+def name(method: str, seed: int, budget: float = 1.0) -> str:
+    """The name of a run's folder. `budget`: its share of the full one."""
+    return f"{method}-seed{seed}" + (f"-budget{budget:g}" if budget != 1 else "")
 
 
 def load(folder: Path) -> Run | None:

@@ -15,6 +15,11 @@ def constant(step: int, steps: int) -> float:
     return 1.0
 
 
+def stable_steps(training: Training, steps: int) -> int:
+    """wsd: the steps before the decay, which are the same in every budget that has as many."""
+    return max(training.warmup, round(steps * (1 - training.decay)))
+
+
 def of(training: Training) -> Schedule:
     """The schedule that `training` asks for: warm-up, then linear, cosine, or stable with a linear decay at the end (wsd)."""
 
@@ -28,7 +33,7 @@ def of(training: Training) -> Schedule:
             return (step + 1) / training.warmup
         start = training.warmup
         if training.schedule == "wsd":
-            start = max(start, round(steps * (1 - training.decay)))
+            start = stable_steps(training, steps)
         return decayed(max(0, step - start) / (steps - start))
 
     return share

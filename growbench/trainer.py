@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
 
 from growbench import schedule
-from growbench.architectures import Architecture
-from growbench.config import ModelConfig, Training
-from growbench.cost import Costs, Stopwatch
+from growbench.architectures import parameter_shapes
+from growbench.checkpoint import Checkpoint, Checkpoints
+from growbench.config import Training
+from growbench.cost import Costs, Stopwatch, paper_step
 from growbench.data import Data
-from growbench.evaluation import Evaluation
-from growbench.method import Method, Phase, Task, Trained
+from growbench.evaluation import Evaluation, duplicates
+from growbench.method import Method, Phase, Task, Trained, one_kind
 from growbench.progress import Progress, say
+from growbench.state import COUNTERS, Curve, Outcome, Stretch, charge
+
+CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
 
 
 class TrainingFailed(Exception):
@@ -33,24 +34,12 @@ class TrainingFailed(Exception):
         self.step = step
 
 
-@dataclass
-class Outcome:
-    """What a run leaves behind, complete or as far as it came."""
-
-    costs: Costs
-    model: nn.Module | None = None  # the last scored one
-    steps: int = 0
-    tokens: int = 0
-    final_val_loss: float | None = None
-    final_val_accuracy: float | None = None  # of images
-    phases: list[dict[str, Any]] = field(default_factory=list)
-
-
 class Trainer:
     """Trains what a method yields, and keeps the run's curve and costs.
 
-    `add` receives each evaluation's row. With `target_loss` and `stop_at_target`, the run ends at the first scored
-    evaluation at or below the target.
+    `curve` receives each evaluation's row. The run ends at its first scored evaluation at or below
+    the loss `stop_at`. With `checkpoints` it goes on from the last of them, and is kept in a new one
+    every minute; at `branches`, numbers of scored steps, it keeps one for other runs to branch off.
     """
 
     def __init__(
@@ -59,163 +48,246 @@ class Trainer:
         data: Data,
         seed: int,
         costs: Costs,
-        add: Callable[[dict[str, Any]], None],
+        curve: Curve,
         progress: Progress,
-        target_loss: float | None = None,
-        stop_at_target: bool = False,
+        stop_at: float | None = None,
+        checkpoints: Checkpoints | None = None,
+        branches: Collection[int] = (),
     ) -> None:
-        self.task, self.data, self.seed, self.add, self.progress = task, data, seed, add, progress
-        self.stop_below = target_loss if stop_at_target and target_loss is not None else float("-inf")
+        self.task, self.data, self.seed, self.curve, self.progress = task, data, seed, curve, progress
+        self.stop_below = float("-inf") if stop_at is None else stop_at
+        self.checkpoints, self.branches = checkpoints, branches
         self.training: Training = task.training
         self.device = task.device
         self.schedule = schedule.of(task.training)
         self.every = max(1, task.budget // 100)  # evaluations are at most 1 % of the budget apart
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision(self.training, self.device) == "bf16")
         self.evaluation = Evaluation(data, task.architecture.objective == "classes", costs, self.autocast)
-        self.target_shapes = _shapes(task.architecture, task.target)
+        self.target_shapes = task.architecture.shapes(task.target)
         self.outcome = Outcome(costs)
         self.costs = costs
-        self.scored_steps = 0
         self.reached = False
+        self.source_loss: float | None = None
+        self.elapsed = 0.0  # seconds before this process took the run up
 
     def run(self, method: Method) -> Outcome:
         """Train every phase of `method`. Raises TrainingFailed; `self.outcome` then holds what came before."""
-        started = time.perf_counter()
+        self.started = self.saved = time.perf_counter()
         phases = method.phases(self.task)
         self.column = "column" if method.keeps_source else ""
         trained: Any = None
         try:
             if method.uses_source:
                 self.evaluation.remember(self.task.source)
+                self.source_loss, _ = self.evaluation.scores(self.task.source, counted=True)
             while not self.reached:
                 before = self.costs.flops["growth"]
                 try:
                     phase = self.costs.charged("growth", partial(phases.send, trained))
                 except StopIteration:
                     break
-                if phase.scored and self.scored_steps >= self.task.budget:
+                if phase.scored and self.outcome.scored_steps >= self.task.budget:
                     break
                 trained = self._train(phase, self.costs.flops["growth"] - before)
             if self.outcome.model is None or not self._target_sized(self.outcome.model):
                 raise TrainingFailed(self.outcome.steps, "the last scored model does not have the target's sizes")
         finally:
             phases.close()
-            spent = sum(seconds for account, seconds in self.costs.seconds.items() if account not in ("source", "overhead"))
-            self.costs.seconds["overhead"] = time.perf_counter() - started - spent
+            self.costs.seconds["overhead"] = self._overhead()
         return self.outcome
 
     def _train(self, phase: Phase, growth_flops: int) -> Trained:
-        """Carry out one phase: evaluate, then step by step, evaluating at the run's cadence and at the end."""
-        outcome, costs, account = self.outcome, self.costs, "train" if phase.scored else "operator"
+        """Carry out one phase: take it up where it was left, or evaluate; then step by step to its end."""
+        now = self._begin(phase)
+        ended = self.checkpoints.ended(now.number) if self.checkpoints else None
+        newest = self.checkpoints.newest(now.number) if self.checkpoints and not ended else None
+        if ended:
+            self._restore(now, ended)
+        else:
+            now.flops = {kind: self._probe(now, step) for kind, step in phase.first_steps(now.steps).items()}
+            now.paper_flops = self._paper_flops(now)
+            if newest:
+                self._restore(now, newest)
+            else:
+                self._open(now, growth_flops)
+            self._steps(now)
+            self._end(now)
+        return Trained(now.model, now.optimizer, now.done, now.train_loss)
+
+    def _begin(self, phase: Phase) -> Stretch:
         model = phase.model.to(self.device).train()
         optimizer = phase.optimizer or self.task.optimizer(model)
-        parameters = _trained_parameters(model, optimizer)
-        steps = phase.length(self.task.budget, self.scored_steps)
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        full_size = self._target_sized(model)
+        outcome = self.outcome
         if phase.scored:
             outcome.model = model
-        first_step = outcome.steps
-
-        def step_loss(step: int) -> Tensor:
-            batch = self.data.train_batch(first_step + step, self.seed).to(self.device)
-            with self.autocast:
-                return phase.loss(model, batch, step)
-
-        def probe(step: int) -> dict[str, int]:
-            flops = costs.probe(lambda: step_loss(step).backward(), account)
-            optimizer.zero_grad()
-            return flops
-
-        flops_by_kind = {kind: probe(step) for kind, step in phase.first_steps(steps).items()}
-        left = self.task.budget - self.scored_steps
+        steps = phase.length(self.task.budget, outcome.scored_steps)
+        left = self.task.budget - outcome.scored_steps
         self.progress.extend(phase.name, self.progress.done + (left if phase.scored else left + steps))
-        row = {"phase": phase.name, "scored": phase.scored and full_size}
-        change = self.evaluation.change(model)
+        return Stretch(phase, len(outcome.phases), model, optimizer, steps, outcome.steps, self._target_sized(model))
+
+    def _open(self, now: Stretch, growth_flops: int) -> None:
+        """Evaluate before the first step, and record what growth did to the model."""
+        change = self.evaluation.change(now.model)
         if change and change > 1e-6:  # less is rounding
             say(f"{self.progress.label:<18} growth: relative output change {change:.3g}")
-        self._evaluate(model, row | {"train_loss": None, "lr": peaks[0] * self._share(phase, 0, steps)}, counted=True)
-        losses = torch.zeros(self.every, device=self.device)
-        watch, laps = Stopwatch(self.device), []
+        now.growth = {
+            "growth_flops": growth_flops,
+            "output_change": change,
+            "loss_before": self.outcome.final_val_loss if self.outcome.phases else self.source_loss,
+            "optimizer": "kept" if any(now.optimizer.state.values()) else "new",
+            "duplicates": self._duplicates(now),
+        }
+        self._evaluate(now, None, now.peaks[0] * self._share(now.phase, 0, now.steps), counted=True)
+        now.growth["loss_after"] = self.outcome.final_val_loss
+
+    def _steps(self, now: Stretch) -> None:
+        """Train to the phase's end, or to the target, evaluating at the run's cadence."""
+        outcome, phase, watch = self.outcome, now.phase, Stopwatch(self.device)
         watch.mark()
-        for step in range(steps):
-            share = self._share(phase, step, steps)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * (group["schedule"](step, steps) if "schedule" in group else share)
-            loss = step_loss(step)
+        for step in range(now.done, now.steps):
+            share = self._share(phase, step, now.steps)
+            for group, peak in zip(now.optimizer.param_groups, now.peaks, strict=True):
+                group["lr"] = peak * (group["schedule"](step, now.steps) if "schedule" in group else share)
+            loss = self._loss(now, step)
             loss.backward()
-            clip_grad_norm_(parameters, self.training.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses[step % self.every] = loss.detach()
+            clip_grad_norm_(now.parameters, self.training.clip)
+            now.optimizer.step()
+            now.optimizer.zero_grad()
+            now.losses.append(loss.detach())
             watch.mark()
+            now.done += 1
             outcome.steps += 1
             outcome.tokens += self.data.tokens_per_batch
-            self.scored_steps += phase.scored
+            outcome.scored_steps += phase.scored
             self.progress.step()
-            if (step + 1) % self.every == 0 or step + 1 == steps:
-                done = step % self.every + 1
-                block = watch.read()
-                laps += block
-                teacher = costs.teacher_seconds()
-                costs.seconds[costs.teacher_account] += teacher
-                costs.seconds[account] += sum(block) - teacher
-                _charge(costs.flops, flops_by_kind, map(phase.kind, range(step + 1 - done, step + 1)))
-                recent = losses[:done].tolist()
-                self._refuse_not_finite(recent, outcome.steps - done + 1)
-                self._evaluate(model, row | {"train_loss": statistics.fmean(recent), "lr": peaks[0] * share})
+            due = now.done % self.every == 0 or now.done == now.steps
+            branches = phase.scored and outcome.scored_steps in self.branches
+            if due or branches:
+                self._charge(now, watch.read())
+                if due:
+                    self._evaluate(now, self._settle(now), now.peaks[0] * share)
+                if branches and self.checkpoints:
+                    self.checkpoints.save_branch(outcome.scored_steps, self._checkpoint(now))
                 if self.reached:
                     break
+                if self.checkpoints and now.done < now.steps and time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
+                    self.checkpoints.save_step(now.number, now.done, self._checkpoint(now))
+                    self.saved = time.perf_counter()
                 watch.mark()
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak  # so that the next phase can go on with this optimizer
-        first, last = flops_by_kind[phase.kind(step)], probe(step)
+
+    def _loss(self, now: Stretch, step: int) -> Tensor:
+        batch = self.data.train_batch(now.first_step + step, self.seed).to(self.device)
+        with self.autocast:
+            return now.phase.loss(now.model, batch, step)
+
+    def _probe(self, now: Stretch, step: int) -> dict[str, int]:
+        """FLOPs of a step by account."""
+        flops = self.costs.probe(lambda: self._loss(now, step).backward(), "train" if now.phase.scored else "operator")
+        now.optimizer.zero_grad()
+        return flops
+
+    def _paper_flops(self, now: Stretch) -> int | None:
+        """FLOPs of a step by the counter of LiGO's paper; None if it does not know this kind of phase."""
+        if now.phase.kind is not one_kind:
+            return None
+        teacher = self.task.source_sizes if "teacher" in now.flops[0] else None
+        return paper_step(self.task.architecture, now.model, self.training.batch, self.task.target.positions, teacher)
+
+    def _charge(self, now: Stretch, laps: list[float]) -> None:
+        """Charge the steps since the last time."""
+        costs, teacher = self.costs, self.costs.teacher_seconds()
+        costs.seconds[costs.teacher_account] += teacher
+        costs.seconds["train" if now.phase.scored else "operator"] += sum(laps) - teacher
+        charge(costs.flops, now.flops, map(now.phase.kind, range(len(now.laps), now.done)))
+        now.laps += laps
+
+    def _settle(self, now: Stretch) -> float:
+        """The mean training loss since the last evaluation. Refuses a loss that is not finite."""
+        losses = torch.stack(now.losses).tolist()
+        self._refuse_not_finite(losses, self.outcome.steps - len(losses) + 1)
+        now.losses, now.train_loss = [], losses[-1]
+        return statistics.fmean(losses)
+
+    def _end(self, now: Stretch) -> None:
+        """Check that the work per step was what was charged, and record the phase."""
+        first, last = now.flops[now.phase.kind(now.done - 1)], self._probe(now, now.done - 1)
         if last != first:
             raise TrainingFailed(
-                outcome.steps, f"phase {phase.name!r}: the work per step changed from {first} to {last} FLOPs; use two phases"
+                self.outcome.steps,
+                f"phase {now.phase.name!r}: the work per step changed from {first} to {last} FLOPs; use two phases",
             )
-        self.evaluation.remember(model)
-        spent: Counter[str] = Counter()
-        _charge(spent, flops_by_kind, map(phase.kind, range(len(laps))))
-        outcome.phases.append(
-            {
-                "name": phase.name,
-                "scored": phase.scored,
-                "target_sized": full_size,
-                "first_step": first_step,
-                "steps": len(laps),
-                "flops_per_step": {each: flops / len(laps) for each, flops in spent.items()},
-                "output_change": change,
-                "median_step_seconds": statistics.median(laps),
-                "growth_flops": growth_flops,
-            }
-        )
-        return Trained(model, optimizer, len(laps), recent[-1])
+        for group, peak in zip(now.optimizer.param_groups, now.peaks, strict=True):
+            group["lr"] = peak  # so that the next phase can go on with this optimizer
+        self.evaluation.remember(now.model)
+        now.growth["duplicates_end"] = self._duplicates(now)
+        self.outcome.phases.append(now.record())
+        if self.checkpoints:
+            self.checkpoints.save_end(now.number, self._checkpoint(now))
+
+    def _checkpoint(self, now: Stretch) -> Checkpoint:
+        state = {key: getattr(self.outcome, key) for key in COUNTERS} | {
+            "stretch": {key: getattr(now, key) for key in ("done", "laps", "train_loss", "growth")},
+            "losses": [loss.item() for loss in now.losses],
+            "flops": self.costs.flops,
+            "seconds": self.costs.seconds | {"overhead": self._overhead()},
+            "evaluation_flops": self.evaluation.flops_each,
+        }
+        return Checkpoint.of(now.model, now.optimizer, self.task.rng, state)
+
+    def _restore(self, now: Stretch, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint, the end of the phase or within it: all is as it was, but for the time that replay takes."""
+        checkpoint.restore(now.model, now.optimizer, self.task.rng)
+        state = checkpoint.state
+        if len(state["phases"]) > now.number:
+            self.evaluation.remember(now.model)
+        self.progress.step(state["steps"] - self.outcome.steps)
+        for key in COUNTERS:
+            setattr(self.outcome, key, state[key])
+        for key, value in state["stretch"].items():
+            setattr(now, key, value)
+        now.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
+        self.costs.flops.update(state["flops"])
+        self.costs.seconds.update(state["seconds"])
+        self.evaluation.flops_each = state["evaluation_flops"]
+        self.started, self.elapsed = time.perf_counter(), self._spent() + state["seconds"]["overhead"]
+
+    def _spent(self) -> float:
+        """Seconds in every account but those that were spent elsewhere."""
+        return sum(seconds for account, seconds in self.costs.seconds.items() if account not in ("source", "overhead"))
+
+    def _overhead(self) -> float:
+        return self.elapsed + time.perf_counter() - self.started - self._spent()
+
+    def _duplicates(self, now: Stretch) -> float | None:
+        """The share of duplicated FFN units; None for what is not the target."""
+        return duplicates(self.task.read(now.model.get_submodule(self.column))) if now.full_size else None
 
     def _share(self, phase: Phase, step: int, steps: int) -> float:
         """The share of the peak learning rate at this step of the phase."""
         if phase.schedule is not None:
             return phase.schedule(step, steps)
-        return self.schedule(self.scored_steps, self.task.budget) if phase.scored else schedule.constant(step, steps)
+        return self.schedule(self.outcome.scored_steps, self.task.budget) if phase.scored else schedule.constant(step, steps)
 
-    def _evaluate(self, model: nn.Module, row: dict[str, Any], counted: bool = False) -> None:
+    def _evaluate(self, now: Stretch, train_loss: float | None, lr: float, counted: bool = False) -> None:
         """Evaluate, to the curve."""
-        val_loss, accuracy = self.evaluation.scores(model, counted)
-        self._refuse_not_finite([val_loss], self.outcome.steps)
-        self.outcome.final_val_loss = val_loss
-        self.outcome.final_val_accuracy = accuracy
-        flops, seconds = self.costs.total("flops"), self.costs.total("seconds")
-        self.add(
-            {"step": self.outcome.steps, "phase": row["phase"], "tokens": self.outcome.tokens, "val_loss": val_loss}
-            | {"train_loss": row["train_loss"], "lr": row["lr"], "flops": flops, "seconds": seconds, "scored": row["scored"]}
+        outcome, phase = self.outcome, now.phase
+        val_loss, accuracy = self.evaluation.scores(now.model, counted)
+        self._refuse_not_finite([val_loss], outcome.steps)
+        outcome.final_val_loss, outcome.final_val_accuracy = val_loss, accuracy
+        del self.curve[outcome.rows :]  # what came after the checkpoint that the run goes on from
+        outcome.rows += 1
+        flops, seconds, scored = self.costs.total("flops"), self.costs.total("seconds"), phase.scored and now.full_size
+        self.curve.append(
+            {"step": outcome.steps, "phase": phase.name, "tokens": outcome.tokens, "val_loss": val_loss, "train_loss": train_loss}
+            | {"lr": lr, "flops": flops, "seconds": seconds, "scored": scored}
             | ({} if accuracy is None else {"val_accuracy": accuracy})
         )
         self.progress.evaluated(val_loss, flops)
-        self.reached = row["scored"] and val_loss <= self.stop_below
+        self.reached = scored and val_loss <= self.stop_below
 
     def _target_sized(self, model: nn.Module) -> bool:
         """Whether a model, or its part that is the target where the method keeps the source, has the target's parameters."""
-        return _parameter_shapes(model.get_submodule(self.column)) == self.target_shapes
+        return parameter_shapes(model.get_submodule(self.column)) == self.target_shapes
 
     def _refuse_not_finite(self, losses: list[float], first_step: int) -> None:
         for step, loss in enumerate(losses, first_step):
@@ -228,31 +300,3 @@ def precision(training: Training, device: torch.device) -> str:
     if training.precision == "auto":
         return "bf16" if device.type == "cuda" else "float32"
     return training.precision
-
-
-def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
-    """The model's trainable parameters. Raises ValueError unless the optimizer holds exactly these."""
-    trainable = {id(p): (name, p) for name, p in model.named_parameters() if p.requires_grad}
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for key, (name, _) in trainable.items() if key not in held]
-    if missing or len(held) != len(trainable):
-        raise ValueError(
-            f"the optimizer must hold exactly the trainable parameters; it lacks {missing or 'none, and holds others'}"
-        )
-    return [p for _, p in trainable.values()]
-
-
-def _charge(flops: MutableMapping[str, int], by_kind: dict[int, dict[str, int]], kinds: Iterable[int]) -> None:
-    """Add the FLOPs of steps of these kinds of work to `flops`, by account."""
-    for kind, steps in Counter(kinds).items():
-        for account, each in by_kind[kind].items():
-            flops[account] += steps * each
-
-
-def _parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: p.shape for name, p in model.named_parameters()}
-
-
-def _shapes(architecture: Architecture, sizes: ModelConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return _parameter_shapes(architecture.build(sizes))

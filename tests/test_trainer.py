@@ -51,7 +51,7 @@ def train(experiment: Experiment, data: TextData) -> Train:
         torch.manual_seed(seed)
         changed = replace(experiment, train=replace(experiment.train, **options.pop("training", {})))
         task = Task.of(changed, "target", data.vocabulary, costs, seed, source)
-        trainer = Trainer(task, data, seed, costs, curve.append, Progress("test", 1, None, shown=False), **options)
+        trainer = Trainer(task, data, seed, costs, curve, Progress("test", 1, None, shown=False), **options)
         return trainer.run(method), curve
 
     return run
@@ -274,9 +274,8 @@ def test_a_teacher_is_charged_apart(train: Train) -> None:
 
 def test_a_run_stops_at_the_first_scored_evaluation_at_the_target(train: Train) -> None:
     full = losses(train(get("scratch").method)[1])
-    outcome, curve = train(get("scratch").method, target_loss=full[6], stop_at_target=True)
+    outcome, curve = train(get("scratch").method, stop_at=full[6])
     assert losses(curve) == full[:7] and outcome.steps == 6
-    assert losses(train(get("scratch").method, target_loss=full[6])[1]) == full
 
 
 def test_the_seconds_of_a_run_are_all_in_an_account(train: Train) -> None:

@@ -92,6 +92,11 @@ class Architecture:
         model.sizes = config  # type: ignore[assignment]
         return model
 
+    def shapes(self, config: ModelConfig) -> dict[str, torch.Size]:
+        """The parameters of a model of these sizes, by name, with their shapes."""
+        with torch.device("meta"):
+            return parameter_shapes(self.build(config))
+
     def read(self, model: nn.Module) -> Weights:
         """The model's parameters as canonical weights, without gradients. Tied parameters are read once."""
         sizes = sizes_of(model)
@@ -144,6 +149,11 @@ class Architecture:
                     )
                 parameter.copy_(values[name])
         return model
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """A model's parameters by name, tied ones once, with their shapes."""
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def sizes_of(model: nn.Module) -> ModelConfig:

@@ -1,0 +1,100 @@
+"""What a run is while it is trained: its counters, and the phase under way."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from growbench.cost import Costs
+from growbench.method import Phase
+
+
+class Curve(Protocol):
+    """Where the rows of a run's evaluations go: a list, or a file."""
+
+    def append(self, row: dict[str, Any], /) -> None: ...
+
+    def __delitem__(self, rows: slice, /) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """What a run leaves behind, complete or as far as it came."""
+
+    costs: Costs
+    model: nn.Module | None = None  # the last scored one
+    steps: int = 0
+    tokens: int = 0
+    scored_steps: int = 0
+    rows: int = 0  # of the curve
+    final_val_loss: float | None = None
+    final_val_accuracy: float | None = None  # of images
+    phases: list[dict[str, Any]] = field(default_factory=list)
+
+
+COUNTERS = ("steps", "tokens", "scored_steps", "rows", "final_val_loss", "final_val_accuracy", "phases")  # of an Outcome
+
+
+@dataclass
+class Stretch:
+    """A phase under way."""
+
+    phase: Phase
+    number: int
+    model: nn.Module
+    optimizer: Optimizer
+    steps: int
+    first_step: int  # of the run
+    full_size: bool
+    flops: dict[int, dict[str, int]] = field(default_factory=dict)  # of a step of each kind of work, by account
+    paper_flops: int | None = None  # of a step, by the counter of LiGO's paper
+    done: int = 0
+    laps: list[float] = field(default_factory=list)  # seconds of each step
+    losses: list[Tensor] = field(default_factory=list)  # of the steps since the last evaluation
+    train_loss: float = float("nan")  # of the last step before the last evaluation
+    growth: dict[str, Any] = field(default_factory=dict)  # what happened before its first step
+
+    def __post_init__(self) -> None:
+        self.parameters = _trained_parameters(self.model, self.optimizer)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of it when it has ended."""
+        spent: Counter[str] = Counter()
+        charge(spent, self.flops, map(self.phase.kind, range(self.done)))
+        return {
+            "name": self.phase.name,
+            "scored": self.phase.scored,
+            "target_sized": self.full_size,
+            "first_step": self.first_step,
+            "steps": self.done,
+            "flops_per_step": {account: flops / self.done for account, flops in spent.items()},
+            "paper_flops_per_step": self.paper_flops,
+            "median_step_seconds": statistics.median(self.laps),
+            **self.growth,
+        }
+
+
+def charge(flops: MutableMapping[str, int], by_kind: Mapping[int, dict[str, int]], kinds: Iterable[int]) -> None:
+    """Add the FLOPs of steps of these kinds of work to `flops`, by account."""
+    for kind, steps in Counter(kinds).items():
+        for account, each in by_kind[kind].items():
+            flops[account] += steps * each
+
+
+def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
+    """The model's trainable parameters. Raises ValueError unless the optimizer holds exactly these."""
+    trainable = {id(p): (name, p) for name, p in model.named_parameters() if p.requires_grad}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for key, (name, _) in trainable.items() if key not in held]
+    if missing or len(held) != len(trainable):
+        raise ValueError(
+            f"the optimizer must hold exactly the trainable parameters; it lacks {missing or 'none, and holds others'}"
+        )
+    return [p for _, p in trainable.values()]

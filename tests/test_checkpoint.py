@@ -1,0 +1,191 @@
+"""Going on where a run stopped, bit by bit, for every method; and the branches of the ladder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from growbench import results, schedule, trainer
+from growbench.benchmark import LADDER, Benchmark
+from growbench.checkpoint import Checkpoint
+from growbench.config import Experiment, load
+from growbench.plan import same_trunk
+from growbench.registry import Found, built_in, get, get_all
+
+CPU = torch.device("cpu")
+OPTIONS = {"ligo": {"operator_steps": 5}}
+
+
+class Killed(BaseException):
+    """As a SIGKILL: nothing may catch it."""
+
+
+@pytest.fixture
+def experiment(miniature: Path) -> Experiment:
+    """Every evaluation leaves a checkpoint, and dropout makes the random state matter."""
+    found = load(str(miniature), ["train.steps=20"])
+    return replace(found, target=replace(found.target, dropout=0.1), source=replace(found.source, dropout=0.1))
+
+
+@pytest.fixture(autouse=True)
+def at_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+
+
+def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run one method, and die when it is about to take its `kill_at`-th step, probes included, the source's not."""
+    steps = 0
+
+    def counted(self: trainer.Trainer, *arguments: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += self.progress.label.startswith(found.name)
+        if steps == kill_at:
+            raise Killed
+        return loss(self, *arguments)
+
+    def unless_killed(self: results.RunFolder, record: Any) -> None:
+        if record["method"] != found.name:
+            close(self, record)
+
+    loss, close = trainer.Trainer._loss, results.RunFolder.close
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(trainer.Trainer, "_loss", counted)
+        patch.setattr(results.RunFolder, "close", unless_killed)  # a killed process writes no record
+        benchmark.run([found], [0])
+
+
+def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A run's curve and record, but for seconds."""
+    run = results.load(folder)
+    assert run is not None
+    curve = [{key: value for key, value in row.items() if key != "seconds"} for row in run.curve]
+    record = {key: run.record[key] for key in ("status", "steps", "tokens", "final_val_loss", "config")}
+    accounts = {key: value for key, value in run.record["cost"]["flops"].items() if key != "overhead"}  # replay probes again
+    phases = [{key: value for key, value in phase.items() if key != "median_step_seconds"} for phase in run.record["phases"]]
+    return curve, record | {"flops": accounts, "phases": phases}
+
+
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_a_killed_run_goes_on_to_the_same_bits(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    found = get(name, OPTIONS.get(name))
+    Benchmark(experiment, tmp_path / "whole", CPU).run([found], [0])
+    whole = outcome(tmp_path / "whole" / f"{name}-seed0")
+    for kills in ((3,), (8,), (10, 3)):  # in the first phase, later, and twice; probes are steps too
+        resumed = Benchmark(experiment, tmp_path / f"killed{kills[0]}", CPU)
+        for kill_at in kills:
+            run_with_kill(resumed, found, kill_at, monkeypatch)
+        resumed.run([found], [0])
+        curve, record = outcome(resumed.folder / f"{name}-seed0")
+        assert curve == whole[0]
+        assert record == whole[1]
+        assert not (resumed.folder / f"{name}-seed0" / "checkpoints").exists()
+
+
+def test_a_run_goes_on_only_with_the_same_configuration(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = get("scratch")
+    run_with_kill(Benchmark(experiment, tmp_path / "a", CPU), scratch, 15, monkeypatch)
+    changed = replace(experiment, train=replace(experiment.train, lr=2e-3))
+    Benchmark(changed, tmp_path / "a", CPU).run([scratch], [0])
+    Benchmark(changed, tmp_path / "b", CPU).run([scratch], [0])
+    assert outcome(tmp_path / "a" / "scratch-seed0") == outcome(tmp_path / "b" / "scratch-seed0")
+
+
+def test_an_unreadable_checkpoint_is_passed_over(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = get("scratch")
+    Benchmark(experiment, tmp_path / "whole", CPU).run([scratch], [0])
+    killed = Benchmark(experiment, tmp_path / "killed", CPU)
+    run_with_kill(killed, scratch, 15, monkeypatch)
+    folder = tmp_path / "killed" / "scratch-seed0" / "checkpoints"
+    files = sorted(folder.glob("phase-0-step-*"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    assert len(files) == 2  # the newest two are kept
+    files[-1].write_bytes(files[-1].read_bytes()[:1000])
+    killed.run([scratch], [0])
+    assert outcome(tmp_path / "killed" / "scratch-seed0") == outcome(tmp_path / "whole" / "scratch-seed0")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False)
+    rng = torch.Generator()
+    Checkpoint.of(model, torch.optim.AdamW(model.parameters()), rng, {"a": 1}).save(tmp_path / "x.safetensors")
+    loaded = Checkpoint.load(tmp_path / "x.safetensors")
+    assert loaded.state == {"a": 1}
+    with pytest.raises(ValueError, match="another model"):
+        loaded.restore(other, torch.optim.AdamW(other.parameters()), rng)
+
+
+# --- the ladder
+
+WSD = ["train.schedule=wsd", "train.steps=20"]
+
+
+def climb(miniature: Path, folder: Path, names: list[str]) -> dict[str, results.Run]:
+    experiment = load(str(miniature), WSD)
+    Benchmark(experiment, folder, CPU, budgets=LADDER).run(get_all(names, OPTIONS), [0])
+    return {run.folder.name: run for run in results.load_all(folder)}
+
+
+def alone(miniature: Path, folder: Path, name: str, steps: int) -> results.Run:
+    """A run of its own at a shorter budget, from the source of the full one."""
+    experiment = load(str(miniature), [*WSD, f"train.steps={steps}", "source.steps=20"])
+    Benchmark(experiment, folder, CPU).run([get(name, OPTIONS.get(name))], [0])
+    run = results.load(folder / f"{name}-seed0")
+    assert run is not None
+    return run
+
+
+@pytest.mark.parametrize("name", ["scratch", "bert2bert", "ligo", "mslt"])
+def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(miniature: Path, tmp_path: Path, name: str) -> None:
+    rungs = climb(miniature, tmp_path / "ladder", [name])
+    for budget in (0.4, 0.7):
+        own, rung = alone(miniature, tmp_path / f"{budget}", name, round(20 * budget)), rungs[f"{name}-seed0-budget{budget}"]
+        assert rung.record["final_val_loss"] == own.record["final_val_loss"]
+        assert rung.record["steps"] == own.record["steps"]
+        for account in ("train", "operator", "growth"):  # charged as if alone
+            assert rung.record["cost"]["flops"][account] == own.record["cost"]["flops"][account]
+        if name == "mslt":  # its stages are shares of the budget: nothing is shared
+            assert rung.record["inherited"] is None
+        else:
+            training = load(str(miniature), WSD).train
+            stable = schedule.stable_steps(training, round(20 * budget))
+            each = rung.record["phases"][-1]["flops_per_step"]["train"]
+            operator, growth = (rung.record["cost"]["flops"][account] for account in ("operator", "growth"))
+            assert rung.record["inherited"]["flops"] == stable * each + operator + growth
+            assert 0 < rung.record["inherited"]["seconds"] < sum(rung.record["cost"]["seconds"].values())
+    assert not list((tmp_path / "ladder").glob("*/checkpoints"))
+
+
+def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
+    linear, wsd = load(str(miniature)), load(str(miniature), WSD)
+    shorter = replace(wsd, train=replace(wsd.train, steps=8))
+    assert not same_trunk(linear, replace(linear, train=replace(linear.train, steps=8)), get("scratch").method, 300)
+    shared = {name for name in built_in() if same_trunk(wsd, shorter, get(name, OPTIONS.get(name)).method, 300)}
+    # the others' stages, guidance or schedules are shares of the budget
+    assert shared == {
+        "scratch",
+        "bert2bert",
+        "ligo",
+        "net2net",
+        "direct_copy",
+        "interpolation",
+        "progressive_net",
+        "random_source",
+    }
+
+
+def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp_path: Path) -> None:
+    experiment = load(str(miniature), WSD)
+    Benchmark(experiment, tmp_path / "a", CPU).run([get("scratch")], [0])  # single first
+    Benchmark(experiment, tmp_path / "a", CPU, budgets=LADDER).run([get("scratch")], [0])
+    both = climb(miniature, tmp_path / "b", ["scratch"])
+    for name, run in both.items():
+        later = results.load(tmp_path / "a" / name)
+        assert later is not None and later.record["final_val_loss"] == run.record["final_val_loss"]
+        assert later.record["inherited"] is None
