@@ -13,8 +13,10 @@ from typing import Any
 from growbench.config import UsageError
 
 SOURCE = "source"  # the small model's own run, kept beside the methods' runs; no method may have this name
+TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
 CHARGED = ("growth", "operator", "teacher", "train")  # accounts of the reuse ledger; the build ledger adds `source`
 UNCHARGED = ("evaluation", "overhead")
+HARDWARE = ("device", "name", "threads", "precision")  # seconds compare only where these are equal
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,25 @@ class Run:
     folder: Path
     record: dict[str, Any]
     curve: list[dict[str, Any]]
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.record["status"] == "finished")
+
+    @property
+    def budget(self) -> float:
+        """The share of the experiment's budget that it trained for."""
+        return float(self.record.get("budget", 1.0))
+
+    @property
+    def hardware(self) -> tuple[Any, ...]:
+        """What two runs must share before their seconds compare."""
+        return tuple(self.record["hardware"].get(key) for key in HARDWARE)
+
+    def cost(self, unit: str, ledger: str) -> float:
+        """All that is charged to it, in FLOPs or seconds; the small model's training in the build ledger."""
+        accounts = (*CHARGED, "source") if ledger == "build" else CHARGED
+        return sum(self.record["cost"][unit].get(account, 0.0) for account in accounts)
 
 
 class RunFolder:

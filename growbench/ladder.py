@@ -1,0 +1,107 @@
+"""The ladder protocol: several budgets, each with a complete schedule of its own, and what it costs to end at the target loss.
+
+A run that is ahead in the middle of its schedule may have gained nothing by its end. So the losses compared here are final ones,
+and the cost of ending at the target lies between two budgets: log cost over final loss, never beyond the budgets that were run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from growbench.results import Run
+from growbench.statistics import interval
+
+SCRATCH = "scratch"
+UNITS = ("flops", "seconds")
+LEDGERS = ("reuse", "build")
+
+
+def rungs(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run: its budget, final loss (NaN: did not finish), costs as `{unit}_{ledger}`, and `spent_{unit}`.
+
+    A run that branches off another one is charged as if alone; it did not spend what it inherited.
+    """
+    rows = []
+    for run in runs:
+        row = {"method": run.record["method"], "seed": run.record["seed"], "budget": run.budget, "hardware": run.hardware}
+        row["final_val_loss"] = run.record["final_val_loss"] if run.finished else math.nan
+        for unit in UNITS:
+            row |= {f"{unit}_{ledger}": run.cost(unit, ledger) for ledger in LEDGERS}
+            row[f"spent_{unit}"] = run.cost(unit, "reuse") - (run.record.get("inherited") or {}).get(unit, 0.0)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def cost_to_end_at(losses: Sequence[float], costs: Sequence[float], target: float) -> tuple[float, bool]:
+    """What it costs to end at the target: (cost, whether it may be less). Final losses and costs by rising budget.
+
+    Between the smallest budget from which on all ended at or below the target, and the one before, which did not: so a lucky
+    small budget counts for nothing if a larger one missed. Inf where the largest budget missed. Where all met it, the cost of
+    the smallest one, which is only an upper bound.
+    """
+    missed = [index for index, loss in enumerate(losses) if not loss <= target]
+    if not missed:
+        return costs[0], True
+    above = missed[-1]
+    if above == len(losses) - 1:
+        return math.inf, False
+    if not math.isfinite(losses[above]):
+        return costs[above + 1], True
+    share = (losses[above] - target) / (losses[above] - losses[above + 1])
+    return math.exp(math.log(costs[above]) * (1 - share) + math.log(costs[above + 1]) * share), False
+
+
+def savings(table: pd.DataFrame, methods: Sequence[str], target: float, given: bool) -> pd.DataFrame:
+    """One row a method: its saving over scratch by the ladder, as `{unit}_saving_{ledger}` with `_low` and `_high`.
+
+    `table`: of `rungs`. The reference is scratch's full budget, or, for a target given by hand, what scratch pays to end there.
+    `at_least`: in some seed the smallest budget already met the target. NaN where a seed missed it.
+    """
+    rows = []
+    for method in methods:
+        seeds = table.loc[table["method"] == method, "seed"].unique()
+        row: dict[str, object] = {"method": method, "seeds": len(seeds), "reached": 0, "at_least": False}
+        for unit in UNITS:
+            for ledger in LEDGERS:
+                values, bounds = _by_seed(table, method, seeds, unit, ledger, target, given)
+                reached = np.isfinite(values)
+                if unit == "flops" and ledger == "reuse":
+                    row |= {"reached": int(reached.sum()), "at_least": any(bounds)}
+                column = f"{unit}_saving_{ledger}"
+                row[column] = values.mean() if len(values) and reached.all() else math.nan
+                row[f"{column}_low"], row[f"{column}_high"] = interval(values) if reached.all() else (math.nan, math.nan)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _by_seed(
+    table: pd.DataFrame, method: str, seeds: np.ndarray, unit: str, ledger: str, target: float, given: bool
+) -> tuple[np.ndarray, list[bool]]:
+    """The saving in each seed, -inf where it missed the target, NaN where nothing compares; and whether each is a bound."""
+    values, bounds = [], []
+    for seed in seeds:
+        scratch, own = (
+            table[(table["method"] == name) & (table["seed"] == seed)].sort_values("budget") for name in (SCRATCH, method)
+        )
+        cost, bound = cost_to_end_at(list(own["final_val_loss"]), list(own[f"{unit}_{ledger}"]), target)
+        reference = _reference(scratch, unit, ledger, target if given else None)
+        if method == SCRATCH and not given:
+            cost, bound = reference, False  # by definition scratch meets its own mean loss at its full budget
+        foreign = unit == "seconds" and set(own["hardware"]) != set(scratch["hardware"])
+        values.append(math.nan if foreign else 1 - cost / reference)
+        bounds.append(bound)
+    return np.array(values), bounds
+
+
+def _reference(scratch: pd.DataFrame, unit: str, ledger: str, given: float | None) -> float:
+    """What a saving is measured against; NaN without a scratch run at the full budget."""
+    costs = list(scratch[f"{unit}_{ledger}"])
+    if not len(scratch) or scratch["budget"].iloc[-1] != 1:
+        return math.nan
+    if given is None:
+        return float(costs[-1])
+    return min(float(costs[-1]), cost_to_end_at(list(scratch["final_val_loss"]), costs, given)[0])
