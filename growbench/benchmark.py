@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import platform
 import statistics
 import traceback
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,17 +18,36 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from growbench import architectures, memory, results
+from growbench import architectures, memory, results, schedule
+from growbench.checkpoint import Checkpoint, Checkpoints
 from growbench.config import Experiment, UsageError
-from growbench.cost import Costs
+from growbench.cost import Costs, charged
 from growbench.data import Data, load
 from growbench.method import Task
-from growbench.plan import Unplannable, plan
+from growbench.plan import Unplannable, plan, same_trunk
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
 from growbench.trainer import Trainer, TrainingFailed, precision
 
 VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
+
+
+LADDER = (0.4, 0.55, 0.7, 0.85, 1.0)  # budgets of the ladder protocol, shares of scratch's
+Source = tuple[nn.Module, dict[str, Any]]  # the small model, and its run's record
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: a method on a seed at a share of the budget, or the small model's own training."""
+
+    found: Found
+    seed: int
+    budget: float = 1.0
+    which: Literal["source", "target"] = "target"
+
+    @property
+    def name(self) -> str:
+        return results.name(self.found.name, self.seed, self.budget)
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,7 @@ class Benchmark:
     device: torch.device
     target_loss: float | None = None  # None: scratch's mean final validation loss
     stop_at_target: bool = False
+    budgets: Sequence[float] = (1.0,)  # shares of the full one, each trained with a complete schedule of its own
 
     def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
         """Train what is not done yet: scratch first, whose final loss is the target. False if a method failed."""
@@ -48,24 +69,47 @@ class Benchmark:
         data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
-        for found in methods:  # refuses impossible sizes before anything trains
+        for found, budget in itertools.product(methods, self.budgets):  # refuses impossible sizes before anything trains
             with contextlib.suppress(Unplannable):
-                plan(experiment, found, data.vocabulary)
+                plan(self._at(budget, found), found, data.vocabulary)
         _check_folder(self.folder)
         succeeded = True
         target = self.target_loss
         for stage in ([f for f in methods if f.name == "scratch"], [f for f in methods if f.name != "scratch"]):
             for seed in seeds:
-                todo = [found for found in stage if not self._done(found, data, seed, target)]
-                growing = [found for found in todo if found.method.uses_source]
-                source = self._source(data, seed) if growing else None
-                for found in todo:
-                    if found in growing and source is None:
-                        say(f"{results.name(found.name, seed):<18} needs the small model, whose training failed")
+                ladders = [[Job(found, seed, budget) for budget in sorted(self.budgets, reverse=True)] for found in stage]
+                missing = [[job for job in ladder if not self._done(job, data, target)] for ladder in ladders]
+                source = self._source(data, seed) if any(ladder and needs_source(ladder[0]) for ladder in missing) else None
+                for ladder in filter(None, missing):
+                    if source is None and needs_source(ladder[0]):
+                        say(f"{ladder[0].name:<18} needs the small model, whose training failed")
                         succeeded = False
                     else:
-                        succeeded &= self._train(found, "target", data, seed, target, source if found in growing else None)
+                        succeeded &= self._climb(ladder, data, target, source if needs_source(ladder[0]) else None)
             target = self.target_loss if self.target_loss is not None else self._scratch_loss(seeds)
+        return succeeded
+
+    def _at(self, budget: float, found: Found) -> Experiment:
+        """The experiment at a share of its budget, with a method's own values of training."""
+        training = self.experiment.train
+        return replace(self.experiment, train=replace(training, steps=round(budget * training.steps), **found.training))
+
+    def _climb(self, ladder: Sequence[Job], data: Data, target: float | None, source: Source | None) -> bool:
+        """Train one method at several budgets, the largest first: under wsd the others branch off the full one where they can."""
+        found = ladder[0].found
+        full, longest = Job(found, ladder[0].seed), self._at(1.0, found)
+        branches = {
+            job.budget: schedule.stable_steps(longest.train, self._at(job.budget, found).train.steps)
+            for job in ladder
+            if job != full and same_trunk(longest, self._at(job.budget, found), found.method, data.vocabulary)
+        }
+        trunk = Checkpoints(self.folder / full.name / "checkpoints")
+        succeeded = True
+        for job in ladder:
+            branch = trunk.branch(branches[job.budget]) if job.budget in branches else None
+            waiting = branches.values() if job == full else ()
+            succeeded &= self._train(job, data, target, source, (trunk, branch) if branch else None, waiting)
+        trunk.remove()
         return succeeded
 
     def _scratch_loss(self, seeds: Iterable[int]) -> float | None:
@@ -74,13 +118,13 @@ class Benchmark:
         losses = [run.record["final_val_loss"] for run in runs if run and run.record["status"] == "finished"]
         return statistics.fmean(losses) if losses else None
 
-    def _source(self, data: Data, seed: int) -> tuple[nn.Module, dict[str, Any]] | None:
+    def _source(self, data: Data, seed: int) -> Source | None:
         """The small model, trained once per configuration and seed, and its run's record; None if its training failed."""
         architecture = architectures.of(self.experiment)
-        scratch = dataclasses.replace(get("scratch"), name=results.SOURCE)
-        folder = self.folder / results.name(results.SOURCE, seed)
+        job = Job(replace(get("scratch"), name=results.SOURCE), seed, which="source")
+        folder = self.folder / job.name
         weights = folder / "model.safetensors"
-        if not (weights.is_file() and self._done(scratch, data, seed)) and not self._train(scratch, "source", data, seed):
+        if not (weights.is_file() and self._done(job, data)) and not self._train(job, data):
             return None
         with self.device:
             model = architecture.build(self.experiment.sizes("source", data.vocabulary))
@@ -89,43 +133,48 @@ class Benchmark:
         assert run is not None
         return model.requires_grad_(False).eval(), run.record
 
-    def _done(self, found: Found, data: Data, seed: int, target: float | None = None) -> bool:
+    def _done(self, job: Job, data: Data, target: float | None = None) -> bool:
         """Whether this run is stored, finished, with the same configuration."""
-        name = results.name(found.name, seed)
-        stored = results.load(self.folder / name)
+        stored = results.load(self.folder / job.name)
         if stored is None or stored.record["status"] != "finished":
             return False
-        if stored.record["config"] != self._config(found, data, target) or stored.record["origin"] != found.origin:
-            say(f"{name:<18} was made with another configuration: training it again")
+        if stored.record["config"] != self._config(job, data, target) or stored.record["origin"] != job.found.origin:
+            say(f"{job.name:<18} was made with another configuration: training it again")
             return False
-        say(f"{name:<18} is done: loss {stored.record['final_val_loss']:.4f}")
+        say(f"{job.name:<18} is done: loss {stored.record['final_val_loss']:.4f}")
         return True
 
     def _train(
         self,
-        found: Found,
-        which: Literal["source", "target"],
+        job: Job,
         data: Data,
-        seed: int,
         target: float | None = None,
-        source: tuple[nn.Module, dict[str, Any]] | None = None,
+        source: Source | None = None,
+        trunk: tuple[Checkpoints, Checkpoint] | None = None,
+        branches: Collection[int] = (),
     ) -> bool:
-        """Train and store one run. True if it finished."""
-        name = results.name(found.name, seed)
-        folder = results.RunFolder(self.folder / name)
-        torch.manual_seed(seed)
+        """Train and store one run, from where it was left or branches off its trunk. True if it finished."""
+        config = self._config(job, data, target)
+        folder = results.RunFolder(self.folder / job.name, {"run": config, "origin": job.found.origin})
+        checkpoints = Checkpoints(folder.checkpoints)
+        if trunk:
+            checkpoints.branch_off(*trunk)
+        torch.manual_seed(job.seed)
         costs = Costs(self.device)
         if source is not None:
             for account, charge in (("flops", costs.flops), ("seconds", costs.seconds)):
                 charge["source"] = source[1]["cost"][account]["train"]
-        task = Task.of(self.experiment, which, data.vocabulary, costs, seed, source[0] if source else None)
-        progress = Progress(name, task.budget, target)
+        task = Task.of(
+            self._at(job.budget, job.found), job.which, data.vocabulary, costs, job.seed, source[0] if source else None
+        )
+        progress = Progress(job.name, task.budget, target)
         memory.reset_peak(self.device)
         status, error = "interrupted", None
-        trainer = Trainer(task, data, seed, costs, folder.add, progress, target, self.stop_at_target)
+        stop_at = target if self.stop_at_target else None
+        trainer = Trainer(task, data, job.seed, costs, folder.curve, progress, stop_at, checkpoints, branches)
         try:
-            outcome = trainer.run(found.method)
-            if found.name == results.SOURCE:
+            outcome = trainer.run(job.found.method)
+            if job.which == "source":
                 assert outcome.model is not None
                 save_model(outcome.model, str(folder.path / "model.safetensors"))
             status = "finished"
@@ -133,47 +182,56 @@ class Benchmark:
             status = "failed"
             step = failure.step if isinstance(failure, TrainingFailed) else trainer.outcome.steps
             error = {"step": step, "message": f"{type(failure).__name__}: {failure}", "traceback": traceback.format_exc()}
-            say(f"{name:<18} failed: {failure}")
+            say(f"{job.name:<18} failed: {failure}")
         finally:
             progress.close()
-            folder.close(self._record(found, data, seed, target, trainer, status, error))
+            inherited = trunk[1].state if trunk else None
+            folder.close(self._record(job, config, data, trainer, inherited, status, error))
         if status == "finished":
             spent = f"{human(costs.total('flops'), 'FLOP')}, {costs.total('seconds'):.1f} s of training"
-            say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
+            say(f"{job.name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
+        if status != "interrupted" and not branches:
+            checkpoints.remove()
         return status == "finished"
 
-    def _config(self, found: Found, data: Data, target: float | None) -> dict[str, Any]:
+    def _config(self, job: Job, data: Data, target: float | None) -> dict[str, Any]:
         """What decides a run's outcome, as it reads back from JSON."""
         experiment = self.experiment.identity() | {"fingerprint": data.fingerprint}
-        config: dict[str, Any] = {"experiment": experiment, "method": dataclasses.asdict(found.method)}  # type: ignore[call-overload]
+        own = {f"train.{key}": value for key, value in job.found.training.items()}
+        method = dataclasses.asdict(job.found.method) | own  # type: ignore[call-overload]
+        config: dict[str, Any] = {"experiment": experiment, "method": method}
+        if job.budget != 1:
+            config["budget"] = job.budget
         if self.stop_at_target:
             config["stop_at"] = target
         return results.plain(config)
 
     def _record(
         self,
-        found: Found,
+        job: Job,
+        config: dict[str, Any],
         data: Data,
-        seed: int,
-        target: float | None,
         trainer: Trainer,
+        inherited: dict[str, Any] | None,
         status: str,
         error: dict[str, Any] | None,
     ) -> dict[str, Any]:
-        outcome, published = trainer.outcome, self.experiment.published.get(found.name)
+        outcome, published = trainer.outcome, self.experiment.published.get(job.found.name)
         return {
             "status": status,
             "experiment": self.experiment.name,
             "title": self.experiment.title,
-            "method": found.name,
-            "origin": found.origin,
-            "seed": seed,
-            "config": self._config(found, data, target),
+            "method": job.found.name,
+            "origin": job.found.origin,
+            "seed": job.seed,
+            "budget": job.budget,
+            "config": config,
             "published": dataclasses.asdict(published) if published else None,
             "cost": {"flops": dict(outcome.costs.flops), "seconds": dict(outcome.costs.seconds)},
+            "inherited": inherited and {unit: charged(inherited[unit]) for unit in ("flops", "seconds")},
             "final_val_loss": outcome.final_val_loss,
             "final_val_accuracy": outcome.final_val_accuracy,
-            "keeps_source": found.method.keeps_source,
+            "keeps_source": job.found.method.keeps_source,
             "steps": outcome.steps,
             "tokens": outcome.tokens,
             "parameters": sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
@@ -184,6 +242,10 @@ class Benchmark:
             "data": data.describe(),
             "error": error,
         }
+
+
+def needs_source(job: Job) -> bool:
+    return job.found.method.uses_source
 
 
 def choose_device(name: str) -> torch.device:

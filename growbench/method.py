@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,10 @@ from growbench.weights import WIDTHS, Axis, AxisMap, Extend, Maps, Project, Sele
 __all__ = [
     "WIDTHS", "Axis", "AxisMap", "Batch", "Extend", "Maps", "Method", "ModelConfig", "Phase", "Phases", "Project", "Schedule",
     "Select", "Task", "Trained", "Weight", "Weights", "constant", "copying", "cross_entropy", "deepen", "interleave", "length",
-    "stack", "stack_and_top", "task_loss", "widen",
+    "stack", "stack_and_top", "task_loss", "tunable", "widen",
 ]  # fmt: skip
 
+Number = TypeVar("Number", int, float)
 LossFn = Callable[[nn.Module, Batch, int], Tensor]  # (model, batch, step within the phase) -> scalar
 
 
@@ -184,6 +185,16 @@ class Task:
             eps=self.training.eps,
             fused=self.device.type in ("cpu", "cuda"),
         )
+
+
+def tunable(default: Number, low: Number, high: Number, /) -> Number:
+    """A hyperparameter that `growbench tune` looks for from `low` to `high`, as whole numbers if all three are.
+
+    By their ratio where that is ten or more.
+    """
+    if not low <= default <= high:
+        raise ValueError(f"tunable({default}, {low}, {high}): must be a default, and a range that holds it")
+    return field(default=default, metadata={"range": (low, high)})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import tokenize
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +37,7 @@ class Found:
     name: str
     method: Method
     origin: str
+    training: Mapping[str, Any] = field(default_factory=dict)  # values of [train] that are its own, as tuning found them
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Card:
             if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.annotation).startswith("ClassVar"):
                 constants[ast.unparse(statement.target)] = ast.unparse(statement.value) if statement.value else ""
             elif isinstance(statement, ast.AnnAssign):
-                settings.append((ast.unparse(statement), comments.get(statement.end_lineno or 0, "")))
+                settings.append((_setting(statement), comments.get(statement.end_lineno or 0, "")))
             elif isinstance(statement, ast.FunctionDef) and statement.name in constants:
                 returned = next(each for each in ast.walk(statement) if isinstance(each, ast.Return))
                 constants[statement.name] = ast.unparse(returned.value).removeprefix("self.") if returned.value else ""
@@ -238,6 +239,14 @@ def _method_class(path: Path) -> ast.ClassDef | None:
         if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases):
             return node
     return None
+
+
+def _setting(statement: ast.AnnAssign) -> str:
+    """A hyperparameter's type and default, and the range in which it is tuned."""
+    if isinstance(value := statement.value, ast.Call) and ast.unparse(value.func) == "tunable":
+        default, low, high = map(ast.unparse, value.args)
+        return f"{ast.unparse(statement.target)}: {ast.unparse(statement.annotation)} = {default} (tuned: {low} to {high})"
+    return ast.unparse(statement)
 
 
 def _comments(path: Path) -> dict[int, str]:

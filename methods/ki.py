@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from growbench.config import UsageError
-from growbench.method import Batch, Method, Phase, Phases, Task, cross_entropy
+from growbench.method import Batch, Method, Phase, Phases, Task, cross_entropy, tunable
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Ki(Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2105.13880"
-    share: float = 0.3  # of the budget, with a teacher
+    share: float = tunable(0.3, 0.1, 0.7)  # of the budget, with a teacher
     weight: float = 1.0  # of the teacher at the first step
-    temperature: float = 2.0
+    temperature: float = tunable(2.0, 1.0, 4.0)
     teacher: Literal["online", "precomputed"] = "online"
 
     def __post_init__(self) -> None:

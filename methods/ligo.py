@@ -26,6 +26,7 @@ from growbench.method import (
     interleave,
     length,
     stack,
+    tunable,
     widen,
 )
 
@@ -135,8 +136,8 @@ class Ligo(Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2303.00980"
-    operator_steps: int = 100
-    operator_lr: float = 3e-3
+    operator_steps: int = 100  # not tuned: outside of the budget at which tuning compares, more are always better
+    operator_lr: float = tunable(3e-3, 3e-4, 3e-2)
     order: Literal["depth_first", "width_first"] = "depth_first"
     sharing: Literal["layer", "all"] = "layer"
     width: Literal["average", "selection"] = "average"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from growbench.config import UsageError
-from growbench.method import Axis, Maps, Method, Phase, Phases, Select, Task, Weight, Weights, copying, deepen, widen
+from growbench.method import Axis, Maps, Method, Phase, Phases, Select, Task, Weight, Weights, copying, deepen, tunable, widen
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Net2Net(Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1511.05641"
-    noise: float = 0.01  # in standard deviations of the grown matrix
+    noise: float = tunable(0.01, 1e-3, 0.1)  # in standard deviations of the grown matrix
 
     def __post_init__(self) -> None:
         if self.noise < 0:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from growbench.cost import ligo_paper_step
-from growbench.method import Method, Phase, Phases, Task, interleave
+from growbench.method import Method, Phase, Phases, Task, interleave, tunable
 
 
 class Columns(nn.Module):
@@ -89,7 +89,7 @@ class ProgressiveNet(Method):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1606.04671"
     keeps_source: ClassVar[bool] = True
-    alpha: float = 0.1
+    alpha: float = tunable(0.1, 0.01, 1.0)
 
     def phases(self, task: Task) -> Phases:
         yield Phase(model=Columns(task, self.alpha))

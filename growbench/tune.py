@@ -1,0 +1,319 @@
+"""Tuning: the same number of trials in the same space for every method, on seeds that no report uses.
+
+The runs of the trials lie in `results/<experiment>/tuning/`, beside trials.csv, and tuned.toml for `growbench run --tuned`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import re
+import statistics
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import torch
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from growbench import analysis, architectures, data, results
+from growbench.benchmark import Benchmark
+from growbench.config import Experiment, UsageError, did_you_mean, parse
+from growbench.plan import Unplannable, plan, vocabulary_size
+from growbench.progress import human, say
+from growbench.registry import Found
+
+LR = (0.3, 3.0)  # times the experiment's
+WARMUP = (0.0, 0.2)  # shares of the budget
+
+Values = Mapping[str, Any]  # of a trial: train.lr, train.warmup in steps, and the method's own hyperparameters
+Trials = Mapping[str, Sequence[FrozenTrial]]  # by method
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a value is looked for, ends included: by ratio if it spans a factor of ten; whole numbers if both ends are."""
+
+    low: float
+    high: float
+
+    @property
+    def log(self) -> bool:
+        return self.low > 0 and round(self.high / self.low, 6) >= 10
+
+    def holding(self, value: float) -> Range:
+        """The range, wide enough for a value, and of its type."""
+        kind = type(value)
+        return Range(kind(min(self.low, value)), kind(max(self.high, value)))
+
+    def suggest(self, trial: Trial, name: str) -> float:
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(name, self.low, self.high, log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+def defaults(experiment: Experiment, found: Found) -> dict[str, Any]:
+    """The first trial of a method: what it runs with untuned."""
+    own = {each.name: getattr(found.method, each.name) for each in dataclasses.fields(found.method) if "range" in each.metadata}  # type: ignore[arg-type]
+    return {"train.lr": experiment.train.lr, "train.warmup": experiment.train.warmup, **own}
+
+
+def space(experiment: Experiment, found: Found) -> dict[str, Range]:
+    """What is searched: the same learning rates and warm-ups for every method, and what it declares `tunable` of its own."""
+    train = experiment.train
+    ranges = {
+        "train.lr": Range(LR[0] * train.lr, LR[1] * train.lr),
+        "train.warmup": Range(round(WARMUP[0] * train.steps), round(WARMUP[1] * train.steps)),
+    }
+    for each in dataclasses.fields(found.method):  # type: ignore[arg-type]
+        if "range" in each.metadata:
+            ranges[each.name] = Range(*each.metadata["range"])
+    return {key: ranges[key].holding(default) for key, default in defaults(experiment, found).items()}
+
+
+def with_values(found: Found, values: Values) -> Found:
+    """The method with other values of its hyperparameters, and of training."""
+    training = {key.removeprefix("train."): value for key, value in values.items() if key.startswith("train.")}
+    own = {key: value for key, value in values.items() if not key.startswith("train.")}
+    try:
+        return replace(found, method=replace(found.method, **own), training=training)
+    except UsageError as error:
+        raise UsageError(f"{found.name}: {error}") from None
+
+
+def tune(
+    experiment: Experiment,
+    asked: str,
+    methods: Iterable[Found],
+    trials: int,
+    seeds: Sequence[int],
+    folder: Path,
+    device: torch.device,
+) -> Trials:
+    """Give every method as many trials, go on where they were broken off, and write trials.csv and tuned.toml to `folder`.
+
+    `asked`: the experiment as the command line named it. Raises UsageError before any training where a method refuses it.
+    """
+    methods = list(methods)
+    vocabulary = vocabulary_size(experiment.data)
+    for found in methods:
+        with contextlib.suppress(Unplannable):
+            plan(experiment, found, vocabulary)
+    tuning = Tuning(asked, fingerprint(experiment), tuple(seeds), trials)
+    storage = _storage(folder)
+    studies = {found.name: _study(storage, experiment, found, tuning) for found in methods}
+    benchmark = Benchmark(experiment, folder, device)
+    done: dict[str, Sequence[FrozenTrial]] = {}
+    for found in methods:
+        study = studies[found.name]
+        while (number := len(_ended(study))) < trials:
+            _try_next(study, number, trials, benchmark, found, seeds)
+        done[found.name] = _ended(study)[:trials]
+        table(done, seeds).to_csv(folder / "trials.csv", index=False)
+    (folder / "tuned.toml").write_text(_toml(tuning, done), encoding="utf-8")
+    return done
+
+
+def best(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """The trial of the lowest loss; None if all failed."""
+    return min(
+        (trial for trial in trials if trial.value is not None), key=lambda trial: (trial.value, trial.number), default=None
+    )
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """Of all that the runs of an experiment share, its data included."""
+    architecture = architectures.of(experiment)
+    corpus = data.load(experiment.data, architecture.objective, architecture.tokenizer, experiment.train.batch)
+    return _digest(experiment.identity() | {"fingerprint": corpus.fingerprint})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _storage(folder: Path) -> JournalStorage:
+    """Where the searches are kept, trial by trial."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    path = folder / "studies.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except OSError as error:
+        raise UsageError(f"cannot write results to {folder}: {error.strerror}; choose another folder with --results") from error
+    except ValueError as error:
+        raise UsageError(f"cannot read {path}: {error}; remove it to tune anew") from error
+
+
+def _study(storage: JournalStorage, experiment: Experiment, found: Found, tuning: Tuning) -> Study:
+    """The search for one method's values: the one that was begun, if nothing has changed that decides its outcome."""
+    ranges = {key: (each.low, each.high) for key, each in space(experiment, found).items()}
+    settings = dataclasses.asdict(found.method)  # type: ignore[call-overload]
+    decisive = _digest([tuning.fingerprint, tuning.seeds, found.origin, settings, ranges])
+    study = optuna.create_study(storage=storage, study_name=f"{found.name} {decisive}", load_if_exists=True)
+    if not study.trials:
+        study.enqueue_trial(defaults(experiment, found))
+    return study
+
+
+def _ended(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.trials if trial.state.is_finished()]
+
+
+def _try_next(study: Study, number: int, trials: int, benchmark: Benchmark, found: Found, seeds: Sequence[int]) -> None:
+    """Train the next trial's values, or those of the trial that was broken off, on every seed; keep its mean final loss."""
+    study.sampler = TPESampler(seed=number)  # the same at every method's n-th trial, and after an interruption
+    broken_off = study.get_trials(states=[TrialState.RUNNING])
+    trial = Trial(study, broken_off[0]._trial_id) if broken_off else study.ask()
+    values = {key: each.suggest(trial, key) for key, each in space(benchmark.experiment, found).items()}
+    name = f"{found.name}-trial{number}"
+    say(f"{name:<18} (from 0 to {trials - 1}): {_text(values)}")
+    try:
+        benchmark.run([replace(with_values(found, values), name=name)], seeds)
+        error = "needs the small model, whose training failed"
+    except UsageError as refusal:  # values that the method cannot work with
+        say(f"{name}: {refusal}")
+        error = str(refusal)
+    runs = [run for seed in seeds if (run := results.load(benchmark.folder / results.name(name, seed)))]
+    losses = [run.record["final_val_loss"] for run in runs if analysis.is_finished(run)]
+    trial.set_user_attr("flops", sum(analysis.full_cost(run, "flops", "reuse") for run in runs))
+    if len(losses) == len(seeds):
+        study.tell(trial, statistics.fmean(losses))
+    else:
+        errors = [run.record["error"]["message"] for run in runs if run.record["error"]]
+        trial.set_user_attr("error", next(iter(errors), error))
+        study.tell(trial, state=TrialState.FAIL)
+
+
+def table(done: Trials, seeds: Sequence[int]) -> pd.DataFrame:
+    """One row a trial, its values under the names that --set knows; FLOPs over all seeds, without the small model's."""
+    rows = [
+        {
+            "method": method,
+            "trial": number,
+            "seeds": " ".join(map(str, seeds)),
+            "status": "failed" if trial.value is None else "finished",
+            "loss": trial.value,
+            "flops": trial.user_attrs["flops"],
+            **{key if key.startswith("train.") else f"{method}.{key}": value for key, value in trial.params.items()},
+            "error": trial.user_attrs.get("error"),
+        }
+        for method, trials in done.items()
+        for number, trial in enumerate(trials)
+    ]
+    frame = pd.DataFrame(rows, dtype=object)  # so that whole numbers stay so beside blanks
+    return frame[[column for column in frame if column != "error"] + ["error"]]
+
+
+def summary(done: Trials) -> str:
+    """What tuning brought each method, as text."""
+    lines = [f"{'method':<18} {'default loss':>12} {'best loss':>10} {'failed':>7}   chosen"]
+    for method, trials in done.items():
+        chosen, failed = best(trials), sum(trial.value is None for trial in trials)
+        texts = [f"{'failed' if value is None else f'{value:.4f}'}" for value in (trials[0].value, chosen and chosen.value)]
+        values = "its defaults" if chosen is trials[0] else _text(chosen.params) if chosen else "nothing"
+        lines.append(f"{method:<18} {texts[0]:>12} {texts[1]:>10} {failed:>7}   {values}")
+    spent = sum(trial.user_attrs["flops"] for trials in done.values() for trial in trials)
+    return "\n".join([*lines, f"{human(spent, 'FLOP')} in all, without the small model's training"])
+
+
+def _text(values: Values) -> str:
+    return ", ".join(f"{key} {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in values.items())
+
+
+# The file of tuned values
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What values were tuned on."""
+
+    experiment: str  # as the command line named it
+    fingerprint: str
+    seeds: tuple[int, ...]
+    trials: int  # of each method
+
+
+def _toml(tuning: Tuning, done: Trials) -> str:
+    """tuned.toml: a table on the tuning, and one a method."""
+    sections = {"tuned": dataclasses.asdict(tuning)}
+    for method, trials in done.items():
+        if chosen := best(trials):
+            key = method if re.fullmatch(r"[A-Za-z0-9_-]+", method) else json.dumps(method)
+            sections[f"methods.{key}"] = chosen.params
+    return "\n".join(
+        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
+        for name, section in sections.items()
+    )
+
+
+def apply(
+    path: Path, experiment: Experiment, methods: Iterable[Found], seeds: Iterable[int], by_hand: Collection[str]
+) -> list[Found]:
+    """The methods with the values in a file of tuned ones, but for the keys `by_hand`, as ligo.operator_lr.
+
+    Raises UsageError if it was tuned on one of these seeds or another experiment, or lacks a method.
+    """
+    try:
+        file = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read tuned values from {path}: {error}") from error
+    try:
+        return _apply(file, experiment, methods, seeds, by_hand)
+    except UsageError as error:
+        raise UsageError(f"--tuned {path}: {error}") from None
+
+
+def _apply(
+    file: dict[str, Any], experiment: Experiment, methods: Iterable[Found], seeds: Iterable[int], by_hand: Collection[str]
+) -> list[Found]:
+    rows = file.get("methods")
+    if (
+        file.keys() != {"tuned", "methods"}
+        or not isinstance(rows, dict)
+        or not all(isinstance(row, dict) for row in rows.values())
+    ):
+        raise UsageError("must hold a table [tuned] and tables [methods.NAME], as growbench tune writes them")
+    tuning = parse(Tuning, file["tuned"], "tuned")
+    if tuning.fingerprint != fingerprint(experiment):
+        raise UsageError(f"tuned on another experiment ({tuning.experiment}): name it, and give its --set")
+    if both := sorted({*tuning.seeds} & {*seeds}):
+        raise UsageError(f"tuned on seed {both[0]}: --seeds must name others than {', '.join(map(str, tuning.seeds))}")
+    tuned = []
+    for found in methods:
+        if found.name not in rows:
+            raise UsageError(f"{found.name} was not tuned: --methods may name {', '.join(rows)}")
+        values = _checked(rows[found.name], experiment, found)
+        tuned.append(with_values(found, {key: value for key, value in values.items() if f"{found.name}.{key}" not in by_hand}))
+    return tuned
+
+
+def _checked(row: dict[str, Any], experiment: Experiment, found: Found) -> dict[str, Any]:
+    """A method's tuned values, no more and no less than its space has."""
+    values: dict[str, Any] = {}
+    for key, value in row.items():
+        values |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+    known = defaults(experiment, found)
+    for key in values:
+        if key not in known:
+            raise UsageError(f"unknown key {found.name}.{key}: {did_you_mean(key, known)}")
+    for key, default in known.items():
+        if key not in values:
+            raise UsageError(f"{found.name}.{key} is missing")
+        if type(values[key]) not in (int, type(default)):
+            raise UsageError(f"{found.name}.{key} = {values[key]!r}: must be a {'whole ' * isinstance(default, int)}number")
+    try:
+        replace(experiment.train, lr=values["train.lr"], warmup=values["train.warmup"])
+    except UsageError as error:
+        raise UsageError(f"{found.name}.train.{error}") from None
+    return values
