@@ -188,9 +188,9 @@ class Task:
 
 
 def tunable(default: Number, low: Number, high: Number, /) -> Number:
-    """A hyperparameter that `growbench tune` looks for from `low` to `high`, as whole numbers if all three are.
+    """A hyperparameter that `growbench tune` looks for from `low` to `high`: by ratio where that is ten or more.
 
-    By their ratio where that is ten or more.
+    Only whole numbers where `default` is one.
     """
     if not low <= default <= high:
         raise ValueError(f"tunable({default}, {low}, {high}): must be a default, and a range that holds it")
