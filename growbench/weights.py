@@ -136,9 +136,10 @@ class Extend:
             batch = matrix.reshape(-1, *matrix.shape[-2:])
             blocks = value.reshape(len(batch), -1, value.shape[-1])
             return cast(Tensor, _Extended.apply(blocks, batch, -1)).reshape(*value.shape[:-1], -1)
-        blocks = value.reshape(-1, *value.shape[-2:])
+        before, after = value.shape[:dim], value.shape[dim + 1 :]
+        blocks = value.reshape(before.numel(), value.shape[dim], after.numel())
         grown = cast(Tensor, _Extended.apply(blocks, matrix.expand(len(blocks), -1, -1), -2))
-        return grown.reshape(*value.shape[:-2], *grown.shape[-2:])
+        return grown.reshape(*before, -1, *after)
 
     def consume(self, value: Tensor, dim: int) -> Tensor:
         """`dim` is the last one."""

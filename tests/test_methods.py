@@ -94,7 +94,7 @@ def run(experiment: Experiment, name: str, seed: int = 0, **options: Any) -> tup
     method, costs = get(name, options).method, Costs(CPU)
     progress = Progress("test", 1, None, shown=False)
     task.teacher = costs.teacher
-    outcome = Trainer(task, data_of(experiment), seed, costs, curve.append, progress).run(method)
+    outcome = Trainer(task, data_of(experiment), seed, costs, curve, progress).run(method)
     return outcome, [{key: value for key, value in row.items() if key != "seconds"} for row in curve]
 
 
