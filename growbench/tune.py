@@ -34,7 +34,7 @@ from growbench.progress import human, say
 from growbench.registry import Found
 
 LR = (0.3, 3.0)  # times the experiment's
-WARMUP = (0.0, 0.2)  # shares of the budget
+WARMUP = 0.2  # of the budget, at most
 
 Values = Mapping[str, Any]  # of a trial: train.lr, train.warmup in steps, and the method's own hyperparameters
 Trials = Mapping[str, Sequence[FrozenTrial]]  # by method
@@ -64,21 +64,21 @@ class Range:
 
 def defaults(experiment: Experiment, found: Found) -> dict[str, Any]:
     """The first trial of a method: what it runs with untuned."""
-    own = {each.name: getattr(found.method, each.name) for each in dataclasses.fields(found.method) if "range" in each.metadata}  # type: ignore[arg-type]
+    own = {name: getattr(found.method, name) for name in _tunable(found)}
     return {"train.lr": experiment.train.lr, "train.warmup": experiment.train.warmup, **own}
 
 
 def space(experiment: Experiment, found: Found) -> dict[str, Range]:
     """What is searched: the same learning rates and warm-ups for every method, and what it declares `tunable` of its own."""
     train = experiment.train
-    ranges = {
-        "train.lr": Range(LR[0] * train.lr, LR[1] * train.lr),
-        "train.warmup": Range(round(WARMUP[0] * train.steps), round(WARMUP[1] * train.steps)),
-    }
-    for each in dataclasses.fields(found.method):  # type: ignore[arg-type]
-        if "range" in each.metadata:
-            ranges[each.name] = Range(*each.metadata["range"])
+    shared = {"train.lr": Range(LR[0] * train.lr, LR[1] * train.lr), "train.warmup": Range(0, round(WARMUP * train.steps))}
+    ranges = shared | _tunable(found)
     return {key: ranges[key].holding(default) for key, default in defaults(experiment, found).items()}
+
+
+def _tunable(found: Found) -> dict[str, Range]:
+    fields = dataclasses.fields(found.method)  # type: ignore[arg-type]
+    return {each.name: Range(*each.metadata["range"]) for each in fields if "range" in each.metadata}
 
 
 def with_values(found: Found, values: Values) -> Found:
@@ -179,19 +179,17 @@ def _try_next(study: Study, number: int, trials: int, benchmark: Benchmark, foun
     name = f"{found.name}-trial{number}"
     say(f"{name:<18} (from 0 to {trials - 1}): {_text(values)}")
     try:
-        benchmark.run([replace(with_values(found, values), name=name)], seeds)
-        error = "needs the small model, whose training failed"
-    except UsageError as refusal:  # values that the method cannot work with
-        say(f"{name}: {refusal}")
-        error = str(refusal)
-    runs = [run for seed in seeds if (run := results.load(benchmark.folder / results.name(name, seed)))]
-    losses = [run.record["final_val_loss"] for run in runs if analysis.is_finished(run)]
-    trial.set_user_attr("flops", sum(analysis.full_cost(run, "flops", "reuse") for run in runs))
-    if len(losses) == len(seeds):
-        study.tell(trial, statistics.fmean(losses))
-    else:
+        succeeded = benchmark.run([replace(with_values(found, values), name=name)], seeds)
+        runs = [run for seed in seeds if (run := results.load(benchmark.folder / results.name(name, seed)))]
         errors = [run.record["error"]["message"] for run in runs if run.record["error"]]
-        trial.set_user_attr("error", next(iter(errors), error))
+    except UsageError as refusal:  # values that the method cannot work with
+        say(f"{name:<18} refused: {refusal}")
+        succeeded, runs, errors = False, [], [str(refusal)]
+    trial.set_user_attr("flops", sum(analysis.full_cost(run, "flops", "reuse") for run in runs))
+    if succeeded:
+        study.tell(trial, statistics.fmean(run.record["final_val_loss"] for run in runs))
+    else:
+        trial.set_user_attr("error", errors[0] if errors else "needs the small model, whose training failed")
         study.tell(trial, state=TrialState.FAIL)
 
 
@@ -220,9 +218,9 @@ def summary(done: Trials) -> str:
     lines = [f"{'method':<18} {'default loss':>12} {'best loss':>10} {'failed':>7}   chosen"]
     for method, trials in done.items():
         chosen, failed = best(trials), sum(trial.value is None for trial in trials)
-        texts = [f"{'failed' if value is None else f'{value:.4f}'}" for value in (trials[0].value, chosen and chosen.value)]
+        losses = ["failed" if trial is None or trial.value is None else f"{trial.value:.4f}" for trial in (trials[0], chosen)]
         values = "its defaults" if chosen is trials[0] else _text(chosen.params) if chosen else "nothing"
-        lines.append(f"{method:<18} {texts[0]:>12} {texts[1]:>10} {failed:>7}   {values}")
+        lines.append(f"{method:<18} {losses[0]:>12} {losses[1]:>10} {failed:>7}   {values}")
     spent = sum(trial.user_attrs["flops"] for trials in done.values() for trial in trials)
     return "\n".join([*lines, f"{human(spent, 'FLOP')} in all, without the small model's training"])
 
@@ -278,11 +276,7 @@ def _apply(
     file: dict[str, Any], experiment: Experiment, methods: Iterable[Found], seeds: Iterable[int], by_hand: Collection[str]
 ) -> list[Found]:
     rows = file.get("methods")
-    if (
-        file.keys() != {"tuned", "methods"}
-        or not isinstance(rows, dict)
-        or not all(isinstance(row, dict) for row in rows.values())
-    ):
+    if file.keys() != {"tuned", "methods"} or not isinstance(rows, dict) or not _tables(file["tuned"], *rows.values()):
         raise UsageError("must hold a table [tuned] and tables [methods.NAME], as growbench tune writes them")
     tuning = parse(Tuning, file["tuned"], "tuned")
     if tuning.fingerprint != fingerprint(experiment):
@@ -296,6 +290,10 @@ def _apply(
         values = _checked(rows[found.name], experiment, found)
         tuned.append(with_values(found, {key: value for key, value in values.items() if f"{found.name}.{key}" not in by_hand}))
     return tuned
+
+
+def _tables(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def _checked(row: dict[str, Any], experiment: Experiment, found: Found) -> dict[str, Any]:
