@@ -46,8 +46,9 @@ def paired_p(differences: Values) -> float:
     """The p-value of a two-sided t-test that paired differences have a mean of 0. NaN for fewer than two."""
     if len(differences) < 2:
         return math.nan
-    if np.ptp(differences) == 0:  # no spread, where the statistic would be x / 0
-        return 0.0 if differences[0] else 1.0
+    largest = np.abs(differences).max()
+    if np.ptp(differences) <= 1e-12 * largest:  # no spread but rounding, where the statistic would be x / 0
+        return 0.0 if largest else 1.0
     return float(stats.ttest_1samp(differences, 0).pvalue)
 
 

@@ -78,7 +78,7 @@ def test_p_is_below_5_percent_where_students_interval_leaves_zero_out(values: li
 
 
 def test_p_without_spread_or_pairs() -> None:
-    assert paired_p([0.5, 0.5, 0.5]) == 0
+    assert paired_p([0.5, 0.5, 0.5]) == paired_p([0.3, 0.1 + 0.2, 0.3]) == 0
     assert paired_p([0.0, 0.0]) == 1
     assert math.isnan(paired_p([0.5])) and math.isnan(paired_p([]))
 
