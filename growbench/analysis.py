@@ -6,17 +6,17 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
-from growbench import results
+from growbench import ladder, results
 from growbench.config import UsageError
 from growbench.results import CHARGED, Run
+from growbench.statistics import holm, interval, paired_p, smallest_detectable
 
 SCRATCH = "scratch"  # the reference: the target trained from a random start
 UNITS = ("flops", "seconds")
@@ -46,6 +46,8 @@ class Comparison:
     outcomes: pd.DataFrame
     savings: pd.DataFrame
     notes: list[str]
+    rungs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def of(self, method: str, finished: bool = True) -> list[Run]:
         """The compared runs of one method, by seed: the finished ones, or the others."""
@@ -79,9 +81,15 @@ def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
 def compare(runs: Sequence[Run], target_loss: float | None = None) -> Comparison:
     """Compare runs of one experiment. Raises UsageError as `analyse` does."""
     kept, left_out = comparable(runs)
+    climbed = ladder.rungs(kept) if any(run.budget < 1 for run in kept) else pd.DataFrame()
+    kept = [run for run in kept if run.budget == 1]
+    if not kept:
+        raise UsageError("no run at the full budget: a ladder's shorter ones alone compare with nothing")
     target = target_of(kept) if target_loss is None else target_loss
     table = outcomes(kept, target, target_loss is not None)
     methods = sorted({run.record["method"] for run in kept}, key=lambda method: (method != SCRATCH, method))
+    figures, marked = savings(table, methods, target, published(kept)), marks(kept)
+    rivals = [method for method in methods if method != SCRATCH and not marked["control"][method]]
     return Comparison(
         title=kept[0].record["title"],
         target=target,
@@ -90,8 +98,10 @@ def compare(runs: Sequence[Run], target_loss: float | None = None) -> Comparison
         left_out=left_out,
         methods=methods,
         outcomes=table,
-        savings=savings(table, methods, target, published(kept)).join(marks(kept), on="method"),
+        savings=figures.join(marked, on="method").join(p_values(table, methods, rivals), on="method"),
         notes=notes(kept, left_out, target_loss),
+        rungs=climbed,
+        ladder=climbed if climbed.empty else ladder.savings(climbed, methods, target, target_loss is not None),
     )
 
 
@@ -220,17 +230,6 @@ def tokens_per_parameter(run: Run) -> float:
     return run.record["tokens"] / run.record["parameters"] if is_finished(run) else math.nan
 
 
-def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean over seeds; NaN for fewer than two values.
-
-    Percentile, since the corrected kinds (BCa) break down on a handful of seeds. Always the same resamples.
-    """
-    if len(values) < 2:
-        return math.nan, math.nan
-    low, high = bootstrap((values,), np.mean, method="percentile", random_state=np.random.default_rng(0)).confidence_interval
-    return float(low), float(high)
-
-
 def outcomes(runs: Iterable[Run], target: float, target_given: bool) -> pd.DataFrame:
     """One row a run: cost to target as `{unit}_{ledger}` (inf: not reached), saving as `{unit}_saving_{ledger}` (NaN: none)."""
     runs = list(runs)
@@ -251,7 +250,29 @@ def _outcome(run: Run, scratch: Run | None, target: float, given: float | None) 
             cost = reference if run is scratch and given is None else cost_to_target(run, target, unit, ledger)
             row[f"{unit}_{ledger}"] = cost
             row[f"{unit}_saving_{ledger}"] = _saving(run, scratch, unit, cost, reference)
+    row["flops_saving_paper_counter"] = _paper_saving(run, scratch, target, given)
     return row
+
+
+def _paper_saving(run: Run, scratch: Run | None, target: float, given: float | None) -> float:
+    """The saving with the source free, in the counter of LiGO's paper; NaN if there is none, or the counter knows too little."""
+    until = cost_to_loss(run.curve, target, "step") if is_finished(run) else math.inf
+    if run is scratch or scratch is None or math.isinf(until):
+        return math.nan
+    whole = math.inf if given is None else cost_to_loss(scratch.curve, given, "step")
+    reference = paper_flops(scratch, whole)
+    return 1 - paper_flops(run, until) / reference if reference > 0 else math.nan
+
+
+def paper_flops(run: Run, steps: float) -> float:
+    """A run's first steps in the counter of LiGO's paper; NaN where it knows one of their phases not, as those of images."""
+    total, left = 0.0, steps
+    for phase in run.record["phases"]:
+        each = phase.get("paper_flops_per_step")
+        if left > 0:
+            total += min(phase["steps"], left) * (math.nan if each is None else each)
+            left -= phase["steps"]
+    return total
 
 
 def _saving(run: Run, scratch: Run | None, unit: str, cost: float, reference: float) -> float:
@@ -290,18 +311,48 @@ def _method_row(table: pd.DataFrame, method: str, target: float, claim: Mapping[
     for unit in UNITS:
         for ledger in LEDGERS:
             column = f"{unit}_saving_{ledger}"
-            values = table[column].dropna().to_numpy() if reached == len(table) or method == SCRATCH else np.array([])
+            values = _by_seed(table, column).to_numpy()
             row[column] = values.mean() if len(values) else math.nan
             row[f"{column}_low"], row[f"{column}_high"] = interval(values)
     for unit in UNITS:
         percent = claim.get(unit)
         row[f"published_{unit}_saving"] = math.nan if percent is None else percent / 100
+    row["flops_saving_paper_counter"] = table["flops_saving_paper_counter"].mean() if reached == len(table) else math.nan
     for unit in UNITS:
         for ledger in LEDGERS:
             row[f"{unit}_to_target_{ledger}"] = table[f"{unit}_{ledger}"].mean()  # inf as soon as one seed missed
     for column in table.columns.intersection(["final_val_loss", "final_val_accuracy", "nominal_seconds", "tokens_per_parameter"]):
         row[column] = table.loc[table["status"] == "finished", column].astype(float).mean()
     return row
+
+
+def _by_seed(table: pd.DataFrame, column: str) -> pd.Series:
+    """The savings of one method in each seed; none where it missed the target in any, unless it is scratch."""
+    counts = np.isfinite(table["flops_reuse"]).all() or (table["method"] == SCRATCH).all()
+    return table.set_index("seed")[column].dropna() if counts else pd.Series(dtype=float)
+
+
+def p_values(table: pd.DataFrame, methods: Sequence[str], rivals: Sequence[str]) -> pd.DataFrame:
+    """By method, p-values of its saving in FLOPs, paired by seed: that it is 0, and that it is its best rival's.
+
+    Two-sided, Holm-corrected over the methods. The best rival is the other method of `rivals` that saves most on average. NaN
+    for scratch, with fewer than two seeds, and where a seed missed the target.
+    """
+    tested = [method for method in methods if method != SCRATCH]
+    found = pd.DataFrame(index=list(methods))
+    for ledger in LEDGERS:
+        saved = {method: _by_seed(table[table["method"] == method], f"flops_saving_{ledger}") for method in tested}
+        ahead = {method: _over_best_rival(method, saved, rivals) for method in tested}
+        for against, differences in (("scratch", saved), ("best", ahead)):
+            p = holm([paired_p(differences[method].to_numpy()) for method in tested])
+            found[f"flops_p_{against}_{ledger}"] = pd.Series(p, tested)
+    return found
+
+
+def _over_best_rival(method: str, saved: Mapping[str, pd.Series], rivals: Sequence[str]) -> pd.Series:
+    """In each seed, how much more a method saves than the best of the other `rivals`; empty if there is none."""
+    others = [saved[rival] for rival in rivals if rival != method and len(saved[rival])]
+    return (saved[method] - max(others, key=pd.Series.mean)).dropna() if others else pd.Series(dtype=float)
 
 
 def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | None) -> list[str]:
@@ -331,7 +382,32 @@ def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | Non
         found.append("Scratch ran on different hardware in different seeds: its mean seconds mix machines.")
     if len({run.record["seed"] for run in runs}) == 1:
         found.append("One seed: no interval can be given, and small differences mean nothing. A claim takes three seeds or more.")
-    return found
+    return found + _noise_note(list(scratch.values()))
+
+
+def _noise_note(scratch: Sequence[Run]) -> list[str]:
+    """How much scratch varies, and what saving can be told from that with so many seeds; nothing for one."""
+    if len(scratch) < 2:
+        return []
+    deviation = np.std([run.record["final_val_loss"] for run in scratch], ddof=1)
+    least = detectable_saving(scratch)
+    needed = (
+        f"a saving must be about {100 * least:.1f} % or more to be found" if least < 1 else "no saving can be told from noise"
+    )
+    return [
+        f"Noise floor: scratch's final loss varies by {deviation:.4f} (standard deviation over {len(scratch)} seeds); with these "
+        f"seeds {needed}."
+    ]
+
+
+def detectable_saving(scratch: Sequence[Run]) -> float:
+    """The saving that a paired test finds four times in five, by what scratch runs pay to the worst of their final losses.
+
+    As if methods varied as scratch does, and two runs of one seed had nothing in common.
+    """
+    level = max(run.record["final_val_loss"] for run in scratch)
+    costs = np.array([cost_to_loss(run.curve, level, "flops") for run in scratch])
+    return smallest_detectable(math.sqrt(2) * np.std(costs / costs.mean(), ddof=1), len(scratch))
 
 
 def _names(runs: Iterable[Run]) -> str:
@@ -415,7 +491,7 @@ def phases(comparison: Comparison) -> pd.DataFrame:
     """Each method's phases in order, as its first finished seed had them; older runs leave blank what they did not record.
 
     FLOPs per step in all that is charged, also as a share of scratch's step, and by account (`overhead`: a teacher whose
-    outputs count as stored). `output_change`: of the logits on validation data from the phase before, or the source.
+    outputs count as stored).
     """
     firsts = [first_run(comparison.runs, method) for method in comparison.methods]
     reference = (
@@ -432,15 +508,80 @@ def phases(comparison: Comparison) -> pd.DataFrame:
             "share_of_scratch": _charged_per_step(phase) / reference,
             **{account: phase.get("flops_per_step", {}).get(account, math.nan) for account in WORK},
             "growth_flops": phase.get("growth_flops"),
-            "output_change": phase.get("output_change"),
         }
         for run in firsts
         for phase in run.record["phases"]
     ]
     columns = ["method", "seed", "phase", "scored", "steps", "flops_per_step", "share_of_scratch", *WORK]
-    return pd.DataFrame(rows, columns=[*columns, "growth_flops", "output_change"])
+    return pd.DataFrame(rows, columns=[*columns, "growth_flops"])
 
 
 def _charged_per_step(phase: Mapping[str, Any]) -> float:
     spent = phase.get("flops_per_step", {})
     return float(sum(spent.get(account, 0.0) for account in CHARGED)) if spent else math.nan
+
+
+GROWTH = ("loss_before", "loss_after", "output_change", "steps_to_recover", "duplicates", "duplicates_end", "optimizer")
+
+
+def growth(comparison: Comparison) -> pd.DataFrame:
+    """What became of each model that a phase took over, from the phase before or the source: one row a finished run and phase.
+
+    Validation loss before and after; `output_change` of the logits on validation data; `steps_to_recover` until the loss is
+    as low as before (inf: never); the share of FFN units that are `duplicates` of another after growth and at the phase's end
+    (of target-sized models); the optimizer's state, `new` or `kept`. Blank: what older runs did not record.
+    """
+    rows = [
+        {"method": method, "seed": run.record["seed"], "phase": phase.get("name")}
+        | {key: phase.get(key) for key in GROWTH}
+        | {"steps_to_recover": steps_to_recover(run, phase)}
+        for method in comparison.methods
+        for run in comparison.of(method)
+        for phase in run.record["phases"]
+        if phase.get("loss_before") is not None or phase.get("output_change") is not None
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "phase", *GROWTH])
+
+
+def steps_to_recover(run: Run, phase: Mapping[str, Any]) -> float:
+    """Steps from a phase's start until a loss as low as that before it; inf if never, NaN if that was not recorded."""
+    before, start = phase.get("loss_before"), phase.get("first_step", 0)
+    if before is None:
+        return math.nan
+    if phase["loss_after"] <= before:
+        return 0
+    return next((row["step"] - start for row in run.curve if row["step"] > start and row["val_loss"] <= before), math.inf)
+
+
+TARGETS = (*range(1, 11), math.inf)  # grown from one source
+
+
+def amortised(comparison: Comparison) -> pd.DataFrame:
+    """The FLOPs saving when `targets` are grown from one source, each paying its share of it: from the build to the reuse value.
+
+    One row a method and number of targets; low and high over the seeds. A method without a saving has no row.
+    """
+    rows = []
+    reached = comparison.savings["flops_saving_reuse"].notna() & (comparison.savings["method"] != SCRATCH)
+    for method in comparison.savings.loc[reached, "method"]:
+        seeds = comparison.outcomes[comparison.outcomes["method"] == method]
+        reuse, build = (seeds[f"flops_saving_{ledger}"].dropna() for ledger in LEDGERS)
+        for targets in TARGETS:
+            values = reuse + (build - reuse) / targets  # 1 - (cost + source / targets) / reference
+            rows.append((method, targets, values.mean(), values.min(), values.max()))
+    return pd.DataFrame(rows, columns=["method", "targets", "saving", "low", "high"])
+
+
+def ladder_curves(comparison: Comparison) -> pd.DataFrame:
+    """Final loss against cost over the budgets of the ladder, in either ledger; means over seeds, the loss with low and high."""
+    if comparison.rungs.empty:
+        return comparison.rungs
+    rungs = comparison.rungs.dropna(subset="final_val_loss")
+    rows = [
+        (method, ledger, budget, runs[f"flops_{ledger}"].mean(), losses.mean(), losses.min(), losses.max())
+        for ledger in LEDGERS
+        for method in comparison.methods
+        for budget, runs in rungs[rungs["method"] == method].groupby("budget")
+        for losses in [runs["final_val_loss"]]
+    ]
+    return pd.DataFrame(rows, columns=["method", "ledger", "budget", "flops", "val_loss", "low", "high"])

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
     run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
 
-    report = command("report", make_report, "tables, plots and index.html of stored runs")
+    report = command("report", make_report, "tables, plots and index.html of stored runs; of several experiments an overview too")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
     report.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
@@ -168,15 +168,8 @@ def run_experiment(options: argparse.Namespace) -> int:
 def make_report(options: argparse.Namespace) -> int:
     from growbench import report
 
-    folders = [path for path in sorted(options.folder.glob("*")) if any(path.glob("*/run.json"))]
-    if any(options.folder.glob("*/run.json")) or not folders:
-        folders = [options.folder]
-    elif options.out and len(folders) > 1:
-        raise UsageError(
-            f"--out: {options.folder} holds {len(folders)} experiments; name one of them: {', '.join(map(str, folders))}"
-        )
-    for folder in folders:
-        print(f"report: {report.make(folder, options.out, options.target_loss)}")
+    for page in report.make_all(options.folder, options.out, options.target_loss):
+        print(f"report: {page}")
     return 0
 
 

@@ -7,14 +7,17 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp, ttest_rel
 
-from growbench import analysis
+from growbench import analysis, profile
 from growbench.analysis import compare, cost_to_loss
 from growbench.config import UsageError
 from growbench.results import Run
+from growbench.statistics import interval, smallest_detectable
 
 CPU = {"device": "cpu", "name": "Some CPU", "threads": 2, "precision": "float32"}
 
@@ -133,7 +136,7 @@ def test_seeds_are_paired() -> None:
     runs += [run("ligo", curve((0, 4.0), (cost, 2.0)), seed) for seed, cost in ((0, 50), (1, 150))]
     found = row(compare(runs), "ligo")
     assert found["flops_saving_reuse"] == pytest.approx((0.5 + 0.25) / 2)
-    assert (found["flops_saving_reuse_low"], found["flops_saving_reuse_high"]) == pytest.approx((0.25, 0.5))
+    assert (found["flops_saving_reuse_low"], found["flops_saving_reuse_high"]) == interval([0.25, 0.5])
 
 
 def test_one_seed_has_no_interval_and_says_so() -> None:
@@ -215,12 +218,98 @@ def test_savings_are_below_one_and_fall_with_cost(cost: float, other: float) -> 
     assert (first >= second) == (cost <= other) or first == pytest.approx(second)
 
 
-@given(st.lists(st.floats(-2, 1), min_size=2, max_size=5))
-def test_the_interval_holds_the_mean_and_stays_inside_the_seeds(values: list[float]) -> None:
-    low, high = analysis.interval(values)
-    mean = sum(values) / len(values)
-    assert min(values) - 1e-9 <= low <= mean + 1e-9
-    assert mean - 1e-9 <= high <= max(values) + 1e-9
+def test_noise_around_a_known_saving_is_inside_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(60):
+        costs = 100 * rng.normal([[1.0], [0.6]], 0.03, size=(2, 3))
+        runs = [scratch(seed, cost) for seed, cost in enumerate(costs[0])]
+        found = row(compare([*runs, *(ligo(cost, seed) for seed, cost in enumerate(costs[1]))]), "ligo")
+        inside.append(found["flops_saving_reuse_low"] <= 0.4 <= found["flops_saving_reuse_high"])
+    assert np.mean(inside) >= 0.9
+
+
+# Tests and the noise floor
+
+
+def ligo(cost: float, seed: int = 0, method: str = "ligo", **changes: Any) -> Run:
+    return run(method, curve((0, 6.0), (cost, 2.0)), seed, **changes)
+
+
+def test_p_values_are_paired_and_corrected_by_hand() -> None:
+    costs = {"good": (40, 50, 45), "fair": (60, 80, 70), "vain": (90, 120, 95)}
+    runs = [scratch(seed) for seed in range(3)]
+    runs += [ligo(cost, seed, method, source=10.0) for method in costs for seed, cost in enumerate(costs[method])]
+    comparison = compare(runs)
+    saved = {method: 1 - np.array(spent) / 100 for method, spent in costs.items()}
+    against = {"good": "fair", "fair": "good", "vain": "good"}
+    for column, raw in {
+        "flops_p_scratch_reuse": {method: ttest_1samp(saved[method], 0).pvalue for method in costs},
+        "flops_p_scratch_build": {method: ttest_1samp(saved[method] - 0.1, 0).pvalue for method in costs},
+        "flops_p_best_reuse": {method: ttest_rel(saved[method], saved[against[method]]).pvalue for method in costs},
+        "flops_p_best_build": {method: ttest_rel(saved[method], saved[against[method]]).pvalue for method in costs},
+    }.items():
+        smallest, middle, largest = sorted(raw, key=lambda method: raw[method])
+        expected = {smallest: 3 * raw[smallest]}
+        expected[middle] = max(2 * raw[middle], expected[smallest])
+        expected[largest] = max(raw[largest], expected[middle])
+        assert {method: row(comparison, method)[column] for method in costs} == pytest.approx(
+            {method: min(p, 1) for method, p in expected.items()}
+        )
+        assert math.isnan(row(comparison, "scratch")[column])
+
+
+def test_what_missed_the_target_in_a_seed_is_neither_tested_nor_a_rival() -> None:
+    runs = [scratch(seed) for seed in range(3)]
+    runs += [ligo(cost, seed, "sure") for seed, cost in enumerate((50, 60, 55))]
+    runs += [ligo(cost, seed, "lucky") for seed, cost in enumerate((10, 11, 12))]
+    runs[-1] = ligo(12, 2, "lucky", status="failed", final_val_loss=None)
+    comparison = compare(runs)
+    for against in ("scratch", "best"):
+        assert math.isnan(row(comparison, "lucky")[f"flops_p_{against}_reuse"])
+    found = row(comparison, "sure")
+    assert math.isnan(found["flops_p_best_reuse"])
+    assert found["flops_p_scratch_reuse"] == pytest.approx(ttest_1samp([0.5, 0.4, 0.45], 0).pvalue)  # alone: no correction
+
+
+def test_a_control_is_tested_but_no_rival() -> None:
+    runs = [scratch(seed) for seed in range(3)]
+    whole = [phase("train", {"train": 10.0})]
+    for name, costs, changes in (
+        ("control", (20, 30, 25), {"phases": whole}),
+        ("best", (50, 60, 55), {"source": 10.0}),
+        ("other", (70, 90, 75), {"source": 10.0}),
+    ):
+        runs += [ligo(cost, seed, name, **changes) for seed, cost in enumerate(costs)]
+    comparison = compare(runs)
+    assert comparison.where("control") == ["control"]
+    beyond = {"control": (30, 30, 30), "best": (20, 30, 20), "other": (-20, -30, -20)}  # control: over best, always as much
+    assert row(comparison, "control")["flops_p_best_reuse"] == 0
+    raw = ttest_1samp(beyond["best"], 0).pvalue
+    assert row(comparison, "best")["flops_p_best_reuse"] == row(comparison, "other")["flops_p_best_reuse"]
+    assert row(comparison, "best")["flops_p_best_reuse"] == pytest.approx(2 * raw)
+
+
+def test_one_seed_has_no_p_value_and_no_noise_floor() -> None:
+    comparison = compare([scratch(), ligo(50), ligo(60, method="other")])
+    assert comparison.savings.filter(like="flops_p_").isna().all(axis=None)
+    assert not any("Noise floor" in note for note in comparison.notes)
+
+
+def test_the_noise_floor_in_closed_form() -> None:
+    # linear from 6, so that the worst final loss, 2.2, is passed after (6 - 2.2) / (6 - final) of the budget
+    finals = (1.8, 2.0, 2.2)
+    runs = [scratch(seed, final=final) for seed, final in enumerate(finals)]
+    costs = np.array([3.8 / (6 - final) for final in finals])
+    deviation = math.sqrt(2) * np.std(costs / costs.mean(), ddof=1)
+    assert analysis.detectable_saving(runs) == pytest.approx(smallest_detectable(deviation, 3))
+    (note,) = (note for note in compare(runs).notes if "Noise floor" in note)
+    assert "varies by 0.2000 (standard deviation over 3 seeds)" in note
+    assert f"a saving must be about {100 * smallest_detectable(deviation, 3):.1f} % or more to be found" in note
+
+
+def test_noise_that_hides_every_saving_is_said_to() -> None:
+    assert any("no saving can be told from noise" in note for note in compare([scratch(0, final=1.0), scratch(1)]).notes)
 
 
 # Curves and costs
@@ -286,7 +375,6 @@ def test_phases_in_order_beside_a_step_of_scratch() -> None:
     assert table["flops_per_step"].tolist() == [10, 12, 4, 12, 10]
     assert table["share_of_scratch"].tolist() == pytest.approx([1, 1.2, 0.4, 1.2, 1])
     assert table["teacher"].tolist()[3] == 2 and table["overhead"].tolist()[4] == 2 and table["teacher"].isna().sum() == 4
-    assert table["output_change"].isna().tolist() == [True, False, False, True, False]
 
 
 def test_phases_are_those_of_the_first_seed_that_finished() -> None:
@@ -300,7 +388,101 @@ def test_phases_are_those_of_the_first_seed_that_finished() -> None:
 def test_phases_of_older_runs_are_blank() -> None:
     table = analysis.phases(compare([scratch()]))
     assert table["steps"].tolist() == [10, 0]
-    assert table[["phase", "flops_per_step", "share_of_scratch", "train", "output_change"]].isna().all(axis=None)
+    assert table[["phase", "flops_per_step", "share_of_scratch", "train"]].isna().all(axis=None)
+
+
+def test_growth_of_every_finished_seed() -> None:
+    taken = {
+        "loss_before": 4.0,
+        "loss_after": 5.0,
+        "first_step": 1,
+        "duplicates": 0.5,
+        "duplicates_end": 0.0,
+        "optimizer": "kept",
+    }
+    phases = [phase("small", {"train": 4.0}, loss_before=None), phase("large", {"train": 10.0}, 0.25, **taken)]
+    rows = curve((0, 6.0), (10, 4.0), (10, 5.0), (20, 4.5), (30, 4.0), (50, 2.0))
+    runs = [run("grown", rows, seed, phases=phases) for seed in (0, 1)]
+    runs.append(run("grown", rows, 2, phases=phases, status="failed", final_val_loss=None))
+    old = run("old", rows, phases=[phase("small", {"train": 4.0}), phase("large", {"train": 10.0}, 0.5)])
+    table = analysis.growth(compare([*(scratch(seed) for seed in range(3)), *runs, old]))
+    assert table[["method", "seed", "phase"]].to_numpy().tolist() == [
+        ["grown", 0, "large"],
+        ["grown", 1, "large"],
+        ["old", 0, "large"],
+    ]
+    found = table.iloc[0].to_dict()
+    assert found == {"method": "grown", "seed": 0, "phase": "large", "output_change": 0.25, "steps_to_recover": 3} | {
+        key: value for key, value in taken.items() if key != "first_step"
+    }
+    assert table.iloc[2][["loss_before", "loss_after", "steps_to_recover", "duplicates", "optimizer"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "steps"),
+    [
+        (4.0, 4.0, 0),  # at once
+        (4.5, 5.0, 2),  # at step 5, from step 3
+        (3.0, 5.0, 3),  # in the next phase
+        (1.0, 5.0, math.inf),  # never
+        (None, None, math.nan),  # not recorded
+    ],
+)
+def test_steps_to_recover(before: float | None, after: float | None, steps: float) -> None:
+    steps_and_losses = [(0, 6.0), (3, 4.0), (3, after or 5.0), (4, 4.8), (5, 4.5), (5, 4.9), (6, 2.5)]
+    rows = [{"step": step, "val_loss": loss} for step, loss in steps_and_losses]
+    grown = Run(Path("grown-seed0"), {}, rows)
+    found = analysis.steps_to_recover(grown, {"loss_before": before, "loss_after": after, "first_step": 3})
+    assert found == pytest.approx(steps, nan_ok=True)
+
+
+def test_amortised_savings_go_from_the_build_to_the_reuse_value() -> None:
+    runs = [scratch(0), scratch(1)]
+    runs += [run("grown", curve((0, 4.0), (cost, 2.0)), seed, source=30.0) for seed, cost in ((0, 40), (1, 60))]
+    runs += [run("staged", curve((0, 6.0), (80, 2.0)), seed) for seed in (0, 1)]
+    runs += [run("slow", curve((0, 6.0), (80, 2.5)), seed) for seed in (0, 1)]
+    comparison = compare(runs)
+    table = analysis.amortised(comparison).set_index(["method", "targets"])
+    assert set(table.index.get_level_values("method")) == {"grown", "staged"}
+    assert table.loc[("grown", 1), "saving"] == pytest.approx(row(comparison, "grown")["flops_saving_build"]) == 0.2
+    assert table.loc[("grown", math.inf), "saving"] == pytest.approx(row(comparison, "grown")["flops_saving_reuse"]) == 0.5
+    assert table.loc[("grown", 3), ["saving", "low", "high"]].tolist() == pytest.approx([0.4, 0.3, 0.5])  # 1 - (cost + 10) / 100
+    assert table.loc["staged", "saving"].to_numpy() == pytest.approx(0.2)
+
+
+def counted(name: str, steps: int, each: float | None, **changes: Any) -> dict[str, Any]:
+    return phase(name, {"train": 10.0}, steps=steps, paper_flops_per_step=each, **changes)
+
+
+def test_the_papers_counter_goes_along_the_run_to_its_crossing() -> None:
+    """Scratch: 10 steps of 7. Grown: 4 small steps of 2, then steps of 7, of which it takes half a step to 2.0."""
+    rows = [
+        {**entry, "step": step}
+        for entry, step in zip(curve((0, 6.0), (8, 4.0), (8, 3.0), (18, 1.0), (60, 0.5)), (0, 4, 4, 5, 9), strict=True)
+    ]
+    phases = [counted("small", 4, 2), counted("large", 5, 7)]
+    runs = [scratch(phases=[counted("train", 10, 7)]), run("grown", rows, phases=phases)]
+    found = row(compare(runs), "grown")
+    assert found["flops_saving_reuse"] == pytest.approx(1 - 13 / 100)
+    assert found["flops_saving_paper_counter"] == pytest.approx(1 - (4 * 2 + 0.5 * 7) / 70)
+    runs.append(run("late", rows, phases=[*phases, counted("unknown", 5, None)]))
+    runs.append(run("unknown", rows, phases=[counted("small", 4, None), phases[1]]))
+    runs.append(run("slow", curve((0, 6.0), (300, 2.5)), phases=phases))
+    runs.append(run("old", rows))
+    comparison = compare(runs)
+    assert row(comparison, "late")["flops_saving_paper_counter"] == found["flops_saving_paper_counter"]  # it crossed before
+    assert all(
+        math.isnan(row(comparison, method)["flops_saving_paper_counter"]) for method in ("scratch", "unknown", "slow", "old")
+    )
+
+
+def test_the_papers_counter_of_a_target_by_hand_is_measured_against_scratchs_way_to_it() -> None:
+    """Scratch is there after one of its two steps, grown after two thirds of its one step."""
+    runs = [
+        run("scratch", curve((0, 6.0), (50, 4.0), (100, 2.0)), phases=[counted("train", 2, 7)]),
+        run("grown", curve((0, 6.0), (50, 3.0)), phases=[counted("train", 1, 7)]),
+    ]
+    assert row(compare(runs, target_loss=4.0), "grown")["flops_saving_paper_counter"] == pytest.approx(1 / 3)
 
 
 def test_what_has_no_trained_small_model_behind_it_is_a_control() -> None:
@@ -341,6 +523,65 @@ def test_accuracy_is_averaged_over_the_finished_seeds() -> None:
     assert found["val_accuracy_low"].tolist() == pytest.approx([0.4, 0.5])
     assert found["val_accuracy_high"].tolist() == pytest.approx([0.6, 0.7])
     assert not compare([scratch()]).has_accuracy and "val_accuracy" not in analysis.mean_curves(compare([scratch()]))
+
+
+# Several experiments
+
+
+def cheap(cost: float) -> Run:
+    return run("cheap", curve((0, 6.0), (cost, 2.0)), source=10.0)
+
+
+def experiments() -> dict[str, analysis.Comparison]:
+    """Cost to target: scratch 100 throughout; cheap 50, 25, missed; even 60, 100, 80. The source, of cheap alone, costs 10."""
+    missed = run("cheap", curve((0, 6.0), (300, 2.5)), source=10.0)
+    cheaps, evens = (cheap(50), cheap(25), missed), (60, 100, 80)
+    return {
+        f"e{number}": compare([scratch(), found, run("even", curve((0, 6.0), (cost, 2.0)))])
+        for number, (found, cost) in enumerate(zip(cheaps, evens, strict=True))
+    }
+
+
+def test_profiles_by_hand() -> None:
+    table = profile.savings(experiments())
+    assert table["experiment"].tolist() == ["e0"] * 3 + ["e1"] * 3 + ["e2"] * 3
+    ratios = table.pivot(index="method", columns="experiment", values="to_best_reuse")
+    assert ratios.loc["cheap"].tolist() == [1, 1, math.inf]
+    assert ratios.loc["even"].tolist() == pytest.approx([1.2, 4, 1])
+    assert ratios.loc["scratch"].tolist() == pytest.approx([2, 4, 1.25])
+    found = profile.profiles(table).set_index(["method", "ledger"])
+    thirds = {
+        ("cheap", "reuse"): [(1, 2), (4, 2)],
+        ("even", "reuse"): [(1, 1), (1.2, 2), (4, 3)],
+        ("scratch", "reuse"): [(1, 0), (1.25, 1), (2, 2), (4, 3)],
+        ("even", "build"): [(1, 2), (100 / 35, 3), (4, 3)],  # cheap now costs 60 and 35
+    }
+    for key, steps in thirds.items():
+        rows = found.loc[[key]]
+        assert rows["tau"].tolist() == pytest.approx([tau for tau, _ in steps])
+        assert rows["share"].tolist() == pytest.approx([count / 3 for _, count in steps])
+
+
+def test_the_geometric_mean_of_costs_over_scratchs() -> None:
+    means = profile.mean_ratios(profile.savings(experiments())).set_index("method")
+    assert means.loc["even", "to_scratch_reuse"] == pytest.approx((0.6 * 1 * 0.8) ** (1 / 3))
+    assert means.loc["scratch"].tolist() == [3, 1, 1]
+    assert means.loc["cheap", ["to_scratch_reuse", "to_scratch_build"]].isna().all()
+    reached = {name: found for name, found in experiments().items() if name != "e2"}
+    means = profile.mean_ratios(profile.savings(reached)).set_index("method")
+    assert means.loc["cheap"].tolist() == pytest.approx([2, math.sqrt(0.5 * 0.25), math.sqrt(0.6 * 0.35)])
+
+
+def test_shares_are_those_of_methods_that_were_run_everywhere() -> None:
+    comparisons = experiments() | {"e3": compare([scratch(), run("even", curve((0, 6.0), (50, 2.0)))])}
+    table = profile.savings(comparisons)
+    assert profile.everywhere(table) == ["scratch", "even"]
+    assert set(profile.profiles(table)["method"]) == {"scratch", "even"}
+
+
+def test_a_model_that_meets_the_target_as_it_is_grown_costs_nothing_and_is_the_best() -> None:
+    table = profile.savings({"e": compare([scratch(), run("free", curve((0, 1.0), (50, 0.5)))])}).set_index("method")
+    assert table["to_best_reuse"].to_dict() == {"scratch": math.inf, "free": 1}
 
 
 # The results folder

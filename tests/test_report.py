@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -17,9 +19,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from growbench import analysis, registry, report
+from growbench import analysis, registry, report, results
 from growbench.config import UsageError
-from growbench.report import plots, units
+from growbench.report import drawing, overview, page, plots, units
 
 STEPS, STEP_FLOPS, STEP_SECONDS = 400, 4.2e10, 0.031
 # What growth does, as (steps on the small model, its cost there, operator steps, training that growth is worth).
@@ -29,7 +31,7 @@ METHODS = {
     "bert2bert": (0, 1.0, 0, 0.30),
     "ligo": (0, 1.0, 20, 0.38),
 }
-TEXT_PLOTS = [name for name in plots.PLOTS if name != "accuracy_vs_flops"]
+TEXT_PLOTS = [name for name in plots.PLOTS if name not in ("accuracy_vs_flops", "ladder")]
 
 
 def write_results(folder: Path, seeds: int, methods: dict[str, tuple[int, float, int, float]] = METHODS) -> Path:
@@ -42,20 +44,25 @@ def write_results(folder: Path, seeds: int, methods: dict[str, tuple[int, float,
 
 
 def write_run(
-    folder: Path, method: str, seed: int, small: int, small_cost: float, operator: int, gain: float, noise: np.random.Generator
-) -> None:
+    folder: Path, method: str, seed: int, small: int, small_cost: float, operator: int, gain: float, noise: np.random.Generator,
+    budget: float = 1.0,
+) -> None:  # fmt: skip
+    length = round(STEPS * budget)
+    small = round(small * budget)
     head_start = gain + noise.normal(0, 0.02)
     pace = noise.uniform(0.95, 1.1) * STEP_SECONDS
     rows: list[dict] = []
     flops = seconds = 0.0
-    plan = [("operator", operator, 1.5, False), ("small", small, small_cost, False), ("train", STEPS - small, 1.0, True)]
-    phases, step = [], 0
+    plan = [("operator", operator, 1.5, False), ("small", small, small_cost, False), ("train", length - small, 1.0, True)]
+    grown = method not in ("scratch", "source", "stackbert")
+    phases, step, before = [], 0, 5.2 if grown else None
     for name, steps, cost, scored in plan:
         if not steps:
             continue
         for done in range(0, steps + 1, 4):
-            share = (step + done) / STEPS
-            loss = 4.88 + 2.72 * (1 - share) ** 1.3 * math.exp(-3.2 * share - 3.4 * head_start * (scored or name == "operator"))
+            share = (step + done) / length
+            loss = 4.88 + 0.3 * (1 - budget)
+            loss += 2.72 * (1 - share) ** 1.3 * math.exp(-3.2 * share - 3.4 * head_start * (scored or name == "operator"))
             loss += 0.25 * (name == "small") * share - 0.22 * head_start * share * scored + noise.normal(0, 0.006)
             rows.append(
                 {
@@ -69,14 +76,17 @@ def write_run(
                 "name": name, "scored": name != "operator", "target_sized": name != "small", "first_step": step, "steps": steps,
                 "flops_per_step": {"train" if scored or name == "small" else "operator": cost * STEP_FLOPS},
                 "median_step_seconds": 0.98 * cost * pace, "growth_flops": 0.0, "output_change": 0.5 if step else None,
+                "paper_flops_per_step": round(0.7 * cost * STEP_FLOPS), "optimizer": "new",
+                "loss_before": before, "loss_after": rows[-1 - steps // 4]["val_loss"],
+                "duplicates": None if name == "small" else 0.5, "duplicates_end": None if name == "small" else 0.125,
             }
         )  # fmt: skip
+        before = rows[-1]["val_loss"]
         flops, seconds = rows[-1]["flops"], rows[-1]["seconds"]
         step += 0 if name == "operator" else steps
-    grown = method not in ("scratch", "source", "stackbert")
     source = 0.35 * STEPS * STEP_FLOPS * grown
     spent_by_operator = operator * 1.5 * STEP_FLOPS
-    path = folder / f"{method.replace('/', '_')}-seed{seed}"
+    path = folder / results.name(method.replace("/", "_"), seed, budget)
     path.mkdir(parents=True)
     (path / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     record = {
@@ -90,11 +100,11 @@ def write_run(
             "seconds": {"source": source / STEP_FLOPS * pace, "growth": 0.02 * grown, "operator": operator * 1.5 * pace,
                         "train": seconds - operator * 1.5 * pace, "evaluation": 1.5, "overhead": 0.8},
         },
-        "final_val_loss": rows[-1]["val_loss"], "steps": STEPS, "tokens": STEPS * 2048, "parameters": 1_058_304,
+        "final_val_loss": rows[-1]["val_loss"], "steps": length, "tokens": length * 2048, "parameters": 1_058_304,
         "peak_memory_bytes": 523_000_000, "phases": phases, "versions": {"torch": "2.14.1", "python": "3.11.2"},
         "hardware": {"device": "cpu", "name": "Some CPU", "threads": 2, "precision": "float32"},
         "data": {"name": "wikipedia-sample", "fingerprint": "a53f4648", "train_tokens": 700_000, "validation_tokens": 40_000},
-        "error": None,
+        "error": None, "budget": budget, "inherited": None if budget == 1 else {"flops": 0.3 * flops, "seconds": 0.3 * seconds},
     }  # fmt: skip
     (path / "run.json").write_text(json.dumps(record))
 
@@ -147,7 +157,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_is_there(made: Path) -> None:
-    expected = {"index.html", "savings.md", "savings_by_seed.csv", "phases.csv"}
+    expected = {"index.html", "savings.md", "savings_by_seed.csv", "phases.csv", "growth.csv"}
     expected |= {f"{name}.{kind}" for name in TEXT_PLOTS for kind in ("png", "svg", "csv")}
     assert {path.name for path in made.iterdir()} == expected
     assert all(path.stat().st_size for path in made.iterdir())
@@ -204,20 +214,21 @@ def test_the_same_runs_give_the_same_bytes(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_method_keeps_its_colour(made: Path) -> None:
-    looks = plots.looks(METHODS)
-    assert looks == plots.looks(reversed(METHODS))
-    alone = plots.looks(["ligo", "my_plugin"])
+    looks = drawing.looks(METHODS)
+    assert looks == drawing.looks(reversed(METHODS))
+    alone = drawing.looks(["ligo", "my_plugin"])
     assert alone["ligo"] == looks["ligo"] and alone["my_plugin"] not in looks.values()
     page = (made / "index.html").read_text(encoding="utf-8")
     for method in ("scratch", "bert2bert", "ligo"):
         assert f'style="color:{looks[method].colour}">{looks[method].glyph}</span>{method}' in page
         for name in TEXT_PLOTS:
-            drawing = (made / f"{name}.svg").read_text(encoding="utf-8")
-            assert looks[method].colour.lower() in drawing.lower(), (method, name)
+            figure = (made / f"{name}.svg").read_text(encoding="utf-8")
+            if name != "amortised" or method != "scratch":
+                assert looks[method].colour.lower() in figure.lower(), (method, name)
 
 
 def test_many_methods_look_different() -> None:
-    looks = plots.looks(["scratch", *(f"method{number}" for number in range(40))])
+    looks = drawing.looks(["scratch", *(f"method{number}" for number in range(40))])
     assert len(set(looks.values())) == len(looks)
 
 
@@ -240,7 +251,7 @@ def lab(colour: str, vision: Any) -> np.ndarray:
 
 
 def test_built_in_methods_are_told_apart_by_the_colour_blind() -> None:
-    looks = plots.looks(registry.built_in())
+    looks = drawing.looks(registry.built_in())
     assert len(looks) >= 12 and len(set(looks.values())) == len(looks)
     for one, other in itertools.combinations(looks.values(), 2):
         if one.marker == other.marker:
@@ -250,31 +261,37 @@ def test_built_in_methods_are_told_apart_by_the_colour_blind() -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> analysis.Comparison:
-    """All built-in methods and a plugin with a long name, on images, all with almost the same curves."""
+    """All built-in methods and a plugin with a long name, on images, all with almost the same curves, at two budgets."""
     folder = tmp_path_factory.mktemp("many")
     for index, method in enumerate(sorted({*registry.built_in(), "a_plugin_whose_name_is_long"})):
-        write_run(folder, method, 0, *METHODS["bert2bert"], noise=np.random.default_rng(index))
+        for budget in (0.5, 1):
+            write_run(folder, method, 0, *METHODS["bert2bert"], noise=np.random.default_rng(index), budget=budget)
     change(folder / "ligo-seed0", keeps_source=True)
     return analysis.analyse(of_images(folder))
 
 
-@pytest.mark.parametrize("width", [plots.WIDE, plots.NARROW])
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("name", plots.PLOTS)
 def test_labels_of_many_methods_neither_overlap_nor_leave_the_figure(many: analysis.Comparison, name: str, width: float) -> None:
     plot = plots.PLOTS[name]
-    with style.context(["default", plots.PARAMETERS]):
+    with style.context(["default", drawing.PARAMETERS]):
         figure = plot.draw(many, plot.data(many), width)
-        boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts(figure)]
-    labels = [label for label, _ in boxes]
+        labels = assert_texts_fit(figure)
     for method in many.methods:
         if (name, method) != ("savings", "scratch"):
-            assert plots.brief(many.label(method)) in labels
+            assert drawing.brief(many.label(method)) in labels
+
+
+def assert_texts_fit(figure: Figure) -> list[str]:
+    """What is written in a figure neither overlaps nor leaves it."""
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in texts(figure)]
     for label, box in boxes:
         assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0 and box.y1 <= figure.bbox.height, label
     for (one, box), (other, its) in itertools.combinations(boxes, 2):
         lines = 0.25 * min(box.height, its.height)  # boxes hold room for accents and descenders
         overlap = min(box.x1, its.x1) > max(box.x0, its.x0) and min(box.y1, its.y1) > max(box.y0, its.y0) + lines
         assert not overlap, (one, other)
+    return [label for label, _ in boxes]
 
 
 def test_a_text_experiment_has_no_accuracy(made: Path) -> None:
@@ -306,7 +323,7 @@ def test_phases_show_where_the_work_is(made: Path) -> None:
     assert list(table.loc["stackbert"].index) == ["small", "train"]
     assert table.loc[("stackbert", "small"), "share_of_scratch"] == pytest.approx(0.4)
     assert table.loc[("ligo", "operator"), "operator"] == 1.5 * STEP_FLOPS
-    assert math.isnan(table.loc[("ligo", "operator"), "train"]) and table.loc[("stackbert", "train"), "output_change"] == 0.5
+    assert math.isnan(table.loc[("ligo", "operator"), "train"])
     page = (made / "index.html").read_text(encoding="utf-8")
     assert re.search(
         r'>ligo</th></tr><tr><td data-head="phase">operator</td>.*?data-head="of scratch&#x27;s step">1.50</td>', page
@@ -338,7 +355,7 @@ def test_controls_and_kept_sources_are_marked(tmp_path: Path) -> None:
     page, table = ((out / name).read_text(encoding="utf-8") for name in ("index.html", "savings.md"))
     note = "keeps its source: the final model contains the small one and is larger than the target"
     assert page.count(note) == 1 and table.count(note) == 1
-    assert re.findall(r">([^<>]*)<span class=\"tag\">control", page) == ["bert2bert"] * 2  # savings and phases
+    assert re.findall(r">([^<>]*)<span class=\"tag\">control", page) == ["bert2bert"] * 3  # savings, growth and phases
     assert ">ligo†</td>" in page and "| ligo† |" in table and "| bert2bert (control) |" in table
     assert "stackbert†" not in page and "scratch†" not in page
     assert "The best control, bert2bert, needs" in page and "bert2bert meets" not in page
@@ -351,8 +368,8 @@ def test_without_marks_there_are_no_footnotes(made: Path) -> None:
 
 def test_cells_carry_their_heads_for_narrow_screens(made: Path) -> None:
     page = (made / "index.html").read_text(encoding="utf-8")
-    cells = re.findall(r"<td(?: [^>]*)?>", page)
-    assert sum("data-head" not in cell for cell in cells) == len(METHODS)  # the names in the savings table
+    for row in re.findall("<tr>(<td.*?)</tr>", page):
+        assert all("data-head" in cell for cell in re.findall(r"<td(?: [^>]*)?>", row)[1:]), row
     assert 'data-head="FLOPs saved, build"' in page and 'data-head="time saved, reuse"' in page
 
 
@@ -362,6 +379,250 @@ def test_the_committed_report_is_what_its_runs_give(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {path.name for path in (folder / "report").iterdir()}
     for name in ("savings.md", "phases.csv"):
         assert (out / name).read_bytes() == (folder / "report" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a ladder: two seeds at three budgets; stackbert misses the target in one seed, ligo is ahead at once."""
+    folder = write_results(tmp_path_factory.mktemp("climbed"), 2)
+    for index, (method, shape) in enumerate(METHODS.items()):
+        for seed, budget in itertools.product(range(2), (0.4, 0.7)):
+            write_run(folder, method, seed, *shape, noise=np.random.default_rng([index, seed, int(10 * budget)]), budget=budget)
+    change(folder / "stackbert-seed1", final_val_loss=5.5)
+    for seed in range(2):
+        change(folder / f"ligo-seed{seed}-budget0.4", final_val_loss=4.5)
+        change(folder / f"ligo-seed{seed}-budget0.7", final_val_loss=4.4)
+    return report.make(folder).parent
+
+
+def rows_of(page: str, table: str) -> dict[str, dict[str, str]]:
+    """What a table with groups of columns says, by its first cells and by the heads that narrow screens show."""
+    (body,) = re.findall(f'<table id="{table}">.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+    found = {}
+    for row in re.findall("<tr>(.*?)</tr>", body):
+        name = re.sub("<.*?>|[●■▲]", "", re.findall("<td>(.*?)</td>", row)[0])
+        cells = re.findall('data-head="(.*?)">(.*?)</td>', row)
+        found[name] = {head: re.sub("<.*?>", " ", cell).strip() for head, cell in cells}
+    return found
+
+
+def test_the_ladder_stands_beside_the_single_budget(climbed: Path) -> None:
+    page = (climbed / "index.html").read_text(encoding="utf-8")
+    rows = rows_of(page, "ladder-table")
+    assert set(rows) == set(METHODS) and set(rows["scratch"].values()) == {"reference"}
+    single, ladder = (pd.read_csv(climbed / f"{name}.csv").set_index("method") for name in ("savings", "ladder_savings"))
+    for ledger in ("reuse", "build"):
+        column = f"flops_saving_{ledger}"
+        cells = [rows["bert2bert"][f"FLOPs saved, {ledger}: {protocol}"] for protocol in ("single", "ladder")]
+        for cell, table in zip(cells, (single, ladder), strict=True):
+            ends = [units.percent(table.loc["bert2bert", column + end]) for end in ("", "_low", "_high")]
+            assert cell == f"{ends[0]} ({ends[1][:-2]} to {ends[2][:-2]})"
+        assert rows["ligo"][f"FLOPs saved, {ledger}: ladder"].startswith("≥ ")
+        assert rows["stackbert"][f"time saved, {ledger}: ladder"] == "not reached (1 of 2)"
+
+
+def test_the_ladder_says_what_was_charged_and_what_was_spent(climbed: Path) -> None:
+    """Runs below the full budget inherited 0.3 of what they were charged."""
+    runs = pd.read_csv(climbed / "ladder_by_seed.csv")
+    assert len(runs) == 4 * 2 * 3
+    charged = runs["flops_reuse"].sum()
+    spent = charged - 0.3 * runs.loc[runs["budget"] < 1, "flops_reuse"].sum()
+    page = (climbed / "index.html").read_text(encoding="utf-8")
+    assert f"The 24 runs of the ladder were charged {charged / 1e12:.0f} TFLOP in all" in page
+    assert f"really spent were {spent / 1e12:.0f} TFLOP" in page
+
+
+def test_the_ladder_is_drawn_in_both_ledgers(climbed: Path, made: Path) -> None:
+    curve = pd.read_csv(climbed / "ladder.csv")
+    runs = pd.read_csv(climbed / "ladder_by_seed.csv")
+    ligo = runs[(runs["method"] == "ligo") & (runs["budget"] == 0.7)]
+    for ledger in ("reuse", "build"):
+        (found,) = analysis.records(curve[(curve["method"] == "ligo") & (curve["budget"] == 0.7) & (curve["ledger"] == ledger)])
+        assert found["flops"] == pytest.approx(ligo[f"flops_{ledger}"].mean())
+    assert (curve["low"] <= curve["val_loss"]).all() and (curve["val_loss"] <= curve["high"]).all()
+    assert (climbed / "ladder.png").stat().st_size and (climbed / "ladder.svg").stat().st_size
+    assert '<figure id="ladder">' in (climbed / "index.html").read_text(encoding="utf-8")
+    assert "ladder-table" not in re.sub(
+        "<style>.*?</style>", "", (made / "index.html").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert not list(made.glob("ladder*"))
+
+
+def test_the_papers_figures_stand_beside_ours_by_counter(made: Path) -> None:
+    rows = rows_of((made / "index.html").read_text(encoding="utf-8"), "papers")
+    table = pd.read_csv(made / "savings.csv").set_index("method")
+    assert list(rows) == ["ligo"]
+    ligo = rows["ligo"]
+    assert ligo["FLOPs saved, our counter"].startswith(units.percent(table.loc["ligo", "flops_saving_reuse"]))
+    assert ligo["FLOPs saved, the paper&#x27;s counter"] == units.percent(table.loc["ligo", "flops_saving_paper_counter"])
+    assert ligo["FLOPs saved, the paper claims"] == units.percent(0.447)
+    assert ligo["time saved, the paper claims"] == units.percent(0.407)
+
+
+def test_growth_is_told_phase_by_phase(made: Path) -> None:
+    table = pd.read_csv(made / "growth.csv")
+    assert set(table["method"]) == {"stackbert", "bert2bert", "ligo"}
+    operator, train = (table[(table["method"] == "ligo") & (table["phase"] == phase)] for phase in ("operator", "train"))
+    assert operator["seed"].tolist() == [0, 1, 2] and set(operator["loss_before"]) == {5.2}
+    curve = [json.loads(line) for line in (made.parent / "ligo-seed0/curve.jsonl").read_text().splitlines()]
+    assert train["loss_before"].iloc[0] == [row["val_loss"] for row in curve if row["phase"] == "operator"][-1]
+    assert train["loss_after"].iloc[0] == next(row["val_loss"] for row in curve if row["phase"] == "train")
+    page = (made / "index.html").read_text(encoding="utf-8")
+    (section,) = re.findall('<table id="growth".*?</table>', page, re.DOTALL)
+    assert f'"loss before → after">{train["loss_before"].mean():.3f} → {train["loss_after"].mean():.3f}<' in section
+    assert f'"duplicates">{units.percent(0.5)} → {units.percent(0.125)}<' in section and '"optimizer">new<' in section
+    assert f'"steps to recover">{train["steps_to_recover"].mean():.0f}<' in section
+
+
+def test_a_loss_that_never_recovers_in_some_seed_is_a_dash(tmp_path: Path) -> None:
+    folder = write_results(tmp_path, 2, {method: METHODS[method] for method in ("scratch", "bert2bert")})
+    path = folder / "bert2bert-seed1"
+    (phase,) = json.loads((path / "run.json").read_text())["phases"]
+    change(path, phases=[{**phase, "loss_before": 1.0}])
+    assert '"steps to recover">–<small>(1 of 2)' in report.make(folder).read_text(encoding="utf-8")
+
+
+def test_tests_are_shown_where_there_are_any(made: Path) -> None:
+    comparison = analysis.analyse(made.parent)
+    p = {"flops_p_scratch_reuse": [math.nan, 0.0004, 0.0123, math.nan], "flops_p_scratch_build": [math.nan, 0.2, 1.0, math.nan]}
+    p |= {"flops_p_best_reuse": [math.nan] * 4, "flops_p_best_build": [math.nan] * 4}
+    tested = dataclasses.replace(comparison, savings=comparison.savings.assign(**p))
+    rows = rows_of(page.html(tested, {}), "tests")
+    assert {method: list(cells.values()) for method, cells in rows.items()} == {
+        "bert2bert": ["&lt; 0.001", "0.200", "–", "–"],
+        "ligo": ["0.012", "1.000", "–", "–"],
+    }
+    untested = dataclasses.replace(comparison, savings=comparison.savings.assign(**{column: math.nan for column in p}))
+    assert 'id="tests"' not in page.html(untested, {})
+
+
+def test_amortised_ends_are_the_two_ledgers(made: Path) -> None:
+    table, savings = (pd.read_csv(made / f"{name}.csv") for name in ("amortised", "savings"))
+    assert set(table["method"]) == {"bert2bert", "ligo"}  # stackbert missed the target
+    for method, targets, ledger in itertools.product(("bert2bert", "ligo"), (1, math.inf), ("reuse", "build")):
+        if (targets == 1) == (ledger == "build"):
+            found = table[(table["method"] == method) & (table["targets"] == targets)]["saving"]
+            assert found.item() == pytest.approx(savings.set_index("method").loc[method, f"flops_saving_{ledger}"])
+
+
+# Several experiments
+
+
+def write_experiments(folder: Path, methods: list[list[str]]) -> Path:
+    """Experiments of one seed with these methods beside scratch."""
+    for number, names in enumerate(methods):
+        chosen = {method: METHODS.get(method, METHODS["ligo"]) for method in ("scratch", *names)}
+        write_results(folder / f"experiment {number}", 1, chosen)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The reports of three experiments; ligo was not run in one of them, and beside them lies what is no experiment."""
+    folder = tmp_path_factory.mktemp("several")
+    write_experiments(folder, [["ligo", "bert2bert"], ["bert2bert", "<b>"], ["ligo", "bert2bert"]])
+    change(folder / "experiment 0/ligo-seed0", keeps_source=True)
+    for name in ("tuning", "notes"):
+        (folder / name).mkdir()
+    return report.make_all(folder)
+
+
+def test_several_experiments_have_an_overview_with_links(several: list[Path]) -> None:
+    *pages, index = several
+    folder = index.parents[1]
+    assert pages == [folder / f"experiment {number}/report/index.html" for number in range(3)] and all(map(Path.is_file, pages))
+    assert index == folder / "report/index.html"
+    assert {path.name for path in index.parent.iterdir()} == {"index.html", "overview.csv", "mean_ratios.csv"} | {
+        f"performance_profile.{kind}" for kind in ("csv", "png", "svg")
+    }
+    text = index.read_text(encoding="utf-8")
+    links = [unquote(link) for link in re.findall('href="(.*?)"', text)]
+    assert [(index.parent / link).resolve() for link in links] == [page.resolve() for page in pages]
+    assert "<script" not in text and "<b>" not in text and "&lt;b&gt;" in text
+    assert "hence not shown: &lt;b&gt;, ligo†." in text
+    assert "keeps its source" in text
+
+
+def test_the_overview_holds_every_saving_in_both_ledgers(several: list[Path]) -> None:
+    text = several[-1].read_text(encoding="utf-8")
+    (section,) = re.findall(">bert2bert</th></tr>(.*?)<tr class", text)
+    rows = re.findall("<tr>.*?</tr>", section)
+    for index in several[:-1]:
+        saved = pd.read_csv(index.with_name("savings.csv")).set_index("method").loc["bert2bert"]
+        for ledger, row in zip(("reuse", "build"), rows, strict=True):
+            shown = units.percent(saved[f"flops_saving_{ledger}"])
+            assert f'"ledger">{ledger}<' in row and f'"{index.parents[1].name}">{shown}<' in row
+    table = pd.read_csv(several[-1].with_name("overview.csv"))
+    assert {("experiment 1", "<b>"), ("experiment 2", "ligo")} <= set(zip(table["experiment"], table["method"], strict=True))
+
+
+def test_what_cannot_be_compared_is_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_experiments(tmp_path, [["ligo"], ["ligo"], ["ligo"]])
+    fail(folder / "experiment 1/scratch-seed0")
+    for name in ("tuning", "notes"):
+        (folder / name).mkdir()
+    *pages, index = report.make_all(folder)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[2].partition(":")[0] for line in said] == ["experiment 1", "notes"]
+    assert len(pages) == 2 and not (index.parent / "performance_profile.svg").exists()  # two experiments are too few
+
+
+def test_one_experiment_is_reported_alone(tmp_path: Path) -> None:
+    folder = write_experiments(tmp_path / "results", [["ligo"]])
+    assert report.make_all(folder) == [folder / "experiment 0/report/index.html"]
+    assert report.make_all(folder / "experiment 0", tmp_path / "out") == [tmp_path / "out/index.html"]
+    assert not (folder / "report").exists()
+
+
+def test_several_experiments_elsewhere_and_refusals(tmp_path: Path) -> None:
+    folder = write_experiments(tmp_path / "results", [["ligo"], ["ligo"]])
+    pages = report.make_all(folder, tmp_path / "out")
+    assert pages == [tmp_path / "out" / name / "index.html" for name in ("experiment 0", "experiment 1", "")]
+    assert 'href="experiment%200/index.html"' in pages[-1].read_text(encoding="utf-8")
+    assert not list(folder.glob("**/report"))
+    with pytest.raises(UsageError, match="holds 2 experiments; name one"):
+        report.make_all(folder, target_loss=5.0)
+    for path in folder.glob("*/scratch-seed0"):
+        fail(path)
+    with pytest.raises(UsageError, match="nothing to compare"):
+        report.make_all(folder)
+    with pytest.raises(UsageError, match="no ended run"):
+        report.make_all(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
+def test_labels_of_the_performance_profile_fit(width: float) -> None:
+    """Thirteen methods whose lines all but coincide."""
+    labels = {
+        method: method for method in ["scratch", *sorted(set(registry.built_in()) - {"scratch"}), "a_plugin_with_a_long_name"]
+    }
+    rows = [
+        (method, ledger, tau, share)
+        for method in labels
+        for ledger in analysis.LEDGERS
+        for tau, share in ((1, 0), (2, 1), (4, 1))
+    ]
+    with style.context(["default", drawing.PARAMETERS]):
+        figure = overview.performance_profile(labels, pd.DataFrame(rows, columns=["method", "ledger", "tau", "share"]), width)
+        assert_texts_fit(figure)
+
+
+# What older runs, and broken ones, leave
+
+
+def test_runs_of_older_versions_leave_blank_what_they_did_not_record(tmp_path: Path) -> None:
+    folder = write_results(tmp_path, 1)
+    new = ("paper_flops_per_step", "optimizer", "loss_before", "loss_after", "duplicates", "duplicates_end")
+    for path in folder.iterdir():
+        record = json.loads((path / "run.json").read_text())
+        phases = [{key: value for key, value in phase.items() if key not in new} for phase in record["phases"]]
+        record = {key: value for key, value in record.items() if key not in ("budget", "inherited")}
+        (path / "run.json").write_text(json.dumps({**record, "phases": phases}))
+    out = report.make(folder).parent
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert rows_of(page, "papers")["ligo"]["FLOPs saved, the paper&#x27;s counter"] == "–"
+    assert "output change" in page and "steps to recover</th>" not in page
+    assert pd.read_csv(out / "growth.csv")["steps_to_recover"].isna().all()
 
 
 def test_runs_that_recorded_nothing_about_their_phases(tmp_path: Path) -> None:

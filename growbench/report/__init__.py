@@ -1,15 +1,24 @@
-"""The report of one experiment: index.html, savings.md, phases.csv, and every plot as PNG and SVG with its data.
+"""Reports: of one experiment a page with tables and figures; of several also an overview.
 
-The data of the plot of savings is savings.csv.
+Everything a page shows lies beside it: every table as CSV, every figure as PNG and SVG with its data as CSV. The data of the
+figure of savings is savings.csv.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
-from growbench import analysis
+from growbench import analysis, results
+from growbench.analysis import Comparison
 from growbench.config import UsageError
-from growbench.report import page, plots
+from growbench.progress import say
+from growbench.report import overview, page, plots
+
+NO_EXPERIMENTS = ("report", results.TUNING)  # folders among experiments, or among runs, that are neither
 
 
 def make(folder: Path, out: Path | None = None, target_loss: float | None = None) -> Path:
@@ -17,16 +26,71 @@ def make(folder: Path, out: Path | None = None, target_loss: float | None = None
 
     Raises UsageError when there is nothing to compare, or `out` cannot be written.
     """
-    comparison = analysis.analyse(folder, target_loss)
-    out = out or folder / "report"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    return _write(analysis.analyse(folder, target_loss), out or folder / "report")
+
+
+def make_all(folder: Path, out: Path | None = None, target_loss: float | None = None) -> list[Path]:
+    """The report of `folder`; if it holds several experiments, that of each one, and last their overview. Gives the pages.
+
+    `out` is then the overview's folder, and the experiments' reports are in folders there. Raises UsageError as `make` does.
+    """
+    folders = [path for path in sorted(folder.glob("*")) if path.is_dir() and path.name not in NO_EXPERIMENTS]
+    experiments = [path for path in folders if any(path.glob("*/run.json"))]
+    if any(folder.glob("*/run.json")) or not experiments:
+        return [make(folder, out, target_loss)]
+    if len(experiments) == 1:
+        return [make(experiments[0], out, target_loss)]
+    if target_loss is not None:
+        names = ", ".join(map(str, experiments))
+        raise UsageError(f"--target-loss: {folder} holds {len(experiments)} experiments; name one of them: {names}")
+    comparisons = _compare(folders)
+    pages = {
+        name: _write(comparison, out / name if out else folder / name / "report") for name, comparison in comparisons.items()
+    }
+    return [*pages.values(), _write_overview(comparisons, pages, out or folder / "report")]
+
+
+def _compare(folders: list[Path]) -> dict[str, Comparison]:
+    """The experiments by name; those that cannot be compared are named and left out. Raises UsageError if none can."""
+    comparisons = {}
+    for folder in folders:
+        try:
+            comparisons[folder.name] = analysis.analyse(folder)
+        except UsageError as error:
+            say(f"left out: {folder.name}: {error}")
+    if not comparisons:
+        raise UsageError(f"nothing to compare in {folders[0].parent}")
+    return comparisons
+
+
+def _write(comparison: Comparison, out: Path) -> Path:
+    with _writing(out):
         comparison.outcomes.to_csv(out / "savings_by_seed.csv", index=False)
         analysis.phases(comparison).to_csv(out / "phases.csv", index=False)
+        analysis.growth(comparison).to_csv(out / "growth.csv", index=False)
+        if not comparison.ladder.empty:
+            comparison.ladder.to_csv(out / "ladder_savings.csv", index=False)
+            comparison.rungs.to_csv(out / "ladder_by_seed.csv", index=False)
         (out / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
         images = plots.save(comparison, out)
         index = out / "index.html"
         index.write_text(page.html(comparison, images), encoding="utf-8")
+    return index
+
+
+def _write_overview(comparisons: Mapping[str, Comparison], pages: Mapping[str, Path], out: Path) -> Path:
+    with _writing(out):
+        links = {name: quote(Path(os.path.relpath(page, out)).as_posix()) for name, page in pages.items()}
+        index = out / "index.html"
+        index.write_text(overview.save(comparisons, links, out), encoding="utf-8")
+    return index
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Make the folder `out`. Raises UsageError if it cannot be made or written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise UsageError(f"cannot write the report to {out}: {error.strerror}; choose another folder with --out") from error
-    return index

@@ -1,92 +1,30 @@
-"""The page that a person reads: one HTML file that needs nothing else, and the savings as Markdown."""
+"""The page of one experiment, and its savings as Markdown."""
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+import pandas as pd
+
 from growbench import analysis, results
 from growbench.analysis import LEDGERS, SCRATCH, UNITS, Comparison
-from growbench.report import plots, units
+from growbench.report import drawing, parts, units
 from growbench.results import Run
 
-STYLE = """
-:root { color-scheme: light; --ink: #222; --soft: #5c5c5c; --rule: #ddd; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2.2rem 1.2rem 4rem; max-width: 72rem; background: #fff; color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .2rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.6rem 0 .4rem; }
-p { margin: .4rem 0 .8rem; max-width: 46rem; }
-.headline { font-size: 1.2rem; line-height: 1.45; margin: .8rem 0 1.2rem; }
-.soft, figcaption { color: var(--soft); font-size: .87rem; max-width: 52rem; }
-.note { border-left: 3px solid #E69F00; padding: .1rem 0 .1rem .8rem; margin: .5rem 0; max-width: 46rem; }
-.note { overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .36rem .5rem; text-align: right; white-space: nowrap; vertical-align: baseline; }
-td { border-bottom: 1px solid var(--rule); }
-thead th { font-weight: 600; border-bottom: 1px solid #888; vertical-align: bottom; white-space: normal; }
-thead tr.groups th { white-space: nowrap; }
-thead tr.groups th { text-align: left; border-bottom: 0; padding-bottom: 0; color: var(--soft); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; font-weight: 600; }
-th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
-th.group, td.group { border-left: 1px solid var(--rule); }
-td small { display: block; color: var(--soft); font-size: .92em; }
-th.text, td.text { text-align: left; }
-td.text { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; font-weight: 400; }
-.dot { display: inline-block; width: 1.3em; }
-.tag { border: 1px solid #999; border-radius: .7em; padding: 0 .45em; color: var(--soft); font-size: .85em; font-weight: 400; }
-td > .tag { display: block; width: max-content; margin: .1rem 0 0 1.5em; }
-th > .tag { margin-left: .6em; }
-#phases td:first-child { font-weight: 400; padding-left: 1.3em; }
-tr.method th { padding-top: .8rem; border-bottom: 1px solid #888; }
-summary { color: var(--soft); cursor: pointer; font-size: .9rem; }
-figure { margin: .6rem 0 0; max-width: 68rem; }
-figure img { display: block; width: 100%; height: auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; font-size: .9rem; margin: .4rem 0; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-li { margin: .25rem 0; max-width: 46rem; }
-pre { font-size: .78rem; overflow-x: auto; background: #f6f6f6; padding: .7rem; }
-@media (max-width: 600px) {
-  body { padding: 1.3rem 1rem 3rem; }
-  h1 { font-size: 1.35rem; }
-  .headline { font-size: 1.08rem; }
-  dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .5rem; }
-  table, tbody, tr, td { display: block; }
-  thead { display: none; }
-  tr { display: grid; grid-template-columns: 3fr 4fr 4fr 3fr; gap: .25rem .5rem; padding: .6rem 0 .7rem;
-    border-bottom: 1px solid var(--rule); }
-  td, td.text { padding: 0; border: 0; min-width: 0; text-align: left; white-space: normal; overflow-wrap: anywhere; }
-  td::before { content: attr(data-head); display: flex; align-items: flex-end; min-height: 2.5em; line-height: 1.25;
-    color: var(--soft); font-size: .85em; }
-  td:empty { display: none; }
-  td small { font-size: .85em; }
-  th:first-child, td:first-child, td.text { grid-column: 1 / -1; position: static; }
-  td:first-child::before { content: none; }
-  td.text::before { min-height: 0; }
-  td > .tag { display: inline; margin-left: .6em; }
-  td.group { grid-column-start: 1; border: 0; }
-  tr.method { display: block; padding: 1rem 0 .2rem; border-bottom: 1px solid #888; }
-  tr.method th { display: block; padding: 0; border: 0; }
-}
-@media print {
-  body { max-width: none; padding: 0; font-size: 11px; }
-  figure, tr { break-inside: avoid; }
-  h2 { break-after: avoid; }
-}
-"""
-
 FIGURES = {
+    "ladder": (
+        "Final loss against budget",
+        "Each dot is the end of runs with a budget and a complete learning-rate decay of their own. What lies to the left of "
+        "scratch at the height of the target is saved. Bands span the seeds.",
+    ),
     "loss_vs_flops": (
         "Loss against FLOPs",
-        "Dots mark where a method meets the target. Dotted: the model is not yet the target, or its operator is being learned; "
+        "Curves take the small model as free. Dots mark where a method meets the target: full, at this cost (reuse); open, with "
+        "the small model's training charged (build). Dotted: the model is not yet the target, or its operator is being learned; "
         "such losses cannot meet the target. A tick is a new phase, as at growth; a cross, a run that broke off. Bands span the "
         "seeds.",
     ),
@@ -98,12 +36,19 @@ FIGURES = {
     "savings": (
         "Savings over scratch",
         "Full dot: the small model is free (reuse). Open dot: its training is charged (build). Line: 95 % interval over seeds. "
-        "Small dots: the seeds. Black tick: what the method's paper claims. A dot at the left edge stands for −100 % or worse.",
+        "Small dots: the seeds. Black tick: what the method's paper claims, by its own counter. A dot at the left edge stands "
+        "for −100 % or worse.",
     ),
     "savings_curve": (
         "Savings at every loss",
         "What a method has saved when it passes a loss, against what scratch paid to pass the same loss. A saving that shrinks "
         "towards the right is a head start that scratch catches up with. What lies below −100 % is cut off.",
+    ),
+    "amortised": (
+        "One source, several targets",
+        "What is saved on each target when several are grown from the same small model and share the cost of its training. Open "
+        "dot: one target pays for all of it (build). Full dot: nobody pays (reuse). Bands span the seeds. Methods that missed "
+        "the target have no line.",
     ),
     "cost_breakdown": (
         "Where the cost goes",
@@ -121,11 +66,11 @@ target: it is never dropped, and its method has no saving.</li>
 <li><b>Saving</b>: 1 &minus; cost / reference, seed by seed, then the mean. The reference is the full budget of scratch with the
 same seed; for a target given by hand, what scratch paid to reach that.</li>
 <li><b>Two ledgers</b>: <i>reuse</i> takes the small model as given, as the papers do; <i>build</i> charges its training.</li>
-<li><b>Interval</b>: 95 %, percentile bootstrap over seeds. With three seeds it spans no more than the seeds themselves do.
-One seed has no interval.</li>
+<li><b>Interval</b>: 95 % over seeds, at either end the wider of the percentile bootstrap and Student's t. One seed has no
+interval.</li>
 <li><b>One budget flatters</b>: this is the single-budget protocol. Scratch meets its own final loss only at the very end of its
 learning-rate decay, so a method that is ahead mid-way is credited with the whole rest. A gain counts as real once it
-holds against scratch runs with smaller budgets and a complete decay of their own.</li>
+holds on the ladder: against scratch runs with smaller budgets and a complete decay of their own.</li>
 </ul>
 """
 
@@ -143,21 +88,16 @@ machine's outliers.</li>
 
 def html(comparison: Comparison, images: Mapping[str, tuple[bytes, bytes]]) -> str:
     """The whole page. `images`: by plot, its SVG for wide and for narrow screens."""
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(comparison.title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{escape(comparison.title)}</h1>
+    body = f"""<h1>{escape(comparison.title)}</h1>
 <p class="soft">{escape(_setting(comparison))}</p>
 <p class="headline">{escape(headline(comparison))}</p>
-{savings_table(comparison)}
+{_savings_table(comparison)}
 {"".join(f'<p class="note">{escape(note)}</p>' for note in comparison.notes)}
-{"".join(_figure(name, *FIGURES[name], *images[name]) for name in FIGURES if name in images)}
+{_ladder(comparison)}
+{"".join(parts.figure(name, *FIGURES[name], images[name]) for name in FIGURES if name in images)}
+{_papers(comparison)}
+{_tests(comparison)}
+{_growth(comparison)}
 <h2>Phases</h2>
 {_phases_table(comparison)}
 <h2>How to read this</h2>
@@ -166,15 +106,14 @@ def html(comparison: Comparison, images: Mapping[str, tuple[bytes, bytes]]) -> s
 {CONVENTIONS}
 {_failures([run for run in comparison.runs if not analysis.is_finished(run)])}
 <h2>The runs</h2>
-<details><summary>{_count(len(comparison.runs), "run")}: losses, steps, seconds, memory</summary>
+<details><summary>{parts.count(len(comparison.runs), "run")}: losses, steps, seconds, memory</summary>
 {_runs_table(comparison.runs)}</details>
 <h2>Methods as run</h2>
 {_methods_table(comparison)}
+{_tuning(comparison)}
 <h2>Setting</h2>
-{_provenance(comparison.runs)}
-</body>
-</html>
-"""
+{_provenance(comparison.runs)}"""
+    return parts.document(comparison.title, body)
 
 
 def headline(comparison: Comparison) -> str:
@@ -219,62 +158,44 @@ def _setting(comparison: Comparison) -> str:
     seeds = len({run.record["seed"] for run in comparison.runs})
     machines = _distinct(_machine(run) for run in comparison.runs)
     methods = len(comparison.methods)
-    parts = (comparison.runs[0].record["experiment"], _count(methods, "method"), _count(seeds, "seed"), machines)
-    return " · ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
+    experiment = comparison.runs[0].record["experiment"]
+    return " · ".join((experiment, parts.count(methods, "method"), parts.count(seeds, "seed"), machines))
 
 
 def _machine(run: Run) -> str:
     device, name, threads, precision = analysis.hardware(run)
-    return f"{name} ({device}, {_count(threads, 'thread')}, {precision})"
+    return f"{name} ({device}, {parts.count(threads, 'thread')}, {precision})"
 
 
-MEASURES = ("to target", "saved, reuse", "saved, build", "paper")  # of each unit
-GROUP = ' class="group"'  # opens a group of columns with a rule
+MEASURES = ("to target, reuse", "to target, build", "saved, reuse", "saved, build")  # of each unit
+GROUPS = {"flops": "FLOPs", "seconds": "Time"}  # titles of groups of columns
+TITLES = {"flops": "FLOPs", "seconds": "time"}
 
 
-def savings_table(comparison: Comparison) -> str:
+def _savings_table(comparison: Comparison) -> str:
     """The table that comes first: per method its final loss, how often it met the target, and what that cost and saved."""
     scales = _scales(comparison)
-    drawn = plots.looks(comparison.methods)
     own = _own_heads(comparison)
-    starts = (len(own), len(own) + len(MEASURES))
-    titles = {"flops": "FLOPs", "seconds": "Time"}
-    groups = "".join(f'<th{GROUP} colspan="{len(MEASURES)}">{titles[unit]} ({scales[unit].name})</th>' for unit in UNITS)
-    heads = "".join(f"<th{GROUP * (place in starts)}>{head}</th>" for place, head in enumerate((*own, *MEASURES, *MEASURES)))
-    body = ""
-    for row in analysis.records(comparison.savings):
-        cells = list(zip(_heads(comparison, scales), _cells(row, scales, comparison), strict=True))[1:]
-        places = enumerate(cells, start=1)
-        body += f"<tr><td>{_method_cell(row['method'], comparison, drawn)}</td>"
-        body += "".join(_cell(head, _two_lines(cell), GROUP * (place in starts)) for place, (head, cell) in places) + "</tr>"
+    groups = {
+        f"{GROUPS[unit]} ({scales[unit].name})": dict(zip(MEASURES, _cost_heads(scales, unit), strict=True)) for unit in UNITS
+    }
+    rows = [
+        (_method_cell(row["method"], comparison), _cells(row, scales, comparison)[1:])
+        for row in analysis.records(comparison.savings)
+    ]
     return (
-        f'<div class="scroll"><table id="savings-table"><thead><tr class="groups"><th></th><th colspan="{len(own) - 1}"></th>'
-        f"{groups}</tr><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"{parts.grouped_table('savings-table', own, groups, rows)}"
         f'<p class="soft">Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds. '
-        "Reuse: the small model is free. Build: its training is charged. To target: reuse ledger, ∞ if a seed did not reach it. "
-        f"Paper: the saving that the method's paper claims, in its own setting.</p>{_footnotes(comparison)}"
+        "Reuse: the small model is free. Build: its training is charged. To target: ∞ if a seed did not reach it.</p>"
+        f"{parts.footnotes([comparison])}"
     )
 
 
-KEEPS_NOTE = f"{analysis.KEEPS} keeps its source: the final model contains the small one and is larger than the target."
-CONTROL_NOTE = "Control: no trained small model behind it, given or trained on the way; what it saves is not owed to growth."
-
-
-def _footnotes(comparison: Comparison) -> str:
-    """What the marks of methods mean, where there are any."""
-    notes = [note for mark, note in (("keeps_source", KEEPS_NOTE), ("control", CONTROL_NOTE)) if comparison.where(mark)]
-    return "".join(f'<p class="soft">{note}</p>' for note in notes)
-
-
-def _method_cell(method: str, comparison: Comparison, drawn: Mapping[str, plots.Look]) -> str:
+def _method_cell(method: str, comparison: Comparison) -> str:
     """A method's name behind its marker, with a tag if it is a control."""
-    tag = '<span class="tag">control</span>' * (method in comparison.where("control"))
-    look = drawn[method]
-    return f'<span class="dot" style="color:{look.colour}">{look.glyph}</span>{escape(comparison.label(method))}{tag}'
+    return parts.method_name(
+        comparison.label(method), drawing.looks(comparison.methods)[method], method in comparison.where("control")
+    )
 
 
 def _own_heads(comparison: Comparison) -> list[str]:
@@ -282,23 +203,11 @@ def _own_heads(comparison: Comparison) -> list[str]:
     return ["method", "final loss", *(["final accuracy"] if comparison.has_accuracy else []), "reached"]
 
 
-def _heads(comparison: Comparison, scales: Mapping[str, units.Scale]) -> list[str]:
-    """The heads of all columns, each readable by itself."""
-    heads = _own_heads(comparison)
-    for unit, title in (("flops", "FLOPs"), ("seconds", "time")):
-        heads += [f"{scales[unit].name} to target", *(f"{title} {measure}" for measure in MEASURES[1:])]
-    return heads
-
-
-def _cell(head: str, content: str, kind: str = "") -> str:
-    """A table's cell of HTML `content`; narrow screens show its head beside it."""
-    return f'<td{kind} data-head="{escape(head)}">{content}</td>'
-
-
-def _two_lines(cell: str) -> str:
-    """Plain text as HTML, what is in brackets, an interval or a count, on a second and quieter line."""
-    value, bracket, rest = escape(cell).partition(" (")
-    return f"{value}<small>({rest}</small>" if bracket else value
+def _cost_heads(scales: Mapping[str, units.Scale], unit: str) -> list[str]:
+    """The heads of a unit's columns, each readable by itself."""
+    return [f"{scales[unit].name} {measure}" for measure in MEASURES[:2]] + [
+        f"{TITLES[unit]} {measure}" for measure in MEASURES[2:]
+    ]
 
 
 def _scales(comparison: Comparison) -> dict[str, units.Scale]:
@@ -308,51 +217,168 @@ def _scales(comparison: Comparison) -> dict[str, units.Scale]:
 
 
 def _cells(row: Mapping[str, Any], scales: Mapping[str, units.Scale], comparison: Comparison) -> list[str]:
-    """A method's name and figures as plain text, in the order of `_heads`."""
+    """A method's name and figures as plain text, in the order of the heads."""
     cells = [comparison.label(row["method"]), "–" if math.isnan(row["final_val_loss"]) else f"{row['final_val_loss']:.3f}"]
     if comparison.has_accuracy:
         cells.append(units.percent(row["final_val_accuracy"]))
     cells.append(f"{row['reached']} of {row['seeds']}")
     for unit in UNITS:
-        cells.append(scales[unit].text(row[f"{unit}_to_target_reuse"]))
-        cells += [_saving_cell(row, unit, ledger) for ledger in LEDGERS]
-        cells.append(units.percent(row[f"published_{unit}_saving"]))
+        cells += [scales[unit].text(row[f"{unit}_to_target_{ledger}"]) for ledger in LEDGERS]
+        cells += [units.saving_of(row, unit, ledger) for ledger in LEDGERS]
     return cells
 
 
-def _saving_cell(row: Mapping[str, Any], unit: str, ledger: str) -> str:
-    if row["method"] == SCRATCH:
-        return "reference"
-    column = f"{unit}_saving_{ledger}"
-    return units.outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
+LADDER = """
+<p class="soft">Single: one budget, the cost read off each run's curve. Ladder: the same target, but the cost at which runs with
+a budget and a complete learning-rate decay of their own end at it; for scratch likewise. ≥: in some seed the smallest budget
+already met the target, so that more may be saved. A gain that vanishes from the first to the second was never one.</p>
+"""
 
 
-def _figure(name: str, title: str, caption: str, wide: bytes, narrow: bytes) -> str:
+def _ladder(comparison: Comparison) -> str:
+    """What one budget says and what several say, side by side."""
+    if comparison.ladder.empty:
+        return ""
+    single = {row["method"]: row for row in analysis.records(comparison.savings)}
+    columns = [(unit, ledger) for unit in UNITS for ledger in LEDGERS]
+    groups = {
+        f"{GROUPS[unit]} saved, {ledger}": {
+            protocol: f"{TITLES[unit]} saved, {ledger}: {protocol}" for protocol in ("single", "ladder")
+        }
+        for unit, ledger in columns
+    }
+    rows = [
+        (
+            _method_cell(row["method"], comparison),
+            [cell for pair in columns for cell in (units.saving_of(single[row["method"]], *pair), units.saving_of(row, *pair))],
+        )
+        for row in analysis.records(comparison.ladder)
+    ]
     return (
-        f'<h2>{title}</h2><figure id="{name}"><picture><source media="(max-width: 600px)" srcset="{_data_uri(narrow)}">'
-        f'<img src="{_data_uri(wide)}" alt="{title}"></picture><figcaption>{caption}</figcaption></figure>\n'
+        f"<h2>One budget and several</h2>{LADDER}{parts.grouped_table('ladder-table', ['method'], groups, rows)}"
+        f'<p class="soft">{_spent(comparison.rungs)}</p>'
     )
 
 
-def _data_uri(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
+def _spent(rungs: pd.DataFrame) -> str:
+    """What the ladder's runs were charged, and what they really cost."""
+    charged, spent = rungs["flops_reuse"].sum(), rungs["spent_flops"].sum()
+    scale = units.scale(charged, "flops")
+    return (
+        f"The {parts.count(len(rungs), 'run')} of the ladder were charged {scale.text(charged)} {scale.name} in all, each as if "
+        f"trained alone; really spent were {scale.text(spent)} {scale.name}, since runs that branch off a longer one share its "
+        "trunk. The small models' training comes on top."
+    )
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    """A table of plain texts, escaped here. `text_columns`: those that hold sentences, and may wrap."""
-    kinds = [' class="text"' if place in text_columns else "" for place in range(len(heads))]
-    head = "".join(f"<th{kind}>{escape(text)}</th>" for kind, text in zip(kinds, heads, strict=True))
-    body = ""
-    for row in rows:
-        cells = zip(heads, map(escape, row), kinds, strict=True)
-        body += f"<tr>{''.join(_cell(*cell) for cell in cells)}</tr>"
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+PAPERS = """
+<p class="soft">What the methods' papers claim, in their own settings, takes the small model as free. LiGO's paper counts a
+training step by a counter of its own, in which the backward pass costs no more than the forward and looking up an embedding is a
+matrix product: only its column compares with the claims. A dash: the counter does not know such a model, or no such figure.</p>
+"""
+
+
+def _papers(comparison: Comparison) -> str:
+    """The papers' figures beside ours, each counter in a column of its own."""
+    claims = comparison.savings.filter(regex="^published_").notna().any(axis=1)
+    if not claims.any():
+        return ""
+    groups = {
+        "FLOPs saved, reuse": {
+            "our counter": "FLOPs saved, our counter", "the paper's counter": "FLOPs saved, the paper's counter",
+            "the paper claims": "FLOPs saved, the paper claims",
+        },
+        "Time saved, reuse": {"measured": "time saved, measured", "the paper claims": "time saved, the paper claims"},
+    }  # fmt: skip
+    rows = [
+        (
+            _method_cell(row["method"], comparison),
+            [
+                units.saving_of(row, "flops", "reuse"), units.percent(row["flops_saving_paper_counter"]),
+                units.percent(row["published_flops_saving"]), units.saving_of(row, "seconds", "reuse"),
+                units.percent(row["published_seconds_saving"]),
+            ],
+        )
+        for row in analysis.records(comparison.savings[claims])
+    ]  # fmt: skip
+    return f"<h2>Beside the papers</h2>{PAPERS}{parts.grouped_table('papers', ['method'], groups, rows)}"
+
+
+TESTS = """
+<p class="soft">Two-sided t-tests, paired by seed: that a method saves as many FLOPs as scratch, none; and as many as the best of
+the other growth methods. Adjusted over the methods by Holm's procedure: what is below 0.05 is told from chance.</p>
+"""
+
+
+def _tests(comparison: Comparison) -> str:
+    """The p-values, where the seeds are enough for any."""
+    others = {"scratch": "against scratch", "best": "against the best other"}
+    groups = {title.capitalize(): {ledger: f"p {title}, {ledger}" for ledger in LEDGERS} for title in others.values()}
+    columns = [f"flops_p_{other}_{ledger}" for other in others for ledger in LEDGERS]
+    tested = comparison.savings[columns].notna().any(axis=1)
+    if not tested.any():
+        return ""
+    rows = [
+        (_method_cell(row["method"], comparison), [_p_value(row[column]) for column in columns])
+        for row in analysis.records(comparison.savings[tested])
+    ]
+    return f"<h2>Tests</h2>{TESTS}{parts.grouped_table('tests', ['method'], groups, rows)}"
+
+
+def _p_value(p: float) -> str:
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+GROWTH = """
+<p class="soft">Each phase that took over a model, from the phase before or from the source; means over the finished seeds. Output
+change: the norm of the difference of logits on validation data before and after, over that before. Steps to recover: until the
+loss is as low as before growth; a dash where a seed never was, with the number of those that were. Duplicates: the share of
+feed-forward units whose incoming weights point the same way as another's, after growth and at the phase's end. Optimizer: whether
+its state was kept.</p>
+"""
+
+
+def _growth(comparison: Comparison) -> str:
+    """What growth did to each model, and how long that took to mend."""
+    table = analysis.growth(comparison)
+    if table.empty:
+        return ""
+    table["place"] = table.groupby(["method", "seed"]).cumcount()
+    heads = ("phase", "loss before → after", "output change", "steps to recover", "duplicates", "optimizer")
+    rows = {
+        str(method): [_growth_cells(seeds) for _, seeds in rows.groupby("place")]
+        for method, rows in table.groupby("method", sort=False)
+    }
+    shown = [place for place in range(len(heads)) if any(cells[place] for found in rows.values() for cells in found)]
+    methods = [
+        (_method_cell(method, comparison), [[cells[place] for place in shown] for cells in found])
+        for method, found in rows.items()
+    ]
+    return f"<h2>Growth</h2>{GROWTH}{parts.table_by_method('growth', [heads[place] for place in shown], methods)}"
+
+
+def _growth_cells(seeds: pd.DataFrame) -> list[str]:
+    """One phase's row: figures averaged over seeds, blank where nothing was recorded."""
+    mean = {key: pd.to_numeric(seeds[key]).mean() for key in analysis.GROWTH if key != "optimizer"}
+    steps = pd.to_numeric(seeds["steps_to_recover"])
+    recovered = (
+        f"– ({(steps < math.inf).sum()} of {len(steps)})" if math.isinf(steps.max()) else f"{mean['steps_to_recover']:.0f}"
+    )
+    return [
+        str(seeds["phase"].iloc[0]),
+        "" if math.isnan(mean["loss_before"]) else f"{mean['loss_before']:.3f} → {mean['loss_after']:.3f}",
+        _change(mean["output_change"]),
+        "" if math.isnan(mean["steps_to_recover"]) else recovered,
+        ""
+        if math.isnan(mean["duplicates"])
+        else " → ".join(units.percent(mean[key]) for key in ("duplicates", "duplicates_end")),
+        _distinct(seeds["optimizer"].dropna()),
+    ]
 
 
 PHASES = """
 <p class="soft">First finished seed. FLOPs per step: all that is charged; beside it the same as a share of scratch's step, in all
-and by account: below 1 where the model is still smaller, or layers are frozen and have no backward pass. Output change: the norm
-of the difference of logits on validation data before growth (the phase before, or the source) and after, over that before.</p>
+and by account: below 1 where the model is still smaller, or layers are frozen and have no backward pass.</p>
 """
 
 
@@ -365,28 +391,24 @@ def _phases_table(comparison: Comparison) -> str:
     names = {"train": "train", "operator": "operator", "teacher": "teacher", "overhead": "teacher, not charged"}
     accounts = [account for account in names if (table[account] > 0).any()]
     works = [names[account] for account in accounts]
-    heads = ["phase", "steps", f"{scale.name} per step", "of scratch's step", *works, "output change"]
-    drawn = plots.looks(comparison.methods)
-    body = ""
-    for method, rows in table.groupby("method", sort=False):
-        body += f'<tr class="method"><th colspan="{len(heads)}">{_method_cell(str(method), comparison, drawn)}</th></tr>'
-        for row in analysis.records(rows):
-            share = row["share_of_scratch"]
-            shares = [share, *(share * row[account] / row["flops_per_step"] for account in accounts)]
-            cells = [
-                str(row["phase"]), f"{row['steps']:,}", scale.text(row["flops_per_step"]),
-                *(units.digits(share) if share > 0 else "" for share in shares), _change(row["output_change"]),
-            ]  # fmt: skip
-            body += f"<tr>{''.join(map(_cell, heads, map(escape, cells)))}</tr>"
-    head = "".join(f"<th>{head}</th>" for head in heads)
-    return f'{PHASES}<div class="scroll"><table id="phases"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    heads = ["phase", "steps", f"{scale.name} per step", "of scratch's step", *works]
+    methods = [
+        (_method_cell(str(method), comparison), [_phase_cells(row, accounts, scale) for row in analysis.records(rows)])
+        for method, rows in table.groupby("method", sort=False)
+    ]
+    return PHASES + parts.table_by_method("phases", heads, methods)
 
 
-def _change(change: float | None) -> str:
+def _phase_cells(row: Mapping[str, Any], accounts: Sequence[str], scale: units.Scale) -> list[str]:
+    share = row["share_of_scratch"]
+    shares = [share, *(share * row[account] / row["flops_per_step"] for account in accounts)]
+    shown = (units.digits(share) if share > 0 else "" for share in shares)
+    return [str(row["phase"]), f"{row['steps']:,}", scale.text(row["flops_per_step"]), *shown]
+
+
+def _change(change: float) -> str:
     """A relative change of outputs; blank where there was nothing to compare with."""
-    if change is None or math.isnan(change):
-        return ""
-    return units.digits(change) if change >= 0.001 else "< 0.001"
+    return "" if math.isnan(change) else units.digits(change) if change >= 0.001 else "< 0.001"
 
 
 def _failures(runs: Sequence[Run]) -> str:
@@ -412,7 +434,7 @@ def _name(run: Run) -> str:
 def _runs_table(runs: Sequence[Run]) -> str:
     sizes = ("steps", "tokens", "tokens / parameter")
     times = ("seconds", "nominal seconds", "evaluation", "overhead")
-    return _table(("run", "status", "final loss", *sizes, *times, "peak memory"), [_run_row(run) for run in runs])
+    return parts.table(("run", "status", "final loss", *sizes, *times, "peak memory"), [_run_row(run) for run in runs])
 
 
 def _run_row(run: Run) -> list[str]:
@@ -430,7 +452,40 @@ def _run_row(run: Run) -> list[str]:
 def _methods_table(comparison: Comparison) -> str:
     first = {run.record["method"]: run.record for run in reversed(comparison.runs)}
     rows = [(method, _settings(first[method]["config"]["method"]), first[method]["origin"]) for method in comparison.methods]
-    return _table(("method", "hyperparameters", "from"), rows, text_columns=(1, 2))
+    return parts.table(("method", "hyperparameters", "from"), rows, text_columns=(1, 2))
+
+
+def _tuning(comparison: Comparison) -> str:
+    """Which methods ran with tuned values, and every trial of the tuning that lies beside the runs."""
+    settings = {run.record["method"]: run.record["config"]["method"] for run in comparison.runs}
+    untuned = [method for method in comparison.methods if "train.lr" not in settings[method]]
+    file = comparison.runs[0].folder.parent / results.TUNING / "trials.csv"
+    text = ""
+    if tuned := [method for method in comparison.methods if method not in untuned]:
+        text += f"<p>Learning rate, warm-up and hyperparameters as tuned: {escape(', '.join(tuned))}.</p>"
+        if untuned:
+            text += f'<p class="note">Not tuned, and at a disadvantage: {escape(", ".join(untuned))}.</p>'
+    if file.is_file():
+        trials = pd.read_csv(file, dtype=str)
+        scale = units.scale(trials["flops"].astype(float).max(), "flops")
+        heads = ("trial", "final loss", scale.name, "values")
+        rows = (
+            (escape(str(method)), [_trial_row(row, scale) for row in analysis.records(group)])
+            for method, group in trials.groupby("method", sort=False)
+        )
+        text += (
+            f"<details><summary>{parts.count(len(trials), 'trial')} on seed {escape(trials['seeds'][0].replace(' ', ', '))}; "
+            f"the first of each method has its defaults</summary>{parts.table_by_method('trials', heads, rows)}</details>"
+        )
+    return f"<h2>Tuning</h2>{text}" if text else ""
+
+
+def _trial_row(row: Mapping[str, Any], scale: units.Scale) -> tuple[str, ...]:
+    """A trial as trials.csv has it, its values under the names that --set knows."""
+    values = {key: text for key, text in row.items() if "." in key and isinstance(text, str)}
+    loss = f"{float(row['loss']):.4f}" if row["status"] == "finished" else f"failed ({row['error']})"
+    shown = ", ".join(f"{key} {text if text.isdigit() else f'{float(text):.3g}'}" for key, text in values.items())
+    return row["trial"], loss, scale.text(float(row["flops"])), shown
 
 
 def _settings(values: Mapping[str, Any]) -> str:
@@ -439,7 +494,7 @@ def _settings(values: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _provenance(runs: Sequence[Run]) -> str:
@@ -462,12 +517,12 @@ def _distinct(texts: Iterable[str]) -> str:
 def markdown(comparison: Comparison) -> str:
     """The savings as a Markdown table, to paste into a README."""
     scales = _scales(comparison)
-    heads = _heads(comparison, scales)
+    heads = _own_heads(comparison) + [head for unit in UNITS for head in _cost_heads(scales, unit)]
     rows = []
     for row in analysis.records(comparison.savings):
         name, *cells = _cells(row, scales, comparison)
         rows.append([name.replace("|", "\\|") + " (control)" * row["control"], *cells])
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    keeps = f" {KEEPS_NOTE}" if comparison.where("keeps_source") else ""
+    keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
     return f"{table}\n\nTarget loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}\n"

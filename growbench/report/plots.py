@@ -1,209 +1,47 @@
-"""The figures: one colour a method throughout, labels at the lines themselves, each figure in a wide and a narrow cut."""
+"""The figures of one experiment: one colour a method throughout, each in a wide and a narrow cut."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from scipy.optimize import isotonic_regression
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
-from growbench import analysis, registry
+from growbench import analysis
 from growbench.analysis import ACCOUNTS, LEDGERS, SCRATCH, UNITS, Comparison
-from growbench.report import units
-from growbench.report.units import Scale
-
-GREY, INK = "#4d4d4d", "#222222"
-# Okabe and Ito's palette without black and yellow, the indigo and the wine of Paul Tol's muted one, and his dark brown:
-# apart from one another, and from scratch's ink, in deuteranopia and protanopia too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#661100")
-MARKERS = {"": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}  # the second round of colours carries the second marker
-WIDE, NARROW = 8.6, 4.3  # inches
-TITLES = {"flops": "Training FLOPs", "seconds": "Wall time"}
-LEDGER_TITLES = {"reuse": "reuse ledger: source model free", "build": "build ledger: source model charged"}
-PARAMETERS: dict[str, Any] = {
-    "font.size": 9.5,
-    "axes.edgecolor": "#888888",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "hatch.linewidth": 0.8,
-    "svg.hashsalt": "growbench",
-    "svg.fonttype": "path",
-    "text.parse_math": False,  # a method's name may hold a dollar sign
-}
+from growbench.report import drawing, units
+from growbench.report.drawing import (
+    GREY,
+    INK,
+    LEDGER_TITLES,
+    TITLES,
+    WIDE,
+    Look,
+    high_enough,
+    human_axis,
+    label_ends,
+    looks,
+    name_rows,
+    panels,
+    percent_axis,
+    room,
+    title,
+)
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one method is drawn, in every figure."""
-
-    colour: str
-    marker: str = ""
-
-    @property
-    def dot(self) -> str:
-        return self.marker or "o"
-
-    @property
-    def glyph(self) -> str:
-        """The marker as text."""
-        return MARKERS[self.marker]
-
-    @property
-    def line(self) -> str:
-        return f"-{self.marker}"
-
-    @property
-    def text(self) -> str:
-        """The colour, dark enough to read as text on white."""
-        red, green, blue = to_rgb(self.colour)
-        return to_hex((0.72 * red, 0.72 * green, 0.72 * blue))
-
-
-def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look for every method: scratch in ink, the others in turn; when colours repeat, they carry another marker.
-
-    Built-in methods come first, present or not, so that each looks the same in every report; then plugins by name.
-    """
-    own = sorted(set(registry.built_in()) - {SCRATCH})
-    others = [*own, *sorted(set(methods) - {*own, SCRATCH})]
-    markers = list(MARKERS)
-    found = {
-        method: Look(COLOURS[index % len(COLOURS)], markers[index // len(COLOURS) % len(markers)])
-        for index, method in enumerate(others)
-    }
-    return {SCRATCH: Look(INK), **found}
-
-
-# Layout: margins in inches, so that text keeps its room in both cuts.
-
-
-def panels(
-    width: float, heights: Sequence[float], left: float, right: float, above: float = 0.36, below: float = 0.55
-) -> tuple[Figure, list[Axes]]:
-    """A figure of panels below one another, each `heights[i]` inches high, with room for a title above and an axis below."""
-    total = sum(heights) + len(heights) * (above + below)
-    figure = Figure(figsize=(width, total))
-    FigureCanvasAgg(figure)
-    axes, top = [], total
-    for height in heights:
-        top -= above + height
-        axes.append(figure.add_axes((left / width, top / total, (width - left - right) / width, height / total)))
-        top -= below
-    return figure, axes
-
-
-def brief(label: str) -> str:
-    """A method's label, its middle left out where it would take too much of a figure."""
-    return label if len(label) <= 18 else f"{label[:9]}…{label[-8:]}"
-
-
-def room(comparison: Comparison) -> float:
-    """The inches that the longest of the methods' labels takes beside an axis."""
-    return 0.35 + 0.08 * max(len(brief(comparison.label(method))) for method in comparison.methods)
-
-
-LINE = 11.5  # points between two labels
-
-
-def high_enough(height: float, comparison: Comparison) -> float:
-    """A panel's height in inches, more where the methods' labels would not fit below one another."""
-    return max(height, (len(comparison.methods) + 1) * LINE / 72)
-
-
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> None:
-    """Write each line's name right of the axes at the height of its end (x, y), pushed apart where names would overlap."""
-    if not ends:
-        return
-    ends = sorted(ends, key=lambda end: end[1])
-    box = axes.get_window_extent()
-    width, height = (side / axes.figure.dpi * 72 for side in (box.width, box.height))  # points
-    gap = min(LINE / height, 1 / len(ends))
-    wanted = axes.transAxes.inverted().transform(axes.transData.transform([(x, y) for x, y, _, _ in ends]))[:, 1]
-    offsets = gap * np.arange(len(ends))
-    # The nearest heights that keep `gap` between neighbours: least squares in order, inside the axes.
-    spread = np.clip(isotonic_regression(wanted - offsets).x, 0, 1 - offsets[-1]) + offsets
-    for (x, y, text, look), place in zip(ends, spread, strict=True):
-        axes.annotate(
-            brief(text),
-            xy=(x, y),
-            xytext=(1 + 22 / width, place),
-            textcoords="axes fraction",
-            va="center",
-            color=look.text,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": look.colour,
-                "linewidth": 0.6,
-                "patchA": None,
-                "relpos": (0, 0.5),
-                "shrinkA": 10 if look.marker else 3,
-                "shrinkB": 0,
-            },
-            annotation_clip=False,
-        )
-        if look.marker:
-            axes.plot(
-                1 + 16 / width, place, look.marker, color=look.colour, markersize=4, transform=axes.transAxes, clip_on=False
-            )
-
-
-def name_rows(axes: Axes, methods: Sequence[str], comparison: Comparison, drawn: Mapping[str, Look]) -> None:
-    """Methods from top to bottom along the left edge, in their colours."""
-    upwards = list(reversed(methods))
-    axes.set_yticks(range(len(methods)), [brief(comparison.label(method)) for method in upwards])
-    axes.tick_params(axis="y", length=0, pad=7)
-    for label, method in zip(axes.get_yticklabels(), upwards, strict=True):
-        label.set_color(drawn[method].text)
-
-
-def title(axes: Axes, text: str) -> None:
-    """A panel's title, from the figure's left edge, so that it has the whole width."""
-    box = axes.get_position()
-    axes.set_title(text, x=(0.015 - box.x0) / box.width, pad=9)
-
-
-class ScaledLocator(MaxNLocator):
-    """Ticks at round numbers of the scale's unit, not of FLOPs or seconds."""
-
-    def __init__(self, scale: Scale) -> None:
-        super().__init__(6, steps=[1, 2, 5, 10])
-        self.size = scale.size
-
-    def tick_values(self, vmin: float, vmax: float) -> list[float]:
-        return [tick * self.size for tick in super().tick_values(vmin / self.size, vmax / self.size)]
-
-
-def human_axis(axes: Axes, scale: Scale, log: bool = False) -> None:
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost / scale.size:g}"))
-    if log:
-        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(ScaledLocator(scale))
-
-
-def percent_axis(axis: Axis) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
+def labels(comparison: Comparison) -> list[str]:
+    """The methods as a reader sees them."""
+    return [comparison.label(method) for method in comparison.methods]
 
 
 # Loss and accuracy against cost
@@ -213,8 +51,10 @@ def curves(unit: str, measure: str = "val_loss") -> Callable[[Comparison, pd.Dat
     """How to draw validation loss or accuracy against what was spent: mean line, band over seeds, growth events, target."""
 
     def draw(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
-        height = high_enough(4.1 if width == WIDE else 3.6, comparison)
-        figure, (axes,) = panels(width, [height], 0.6 if measure == "val_loss" else 0.75, 0.25 + room(comparison), above=0.12)
+        height = high_enough(4.1 if width == WIDE else 3.6, labels(comparison))
+        figure, (axes,) = panels(
+            width, [height], 0.6 if measure == "val_loss" else 0.75, 0.25 + room(labels(comparison)), above=0.12
+        )
         log = unit == "flops"
         most = data[unit].max() or 1.0
         scale = units.scale(most, unit)
@@ -225,10 +65,11 @@ def curves(unit: str, measure: str = "val_loss") -> Callable[[Comparison, pd.Dat
         else:
             _accuracy_limits(axes, shown)
             axes.set_ylabel("validation accuracy")
-        axes.set_xlim(0.02 * most if log else 0, 1.02 * most)
+        paid = [cost for cost in comparison.savings[f"{unit}_to_target_build"] if np.isfinite(cost)]
+        axes.set_xlim(0.02 * most if log else 0, 1.02 * max([most, *paid]))
         if log:
             axes.set_xscale("log")
-        human_axis(axes, scale, log)
+        human_axis(axes, scale, (1, 2, 5) if log else ())
         drawn = looks(comparison.methods)
         ends = []
         for (method, _, status), curve in data.groupby(["method", "seeds", "status"], sort=False):
@@ -288,18 +129,24 @@ def _touches_unscored(scored: pd.Series) -> pd.Series:
 
 
 def _target(axes: Axes, comparison: Comparison, unit: str, drawn: Mapping[str, Look]) -> None:
-    axes.axhline(comparison.target, color=INK, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
-    axes.annotate(
-        f"target {comparison.target:.3f}", (0.01, comparison.target), xycoords=("axes fraction", "data"),
-        xytext=(0, 3), textcoords="offset points", fontsize=8.5,
-    )  # fmt: skip
+    target_line(axes, comparison.target)
     for row in analysis.records(comparison.savings):
-        if np.isfinite(row[f"{unit}_to_target_reuse"]):
-            look = drawn[row["method"]]
-            axes.plot(
-                row[f"{unit}_to_target_reuse"], comparison.target, look.dot, color=look.colour,
-                markersize=7, markeredgecolor="white", zorder=5, clip_on=False,
-            )  # fmt: skip
+        look = drawn[row["method"]]
+        reuse, build = (row[f"{unit}_to_target_{ledger}"] for ledger in LEDGERS)
+        if np.isfinite(reuse):
+            dot: dict[str, Any] = {"marker": look.dot, "color": look.colour, "markersize": 7, "clip_on": False}
+            axes.plot(reuse, comparison.target, **dot, markeredgecolor="white", zorder=6)
+            if build > reuse:
+                axes.plot(build, comparison.target, **dot, markerfacecolor="white", zorder=5)
+
+
+def target_line(axes: Axes, target: float) -> None:
+    axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
+    axes.annotate(
+        f"target {target:.3f}", (0.01, target), xycoords=("axes fraction", "data"),
+        xytext=(0, 3), textcoords="offset points", fontsize=8.5, zorder=7,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )  # fmt: skip
 
 
 # Savings
@@ -310,7 +157,7 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     rows = [row for row in analysis.records(data) if row["method"] != SCRATCH] or analysis.records(data)
     methods = [row["method"] for row in rows]
     height = 0.46 * len(rows) + 0.1
-    figure, both = panels(width, [height, height], room(comparison), 2.2 if width == WIDE else 1.35, below=0.42)
+    figure, both = panels(width, [height, height], room(labels(comparison)), 2.2 if width == WIDE else 1.35, below=0.42)
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, UNITS, strict=True):
         _saving_limits(axes, data, comparison.outcomes, unit)
@@ -320,13 +167,12 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
                 column = f"{unit}_saving_{ledger}"
                 _saving_row(axes, row, column, seeds[column], place + offset, drawn[row["method"]])
                 text = _saving_text(row, column, short=width != WIDE)
-                axes.annotate(
-                    f"{ledger}  {text}", (1.02, place + offset), xycoords=("axes fraction", "data"), va="center", fontsize=8
-                )
+                beside = (1.02 if width == WIDE else 1.05, place + offset)
+                axes.annotate(f"{ledger}  {text}", beside, xycoords=("axes fraction", "data"), va="center", fontsize=8)
             axes.plot(row[f"published_{unit}_saving"], place + 0.17, "|", color=INK, markersize=12, markeredgewidth=1.4)
         axes.axvline(0, color=GREY, linewidth=1.2)
         axes.set_ylim(-0.55, len(rows) - 0.45)
-        name_rows(axes, methods, comparison, drawn)
+        name_rows(axes, [comparison.label(method) for method in methods], [drawn[method] for method in methods])
         axes.spines["left"].set_visible(False)
         percent_axis(axes.xaxis)
         axes.tick_params(axis="x", labelsize=9.5 if width == WIDE else 7.5)
@@ -337,15 +183,16 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
 
 def _saving_limits(axes: Axes, data: pd.DataFrame, outcomes: pd.DataFrame, unit: str) -> None:
     """Savings up to 100 %; what costs more than twice scratch is drawn at the edge, with its figure beside it."""
-    tables = (table.filter(regex=f"^(published_)?{unit}_saving").to_numpy().ravel() for table in (data, outcomes))
+    shown = f"^((published_)?{unit}_saving|{unit}_saving_(reuse|build)(_low|_high)?)$"
+    tables = (table.filter(regex=shown).to_numpy().ravel() for table in (data, outcomes))
     values = np.concatenate([*tables, [0.0, 0.1]])
-    low, high = max(np.nanmin(values), -1.0), np.nanmax(values)
+    low, high = max(np.nanmin(values), -1.0), min(np.nanmax(values), 1.0)
     axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
 def _saving_row(axes: Axes, row: Mapping[str, Any], column: str, seeds: pd.Series, place: float, look: Look) -> None:
-    left = axes.get_xlim()[0]
-    ends = np.maximum([row[f"{column}_low"], row[f"{column}_high"]], left)
+    left, right = axes.get_xlim()
+    ends = np.clip([row[f"{column}_low"], row[f"{column}_high"]], left, right)
     face = "white" if column.endswith("build") else look.colour
     axes.plot(np.maximum(seeds, left), [place] * len(seeds), "o", color=look.colour, markersize=3, alpha=0.45)
     axes.plot(ends, [place] * 2, color=look.colour, linewidth=1.6)
@@ -361,8 +208,8 @@ def _saving_text(row: Mapping[str, Any], column: str, short: bool) -> str:
 
 def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     """The FLOPs saving at every loss that scratch passed, until the target."""
-    height = high_enough(2.6 if width == WIDE else 2.3, comparison)
-    figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(comparison))
+    height = high_enough(2.6 if width == WIDE else 2.3, labels(comparison))
+    figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(labels(comparison)))
     drawn = looks(comparison.methods)
     for axes, ledger in zip(both, LEDGERS, strict=True):
         rows = data[data["ledger"] == ledger]
@@ -395,7 +242,7 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
     """What each method's whole run cost, stacked by account; the source model's own training, outlined, comes first."""
     methods = [method for method in comparison.methods if method in set(data["method"])]
     height = 0.36 * len(methods) + 0.1
-    figure, both = panels(width, [height, height], room(comparison), 0.6)
+    figure, both = panels(width, [height, height], room(labels(comparison)), 0.6)
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, UNITS, strict=True):
         costs = {(row["method"], row["account"]): row["cost"] for row in analysis.records(data[data["unit"] == unit])}
@@ -407,7 +254,7 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
                     axes.barh(place, cost, left=total, height=0.62, **_fill(account, drawn[method].colour))
                     total += cost
             axes.annotate(scale.text(total), (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        name_rows(axes, methods, comparison, drawn)
+        name_rows(axes, [comparison.label(method) for method in methods], [drawn[method] for method in methods])
         title(axes, f"{TITLES[unit]} of a whole run ({scale.name})")
         human_axis(axes, scale)
     paid = set(data.loc[data["cost"] > 0, "account"])
@@ -425,45 +272,91 @@ def _fill(account: str, colour: str) -> dict[str, Any]:
     return {"facecolor": tint, "hatch": hatch, "edgecolor": colour, "linewidth": 0.8}
 
 
+# Several targets, several budgets
+
+
+def amortised(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
+    """The FLOPs saving over the number of targets grown from one source: open dots at its build, full ones at its reuse value."""
+    height = high_enough(2.6 if width == WIDE else 2.3, labels(comparison))
+    figure, (axes,) = panels(width, [height], 0.75, 0.25 + room(labels(comparison)), above=0.12)
+    drawn, ends = looks(comparison.methods), []
+    finite = data.loc[np.isfinite(data["targets"]), "targets"]
+    low, high = max(data["low"].min(), -1.0), data["high"].max()
+    axes.set_ylim(min(low, 0) - 0.06 * (high - low), max(high, 0) + 0.06 * (high - low))
+    axes.set_xlim(finite.min() - 0.3, finite.max() + 1.5)
+    for method, rows in data.groupby("method", sort=False):
+        look, places = drawn[str(method)], rows["targets"].clip(upper=finite.max() + 1.3)
+        axes.plot(places[:-1], rows["saving"][:-1], color=look.colour, linewidth=1.7)
+        axes.plot(places[-2:], rows["saving"][-2:], color=look.colour, linewidth=1.2, linestyle=(0, (1, 1.2)))
+        axes.fill_between(places, rows["low"], rows["high"], color=look.colour, alpha=0.15, linewidth=0)
+        for end, face in ((0, "white"), (-1, look.colour)):
+            axes.plot(places.iloc[end], rows["saving"].iloc[end], look.dot, color=look.colour, markerfacecolor=face, markersize=6)
+        ends.append((places.iloc[-1], rows["saving"].iloc[-1], comparison.label(str(method)), look))
+    axes.axhline(0, color=GREY, linewidth=1.2)
+    label_ends(axes, [*ends, (axes.get_xlim()[1], 0.0, SCRATCH, drawn[SCRATCH])])
+    axes.set_xticks([*finite.unique(), finite.max() + 1.3], [*(f"{number:.0f}" for number in finite.unique()), "∞"])
+    percent_axis(axes.yaxis)
+    axes.set_ylabel("FLOPs saved")
+    axes.set_xlabel("targets grown from one source model", loc="left")
+    return figure
+
+
+def ladder(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
+    """Final loss against cost, a dot for each budget; every run has a complete schedule of its own."""
+    height = high_enough(3.2 if width == WIDE else 2.8, labels(comparison))
+    figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(labels(comparison)))
+    drawn = looks(comparison.methods)
+    scale = units.scale(data["flops"].max(), "flops")
+    for axes, ledger in zip(both, LEDGERS, strict=True):
+        rows, ends = data[data["ledger"] == ledger], []
+        axes.set_xscale("log")
+        axes.set_xlim(data["flops"].min() / 1.06, data["flops"].max() * 1.06)
+        low, high = min(data["low"].min(), comparison.target), max(data["high"].max(), comparison.target)
+        axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+        for method, rungs in rows.groupby("method", sort=False):
+            look = drawn[str(method)]
+            axes.plot(rungs["flops"], rungs["val_loss"], f"-{look.dot}", color=look.colour, linewidth=1.7, markersize=4.5)
+            axes.fill_between(rungs["flops"], rungs["low"], rungs["high"], color=look.colour, alpha=0.15, linewidth=0)
+            ends.append((rungs["flops"].iloc[-1], rungs["val_loss"].iloc[-1], comparison.label(str(method)), look))
+        target_line(axes, comparison.target)
+        label_ends(axes, ends)
+        human_axis(axes, scale, (1, 1.5, 2, 3, 4, 5, 6, 8))
+        axes.set_ylabel("final validation loss (nats)")
+        axes.set_xlabel(f"FLOPs of a whole run ({scale.name}), log scale", loc="left")
+        title(axes, LEDGER_TITLES[ledger][0].upper() + LEDGER_TITLES[ledger][1:])
+    return figure
+
+
 @dataclass(frozen=True)
 class Plot:
-    """A figure: the data it shows (also its CSV), and how to draw that at a given width in inches."""
+    """A figure: the data it shows (also its CSV; none, no figure), and how to draw that at a given width in inches."""
 
     data: Callable[[Comparison], pd.DataFrame]
     draw: Callable[[Comparison, pd.DataFrame, float], Figure]
 
 
+def _accuracy_curves(comparison: Comparison) -> pd.DataFrame:
+    """Of images only."""
+    return analysis.mean_curves(comparison) if comparison.has_accuracy else pd.DataFrame()
+
+
 PLOTS = {
     "loss_vs_flops": Plot(analysis.mean_curves, curves("flops")),
     "loss_vs_seconds": Plot(analysis.mean_curves, curves("seconds")),
-    "accuracy_vs_flops": Plot(analysis.mean_curves, curves("flops", "val_accuracy")),
+    "accuracy_vs_flops": Plot(_accuracy_curves, curves("flops", "val_accuracy")),
     "savings": Plot(lambda comparison: comparison.savings, savings),
     "savings_curve": Plot(analysis.savings_curve, savings_curve),
+    "ladder": Plot(analysis.ladder_curves, ladder),
+    "amortised": Plot(analysis.amortised, amortised),
     "cost_breakdown": Plot(analysis.cost_breakdown, cost_breakdown),
 }
 
 
-def of(comparison: Comparison) -> dict[str, Plot]:
-    """The plots of this comparison, by name: accuracy for images only."""
-    return {name: plot for name, plot in PLOTS.items() if comparison.has_accuracy or name != "accuracy_vs_flops"}
-
-
 def save(comparison: Comparison, out: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Write every plot to `out` as CSV, PNG and SVG. Gives, by name, its SVG for wide and for narrow screens."""
-    images = {}
-    with style.context(["default", PARAMETERS]):
-        for name, plot in of(comparison).items():
-            data = plot.data(comparison)
-            data.to_csv(out / f"{name}.csv", index=False)
-            wide = plot.draw(comparison, data, WIDE)
-            wide.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
-            images[name] = svg(wide), svg(plot.draw(comparison, data, NARROW))
-            (out / f"{name}.svg").write_bytes(images[name][0])
-    return images
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes every time."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
+    """Write every plot that there are data for to `out`. Gives, by name, its SVG for wide and for narrow screens."""
+    data = {name: plot.data(comparison) for name, plot in PLOTS.items()}
+    return {
+        name: drawing.save(name, data[name], partial(plot.draw, comparison), out)
+        for name, plot in PLOTS.items()
+        if not data[name].empty
+    }

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from growbench.analysis import SCRATCH
 
 PREFIXES = (("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18), ("Z", 1e21))
 CLOCK = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("days", 86400.0))
@@ -39,7 +43,9 @@ def digits(value: float) -> str:
 
 def percent(share: float, places: int = 1) -> str:
     """0.4712 as 47.1 %; a dash for NaN."""
-    return "–" if math.isnan(share) else f"{100 * share:.{places}f}".replace("-", MINUS) + "\N{NO-BREAK SPACE}%"
+    if math.isnan(share):
+        return "–"
+    return f"{round(100 * share, places) + 0.0:.{places}f}".replace("-", MINUS) + "\N{NO-BREAK SPACE}%"  # no -0.0
 
 
 def saving(mean: float, low: float, high: float) -> str:
@@ -47,6 +53,20 @@ def saving(mean: float, low: float, high: float) -> str:
     if math.isnan(low) or math.isnan(mean):
         return percent(mean)
     return f"{percent(mean)} ({percent(low)[:-2]} to {percent(high)[:-2]})"
+
+
+def ratio(value: float) -> str:
+    """A ratio of costs; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.2f}"
+
+
+def saving_of(row: Mapping[str, Any] | None, unit: str, ledger: str) -> str:
+    """A method's saving, from its row in a table of savings or of the ladder; blank if it has none."""
+    if row is None or row["method"] == SCRATCH:
+        return "reference" if row else ""
+    column = f"{unit}_saving_{ledger}"
+    text = outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
+    return f"≥ {text}" if row.get("at_least") and row["reached"] == row["seeds"] else text
 
 
 def outcome(reached: int, seeds: int, mean: float, low: float, high: float) -> str:
