@@ -29,7 +29,7 @@ from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.plan import META, Walked, plan, shape_batch, vocabulary_size, walk
 from growbench.progress import Progress, human
 from growbench.registry import Found, get_all
-from growbench.trainer import Trainer, precision
+from growbench.trainer import Trainer
 
 SECONDS = 3.0  # of training per measurement, about
 
@@ -48,7 +48,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     architecture = architectures.of(experiment)
     training = experiment.train
     data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
-    bf16 = precision(training, device) == "bf16"
+    precision = training.precision_on(device.type)
 
     def fresh() -> nn.Module:
         torch.manual_seed(0)
@@ -73,13 +73,13 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     for loop in loops.values():
         loop(3)  # warm-up
     for _ in range(rounds):
-        peaks.append(matrix_peak(device, bf16))
+        peaks.append(matrix_peak(device, precision == "bf16"))
         for name, loop in loops.items():
             per_step[name].append(loop(steps) / steps)
     peak = max(peaks)
     lines = [
         f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {hardware(device)['name']}, "
-        f"{torch.get_num_threads()} threads, {precision(training, device)}; medians of {rounds} alternations of {steps} steps",
+        f"{torch.get_num_threads()} threads, {precision}; medians of {rounds} alternations of {steps} steps",
         f"matrix-product peak: {human(peak, 'FLOP/s')} (largest of {rounds})",
         f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
     ]
@@ -125,7 +125,7 @@ class BareLoop:
         self.model = model.train()
         self.clip = experiment.train.clip
         self.optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision(experiment.train, device) == "bf16")
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision_on(device.type) == "bf16")
         self.batches = itertools.cycle([data.train_batch(step, 0).to(device) for step in range(100)])
 
     def train(self, steps: int) -> None:
@@ -185,7 +185,7 @@ def trainer_seconds(experiment: Experiment, data: Data, device: torch.device, mo
             learning_rate=experiment.train.lr,
             max_grad_norm=experiment.train.clip,
             use_cpu=device.type == "cpu",
-            bf16=precision(experiment.train, device) == "bf16",
+            bf16=experiment.train.precision_on(device.type) == "bf16",
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
@@ -224,7 +224,7 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
     plain_seconds = _seconds(plain, 1, device)
     lines = [
         f"{experiment.name}: a training step of batch {experiment.train.batch} x {experiment.data.positions}, "
-        f"{hardware(device)['name']}, {torch.get_num_threads()} threads, {precision(experiment.train, device)}; "
+        f"{hardware(device)['name']}, {torch.get_num_threads()} threads, {experiment.train.precision_on(device.type)}; "
         f"medians of {rounds} alternations; in brackets against the plain step",
         f"{'':<34} {'FLOPs':>22} {'peak memory':>20} {'ms per step':>20}",
         f"{'plain':<34} {human(plain_flops, 'FLOP'):>22} {human(plain_memory, 'B'):>20} {1000 * plain_seconds:>20.0f}",
@@ -258,7 +258,7 @@ class PhaseStep:
         walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
         objective = architectures.of(experiment).objective
         batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
-        return cls(walked, batch, experiment.train.clip, precision(experiment.train, device) == "bf16")
+        return cls(walked, batch, experiment.train.clip, experiment.train.precision_on(device.type) == "bf16")
 
     def __call__(self, steps: int) -> None:
         model = self.walked.model

@@ -27,7 +27,7 @@ from growbench.method import Task
 from growbench.plan import Unplannable, plan, same_trunk
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
-from growbench.trainer import Trainer, TrainingFailed, precision
+from growbench.trainer import Trainer, TrainingFailed
 
 VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
 
@@ -238,7 +238,7 @@ class Benchmark:
             "peak_memory_bytes": memory.peak(self.device),
             "phases": outcome.phases,
             "versions": {"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
-            "hardware": hardware(self.device) | {"precision": precision(trainer.training, self.device)},
+            "hardware": hardware(self.device) | {"precision": trainer.training.precision_on(self.device.type)},
             "data": data.describe(),
             "error": error,
         }

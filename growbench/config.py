@@ -99,6 +99,12 @@ class Training:
         if not 0 < self.decay <= 1:
             raise UsageError(f"decay = {self.decay}: must be above 0 and at most 1")
 
+    def precision_on(self, device: str) -> str:
+        """float32 or bf16: what `auto` means on this type of device."""
+        if self.precision == "auto":
+            return "bf16" if device == "cuda" else "float32"
+        return self.precision
+
 
 @dataclass(frozen=True)
 class TextConfig:

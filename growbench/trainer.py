@@ -61,7 +61,9 @@ class Trainer:
         self.device = task.device
         self.schedule = schedule.of(task.training)
         self.every = max(1, task.budget // 100)  # evaluations are at most 1 % of the budget apart
-        self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision(self.training, self.device) == "bf16")
+        self.autocast = torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.training.precision_on(self.device.type) == "bf16"
+        )
         self.evaluation = Evaluation(data, task.architecture.objective == "classes", costs, self.autocast)
         self.target_shapes = task.architecture.shapes(task.target)
         self.outcome = Outcome(costs)
@@ -293,10 +295,3 @@ class Trainer:
         for step, loss in enumerate(losses, first_step):
             if loss != loss or abs(loss) == float("inf"):
                 raise TrainingFailed(step, f"the loss is {loss}")
-
-
-def precision(training: Training, device: torch.device) -> str:
-    """float32 or bf16: what `auto` means on this device."""
-    if training.precision == "auto":
-        return "bf16" if device.type == "cuda" else "float32"
-    return training.precision
