@@ -27,6 +27,7 @@ from growbench.method import Task
 from growbench.plan import Unplannable, plan, same_trunk
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
+from growbench.signals import Interruption
 from growbench.trainer import Trainer, TrainingFailed
 
 VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
@@ -171,9 +172,11 @@ class Benchmark:
         memory.reset_peak(self.device)
         status, error = "interrupted", None
         stop_at = target if self.stop_at_target else None
-        trainer = Trainer(task, data, job.seed, costs, folder.curve, progress, stop_at, checkpoints, branches)
+        interruption = Interruption()
+        trainer = Trainer(task, data, job.seed, costs, folder.curve, progress, stop_at, checkpoints, branches, interruption)
         try:
-            outcome = trainer.run(job.found.method)
+            with interruption:
+                outcome = trainer.run(job.found.method)
             if job.which == "source":
                 assert outcome.model is not None
                 save_model(outcome.model, str(folder.path / "model.safetensors"))

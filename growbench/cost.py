@@ -145,6 +145,10 @@ class Costs:
         """What is charged so far without the source: `kind` is "flops" or "seconds"."""
         return charged(getattr(self, kind))
 
+    def spent(self) -> float:
+        """Seconds of this run in every account but overhead, which is all the rest."""
+        return sum(seconds for account, seconds in self.seconds.items() if account not in ("source", "overhead"))
+
     @contextmanager
     def clocked(self, account: str) -> Iterator[None]:
         """Charge the seconds of what runs inside."""

@@ -64,6 +64,16 @@ class Stretch:
         self.parameters = _trained_parameters(self.model, self.optimizer)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
+    def set_rates(self, step: int, share: float) -> None:
+        """The learning rates of a step: this share of each peak, or what a param group's own schedule says."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * (group["schedule"](step, self.steps) if "schedule" in group else share)
+
+    def reset_rates(self) -> None:
+        """Back to the peaks, so that the next phase can go on with this optimizer."""
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak
+
     def record(self) -> dict[str, Any]:
         """What run.json says of it when it has ended."""
         spent: Counter[str] = Counter()

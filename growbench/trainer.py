@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -53,10 +53,11 @@ class Trainer:
         stop_at: float | None = None,
         checkpoints: Checkpoints | None = None,
         branches: Collection[int] = (),
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.data, self.seed, self.curve, self.progress = task, data, seed, curve, progress
         self.stop_below = float("-inf") if stop_at is None else stop_at
-        self.checkpoints, self.branches = checkpoints, branches
+        self.checkpoints, self.branches, self.interrupted = checkpoints, branches, interrupted
         self.training: Training = task.training
         self.device = task.device
         self.schedule = schedule.of(task.training)
@@ -148,8 +149,7 @@ class Trainer:
         watch.mark()
         for step in range(now.done, now.steps):
             share = self._share(phase, step, now.steps)
-            for group, peak in zip(now.optimizer.param_groups, now.peaks, strict=True):
-                group["lr"] = peak * (group["schedule"](step, now.steps) if "schedule" in group else share)
+            now.set_rates(step, share)
             loss = self._loss(now, step)
             loss.backward()
             clip_grad_norm_(now.parameters, self.training.clip)
@@ -162,20 +162,27 @@ class Trainer:
             outcome.tokens += self.data.tokens_per_batch
             outcome.scored_steps += phase.scored
             self.progress.step()
-            due = now.done % self.every == 0 or now.done == now.steps
+            due, ends, interrupted = now.done % self.every == 0, now.done == now.steps, self.interrupted()
             branches = phase.scored and outcome.scored_steps in self.branches
-            if due or branches:
+            if due or ends or branches or interrupted:
                 self._charge(now, watch.read())
-                if due:
+                if due or ends:
                     self._evaluate(now, self._settle(now), now.peaks[0] * share)
-                if branches and self.checkpoints:
-                    self.checkpoints.save_branch(outcome.scored_steps, self._checkpoint(now))
+                if self.checkpoints:
+                    self._keep(now, self.checkpoints, branches, interrupted)
+                if interrupted:
+                    raise KeyboardInterrupt
                 if self.reached:
                     break
-                if self.checkpoints and now.done < now.steps and time.perf_counter() - self.saved > CHECKPOINT_SECONDS:
-                    self.checkpoints.save_step(now.number, now.done, self._checkpoint(now))
-                    self.saved = time.perf_counter()
                 watch.mark()
+
+    def _keep(self, now: Stretch, checkpoints: Checkpoints, branches: bool, interrupted: bool) -> None:
+        """Save checkpoints that are due."""
+        if branches:
+            checkpoints.save_branch(self.outcome.scored_steps, self._checkpoint(now))
+        if interrupted or (now.done < now.steps and time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
+            checkpoints.save_step(now.number, now.done, self._checkpoint(now))
+            self.saved = time.perf_counter()
 
     def _loss(self, now: Stretch, step: int) -> Tensor:
         batch = self.data.train_batch(now.first_step + step, self.seed).to(self.device)
@@ -218,8 +225,7 @@ class Trainer:
                 self.outcome.steps,
                 f"phase {now.phase.name!r}: the work per step changed from {first} to {last} FLOPs; use two phases",
             )
-        for group, peak in zip(now.optimizer.param_groups, now.peaks, strict=True):
-            group["lr"] = peak  # so that the next phase can go on with this optimizer
+        now.reset_rates()
         self.evaluation.remember(now.model)
         now.growth["duplicates_end"] = self._duplicates(now)
         self.outcome.phases.append(now.record())
@@ -251,14 +257,10 @@ class Trainer:
         self.costs.flops.update(state["flops"])
         self.costs.seconds.update(state["seconds"])
         self.evaluation.flops_each = state["evaluation_flops"]
-        self.started, self.elapsed = time.perf_counter(), self._spent() + state["seconds"]["overhead"]
-
-    def _spent(self) -> float:
-        """Seconds in every account but those that were spent elsewhere."""
-        return sum(seconds for account, seconds in self.costs.seconds.items() if account not in ("source", "overhead"))
+        self.started, self.elapsed = time.perf_counter(), self.costs.spent() + state["seconds"]["overhead"]
 
     def _overhead(self) -> float:
-        return self.elapsed + time.perf_counter() - self.started - self._spent()
+        return self.elapsed + time.perf_counter() - self.started - self.costs.spent()
 
     def _duplicates(self, now: Stretch) -> float | None:
         """The share of duplicated FFN units; None for what is not the target."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from growbench import results, schedule, trainer
 from growbench.benchmark import LADDER, Benchmark
 from growbench.checkpoint import Checkpoint
+from growbench.cli import main
 from growbench.config import Experiment, load
 from growbench.plan import same_trunk
 from growbench.registry import Found, built_in, get, get_all
@@ -189,3 +192,28 @@ def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp
         later = results.load(tmp_path / "a" / name)
         assert later is not None and later.record["final_val_loss"] == run.record["final_val_loss"]
         assert later.record["inherited"] is None
+
+
+def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in a step that is no evaluation's: saved, 130, and the next call ends as an uninterrupted one."""
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 1e9)
+    arguments = ["run", str(miniature), "--methods", "scratch", "--set", "train.steps=250", "--results"]
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    steps, loss = 0, trainer.Trainer._loss
+
+    def signalled(self: trainer.Trainer, *rest: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 104:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_loss", signalled)
+        assert main([*arguments, str(tmp_path / "stopped")]) == 130
+    stopped = results.load(tmp_path / "stopped" / "miniature" / "scratch-seed0")
+    assert stopped is not None and stopped.record["status"] == "interrupted" and stopped.record["steps"] == 103
+    assert main([*arguments, str(tmp_path / "stopped")]) == 0
+    assert outcome(stopped.folder) == outcome(tmp_path / "whole" / "miniature" / "scratch-seed0")

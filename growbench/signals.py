@@ -1,0 +1,31 @@
+"""SIGINT and SIGTERM while training: the step under way is finished and kept first. A second signal ends at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class Interruption:
+    """Within `with Interruption() as asked:`, `asked()` says whether somebody wants the program to stop."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def __enter__(self) -> Interruption:
+        main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM) if main}
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
