@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from growbench import __version__, config, registry
+from growbench import __version__, config, registry, results
 from growbench.config import Experiment, UsageError
 from growbench.progress import duration, human, say
 
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   growbench run --methods ligo,bert2bert                 scratch is always added
   growbench run bert-tiny --seeds 0,1,2 --set train.steps=200
   growbench run --methods ./mine.py --set mine.lr=0.01   a method of your own
+  growbench tune --methods ligo,bert2bert --trials 20    then: growbench run --tuned FILE
   growbench report results/gpt2-tiny
 """
 
@@ -78,11 +80,35 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
     run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     run.add_argument(
-        "--protocol", choices=("single",), default="single", help="single: one budget, costs read off each run's curve"
+        "--protocol", choices=("single", "ladder"), default="single",
+        help="single: one budget, costs read off each run's curve; ladder: several budgets, each with a schedule of its own",
+    )  # fmt: skip
+    run.add_argument(
+        "--budgets",
+        type=_budgets,
+        metavar="0.4,0.7,1",
+        help="of the ladder, as shares; default: 0.4,0.55,0.7,0.85,1",
     )
     run.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
     run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
     run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
+    run.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="FILE",
+        help="take each method's learning rate, warm-up and hyperparameters from what growbench tune wrote; "
+        "--set METHOD.KEY=VALUE wins over it",
+    )
+
+    tuning = command("tune", tune_methods, "the best learning rate, warm-up and hyperparameters: as many trials for every method")
+    add_experiment(tuning)
+    add_methods(tuning)
+    add_device(tuning)
+    tuning.add_argument("--trials", type=int, default=10, metavar="N", help="of each method; default: 10")
+    tuning.add_argument(
+        "--seeds", type=_seeds, default=[1000], metavar="1000,1001", help="none that a run is to report; default: 1000"
+    )
+    tuning.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
 
     report = command("report", make_report, "tables, plots and index.html of stored runs; of several experiments an overview too")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
@@ -94,8 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--long", action="store_true", help="methods: what each does, in full, and its hyperparameters")
 
     check = command("check", check_method, "whether a method keeps the interface's promises, on miniatures of every architecture")
-    check.add_argument("method", metavar="METHOD", help="a name, ./file.py or ./file.py:Class")
-    check.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="as ligo.operator_steps=50")
+    check.add_argument("method", nargs="?", metavar="METHOD", help="a name, ./file.py or ./file.py:Class")
+    check.add_argument("--aa", metavar="EXPERIMENT", help="instead: whether scratch against itself saves nothing, in miniature")
+    check.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as ligo.operator_steps=50; with --aa as train.steps=200"
+    )
+    check.add_argument("--repetitions", type=_repetitions, metavar="N", help="of --aa; default: 40")
+    check.add_argument("--out", type=Path, metavar="DIR", help="of --aa; default: results/selfproof")
 
     flops = command("flops", print_flops, "FLOPs per step of every method, by two cost models, checked against fvcore")
     add_experiment(flops)
@@ -121,6 +152,22 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
+def _budgets(text: str) -> list[float]:
+    try:
+        budgets = [float(part) for part in text.split(",")]
+    except ValueError:
+        budgets = []
+    if not budgets or not 0 < min(budgets) <= max(budgets) == 1 or len(set(budgets)) < max(len(budgets), 2):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be different shares above 0 and up to 1, the full one among them")
+    return budgets
+
+
+def _repetitions(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 2")
+    return int(text)
+
+
 def _loss(text: str) -> float:
     try:
         loss = float(text)
@@ -141,14 +188,22 @@ def run_experiment(options: argparse.Namespace) -> int:
     experiment = config.load(options.experiment, options.set)
     _prepare()
     methods = _methods(options.methods, experiment)
+    if options.tuned:
+        from growbench import tune
 
-    from growbench.benchmark import Benchmark, choose_device
+        by_hand = [override.partition("=")[0].strip().removeprefix("methods.") for override in options.set]
+        methods = tune.apply(options.tuned, experiment, methods, options.seeds, by_hand)
+    if options.budgets and options.protocol != "ladder":
+        raise UsageError("--budgets: only of --protocol ladder")
+
+    from growbench.benchmark import LADDER, Benchmark, choose_device
 
     device = choose_device(options.device)
     if options.dry_run:
         return _print_plan(experiment, methods, len(options.seeds), device)
     folder = options.results / experiment.name
-    benchmark = Benchmark(experiment, folder, device, options.target_loss, options.stop_at_target)
+    budgets = options.budgets or LADDER if options.protocol == "ladder" else (1.0,)
+    benchmark = Benchmark(experiment, folder, device, options.target_loss, options.stop_at_target, budgets)
     succeeded = benchmark.run(methods, options.seeds)
 
     from growbench import report
@@ -163,6 +218,26 @@ def run_experiment(options: argparse.Namespace) -> int:
     print((page.parent / "savings.md").read_text(encoding="utf-8"))
     print(f"report: {page}")
     return 0 if succeeded else 1
+
+
+def tune_methods(options: argparse.Namespace) -> int:
+    if options.trials < 1:
+        raise UsageError(f"--trials {options.trials}: must be at least 1")
+    experiment = config.load(options.experiment, options.set)
+    _prepare()
+    methods = _methods(options.methods, experiment)
+
+    from growbench import tune
+    from growbench.benchmark import choose_device
+
+    folder = options.results / experiment.name / results.TUNING
+    asked = [options.experiment, *(part for override in options.set for part in ("--set", override))]
+    done = tune.tune(experiment, shlex.join(asked), methods, options.trials, options.seeds, folder, choose_device(options.device))
+    print(tune.summary(done))
+    print(f"trials: {folder / 'trials.csv'}")
+    same = [*asked, *(["--methods", options.methods] if options.methods else []), "--results", str(options.results)]
+    print(f"next: growbench run {shlex.join([*same, '--tuned', str(folder / 'tuned.toml')])}")
+    return 0 if all(map(tune.best, done.values())) else 1
 
 
 def make_report(options: argparse.Namespace) -> int:
@@ -196,6 +271,12 @@ def list_known(options: argparse.Namespace) -> int:
 
 
 def check_method(options: argparse.Namespace) -> int:
+    if (options.method is None) == (options.aa is None):
+        raise UsageError("check: needs either a METHOD or --aa EXPERIMENT")
+    if options.aa is not None:
+        return _check_harness(options)
+    if options.repetitions or options.out:
+        raise UsageError("--repetitions and --out: only of --aa")
     name = Path(options.method.partition(":")[0]).stem
     for override in options.set:
         if not override.startswith(f"{name}."):
@@ -207,6 +288,18 @@ def check_method(options: argparse.Namespace) -> int:
     from growbench import check
 
     return check.report(found)
+
+
+def _check_harness(options: argparse.Namespace) -> int:
+    """The A/A check."""
+    _prepare()
+
+    from growbench import selfproof
+
+    repetitions, folder = options.repetitions or 40, options.out or Path("results/selfproof")
+    again = ["growbench", "check", "--aa", options.aa, *(part for each in options.set for part in ("--set", each))]
+    command = shlex.join([*again, "--repetitions", str(repetitions)])
+    return selfproof.report(options.aa, options.set, repetitions, folder, command)
 
 
 def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, device: Any) -> int:
