@@ -1,0 +1,388 @@
+"""Tuning: as many trials for every method in one space, kept whatever happens, and values that reach nothing but their method."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from growbench import cli, config, registry, results
+from growbench.benchmark import Benchmark
+from growbench.method import tunable
+from growbench.tune import Range, best, defaults, space, with_values
+
+PLUGIN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from growbench.method import Method, Phase, Phases, Task, tunable
+
+@dataclass(frozen=True)
+class Mine(Method):
+    "Scratch, but its weights may start out smaller; with the second trial's learning rate it breaks."
+    paper: ClassVar[str] = "https://example.org"
+    uses_source: ClassVar[bool] = False
+    scale: float = tunable(1.0, 0.01, 1.0)
+    repeats: int = tunable(2, 1, 5)
+
+    def phases(self, task: Task) -> Phases:
+        if task.training.lr != 1e-3:
+            raise RuntimeError("broken on purpose")
+        model = task.build()
+        for parameter in model.parameters():
+            parameter.data *= self.scale
+        yield Phase(model=model)
+"""
+SEED = 1000  # of tuning, by default
+
+
+class Tuned(NamedTuple):
+    """The miniature, tuned: two trials of scratch, ligo and a plugin."""
+
+    experiment: Path
+    plugin: Path
+    results: Path
+
+    @property
+    def file(self) -> Path:
+        return self.results / "miniature" / "tuning" / "tuned.toml"
+
+    @property
+    def methods(self) -> str:
+        return f"ligo,{self.plugin}"
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "miniature" / "tuning" / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def tune(*arguments: object) -> int:
+    return cli.main(["tune", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> Tuned:
+    folder = tmp_path_factory.mktemp("tuned")
+    plugin = folder / "mine.py"
+    plugin.write_text(PLUGIN)
+    done = Tuned(write_miniature(folder), plugin, folder / "results")
+    assert tune(done.experiment, "--methods", done.methods, "--trials", 2, "--results", done.results) == 0
+    return done
+
+
+@pytest.fixture
+def refused(tuned: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run with a file of tuned values, which must be refused: exit code 2, one line, which is given back, and no result."""
+
+    def run(*arguments: object, file: Path = tuned.file, methods: object = tuned.methods) -> str:
+        folder = tmp_path / "results"
+        options = ["--methods", methods, "--results", folder, "--tuned", file, *arguments]
+        assert cli.main(["run", *map(str, [tuned.experiment, *options])]) == 2
+        answer = capsys.readouterr()
+        assert len(answer.err.splitlines()) == 1 and not answer.out
+        assert not folder.exists()
+        return answer.err
+
+    return run
+
+
+# The space
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1e-6, 1e3), st.floats(1e-6, 1e3), st.integers(0, 2**32 - 1))
+def test_samples_lie_in_their_range(low: float, high: float, value: float, seed: int) -> None:
+    """Ends included; wide enough for the default."""
+    held = Range(min(low, high), max(low, high)).holding(value)
+    assert held.low <= min(low, high) and held.high >= max(low, high) and held.low <= value <= held.high
+    assert held.low <= held.suggest(trial(seed), "it") <= held.high
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000), st.integers(0, 2**32 - 1))
+def test_whole_numbers_stay_whole(low: int, high: int, seed: int) -> None:
+    held = Range(low, low).holding(high)
+    sample = held.suggest(trial(seed), "it")
+    assert type(sample) is int and held.low <= sample <= held.high
+
+
+def trial(seed: int) -> optuna.Trial:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+
+
+@given(st.floats(1e-9, 1e3))
+@settings(max_examples=30)
+def test_a_range_over_a_factor_of_ten_is_searched_by_ratio(low: float) -> None:
+    """Whatever rounding does to its ends."""
+    assert Range(0.3 * low, 3 * low).log and not Range(low, 9 * low).log and not Range(0.0, low).log
+
+
+def test_every_method_has_the_same_learning_rates_and_warm_ups(tuned: Tuned) -> None:
+    """And what it declares of its own: a plugin's as a built-in's."""
+    experiment = config.load(str(tuned.experiment))
+    spaces = {found.name: space(experiment, found) for found in registry.get_all(["scratch", "ligo", str(tuned.plugin)], {})}
+    shared = {"train.lr": Range(0.3e-3, 3e-3), "train.warmup": Range(0, 2)}
+    assert spaces == {
+        "scratch": shared,
+        "ligo": shared | {"operator_lr": Range(3e-4, 3e-2)},
+        "mine": shared | {"scale": Range(0.01, 1.0), "repeats": Range(1, 5)},
+    }
+
+
+def test_a_default_outside_of_a_range_widens_it(tuned: Tuned) -> None:
+    """The first trial is what the experiment says, whatever that is."""
+    experiment = config.load(str(tuned.experiment), ["train.warmup=6"])
+    found = registry.get("ligo", {"operator_lr": 1.0})
+    assert space(experiment, found)["train.warmup"] == Range(0, 6)
+    assert space(experiment, found)["operator_lr"] == Range(3e-4, 1.0)
+
+
+def test_a_range_must_hold_its_default() -> None:
+    for default, low, high in ((1.0, 2.0, 3.0), (3, 2, 1)):
+        with pytest.raises(ValueError, match="must be a default, and a range that holds it"):
+            tunable(default, low, high)
+
+
+def test_a_card_shows_default_and_range() -> None:
+    assert "operator_lr: float = 0.003 (tuned: 0.0003 to 0.03)" in registry.cards()["ligo"].text("ligo")
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_a_method_accepts_the_ends_of_its_ranges(tuned: Tuned, name: str) -> None:
+    found, experiment = registry.get(name), config.load(str(tuned.experiment))
+    ranges = space(experiment, found)
+    assert with_values(found, defaults(experiment, found)).method == found.method
+    for end in ("low", "high"):
+        with_values(found, {key: getattr(each, end) for key, each in ranges.items()})
+
+
+# Trials
+
+
+def test_every_method_has_as_many_trials(tuned: Tuned) -> None:
+    """Scratch included, those that fail included; the first is the defaults, the others try the same of what all share."""
+    trials = rows(tuned.results)
+    assert [(row["method"], row["trial"]) for row in trials] == [(name, n) for name in ("scratch", "ligo", "mine") for n in "01"]
+    assert {row["seeds"] for row in trials} == {str(SEED)}
+    first, second = trials[::2], trials[1::2]
+    assert {(row["train.lr"], row["train.warmup"]) for row in first} == {("0.001", "2")}
+    assert (first[1]["ligo.operator_lr"], first[2]["mine.scale"], first[2]["mine.repeats"]) == ("0.003", "1.0", "2")
+    assert len({row["train.lr"] for row in second}) == 1 and second[0]["train.lr"] != "0.001"
+    assert all(float(row["flops"]) > 0 for row in trials if row["status"] == "finished")
+
+
+def test_a_trial_that_fails_is_kept_with_its_error(tuned: Tuned) -> None:
+    failed = rows(tuned.results)[-1]
+    assert (failed["status"], failed["loss"], failed["error"]) == ("failed", "", "RuntimeError: broken on purpose")
+    assert tomllib.loads(tuned.file.read_text())["methods"]["mine"]["train"]["lr"] == 1e-3
+
+
+def test_trials_are_runs_of_their_own_that_no_report_compares(tuned: Tuned) -> None:
+    """All from the experiment's own source model, trained once, with the experiment's own values."""
+    folder = tuned.results / "miniature"
+    runs = {run.folder.name: run.record for run in results.load_all(folder / "tuning")}
+    names = [f"{name}-trial{number}-seed{SEED}" for name in ("scratch", "ligo", "mine") for number in (0, 1)]
+    assert runs.keys() == {f"source-seed{SEED}", *names}
+    assert len({json.dumps(run["config"]["experiment"]) for run in runs.values()}) == 1
+    for row in rows(tuned.results):
+        run = runs[f"{row['method']}-trial{row['trial']}-seed{SEED}"]
+        if row["status"] == "finished":
+            assert run["final_val_loss"] == float(row["loss"])
+    assert results.load_all(folder) == []
+
+
+def test_the_best_trial_is_chosen(tuned: Tuned) -> None:
+    """By its loss, with full precision."""
+    chosen = tomllib.loads(tuned.file.read_text())["methods"]
+    for name in ("scratch", "ligo"):
+        row = min((row for row in rows(tuned.results) if row["method"] == name), key=lambda row: float(row["loss"]))
+        assert chosen[name]["train"] == {"lr": float(row["train.lr"]), "warmup": int(row["train.warmup"])}
+    assert best([]) is None
+
+
+def test_tuning_goes_on_where_it_was_broken_off(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in its second trial, then asked for two, then for four: the same trials as four at once, and none trained twice."""
+    trained: list[str] = []
+    train = Benchmark.run
+
+    def counted(self: Benchmark, methods: Any, seeds: Any) -> bool:
+        trained.append(methods[0].name)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train(self, methods, seeds)
+
+    monkeypatch.setattr(Benchmark, "run", counted)
+    command = [miniature, "--methods", "scratch", "--results", tmp_path / "parts", "--trials"]
+    assert tune(*command, 4) == 130
+    assert tune(*command, 2) == 0
+    assert len(rows(tmp_path / "parts")) == 2
+    assert tune(*command, 4) == 0
+    assert trained == [f"scratch-trial{number}" for number in (0, 1, 1, 2, 3)]
+    assert tune(*command[:-2], tmp_path / "whole", "--trials", 4) == 0
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    assert tune(*command, 3) == 0, "fewer than there are: the first ones"
+    assert len(rows(tmp_path / "parts")) == 3 and len(trained) == 9
+
+
+def test_another_experiment_is_tuned_anew(miniature: Path, tmp_path: Path) -> None:
+    command = [miniature, "--methods", "scratch", "--results", tmp_path / "results", "--trials", 1]
+    assert tune(*command) == 0
+    before = rows(tmp_path / "results")
+    assert tune(*command, "--set", "train.steps=14") == 0
+    assert rows(tmp_path / "results")[0]["loss"] != before[0]["loss"]
+
+
+def test_a_loss_is_the_mean_over_seeds(miniature: Path, tmp_path: Path) -> None:
+    command = [miniature, "--methods", "scratch", "--results", tmp_path / "results", "--trials", 1, "--seeds", "7,8"]
+    assert tune(*command) == 0
+    losses = [run.record["final_val_loss"] for run in results.load_all(tmp_path / "results" / "miniature" / "tuning")]
+    (row,) = rows(tmp_path / "results")
+    assert row["seeds"] == "7 8" and float(row["loss"]) == pytest.approx(sum(losses) / 2) and losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--trials", "0"), "--trials 0: must be at least 1"),
+        (("--trials", "few"), "--trials: invalid int value: 'few'"),
+        (("--methods", "liggo"), "unknown method 'liggo': did you mean ligo?"),
+        (("--seeds", "one"), "--seeds: 'one': must be"),
+        (("--methods", "bert2bert", "--set", "target.heads=2"), "bert2bert: heads are copied whole"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused(
+    miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    """In one line, before anything trains."""
+    try:
+        code = tune(miniature, "--results", tmp_path / "results", *arguments)
+    except SystemExit as exit:  # argparse
+        code = int(exit.code or 0)
+    error = capsys.readouterr().err
+    assert code == 2 and message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_searches_that_cannot_be_read_are_refused(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "results" / "miniature" / "tuning"
+    folder.mkdir(parents=True)
+    (folder / "studies.jsonl").write_text("no\nJSON\n")
+    assert tune(miniature, "--methods", "scratch", "--results", tmp_path / "results") == 2
+    error = capsys.readouterr().err
+    assert "remove it to tune anew" in error and len(error.splitlines()) == 1
+
+
+def test_values_that_a_method_refuses_are_a_failed_trial(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where an older run of that name is left."""
+    command = [miniature, "--methods", "ki", "--results", tmp_path / "results", "--trials", 2]
+    assert tune(*command) == 0
+    monkeypatch.setattr("growbench.methods.ki.Ki.__post_init__", refuse_all_but_the_default)
+    assert tune(*command, "--set", "ki.weight=0.9") == 0
+    first, second = (row for row in rows(tmp_path / "results") if row["method"] == "ki")
+    assert first["status"] == "finished"
+    assert (second["status"], second["flops"]) == ("failed", "0") and "ki: share = " in second["error"]
+
+
+def refuse_all_but_the_default(ki: Any) -> None:
+    if ki.share != 0.3:
+        raise config.UsageError(f"share = {ki.share}: too much")
+
+
+# Tuned values
+
+
+def test_tuned_values_reach_their_method_alone(tuned: Tuned, tmp_path: Path) -> None:
+    """Its optimizer, its warm-up, its hyperparameters, its configuration; --set wins; the others stay comparable."""
+    file = tmp_path / "tuned.toml"
+    table = tomllib.loads(tuned.file.read_text())
+    table["methods"]["ligo"] = {"train": {"lr": 5e-4, "warmup": 6}, "operator_lr": 2e-2}
+    file.write_text(tuned.file.read_text().partition("[methods.ligo]")[0] + written(table["methods"], "ligo", "mine"))
+    command = ["run", tuned.experiment, "--methods", tuned.methods, "--results", tmp_path, "--tuned", file]
+    assert cli.main([str(part) for part in [*command, "--set", "mine.repeats=4"]]) == 0
+    runs = {run.record["method"]: run for run in results.load_all(tmp_path / "miniature")}
+    peak = {name: max(row["lr"] for row in run.curve if row["scored"]) for name, run in runs.items()}
+    assert peak["ligo"] == pytest.approx(5e-4)
+    assert peak["scratch"] == pytest.approx(table["methods"]["scratch"]["train"]["lr"])
+    assert [row["lr"] for row in runs["ligo"].curve if row["scored"]][1:7] == pytest.approx([5e-4 * n / 6 for n in range(1, 7)])
+    assert peak["mine"] == peak["source"] == pytest.approx(1e-3)
+    assert [row["lr"] for row in runs["ligo"].curve if not row["scored"]] == [2e-2] * 4
+    settings = {name: run.record["config"]["method"] for name, run in runs.items()}
+    assert settings["ligo"].items() >= {"train.lr": 5e-4, "train.warmup": 6, "operator_lr": 2e-2, "operator_steps": 3}.items()
+    assert settings["mine"]["repeats"] == 4 and "train.lr" not in settings["source"]
+    assert len({json.dumps(run.record["config"]["experiment"]) for run in runs.values()}) == 1
+    page = (tmp_path / "miniature" / "report" / "index.html").read_text()
+    assert "train.lr = 0.0005, train.warmup = 6" in page and "as tuned: scratch, ligo, mine" in page
+
+
+def written(methods: dict[str, dict[str, Any]], *names: str) -> str:
+    """Tables of tuned values by hand, with a table for training."""
+    text = ""
+    for name in names:
+        values = {key: value for key, value in methods[name].items() if key != "train"}
+        training = methods[name]["train"]
+        for head, table in ((f"methods.{name}", values), (f"methods.{name}.train", training)):
+            text += f"[{head}]\n" + "".join(f"{key} = {value}\n" for key, value in table.items())
+    return text
+
+
+def test_a_report_shows_the_trials_beside_its_runs(tuned: Tuned) -> None:
+    """Folded, with failures; and says who was not tuned."""
+    command = ["run", tuned.experiment, "--results", tuned.results]
+    assert cli.main([str(part) for part in [*command, "--methods", "stackbert"]]) == 0
+    page = (tuned.results / "miniature" / "report" / "index.html").read_text()
+    assert "6 trials on seed 1000" in page and "broken on purpose" in page and "ligo.operator_lr 0.003" in page
+    assert "as tuned" not in page
+    assert cli.main([str(part) for part in [*command, "--methods", "scratch", "--tuned", tuned.file]]) == 0
+    page = (tuned.results / "miniature" / "report" / "index.html").read_text()
+    assert "as tuned: scratch." in page and "Not tuned, and at a disadvantage: stackbert." in page
+
+
+def test_seeds_of_tuning_are_refused(refused: Callable[..., str]) -> None:
+    assert f"tuned on seed {SEED}: --seeds must name others than {SEED}" in refused("--seeds", f"0,{SEED}")
+
+
+def test_values_of_another_experiment_are_refused(refused: Callable[..., str], tuned: Tuned) -> None:
+    message = refused("--set", "train.steps=13")
+    assert f"tuned on another experiment ({tuned.experiment}): name it, and give its --set" in message
+
+
+def test_a_method_that_was_not_tuned_is_refused(refused: Callable[..., str]) -> None:
+    assert "stackbert was not tuned: --methods may name scratch, ligo, mine" in refused(methods="ligo,stackbert")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[tuned]", "[tuned", "cannot read tuned values from"),
+        ("[tuned]", "", "must hold a table [tuned] and tables [methods.NAME]"),
+        ("[tuned]", "tuned = 3\n[methods.other]", "must hold a table [tuned] and tables [methods.NAME]"),
+        ("trials = 2", "", "tuned.trials is missing"),
+        ("trials = 2", "trails = 2", "unknown key tuned.trails: did you mean trials?"),
+        ("train.warmup = ", "train.wramup = ", "unknown key scratch.train.wramup: did you mean train.warmup?"),
+        ("train.warmup = ", "# ", "scratch.train.warmup is missing"),
+        ("train.warmup = ", "train.warmup = 0.", "must be a whole number"),
+        ("train.warmup = ", "train.warmup = 99", "scratch.train.warmup = 99"),
+        ("operator_lr = ", "operator_lr = -", "ligo: operator_lr = -"),
+        ("[methods.ligo]", "[methods]\nligo = 3\n[methods.other]", "must hold a table [tuned] and tables [methods.NAME]"),
+    ],
+)
+def test_a_garbled_file_is_refused(
+    refused: Callable[..., str], tuned: Tuned, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    file = tmp_path / "garbled.toml"
+    file.write_text(tuned.file.read_text().replace(old, new, 1))
+    answer = refused(file=file)
+    assert message in answer and str(file) in answer
+
+
+def test_an_absent_file_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
+    assert f"cannot read tuned values from {tmp_path / 'none.toml'}" in refused(file=tmp_path / "none.toml")
