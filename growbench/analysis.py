@@ -391,12 +391,11 @@ def _noise_note(scratch: Sequence[Run]) -> list[str]:
         return []
     deviation = np.std([run.record["final_val_loss"] for run in scratch], ddof=1)
     least = detectable_saving(scratch)
-    needed = (
-        f"a saving must be about {100 * least:.1f} % or more to be found" if least < 1 else "no saving can be told from noise"
-    )
+    found = f"only a saving of about {100 * least:.1f} % or more" if least < 1 else "no saving"
     return [
-        f"Noise floor: scratch's final loss varies by {deviation:.4f} (standard deviation over {len(scratch)} seeds); with these "
-        f"seeds {needed}."
+        f"Noise floor: scratch's final loss varies by {deviation:.4f} (standard deviation over {len(scratch)} seeds). Of a "
+        f"method whose cost varies as much as scratch's near its final loss, these seeds would find {found}; steadier ones need "
+        "less."
     ]
 
 

@@ -195,7 +195,8 @@ def summary(experiment: Experiment, record: dict[str, Any], twins: pd.DataFrame,
         f"# {experiment.name} against itself, and planted savings",
         "",
         f"Made by `{command}`. A miniature: {experiment.architecture}, {experiment.target.layers} layers of width "
-        f"{experiment.target.width}, {training.steps} steps of batch {training.batch} x {experiment.data.positions}. "
+        f"{experiment.target.width}, {training.steps} steps of batch {training.batch} x {experiment.data.positions} "
+        f"from {experiment.data.corpus}, learning rate {training.lr:g} ({training.schedule}, warm-up {training.warmup}). "
         f"{TWIN_SEEDS} seeds of scratch against {TWIN_SEEDS} others of its twin in each repetition; the target is the worst "
         "final loss of the runs compared.",
         "",
