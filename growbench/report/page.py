@@ -37,12 +37,12 @@ FIGURES = {
         "Savings over scratch",
         "Full dot: the small model is free (reuse). Open dot: its training is charged (build). Line: 95 % interval over seeds. "
         "Small dots: the seeds. Black tick: what the method's paper claims, by its own counter. A dot at the left edge stands "
-        "for −100 % or worse.",
+        "for −100\N{NO-BREAK SPACE}% or worse.",
     ),
     "savings_curve": (
         "Savings at every loss",
         "What a method has saved when it passes a loss, against what scratch paid to pass the same loss. A saving that shrinks "
-        "towards the right is a head start that scratch catches up with. What lies below −100 % is cut off.",
+        "towards the right is a head start that scratch catches up with. What lies below −100\N{NO-BREAK SPACE}% is cut off.",
     ),
     "amortised": (
         "One source, several targets",
@@ -306,7 +306,8 @@ def _papers(comparison: Comparison) -> str:
 
 TESTS = """
 <p class="soft">Two-sided t-tests, paired by seed: that a method saves as many FLOPs as scratch, none; and as many as the best of
-the other growth methods. Adjusted over the methods by Holm's procedure: what is below 0.05 is told from chance.</p>
+the other growth methods. Adjusted over the methods by Holm's procedure: what is below 0.05 is told from chance; which of the two
+saves more, the savings tell.</p>
 """
 
 
@@ -468,14 +469,11 @@ def _tuning(comparison: Comparison) -> str:
     if file.is_file():
         trials = pd.read_csv(file, dtype=str)
         scale = units.scale(trials["flops"].astype(float).max(), "flops")
-        heads = ("trial", "final loss", scale.name, "values")
-        rows = (
-            (escape(str(method)), [_trial_row(row, scale) for row in analysis.records(group)])
-            for method, group in trials.groupby("method", sort=False)
-        )
+        heads = ("method", "trial", "final loss", scale.name, "values")
+        rows = [_trial_row(row, scale) for row in analysis.records(trials)]
         text += (
             f"<details><summary>{parts.count(len(trials), 'trial')} on seed {escape(trials['seeds'][0].replace(' ', ', '))}; "
-            f"the first of each method has its defaults</summary>{parts.table_by_method('trials', heads, rows)}</details>"
+            f"the first of each method has its defaults</summary>{parts.table(heads, rows, text_columns=[4])}</details>"
         )
     return f"<h2>Tuning</h2>{text}" if text else ""
 
@@ -483,9 +481,10 @@ def _tuning(comparison: Comparison) -> str:
 def _trial_row(row: Mapping[str, Any], scale: units.Scale) -> tuple[str, ...]:
     """A trial as trials.csv has it, its values under the names that --set knows."""
     values = {key: text for key, text in row.items() if "." in key and isinstance(text, str)}
-    loss = f"{float(row['loss']):.4f}" if row["status"] == "finished" else f"failed ({row['error']})"
     shown = ", ".join(f"{key} {text if text.isdigit() else f'{float(text):.3g}'}" for key, text in values.items())
-    return row["trial"], loss, scale.text(float(row["flops"])), shown
+    finished = row["status"] == "finished"
+    loss, note = (f"{float(row['loss']):.4f}", "") if finished else ("failed", f"; {row['error']}")
+    return row["method"], row["trial"], loss, scale.text(float(row["flops"])), shown + note
 
 
 def _settings(values: Mapping[str, Any]) -> str:

@@ -70,11 +70,17 @@ pre { font-size: .78rem; overflow-x: auto; background: #f6f6f6; padding: .7rem; 
   td > .tag { display: inline; margin-left: .6em; }
   td.group { grid-column-start: 1; border: 0; }
   #ladder-table tr, #tests tr { grid-template-columns: 1fr 1fr; }
+  #papers tr { grid-template-columns: repeat(3, 1fr); }
   tr.method { display: block; padding: 1rem 0 .2rem; border-bottom: 1px solid #888; }
   tr.method th { display: block; padding: 0; border: 0; }
 }
 @media print {
-  body { max-width: none; padding: 0; font-size: 11px; }
+  html { font-size: 11px; }
+  body { max-width: none; padding: 0; font-size: 1rem; }
+  .scroll { overflow: visible; }
+  th, td { padding: .3rem .35rem; }
+  th:first-child, td:first-child { position: static; }
+  figure { max-width: 54rem; }
   figure, tr { break-inside: avoid; }
   h2 { break-after: avoid; }
 }
