@@ -264,11 +264,15 @@ def _spent(rungs: pd.DataFrame) -> str:
     """What the ladder's runs were charged, and what they really cost."""
     charged, spent = rungs["flops_reuse"].sum(), rungs["spent_flops"].sum()
     scale = units.scale(charged, "flops")
-    return (
-        f"The {parts.count(len(rungs), 'run')} of the ladder were charged {scale.text(charged)} {scale.name} in all, each as if "
-        f"trained alone; really spent were {scale.text(spent)} {scale.name}, since runs that branch off a longer one share its "
-        "trunk. The small models' training comes on top."
-    )
+    text = f"The {parts.count(len(rungs), 'run')} of the ladder were charged {scale.text(charged)} {scale.name} in all, "
+    if spent < charged:
+        text += (
+            f"each as if trained alone; really spent were {scale.text(spent)} {scale.name}, since runs that branch off a longer "
+        )
+        text += "one share its trunk."
+    else:
+        text += "and spent as much: none branched off another."
+    return text + " The small models' training comes on top."
 
 
 PAPERS = """

@@ -70,7 +70,7 @@ pre { font-size: .78rem; overflow-x: auto; background: #f6f6f6; padding: .7rem; 
   td > .tag { display: inline; margin-left: .6em; }
   td.group { grid-column-start: 1; border: 0; }
   #ladder-table tr, #tests tr { grid-template-columns: 1fr 1fr; }
-  #papers tr { grid-template-columns: repeat(3, 1fr); }
+  #papers tr, #growth tr { grid-template-columns: repeat(3, 1fr); }
   tr.method { display: block; padding: 1rem 0 .2rem; border-bottom: 1px solid #888; }
   tr.method th { display: block; padding: 0; border: 0; }
 }

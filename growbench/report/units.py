@@ -65,8 +65,9 @@ def saving_of(row: Mapping[str, Any] | None, unit: str, ledger: str) -> str:
     if row is None or row["method"] == SCRATCH:
         return "reference" if row else ""
     column = f"{unit}_saving_{ledger}"
-    text = outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
-    return f"≥ {text}" if row.get("at_least") and row["reached"] == row["seeds"] else text
+    if row.get("at_least") and row["reached"] == row["seeds"]:
+        return f"≥ {percent(row[column])}"  # an interval of a bound would say nothing
+    return outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
 
 
 def outcome(reached: int, seeds: int, mean: float, low: float, high: float) -> str:
