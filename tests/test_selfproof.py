@@ -12,7 +12,7 @@ import pytest
 from growbench import cli, config, results, selfproof
 from growbench.selfproof import miniature, promises
 
-SHORT = ["train.steps=20", "train.warmup=2", "source.layers=1", "target.layers=1"]
+SHORT = ["train.steps=10", "train.warmup=1", "source.layers=1", "target.layers=1"]
 
 
 @pytest.fixture
@@ -34,13 +34,14 @@ def test_the_command_writes_what_it_measured(
     assert len(kept) == 6 and code == (0 if all(promise.kept for promise in kept) else 1)
     assert all(f"| {promise.text} | {promise.measured} | " in summary for promise in kept)
     assert summary.count("| yes |") == sum(promise.kept for promise in kept)
-    assert capsys.readouterr().out == summary and "torch 2" in summary and "--set train.steps=20 --set" in summary
+    assert capsys.readouterr().out == summary and "torch 2" in summary and "--set train.steps=10 --set" in summary
+    assert twins["repetition"].tolist() == [0, 0, 1, 1] and twins["way"].tolist() == ["forth", "back"] * 2
     for row in twins.to_dict("records"):
         assert row["low"] <= row["percentile_low"] <= row["saving"] <= row["percentile_high"] <= row["high"]
         assert row["inside"] == (row["low"] <= 0 <= row["high"])
     assert planted["share"].tolist() == [0.2, 0.4]
     for _, planted_row in planted.iterrows():  # the target was trained for so long, as a source
-        assert planted_row["reuse"] - planted_row["build"] == pytest.approx(planted_row["share"], abs=0.05)
+        assert planted_row["reuse"] - planted_row["build"] == pytest.approx(planted_row["share"], rel=0.2)
 
     # every run was another seed's, and none is trained twice
     runs = results.load_all(folder / "runs" / "aa")
@@ -50,11 +51,12 @@ def test_the_command_writes_what_it_measured(
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")} == before
 
     # the planted method takes scratch up where it was after so many steps
-    for share, steps in ((0.2, 4), (0.4, 8)):
+    for share, steps in ((0.2, 2), (0.4, 4)):
         place = folder / "runs" / f"planted-{share}"
         source, scratch, grown = (results.load(place / f"{name}-seed1") for name in ("source", "scratch", "planted"))
         assert source and scratch and grown
-        assert source.record["final_val_loss"] == scratch.curve[steps]["val_loss"] == grown.curve[0]["val_loss"]
+        assert source.record["final_val_loss"] == pytest.approx(scratch.curve[steps]["val_loss"], rel=1e-5)
+        assert source.record["final_val_loss"] == pytest.approx(grown.curve[0]["val_loss"], rel=1e-5)
         assert [row["lr"] for row in grown.curve[1:]] == [row["lr"] for row in scratch.curve[steps + 1 :]]
         assert source.record["cost"]["flops"]["train"] == grown.record["cost"]["flops"]["source"]
 
@@ -77,7 +79,8 @@ def test_every_experiment_has_a_miniature(name: str) -> None:
 
 
 def table(savings: list[float], inside: int) -> pd.DataFrame:
-    return pd.DataFrame({"saving": savings, "inside": [place < inside for place in range(len(savings))]})
+    places = range(len(savings))
+    return pd.DataFrame({"repetition": places, "saving": savings, "inside": [place < inside for place in places]})
 
 
 def planted(reuse: float, build: float) -> pd.DataFrame:
