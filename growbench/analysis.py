@@ -15,15 +15,11 @@ import pandas as pd
 
 from growbench import ladder, results
 from growbench.config import UsageError
-from growbench.results import CHARGED, Run
+from growbench.results import CHARGED, LEDGERS, SCRATCH, UNITS, Run
 from growbench.statistics import holm, interval, paired_p, smallest_detectable
 
-SCRATCH = "scratch"  # the reference: the target trained from a random start
-UNITS = ("flops", "seconds")
-LEDGERS = ("reuse", "build")  # the source model is free; the source model is charged
 ACCOUNTS = ("source", *CHARGED)
 WORK = ("train", "operator", "teacher", "overhead")  # accounts that a step may have
-HARDWARE = ("device", "name", "threads", "precision")  # seconds compare only where these are equal
 LEVELS = 80  # loss levels of a savings curve
 KEEPS = "†"  # follows the name of a method that keeps its source
 MEASURES = ("val_loss", "val_accuracy")  # of a curve's rows; accuracy for images only
@@ -51,7 +47,7 @@ class Comparison:
 
     def of(self, method: str, finished: bool = True) -> list[Run]:
         """The compared runs of one method, by seed: the finished ones, or the others."""
-        return [run for run in self.runs if run.record["method"] == method and is_finished(run) == finished]
+        return [run for run in self.runs if run.record["method"] == method and run.finished == finished]
 
     @property
     def has_accuracy(self) -> bool:
@@ -110,10 +106,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def is_finished(run: Run) -> bool:
-    return run.record["status"] == "finished"
-
-
 def is_scratch(run: Run) -> bool:
     return run.record["method"] == SCRATCH
 
@@ -124,7 +116,7 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     Of one method, only those with the hyperparameters and the origin of its first seed: two variants have no common mean.
     """
     scratch = [run for run in runs if is_scratch(run)]
-    base = [run for run in scratch if is_finished(run)] or scratch or runs
+    base = [run for run in scratch if run.finished] or scratch or runs
     identity = Counter(_identity(run) for run in base).most_common(1)[0][0]
     ordered = sorted(runs, key=lambda run: (run.record["method"], run.record["seed"]))
     shared = [run for run in ordered if _identity(run) == identity]
@@ -146,7 +138,7 @@ def _variant(run: Run) -> str:
 def first_run(runs: Iterable[Run], method: str) -> Run:
     """A method's run of the lowest seed that finished, or else of the lowest seed."""
     own = [run for run in runs if run.record["method"] == method]
-    return min(own, key=lambda run: (not is_finished(run), run.record["seed"]))
+    return min(own, key=lambda run: (not run.finished, run.record["seed"]))
 
 
 def marks(runs: Sequence[Run]) -> pd.DataFrame:
@@ -162,7 +154,7 @@ def marks(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _is_control(run: Run) -> bool:
-    if is_scratch(run) or not is_finished(run) or run.record["cost"]["flops"].get("source"):
+    if is_scratch(run) or not run.finished or run.record["cost"]["flops"].get("source"):
         return False
     scored = [phase for phase in run.record["phases"] if phase.get("scored")]
     return bool(scored) and all(phase.get("target_sized") for phase in scored)
@@ -174,7 +166,7 @@ def _keeps_source(run: Run) -> bool:
 
 def target_of(runs: Iterable[Run]) -> float:
     """The mean final validation loss (nats) of the finished scratch runs. Raises UsageError if there is none."""
-    losses = [run.record["final_val_loss"] for run in runs if is_scratch(run) and is_finished(run)]
+    losses = [run.record["final_val_loss"] for run in runs if is_scratch(run) and run.finished]
     if not losses:
         raise UsageError("no finished scratch run sets the target: run scratch, or give --target-loss")
     return math.fsum(losses) / len(losses)
@@ -199,12 +191,7 @@ def cost_to_loss(curve: Iterable[Mapping[str, Any]], level: float, unit: str) ->
 
 def cost_to_target(run: Run, level: float, unit: str, ledger: str) -> float:
     """What a run paid until the loss `level`, in FLOPs or seconds. Inf if it never got there, or did not finish."""
-    return cost_to_loss(run.curve, level, unit) + _source_cost(run, unit, ledger) if is_finished(run) else math.inf
-
-
-def full_cost(run: Run, unit: str, ledger: str) -> float:
-    """All that is charged to a run, in FLOPs or seconds."""
-    return sum(run.record["cost"][unit].get(account, 0.0) for account in CHARGED) + _source_cost(run, unit, ledger)
+    return cost_to_loss(run.curve, level, unit) + _source_cost(run, unit, ledger) if run.finished else math.inf
 
 
 def _source_cost(run: Run, unit: str, ledger: str) -> float:
@@ -216,7 +203,7 @@ def reference_cost(scratch: Run, unit: str, ledger: str, given_target: float | N
 
     A given target that scratch never reached leaves the full budget, so that the saving is a lower bound.
     """
-    full = full_cost(scratch, unit, ledger)
+    full = scratch.cost(unit, ledger)
     return full if given_target is None else min(full, cost_to_target(scratch, given_target, unit, ledger))
 
 
@@ -227,13 +214,13 @@ def nominal_seconds(run: Run) -> float:
 
 def tokens_per_parameter(run: Run) -> float:
     """Training tokens per parameter of the target; NaN for a run that did not finish."""
-    return run.record["tokens"] / run.record["parameters"] if is_finished(run) else math.nan
+    return run.record["tokens"] / run.record["parameters"] if run.finished else math.nan
 
 
 def outcomes(runs: Iterable[Run], target: float, target_given: bool) -> pd.DataFrame:
     """One row a run: cost to target as `{unit}_{ledger}` (inf: not reached), saving as `{unit}_saving_{ledger}` (NaN: none)."""
     runs = list(runs)
-    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and is_finished(run)}
+    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and run.finished}
     given = target if target_given else None
     return pd.DataFrame([_outcome(run, scratch.get(run.record["seed"]), target, given) for run in runs])
 
@@ -256,7 +243,7 @@ def _outcome(run: Run, scratch: Run | None, target: float, given: float | None) 
 
 def _paper_saving(run: Run, scratch: Run | None, target: float, given: float | None) -> float:
     """The saving with the source free, in the counter of LiGO's paper; NaN if there is none, or the counter knows too little."""
-    until = cost_to_loss(run.curve, target, "step") if is_finished(run) else math.inf
+    until = cost_to_loss(run.curve, target, "step") if run.finished else math.inf
     if run is scratch or scratch is None or math.isinf(until):
         return math.nan
     whole = math.inf if given is None else cost_to_loss(scratch.curve, given, "step")
@@ -279,14 +266,9 @@ def _saving(run: Run, scratch: Run | None, unit: str, cost: float, reference: fl
     """1 - cost / reference; 0 for the reference itself; NaN if not reached, not paired, or timed on other hardware."""
     if run is scratch:
         return 0.0
-    if scratch is None or math.isinf(cost) or reference <= 0 or (unit == "seconds" and hardware(run) != hardware(scratch)):
+    if scratch is None or math.isinf(cost) or reference <= 0 or (unit == "seconds" and run.hardware != scratch.hardware):
         return math.nan
     return 1 - cost / reference
-
-
-def hardware(run: Run) -> tuple[Any, ...]:
-    """What two runs must share before their seconds compare."""
-    return tuple(run.record["hardware"].get(key) for key in HARDWARE)
 
 
 def published(runs: Iterable[Run]) -> dict[str, Mapping[str, float | None]]:
@@ -368,17 +350,17 @@ def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | Non
             f"The target {target_loss:g} was given by hand, so savings are measured against what scratch paid to reach it, "
             "or against its full budget where it did not."
         )
-    unfinished = [run for run in runs if not is_finished(run)]
+    unfinished = [run for run in runs if not run.finished]
     if unfinished:
         found.append(f"Did not finish, and count as not reached: {_names(unfinished)}.")
-    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and is_finished(run)}
+    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and run.finished}
     unpaired = [run for run in runs if run.record["seed"] not in scratch]
     if unpaired:
         found.append(f"Without a finished scratch run of the same seed, hence without a saving: {_names(unpaired)}.")
-    foreign = [run for run in runs if run.record["seed"] in scratch and hardware(run) != hardware(scratch[run.record["seed"]])]
+    foreign = [run for run in runs if run.record["seed"] in scratch and run.hardware != scratch[run.record["seed"]].hardware]
     if foreign:
         found.append(f"Ran on other hardware than scratch, hence no saving in seconds: {_names(foreign)}.")
-    if len({hardware(run) for run in scratch.values()}) > 1:
+    if len({run.hardware for run in scratch.values()}) > 1:
         found.append("Scratch ran on different hardware in different seeds: its mean seconds mix machines.")
     if len({run.record["seed"] for run in runs}) == 1:
         found.append("One seed: no interval can be given, and small differences mean nothing. A claim takes three seeds or more.")
@@ -465,7 +447,7 @@ def savings_curve(comparison: Comparison, unit: str = "flops") -> pd.DataFrame:
 
 
 def _levels(scratch: Sequence[Run]) -> list[float]:
-    early = [row["val_loss"] for run in scratch for row in run.curve if row["flops"] >= 0.05 * full_cost(run, "flops", "reuse")]
+    early = [row["val_loss"] for run in scratch for row in run.curve if row["flops"] >= 0.05 * run.cost("flops", "reuse")]
     return list(np.linspace(max(early), target_of(scratch), LEVELS))
 
 

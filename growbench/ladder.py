@@ -12,12 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from growbench.results import Run
+from growbench.results import LEDGERS, SCRATCH, UNITS, Run
 from growbench.statistics import interval
-
-SCRATCH = "scratch"
-UNITS = ("flops", "seconds")
-LEDGERS = ("reuse", "build")
 
 
 def rungs(runs: Sequence[Run]) -> pd.DataFrame:

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import gmean
 
-from growbench.analysis import LEDGERS, SCRATCH, Comparison
+from growbench.analysis import Comparison
+from growbench.results import LEDGERS, SCRATCH
 
 FEW = 3  # experiments, below which shares of them say nothing
 FURTHEST = 4.0  # times the best method's cost, where a profile ends

@@ -14,6 +14,9 @@ from growbench.config import UsageError
 
 SOURCE = "source"  # the small model's own run, kept beside the methods' runs; no method may have this name
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
+SCRATCH = "scratch"  # the reference: the target trained from a random start
+UNITS = ("flops", "seconds")
+LEDGERS = ("reuse", "build")  # the source model is free; the source model is charged
 CHARGED = ("growth", "operator", "teacher", "train")  # accounts of the reuse ledger; the build ledger adds `source`
 UNCHARGED = ("evaluation", "overhead")
 HARDWARE = ("device", "name", "threads", "precision")  # seconds compare only where these are equal

@@ -26,7 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from growbench import analysis, architectures, data, results
+from growbench import architectures, data, results
 from growbench.benchmark import Benchmark
 from growbench.config import Experiment, UsageError, did_you_mean, parse
 from growbench.plan import Unplannable, plan, vocabulary_size
@@ -185,7 +185,7 @@ def _try_next(study: Study, number: int, trials: int, benchmark: Benchmark, foun
     except UsageError as refusal:  # values that the method cannot work with
         say(f"{name:<18} refused: {refusal}")
         succeeded, runs, errors = False, [], [str(refusal)]
-    trial.set_user_attr("flops", sum(analysis.full_cost(run, "flops", "reuse") for run in runs))
+    trial.set_user_attr("flops", sum(run.cost("flops", "reuse") for run in runs))
     if succeeded:
         study.tell(trial, statistics.fmean(run.record["final_val_loss"] for run in runs))
     else:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_rel
 
-from growbench import analysis, profile
+from growbench import analysis, profile, results
 from growbench.analysis import compare, cost_to_loss
 from growbench.config import UsageError
 from growbench.results import Run
@@ -346,13 +346,13 @@ def test_a_teacher_is_charged_unless_its_outputs_count_as_stored() -> None:
     stored = {**costs, "teacher": 0.0, "overhead": 35.0}
     runs = [scratch()]
     for name, spent in (("online", costs), ("precomputed", stored)):
-        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in analysis.UNITS}))
+        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in results.UNITS}))
     table = analysis.cost_breakdown(compare(runs)).set_index(["method", "unit", "account"])["cost"].sort_index()
     assert table["online", "flops"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 30, "train": 100}
     assert table["precomputed", "seconds"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 0, "train": 100}
     for found, charged in ((runs[1], 130), (runs[2], 100)):
-        assert analysis.full_cost(found, "flops", "reuse") == charged
-        assert analysis.full_cost(found, "flops", "build") == charged + 20
+        assert found.cost("flops", "reuse") == charged
+        assert found.cost("flops", "build") == charged + 20
 
 
 def phase(name: str, work: dict[str, float], change: float | None = None, **changes: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def run(method: str, seed: int, budget: float, loss: float, flops: float, source
 
 
 def power_law(method: str, seed: int, head_start: float, source: float = 0.0, shift: float = 0.0) -> list[Run]:
-    """Final losses 3 - log(cost + head start) + shift, for budgets of 100 at most: straight in log cost only without a head start."""
+    """Final losses 8 - log(cost + head start) + shift: straight in log cost where there is no head start."""
     return [run(method, seed, b, 8 - math.log(100 * b + head_start) + shift, 100 * b, source) for b in BUDGETS]
 
 

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from growbench import analysis, profile
-from growbench.analysis import KEEPS, LEDGERS, SCRATCH, Comparison
+from growbench.analysis import KEEPS, Comparison
 from growbench.report import drawing, parts, units
 from growbench.report.drawing import LEDGER_TITLES, WIDE
+from growbench.results import LEDGERS, SCRATCH
 
 READING = """
 <p class="soft">FLOPs saved against scratch at its full budget, at the target loss of each experiment; in brackets, 95 %

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from growbench import analysis, results
-from growbench.analysis import LEDGERS, SCRATCH, UNITS, Comparison
+from growbench.analysis import Comparison
 from growbench.report import drawing, parts, units
-from growbench.results import Run
+from growbench.results import LEDGERS, SCRATCH, UNITS, Run
 
 FIGURES = {
     "ladder": (
@@ -104,7 +104,7 @@ def html(comparison: Comparison, images: Mapping[str, tuple[bytes, bytes]]) -> s
 {READING}
 <h2>Conventions</h2>
 {CONVENTIONS}
-{_failures([run for run in comparison.runs if not analysis.is_finished(run)])}
+{_failures([run for run in comparison.runs if not run.finished])}
 <h2>The runs</h2>
 <details><summary>{parts.count(len(comparison.runs), "run")}: losses, steps, seconds, memory</summary>
 {_runs_table(comparison.runs)}</details>
@@ -163,7 +163,7 @@ def _setting(comparison: Comparison) -> str:
 
 
 def _machine(run: Run) -> str:
-    device, name, threads, precision = analysis.hardware(run)
+    device, name, threads, precision = run.hardware
     return f"{name} ({device}, {parts.count(threads, 'thread')}, {precision})"
 
 
@@ -506,7 +506,7 @@ def _provenance(runs: Sequence[Run]) -> str:
         "hardware": _distinct(_machine(run) for run in runs),
         "versions": _distinct(_settings(run.record["versions"]) for run in runs),
         "data": _distinct(_settings(run.record["data"]) for run in runs),
-        "target parameters": _distinct(f"{run.record['parameters']:,}" for run in runs if analysis.is_finished(run)),
+        "target parameters": _distinct(f"{run.record['parameters']:,}" for run in runs if run.finished),
     }
     for key, value in runs[0].record["config"]["experiment"].items():
         rows[key.replace("_", " ")] = _settings(value) if isinstance(value, Mapping) else str(value)

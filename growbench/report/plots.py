@@ -18,7 +18,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from growbench import analysis
-from growbench.analysis import ACCOUNTS, LEDGERS, SCRATCH, UNITS, Comparison
+from growbench.analysis import ACCOUNTS, Comparison
 from growbench.report import drawing, units
 from growbench.report.drawing import (
     GREY,
@@ -37,6 +37,7 @@ from growbench.report.drawing import (
     room,
     title,
 )
+from growbench.results import LEDGERS, SCRATCH, UNITS
 
 
 def labels(comparison: Comparison) -> list[str]:
