@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -310,11 +311,13 @@ def test_the_long_list_shows_every_methods_card(capsys: pytest.CaptureFixture[st
         assert " ".join((type(method).__doc__ or "").split()) in words
         assert type(method).paper in words
         for key, value in vars(method).items():
-            assert any(f" {key}: " in line and line.partition("  #")[0].endswith(f"= {value!r}") for line in out.splitlines()), (
-                key
-            )
+            assert any(
+                f" {key}: " in line
+                and re.fullmatch(rf".*= {re.escape(repr(value))}( \(tuned: .* to .*\))?", line.partition("  #")[0])
+                for line in out.splitlines()
+            ), key
     assert "tied_embedding: Literal['frozen', 'decoder', 'untied'] = 'frozen'" in words
-    assert "share: float = 0.3 # of the budget, with a teacher" in words
+    assert "share: float = 0.3 (tuned: 0.1 to 0.7) # of the budget, with a teacher" in words
     assert "Source: grown from if from_source" in words
     assert "Source: grown from a trained small model, which the final model needs" in words
 

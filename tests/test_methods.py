@@ -810,3 +810,16 @@ def test_ligos_operator_has_the_published_number_of_parameters() -> None:
     parameters = {name: p.numel() for name, p in operator.named_parameters() if p.requires_grad}
     assert sum(parameters.values()) == 30_147_712
     assert sum(n for name, n in parameters.items() if name.startswith("depth.")) == 1_152
+
+
+def test_scratch_restart_is_scratch_but_for_adams_moments() -> None:
+    """Without moments and without their corrections there is nothing to lose: then it is scratch, bit by bit."""
+    plain, moments = experiment_of("gpt2", betas=(0.0, 0.0)), experiment_of("gpt2")
+    losses = {}
+    for name, experiment in (("plain", plain), ("moments", moments)):
+        for method in ("scratch", "scratch_restart"):
+            outcome, curve = run(experiment, method)
+            assert outcome.steps == 9
+            losses[name, method] = [row["val_loss"] for row in curve][-7:]  # the restart is after two steps
+    assert losses["plain", "scratch"] == losses["plain", "scratch_restart"]
+    assert losses["moments", "scratch"] != losses["moments", "scratch_restart"]
