@@ -34,7 +34,7 @@ class Progress:
     def __init__(self, label: str, steps: int, target: float | None, shown: bool = True) -> None:
         self.label, self.steps, self.target, self.shown = label, steps, target, shown
         self.started = time.perf_counter()
-        self.done = 0
+        self.done = self.before = 0
         form = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left]{postfix}"
         self.bar = tqdm(
             total=steps, desc=label, disable=None if shown else True, leave=False, bar_format=form, dynamic_ncols=True
@@ -46,9 +46,15 @@ class Progress:
         self.bar.total = total
         self.bar.set_description_str(f"{self.label} · {phase}")
 
-    def step(self, steps: int = 1) -> None:
-        """So many more steps are done."""
+    def step(self) -> None:
+        """One step is done."""
+        self.done += 1
+        self.bar.update()
+
+    def resume(self, steps: int) -> None:
+        """So many steps were done before, in another time."""
         self.done += steps
+        self.before += steps
         self.bar.update(steps)
 
     def evaluated(self, val_loss: float, flops: float) -> None:
@@ -60,7 +66,8 @@ class Progress:
         if not self.shown:
             return
         spent = time.perf_counter() - self.started
-        left = duration(spent / self.done * (self.steps - self.done)) if self.done else "-"
+        now = self.done - self.before
+        left = duration(spent / now * (self.steps - self.done)) if now else "-"
         say(
             f"{self.label:<18} {self.phase:<16} step {self.done:>6}/{self.steps:<6} loss {val_loss:8.4f}{goal}"
             f"  {human(flops, 'FLOP'):>11}  {left:>8} left"

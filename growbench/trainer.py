@@ -248,7 +248,7 @@ class Trainer:
         state = checkpoint.state
         if len(state["phases"]) > now.number:
             self.evaluation.remember(now.model)
-        self.progress.step(state["steps"] - self.outcome.steps)
+        self.progress.resume(state["steps"] - self.outcome.steps)
         for key in COUNTERS:
             setattr(self.outcome, key, state[key])
         for key, value in state["stretch"].items():

@@ -282,8 +282,8 @@ def amortised(comparison: Comparison, data: pd.DataFrame, width: float) -> Figur
     figure, (axes,) = panels(width, [height], 0.75, 0.25 + room(labels(comparison)), above=0.12)
     drawn, ends = looks(comparison.methods), []
     finite = data.loc[np.isfinite(data["targets"]), "targets"]
-    low, high = max(data["low"].min(), -1.0), data["high"].max()
-    axes.set_ylim(min(low, 0) - 0.06 * (high - low), max(high, 0) + 0.06 * (high - low))
+    low, high = min(max(data["low"].min(), -1.0), 0.0), max(data["high"].max(), 0.1)
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_xlim(finite.min() - 0.3, finite.max() + 1.5)
     for method, rows in data.groupby("method", sort=False):
         look, places = drawn[str(method)], rows["targets"].clip(upper=finite.max() + 1.3)
