@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from growbench import architectures, memory, results, schedule
+from growbench import architectures, memory, results
 from growbench.checkpoint import Checkpoint, Checkpoints
 from growbench.config import Experiment, UsageError
 from growbench.cost import Costs, charged
 from growbench.data import Data, load
 from growbench.method import Task
-from growbench.plan import Unplannable, plan, same_trunk
+from growbench.plan import Unplannable, branching_step, plan
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
 from growbench.signals import Interruption
@@ -72,7 +72,7 @@ class Benchmark:
             say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
         for found, budget in itertools.product(methods, self.budgets):  # refuses impossible sizes before anything trains
             with contextlib.suppress(Unplannable):
-                plan(self._at(budget, found), found, data.vocabulary)
+                plan(experiment.at(budget, found.training), found, data.vocabulary)
         _check_folder(self.folder)
         succeeded = True
         target = self.target_loss
@@ -90,19 +90,15 @@ class Benchmark:
             target = self.target_loss if self.target_loss is not None else self._scratch_loss(seeds)
         return succeeded
 
-    def _at(self, budget: float, found: Found) -> Experiment:
-        """The experiment at a share of its budget, with a method's own values of training."""
-        training = self.experiment.train
-        return replace(self.experiment, train=replace(training, steps=round(budget * training.steps), **found.training))
-
     def _climb(self, ladder: Sequence[Job], data: Data, target: float | None, source: Source | None) -> bool:
         """Train one method at several budgets, the largest first: under wsd the others branch off the full one where they can."""
-        found = ladder[0].found
-        full, longest = Job(found, ladder[0].seed), self._at(1.0, found)
+        found, at = ladder[0].found, self.experiment.at
+        full, longest = Job(found, ladder[0].seed), at(1.0, found.training)
         branches = {
-            job.budget: schedule.stable_steps(longest.train, self._at(job.budget, found).train.steps)
+            job.budget: step
             for job in ladder
-            if job != full and same_trunk(longest, self._at(job.budget, found), found.method, data.vocabulary)
+            if job != full
+            and (step := branching_step(longest, at(job.budget, found.training), found.method, data.vocabulary)) is not None
         }
         trunk = Checkpoints(self.folder / full.name / "checkpoints")
         succeeded = True
@@ -165,9 +161,8 @@ class Benchmark:
         if source is not None:
             for account, charge in (("flops", costs.flops), ("seconds", costs.seconds)):
                 charge["source"] = source[1]["cost"][account]["train"]
-        task = Task.of(
-            self._at(job.budget, job.found), job.which, data.vocabulary, costs, job.seed, source[0] if source else None
-        )
+        experiment = self.experiment.at(job.budget, job.found.training)
+        task = Task.of(experiment, job.which, data.vocabulary, costs, job.seed, source[0] if source else None)
         progress = Progress(job.name, task.budget, target)
         memory.reset_peak(self.device)
         status, error = "interrupted", None

@@ -199,10 +199,10 @@ def run_experiment(options: argparse.Namespace) -> int:
     from growbench.benchmark import LADDER, Benchmark, choose_device
 
     device = choose_device(options.device)
-    if options.dry_run:
-        return _print_plan(experiment, methods, len(options.seeds), device)
-    folder = options.results / experiment.name
     budgets = options.budgets or LADDER if options.protocol == "ladder" else (1.0,)
+    if options.dry_run:
+        return _print_plan(experiment, methods, len(options.seeds), budgets, device)
+    folder = options.results / experiment.name
     benchmark = Benchmark(experiment, folder, device, options.target_loss, options.stop_at_target, budgets)
     succeeded = benchmark.run(methods, options.seeds)
 
@@ -302,29 +302,37 @@ def _check_harness(options: argparse.Namespace) -> int:
     return selfproof.report(options.aa, options.set, repetitions, folder, command)
 
 
-def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, device: Any) -> int:
+def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, budgets: Sequence[float], device: Any) -> int:
     """The plan of a run, training nothing."""
-    from growbench.plan import plan, plan_source, throughput, vocabulary_size
+    from growbench.plan import branching_step, plan, plan_source, shared, throughput, vocabulary_size
 
     vocabulary = vocabulary_size(experiment.data)
     speed = throughput(experiment, vocabulary, device)
     tokens = experiment.train.batch * experiment.data.positions
     print(f"{experiment.name}: {experiment.title}; {seeds} seed{'s' if seeds > 1 else ''}, {tokens} tokens per step")
-    print(f"{'method':<18} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
-    plans = {found.name: plan(experiment, found, vocabulary) for found in methods}
-    if any(found.method.uses_source for found in methods):
-        plans = {"(source)": plan_source(experiment, vocabulary), **plans}
+    print(f"{'method':<22} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
+    plans = {"(source)": plan_source(experiment, vocabulary)} if any(found.method.uses_source for found in methods) else {}
+    inherited = 0.0
+    for found in methods:
+        full = experiment.at(1.0, found.training)
+        for budget in sorted(budgets, reverse=True):
+            own = experiment.at(budget, found.training)
+            phases = plans[found.name + f" x {budget:g}" * (budget < 1)] = plan(own, found, vocabulary)
+            branch = branching_step(full, own, found.method, vocabulary) if budget < 1 else None
+            inherited += shared(phases, branch) if branch is not None else 0.0
     total = 0.0
     for name, phases in plans.items():
         flops, steps = sum(phase.flops for phase in phases), sum(phase.steps for phase in phases)
         total += flops
         names = ", ".join(f"{phase.name} {phase.steps}" for phase in phases)
         print(
-            f"{name:<18} {steps:>8} {human(steps * tokens):>9} {human(flops / steps, 'FLOP'):>18} {human(flops, 'FLOP'):>12}"
+            f"{name:<22} {steps:>8} {human(steps * tokens):>9} {human(flops / steps, 'FLOP'):>18} {human(flops, 'FLOP'):>12}"
             f" {duration(flops / speed):>9}   {names}"
         )
+    charged = f"{human(seeds * total, 'FLOP')} charged, " if inherited else ""
+    spent = seeds * (total - inherited)
     print(
-        f"in all {human(seeds * total, 'FLOP')}, about {duration(seeds * total / speed)} of training"
+        f"in all {charged}{human(spent, 'FLOP')}{' spent' * bool(charged)}, about {duration(spent / speed)} of training"
         f" at the {human(speed, 'FLOP/s')} measured just now on {device.type}, without evaluations"
     )
     return 0

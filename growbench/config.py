@@ -229,6 +229,11 @@ class Experiment:
         model = self.source if which == "source" else self.target
         return dataclasses.replace(model, vocabulary=vocabulary, positions=self.data.positions, patch=self.data.patch)
 
+    def at(self, budget: float, training: Mapping[str, Any]) -> Experiment:
+        """The experiment at a share of its budget, with other values of training."""
+        steps = round(budget * self.train.steps)
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, steps=steps, **training))
+
     def identity(self) -> dict[str, Any]:
         """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
         plain = dataclasses.asdict(self)

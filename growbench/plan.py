@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -21,6 +21,7 @@ from growbench.data.tokenizer import named
 from growbench.method import Method, Phase, Task, Trained, one_kind, task_loss
 from growbench.registry import Found, get
 from growbench.results import CHARGED
+from growbench.schedule import stable_steps
 
 META = torch.device("meta")
 
@@ -43,7 +44,11 @@ class PlannedPhase:
     @property
     def flops(self) -> float:
         """What is charged for the phase and the growth before it."""
-        return self.steps * sum(each for account, each in self.flops_per_step.items() if account in CHARGED) + self.growth_flops
+        return self.steps * self.charged_per_step + self.growth_flops
+
+    @property
+    def charged_per_step(self) -> float:
+        return sum(each for account, each in self.flops_per_step.items() if account in CHARGED)
 
 
 def vocabulary_size(data: DataConfig) -> int:
@@ -142,24 +147,38 @@ def _plan(experiment: Experiment, method: Method, vocabulary: int) -> list[Plann
     return planned
 
 
-def same_trunk(longer: Experiment, shorter: Experiment, method: Method, vocabulary: int) -> bool:
-    """Whether a method's run at the shorter budget is the longer one, step by step, until its own decay begins (wsd).
+def branching_step(longer: Experiment, shorter: Experiment, method: Method, vocabulary: int) -> int | None:
+    """After how many scored steps a method's run at the shorter budget leaves the longer one: where its own decay begins (wsd).
 
-    So it is where the two have the same phases, losses and schedules, and only the last phase's length follows from the budget.
+    None if they have no such trunk: they have it where their phases, losses and schedules are the same, and only the last
+    phase's length follows from the budget.
     """
     if longer.train.schedule != "wsd":
-        return False
+        return None
     try:
         walks = [list(walk(experiment, method, vocabulary, Costs(META))) for experiment in (longer, shorter)]
     except Exception:  # a method that cannot be planned: nothing is known of it
-        return False
-    return len(walks[0]) == len(walks[1]) and all(
+        return None
+    same = len(walks[0]) == len(walks[1]) and all(
         (a.phase.name, a.phase.scored, a.phase.loss, a.phase.schedule, a.phase.kind)
         == (b.phase.name, b.phase.scored, b.phase.loss, b.phase.schedule, b.phase.kind)
         and (a.steps == b.steps or a.phase.steps is b.phase.steps is None)
         and not any("schedule" in group for group in a.optimizer.param_groups)
         for a, b in zip(*walks, strict=True)
     )
+    return stable_steps(shorter.train, shorter.train.steps) if same else None
+
+
+def shared(phases: Sequence[PlannedPhase], scored_steps: int) -> float:
+    """FLOPs of a plan until so many scored steps are done."""
+    total = 0.0
+    for phase in phases:
+        steps = min(phase.steps, scored_steps) if phase.scored else phase.steps
+        total += phase.flops - (phase.steps - steps) * phase.charged_per_step
+        scored_steps -= steps if phase.scored else 0
+        if not scored_steps:
+            return total
+    return total
 
 
 def plan_source(experiment: Experiment, vocabulary: int) -> list[PlannedPhase]:

@@ -16,7 +16,7 @@ from growbench.benchmark import LADDER, Benchmark
 from growbench.checkpoint import Checkpoint
 from growbench.cli import main
 from growbench.config import Experiment, load
-from growbench.plan import same_trunk
+from growbench.plan import branching_step, plan, shared
 from growbench.registry import Found, built_in, get, get_all
 
 CPU = torch.device("cpu")
@@ -163,6 +163,9 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(miniature: Path, tmp_p
             each = rung.record["phases"][-1]["flops_per_step"]["train"]
             operator, growth = (rung.record["cost"]["flops"][account] for account in ("operator", "growth"))
             assert rung.record["inherited"]["flops"] == stable * each + operator + growth
+            shorter = load(str(miniature), [*WSD, f"train.steps={round(20 * budget)}", "source.steps=20"])
+            found = get(name, OPTIONS.get(name))
+            assert shared(plan(shorter, found, 300), stable) == rung.record["inherited"]["flops"]
             assert 0 < rung.record["inherited"]["seconds"] < sum(rung.record["cost"]["seconds"].values())
     assert not list((tmp_path / "ladder").glob("*/checkpoints"))
 
@@ -170,10 +173,13 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(miniature: Path, tmp_p
 def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
     linear, wsd = load(str(miniature)), load(str(miniature), WSD)
     shorter = replace(wsd, train=replace(wsd.train, steps=8))
-    assert not same_trunk(linear, replace(linear, train=replace(linear.train, steps=8)), get("scratch").method, 300)
-    shared = {name for name in built_in() if same_trunk(wsd, shorter, get(name, OPTIONS.get(name)).method, 300)}
+    assert branching_step(linear, replace(linear, train=replace(linear.train, steps=8)), get("scratch").method, 300) is None
+    steps = {name: branching_step(wsd, shorter, get(name, OPTIONS.get(name)).method, 300) for name in built_in()}
+    assert set(steps.values()) == {None, 6}  # eight steps less a fifth
     # the others' stages, guidance or schedules are shares of the budget
-    assert set(built_in()) - shared == {"ki", "mslt", "scratch_restart", "scratch_short", "stackbert"}
+    assert {name for name, step in steps.items() if step is None} == {
+        "ki", "mslt", "scratch_restart", "scratch_short", "stackbert",
+    }  # fmt: skip
 
 
 def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp_path: Path) -> None:
