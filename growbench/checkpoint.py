@@ -64,11 +64,12 @@ class Checkpoint:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(self.tensors[f"model.{name}"])
-        for index, parameter in enumerate(_parameters(optimizer)):
-            prefix = f"optimizer.{index}."
-            for key, value in self.tensors.items():
-                if key.startswith(prefix):
-                    optimizer.state[parameter][key.removeprefix(prefix)] = value.to(parameter.device)
+        parameters = _parameters(optimizer)
+        for name, value in self.tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                parameter = parameters[int(index)]
+                optimizer.state[parameter][key] = value.to(parameter.device)
         rng.set_state(self.tensors["rng.task"])
         torch.set_rng_state(self.tensors["rng.cpu"])
         if "rng.cuda" in self.tensors and torch.cuda.is_available():

@@ -153,7 +153,7 @@ class Extend:
 class _Extended(torch.autograd.Function):
     """[V; M V] along dimension -2, or [V, V M^T] along -1: a concatenation and a product without copies between them.
 
-    V is (B, n, m) or (B, m, n), M is (B, N-n, n). What cat and matmul do, in three quarters of the time and half of the memory.
+    V is (B, n, m) or (B, m, n), M is (B, N-n, n). What cat and matmul do, in three quarters of the time.
     """
 
     @staticmethod
