@@ -249,8 +249,6 @@ def make_report(options: argparse.Namespace) -> int:
 
 
 def list_known(options: argparse.Namespace) -> int:
-    import tomllib
-
     if options.long:
         if options.what != "methods":
             raise UsageError("--long is for methods: growbench list methods --long")
@@ -264,8 +262,7 @@ def list_known(options: argparse.Namespace) -> int:
                 print(f"  {key:<16} {line}")
 
     print_group("methods", registry.summaries())
-    titles = {name: tomllib.loads(path.read_text(encoding="utf-8"))["title"] for name, path in config.available().items()}
-    print_group("experiments", titles)
+    print_group("experiments", {name: config.title(name) for name in config.available()})
     print_group("architectures", registry.architecture_summaries())
     return 0
 

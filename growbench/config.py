@@ -23,6 +23,11 @@ class UsageError(Exception):
         super().__init__(" ".join(text.split()))
 
 
+def later(default: T) -> T:
+    """A key that came when runs had been stored without it: a run's identity has it only where it is not at its default."""
+    return field(default=default, metadata={"later": True})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The sizes of one transformer. The last three come from the data, not from the [source] and [target] of the file."""
@@ -107,6 +112,20 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """How the work is done. It decides on speed and memory; the outcome is the same but for rounding."""
+
+    micro_batch: int = 0  # sequences or images at a time, their gradients added up to the batch's; 0: the whole batch
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA
+    workers: int = -1  # processes that prepare the batches of images; -1: as many as there are cores to spare
+
+    def __post_init__(self) -> None:
+        for key, least in ("micro_batch", 0), ("workers", -1):
+            if getattr(self, key) < least:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least {least}")
+
+
+@dataclass(frozen=True)
 class TextConfig:
     """Text to train on."""
 
@@ -115,6 +134,7 @@ class TextConfig:
     vocabulary: int = 0  # train a tokenizer of this size on the corpus...
     tokenizer: str = ""  # ...or take this one (a name on the hub, or a folder), of this size if it is given too
     text_column: str = "text"  # of JSON lines, parquet and hub datasets
+    documents: int = later(0)  # take the corpus' first so many; 0: all
     evaluation_batches: int = 4  # fixed batches, the same for every method
     mask_share: float = 0.15  # masked models: share of positions to predict
 
@@ -123,6 +143,8 @@ class TextConfig:
             raise UsageError("vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name) is missing")
         if self.vocabulary < 0:
             raise UsageError(f"vocabulary = {self.vocabulary}: must be a number of tokens")
+        if self.documents < 0:
+            raise UsageError(f"documents = {self.documents}: must be a number of documents, or 0 for all")
         if self.sequence_length < 4:
             raise UsageError(f"sequence_length = {self.sequence_length}: must be at least 4")
         if not 0 < self.mask_share < 1:
@@ -211,6 +233,7 @@ class Experiment:
     data: DataConfig
     train: Training
     source_train: Training
+    machine: Machine = field(default_factory=Machine)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [methods.NAME]: hyperparameters
     published: Mapping[str, Published] = field(default_factory=dict)
 
@@ -223,6 +246,9 @@ class Experiment:
             source, target = getattr(self.source, key), getattr(self.target, key)
             if source != target:
                 raise UsageError(f"source.{key} = {source} differs from target.{key} = {target}: it does not grow")
+        for training in (self.train, self.source_train):
+            if self.machine.micro_batch and training.batch % self.machine.micro_batch:
+                raise UsageError(f"machine.micro_batch = {self.machine.micro_batch}: must divide batch = {training.batch}")
 
     def sizes(self, which: Literal["source", "target"], vocabulary: int) -> ModelConfig:
         """The source's or the target's sizes, complete with what follows from the data."""
@@ -236,8 +262,13 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
-        plain = dataclasses.asdict(self)
-        return {key: plain[key] for key in ("architecture", "source", "target", "data", "train", "source_train")}
+        sections = {key: getattr(self, key) for key in ("source", "target", "data", "train", "source_train")}
+        return {"architecture": self.architecture} | {key: _identity(section) for key, section in sections.items()}
+
+
+def _identity(section: Any) -> dict[str, Any]:
+    left_out = {f.name for f in dataclasses.fields(section) if "later" in f.metadata and getattr(section, f.name) == f.default}
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in left_out}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -261,23 +292,52 @@ def load(name: str, overrides: Iterable[str] = ()) -> Experiment:
     path = Path(name) if name.endswith(".toml") else available().get(name)
     if path is None:
         raise UsageError(f"unknown experiment {name!r}: {did_you_mean(name, available())}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read experiment {path}: {error}") from error
+    table = _read(path)
     for override in overrides:
         _override(table, override)
     return _experiment(path.stem, table)
 
 
+def title(name: str) -> str:
+    """A shipped experiment's title."""
+    return str(_read(available()[name])["title"])
+
+
+def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """An experiment file's table, on top of that of the one it extends: a shipped one, or a file beside it."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot read experiment {path}: {error}") from error
+    name = table.pop("extends", None)
+    if name is None:
+        return table
+    base = path.parent / name if str(name).endswith(".toml") else available().get(name)
+    if base is None:
+        raise UsageError(f"{path}: extends = {name!r}: {did_you_mean(str(name), available())}, or a file ending in .toml")
+    if base in (*extending, path):
+        raise UsageError(f"{path}: extends = {name!r}: extends itself")
+    return _merged(_read(base, (*extending, path)), table)
+
+
+def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """`base`, with what `table` says otherwise."""
+    both = {
+        key: _merged(base[key], table[key])
+        for key in base.keys() & table
+        if isinstance(base[key], dict) and isinstance(table[key], dict)
+    }
+    return {**base, **table, **both}
+
+
 def _experiment(name: str, table: dict[str, Any]) -> Experiment:
-    known = ["title", "architecture", "source", "target", "data", "train", "methods", "published"]
+    known = ["title", "architecture", "source", "target", "data", "train", "machine", "methods", "published"]
     _refuse_unknown(table, known, "")
     for key in known[:6]:
         if key not in table:
             raise UsageError(f"{name}: {key} is missing")
     methods, published = table.get("methods", {}), table.get("published", {})
-    sections = {key: table[key] for key in ("source", "target", "data", "train")}
+    sections = {key: table.get(key, {}) for key in ("source", "target", "data", "train", "machine")}
     for where, rows in ("methods", methods), ("published", published):
         sections[where] = rows
         sections |= {f"{where}.{key}": row for key, row in rows.items()} if isinstance(rows, dict) else {}
@@ -300,6 +360,7 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
         data=_data(table["data"]),
         train=parse(Training, table["train"], "train"),
         source_train=parse(Training, {**table["train"], **source_training}, "source"),
+        machine=parse(Machine, sections["machine"], "machine"),
         methods=methods,
         published={method: parse(Published, row, f"published.{method}") for method, row in published.items()},
     )
@@ -370,7 +431,7 @@ def _override(table: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    if sections and sections[0] not in ("source", "target", "data", "train", "methods", "published"):
+    if sections and sections[0] not in ("source", "target", "data", "train", "machine", "methods", "published"):
         sections = ["methods", *sections]  # ligo.operator_steps=50 means methods.ligo.operator_steps
     for section in sections:
         table = table.setdefault(section, {})

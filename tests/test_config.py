@@ -61,6 +61,11 @@ BAD_VALUES = [
     ("data.vocabulary=-5", "data: vocabulary = -5: must be"),
     ("data.sequence_length=3", "data: sequence_length = 3: must be at least 4"),
     ("data.evaluation_batches=0", "data: evaluation_batches = 0: must be at least 1"),
+    ("data.documents=-1", "data: documents = -1: must be a number of documents, or 0 for all"),
+    ("machine.micro_batch=-1", "machine: micro_batch = -1: must be at least 0"),
+    ("machine.micro_batch=3", "machine.micro_batch = 3: must divide batch = 4"),
+    ("machine.compile=yes", "machine.compile = 'yes': allowed are auto, on, off"),
+    ("machine.workers=-2", "machine: workers = -2: must be at least -1"),
     ("data.mask_share=0", "data: mask_share = 0.0: must be above 0 and below 1"),
     ("data.mask_share=1", "data: mask_share = 1.0: must be above 0 and below 1"),
     ("data.corpus=3", "data.corpus = 3: must be a text"),
@@ -74,7 +79,7 @@ def test_a_bad_value_is_refused_with_key_value_and_what_is_allowed(miniature: Pa
     assert message in refusal(miniature, override)
 
 
-SECTIONS = ["source", "target", "data", "train", "methods", "published", "methods.ligo", "published.ligo"]
+SECTIONS = ["source", "target", "data", "train", "machine", "methods", "published", "methods.ligo", "published.ligo"]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -140,6 +145,33 @@ def test_a_missing_section_is_named(miniature: Path, key: str) -> None:
 def test_a_missing_key_is_named(miniature: Path, section: str, key: str) -> None:
     miniature.write_text(re.sub(rf"(?ms)(^\[{section}\].*?)^{key} = .*?$", r"\1", miniature.read_text()))
     assert refusal(miniature) == f"{section}.{key} is missing"
+
+
+def test_an_experiment_extends_another(miniature: Path, tmp_path: Path) -> None:
+    """What it does not say is as in the file beside it, or in the shipped one; --set still wins."""
+    child = tmp_path / "child.toml"
+    child.write_text('extends = "middle.toml"\n[train]\nlr = 0.5\n[published.ligo]\nflops = 7\n')
+    (tmp_path / "middle.toml").write_text(f'extends = "{miniature.name}"\ntitle = "Middle"\n[train]\nlr = 0.25\nsteps = 9\n')
+    base, experiment = load(str(miniature)), load(str(child), ["target.layers=3"])
+    assert (experiment.name, experiment.title) == ("child", "Middle")
+    assert (experiment.train.lr, experiment.train.steps, experiment.train.batch) == (0.5, 9, base.train.batch)
+    assert (experiment.target.layers, experiment.target.width) == (3, base.target.width)
+    assert experiment.source == base.source
+    assert experiment.published["ligo"].flops == 7
+    child.write_text('extends = "gpt2-tiny"\ntitle = "Mine"')
+    assert load(str(child)).identity() == load("gpt2-tiny").identity()
+
+
+def test_an_experiment_extends_something_that_is_there(miniature: Path) -> None:
+    text = miniature.read_text()
+    for name, said in [
+        ('"gpt2-tyni"', "extends = 'gpt2-tyni': did you mean gpt2-tiny?"),
+        ("3", "extends = 3: known: "),
+        ('"absent.toml"', "cannot read experiment"),
+        (f'"{miniature.name}"', f"extends = '{miniature.name}': extends itself"),
+    ]:
+        miniature.write_text(f"extends = {name}\n{text}")
+        assert said in refusal(miniature)
 
 
 def test_an_unknown_experiment_gets_a_suggestion() -> None:
@@ -215,5 +247,14 @@ def test_identity_is_what_json_gives_back(miniature: Path) -> None:
     assert plain(plain(experiment.identity())) == plain(experiment.identity())
     assert plain(experiment.identity())["train"]["betas"] == [0.9, 0.999]
     assert load(str(miniature), ["title=other", "ligo.operator_steps=9"]).identity() == experiment.identity()
-    for override in ("train.lr=0.5", "source.steps=5", "data.sequence_length=8", "target.layers=3", "architecture=bert"):
+    assert load(str(miniature), ["machine.micro_batch=2", "machine.compile=on"]).identity() == experiment.identity()
+    assert "documents" not in experiment.identity()["data"], "runs stored before it existed still count"
+    for override in (
+        "data.documents=7",
+        "train.lr=0.5",
+        "source.steps=5",
+        "data.sequence_length=8",
+        "target.layers=3",
+        "architecture=bert",
+    ):
         assert load(str(miniature), [override]).identity() != experiment.identity(), override

@@ -445,7 +445,12 @@ def _runs_table(runs: Sequence[Run]) -> str:
 def _run_row(run: Run) -> list[str]:
     record, seconds = run.record, run.record["cost"]["seconds"]
     loss, per_parameter = record["final_val_loss"], analysis.tokens_per_parameter(run)
-    times = (run.cost("seconds", "reuse"), analysis.nominal_seconds(run), seconds.get("evaluation", 0.0), seconds.get("overhead", 0.0))
+    times = (
+        run.cost("seconds", "reuse"),
+        analysis.nominal_seconds(run),
+        seconds.get("evaluation", 0.0),
+        seconds.get("overhead", 0.0),
+    )
     return [
         _name(run), record["status"], "–" if loss is None else f"{loss:.4f}", f"{record['steps']:,}", f"{record['tokens']:,}",
         "–" if math.isnan(per_parameter) else units.digits(per_parameter), *(units.digits(time) for time in times),
