@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from growbench import architectures, memory, results
+from growbench import architectures, memory, results, tensor_parallel
 from growbench.checkpoint import Checkpoint, Checkpoints
-from growbench.config import Experiment, UsageError
+from growbench.config import Experiment, Machine, Training, UsageError
 from growbench.cost import Costs, charged
 from growbench.data import Data, load
 from growbench.method import Task
+from growbench.parallel import Parallel
 from growbench.plan import Unplannable, branching_step, plan
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
@@ -57,7 +58,7 @@ class Benchmark:
 
     experiment: Experiment
     folder: Path  # results/<experiment>
-    device: torch.device
+    parallel: Parallel
     target_loss: float | None = None  # None: scratch's mean final validation loss
     stop_at_target: bool = False
     budgets: Sequence[float] = (1.0,)  # shares of the full one, each trained with a complete schedule of its own
@@ -73,7 +74,9 @@ class Benchmark:
         for found, budget in itertools.product(methods, self.budgets):  # refuses impossible sizes before anything trains
             with contextlib.suppress(Unplannable):
                 plan(experiment.at(budget, found.training), found, data.vocabulary)
-        _check_folder(self.folder)
+        if self.parallel.main:
+            _check_folder(self.folder)
+        self._check_shares()
         succeeded = True
         target = self.target_loss
         for stage in ([f for f in methods if f.name == "scratch"], [f for f in methods if f.name != "scratch"]):
@@ -100,7 +103,7 @@ class Benchmark:
             if job != full
             and (step := branching_step(longest, at(job.budget, found.training), found.method, data.vocabulary)) is not None
         }
-        trunk = Checkpoints(self.folder / full.name / "checkpoints")
+        trunk = Checkpoints(self.folder / full.name / "checkpoints", self.parallel.main)
         succeeded = True
         for job in ladder:
             branch = trunk.branch(branches[job.budget]) if job.budget in branches else None
@@ -123,9 +126,9 @@ class Benchmark:
         weights = folder / "model.safetensors"
         if not (weights.is_file() and self._done(job, data)) and not self._train(job, data):
             return None
-        with self.device:
+        with self.parallel.device:
             model = architecture.build(self.experiment.sizes("source", data.vocabulary))
-        load_model(model, weights, device=str(self.device))
+        load_model(model, weights, device=str(self.parallel.device))
         run = results.load(folder)
         assert run is not None
         return model.requires_grad_(False).eval(), run.record
@@ -152,27 +155,32 @@ class Benchmark:
     ) -> bool:
         """Train and store one run, from where it was left or branches off its trunk. True if it finished."""
         config = self._config(job, data, target)
-        folder = results.RunFolder(self.folder / job.name, {"run": config, "origin": job.found.origin})
-        checkpoints = Checkpoints(folder.checkpoints)
+        main, device = self.parallel.main, self.parallel.device
+        folder = results.RunFolder(self.folder / job.name, {"run": config, "origin": job.found.origin}) if main else None
+        checkpoints = Checkpoints(self.folder / job.name / "checkpoints", main)
         if trunk:
             checkpoints.branch_off(*trunk)
+        self.parallel.wait()  # what is there to go on from is complete
         torch.manual_seed(job.seed)
-        costs = Costs(self.device)
+        costs = Costs(device)
         if source is not None:
             for account, charge in (("flops", costs.flops), ("seconds", costs.seconds)):
                 charge["source"] = source[1]["cost"][account]["train"]
         experiment = self.experiment.at(job.budget, job.found.training)
         task = Task.of(experiment, job.which, data.vocabulary, costs, job.seed, source[0] if source else None)
-        progress = Progress(job.name, task.budget, target)
-        memory.reset_peak(self.device)
+        progress = Progress(job.name, task.budget, target, shown=main)
+        memory.reset_peak(device)
         status, error = "interrupted", None
         stop_at = target if self.stop_at_target else None
         interruption = Interruption()
-        trainer = Trainer(task, data, job.seed, costs, folder.curve, progress, stop_at, checkpoints, branches, interruption)
+        trainer = Trainer(
+            task, data, job.seed, costs, folder.curve if folder else [], progress, stop_at, checkpoints, branches, interruption,
+            self.experiment.machine, self.parallel,
+        )  # fmt: skip
         try:
             with interruption:
                 outcome = trainer.run(job.found.method)
-            if job.which == "source":
+            if job.which == "source" and folder:
                 assert outcome.model is not None
                 save_model(outcome.model, str(folder.path / "model.safetensors"))
             status = "finished"
@@ -184,12 +192,14 @@ class Benchmark:
         finally:
             progress.close()
             inherited = trunk[1].state if trunk else None
-            folder.close(self._record(job, config, data, trainer, inherited, status, error))
+            if folder:
+                folder.close(self._record(job, config, data, trainer, inherited, status, error))
         if status == "finished":
             spent = f"{human(costs.total('flops'), 'FLOP')}, {costs.total('seconds'):.1f} s of training"
             say(f"{job.name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
         if status != "interrupted" and not branches:
             checkpoints.remove()
+        self.parallel.wait()  # what the next run reads is complete
         return status == "finished"
 
     def _config(self, job: Job, data: Data, target: float | None) -> dict[str, Any]:
@@ -233,13 +243,33 @@ class Benchmark:
             "steps": outcome.steps,
             "tokens": outcome.tokens,
             "parameters": sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
-            "peak_memory_bytes": memory.peak(self.device),
+            "peak_memory_bytes": memory.peak(self.parallel.device),
             "phases": outcome.phases,
             "versions": {"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
-            "hardware": hardware(self.device) | {"precision": trainer.training.precision_on(self.device.type)},
+            "hardware": self._hardware(trainer.training),
             "data": data.describe(),
             "error": error,
         }
+
+    def _hardware(self, training: Training) -> dict[str, Any]:
+        """What the seconds depend on; what is usual is left out."""
+        device, machine = self.parallel.device, self.experiment.machine
+        usual = dataclasses.asdict(Machine())
+        unusual = {key: value for key, value in dataclasses.asdict(machine).items() if value != usual[key]}
+        several = {} if self.parallel.alone else {"processes": self.parallel.describe()}
+        return hardware(device) | {"precision": training.precision_on(device.type)} | unusual | several
+
+    def _check_shares(self) -> None:
+        """Refuse batches and models that cannot be divided among the processes."""
+        experiment, shares, parts = self.experiment, self.parallel.shares, self.parallel.parts
+        rows = experiment.machine.micro_batch or 1
+        for training in (experiment.train, experiment.source_train):
+            if training.batch % (shares * rows):
+                each = f" of micro-batches of {rows}" if rows > 1 else ""
+                raise UsageError(f"batch = {training.batch}: must divide into {shares} shares{each}")
+        if parts > 1:
+            for which in ("source", "target"):
+                tensor_parallel.check(architectures.of(experiment), experiment.sizes(which, 1), parts)
 
 
 def needs_source(job: Job) -> bool:

@@ -90,8 +90,9 @@ def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
 class Checkpoints:
     """The checkpoints of one run in a folder of their own: the end of each phase, the newest of the one under way, branches."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder = folder
+        self.writes = writes  # of several processes, one does
 
     def ended(self, phase: int) -> Checkpoint | None:
         """The end of a phase, by its number; None if it has not ended, or its file cannot be read."""
@@ -106,8 +107,9 @@ class Checkpoints:
 
     def save_step(self, phase: int, step: int, checkpoint: Checkpoint) -> None:
         self._save(f"phase-{phase}-step-{step}", checkpoint)
-        for path in self._within(phase)[KEPT:]:
-            path.unlink()
+        if self.writes:
+            for path in self._within(phase)[KEPT:]:
+                path.unlink()
 
     def save_branch(self, scored_steps: int, checkpoint: Checkpoint) -> None:
         """Keep this moment for a run that is to branch off after so many scored steps."""
@@ -122,17 +124,19 @@ class Checkpoints:
     def branch_off(self, trunk: Checkpoints, branch: Checkpoint) -> None:
         """Begin where another run was, at a branch of its own; a run that has begun already goes on."""
         number = len(branch.state["phases"])
-        if not any(self.folder.glob("phase-*")):
+        if self.writes and not any(self.folder.glob("phase-*")):
             for phase in range(number):
                 shutil.copy2(trunk.folder / f"phase-{phase}.safetensors", self.folder)
             self.save_step(number, branch.state["stretch"]["done"], branch)
 
     def remove(self) -> None:
         """The run has ended, and no other one will branch off."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self, name: str, checkpoint: Checkpoint) -> None:
-        checkpoint.save(self.folder / f"{name}.safetensors")
+        if self.writes:
+            checkpoint.save(self.folder / f"{name}.safetensors")
 
     def _within(self, phase: int) -> list[Path]:
         """The files of a phase under way, the newest first."""

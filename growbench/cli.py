@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 done, 1 a method failed, 2 usage, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.command is not run_experiment:
+            raise UsageError("torchrun starts several processes: only growbench run works with them")
         return options.command(options)
     except UsageError as error:
         say(f"growbench: {error}")
@@ -91,6 +94,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
     run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
+    run.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N",
+        help="split each model over N processes: torchrun --nproc-per-node M -m growbench run ..., N divides M",
+    )  # fmt: skip
+    run.add_argument(
+        "--shard",
+        action="store_true",
+        help="divide parameters and optimizer among torchrun's processes, for models that do not fit",
+    )
     run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
     run.add_argument(
         "--tuned",
@@ -196,6 +208,7 @@ def run_experiment(options: argparse.Namespace) -> int:
     if options.budgets and options.protocol != "ladder":
         raise UsageError("--budgets: only of --protocol ladder")
 
+    from growbench import parallel
     from growbench.benchmark import LADDER, Benchmark, choose_device
 
     device = choose_device(options.device)
@@ -203,8 +216,11 @@ def run_experiment(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _print_plan(experiment, methods, len(options.seeds), budgets, device)
     folder = options.results / experiment.name
-    benchmark = Benchmark(experiment, folder, device, options.target_loss, options.stop_at_target, budgets)
+    processes = parallel.start(device, options.tensor_parallel, options.shard)
+    benchmark = Benchmark(experiment, folder, processes, options.target_loss, options.stop_at_target, budgets)
     succeeded = benchmark.run(methods, options.seeds)
+    if not processes.main:
+        return 0 if succeeded else 1
 
     from growbench import report
 

@@ -186,7 +186,7 @@ class Costs:
         """Seconds inside `teacher()` since the last reading."""
         return sum(self._teacher_watch.read()[::2])
 
-    def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
+    def probe(self, step: Callable[[], Any], account: str) -> dict[str, int]:
         """FLOPs of one training step by account; afterwards the random state is as before, the time is overhead."""
         cuda = [self.device] if self.device.type == "cuda" else []
         self._teacher_flops = 0
@@ -199,6 +199,13 @@ class Costs:
         return {account: flops - self._teacher_flops} | (
             {self.teacher_account: self._teacher_flops} if self._teacher_flops else {}
         )
+
+    def compiling(self, step: Callable[[], Any]) -> None:
+        """Run a training step for the sake of what is compiled at its first call; afterwards the random state is as before."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda), self.clocked("compilation"):
+            step()
+        self._teacher_watch.marks.clear()
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

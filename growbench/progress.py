@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -25,7 +26,8 @@ def duration(seconds: float) -> str:
 
 def say(text: str) -> None:
     """A line for the person at the terminal; results go to files and stdout."""
-    print(text, file=sys.stderr, flush=True)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:

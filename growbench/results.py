@@ -18,8 +18,16 @@ SCRATCH = "scratch"  # the reference: the target trained from a random start
 UNITS = ("flops", "seconds")
 LEDGERS = ("reuse", "build")  # the source model is free; the source model is charged
 CHARGED = ("growth", "operator", "teacher", "train")  # accounts of the reuse ledger; the build ledger adds `source`
-UNCHARGED = ("evaluation", "overhead")
-HARDWARE = ("device", "name", "threads", "precision")  # seconds compare only where these are equal
+UNCHARGED = ("evaluation", "compilation", "overhead")
+HARDWARE = (
+    "device",
+    "name",
+    "threads",
+    "precision",
+    "processes",
+    "micro_batch",
+    "compile",
+)  # seconds compare only where these are equal
 
 
 @dataclass(frozen=True)

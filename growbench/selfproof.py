@@ -22,6 +22,7 @@ from growbench.analysis import compare
 from growbench.benchmark import Benchmark
 from growbench.config import Experiment, ImageConfig, UsageError
 from growbench.method import Method, Phase, Phases, Task
+from growbench.parallel import Parallel
 from growbench.progress import say
 from growbench.registry import Found, get
 from growbench.report.units import percent, saving
@@ -221,7 +222,7 @@ def _train(experiment: Experiment, folder: Path, methods: Sequence[Found], seeds
     """Train what is not done yet, without a word. Raises UsageError if a run fails."""
     said = io.StringIO()
     with redirect_stderr(said):
-        succeeded = Benchmark(experiment, folder, torch.device("cpu")).run(methods, seeds)
+        succeeded = Benchmark(experiment, folder, Parallel(torch.device("cpu"))).run(methods, seeds)
     if not succeeded:
         raise UsageError(f"a run of the check failed: {next(line for line in said.getvalue().splitlines() if 'failed' in line)}")
 

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growbench.cost import Costs
 from growbench.method import Phase
+from growbench.parallel import Spread
 
 
 class Curve(Protocol):
@@ -39,6 +41,7 @@ class Outcome:
 
 
 COUNTERS = ("steps", "tokens", "scored_steps", "rows", "final_val_loss", "final_val_accuracy", "phases")  # of an Outcome
+UNDER_WAY = ("done", "laps", "train_loss", "growth")  # of a Stretch
 
 
 @dataclass
@@ -61,7 +64,8 @@ class Stretch:
     growth: dict[str, Any] = field(default_factory=dict)  # what happened before its first step
 
     def __post_init__(self) -> None:
-        self.parameters = _trained_parameters(self.model, self.optimizer)
+        _check_parameters(self.model, self.optimizer)
+        self.live = self.whole = Spread(self.model, self.model, self.optimizer)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def set_rates(self, step: int, share: float) -> None:
@@ -73,6 +77,12 @@ class Stretch:
         """Back to the peaks, so that the next phase can go on with this optimizer."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak
+
+    def join(self) -> None:
+        """Training is over: all of the model and its optimizer is in this process again."""
+        self.live.gather()
+        self.live.close()
+        self.live = self.whole
 
     def record(self) -> dict[str, Any]:
         """What run.json says of it when it has ended."""
@@ -98,13 +108,32 @@ def charge(flops: MutableMapping[str, int], by_kind: Mapping[int, dict[str, int]
             flops[account] += steps * each
 
 
-def _trained_parameters(model: nn.Module, optimizer: Optimizer) -> list[nn.Parameter]:
-    """The model's trainable parameters. Raises ValueError unless the optimizer holds exactly these."""
-    trainable = {id(p): (name, p) for name, p in model.named_parameters() if p.requires_grad}
+def pack(outcome: Outcome, now: Stretch) -> dict[str, Any]:
+    """A run's counters, costs and the phase under way, as plain JSON values."""
+    stretch = {key: getattr(now, key) for key in UNDER_WAY}
+    costs = {"flops": outcome.costs.flops, "seconds": outcome.costs.seconds}
+    return (
+        {key: getattr(outcome, key) for key in COUNTERS} | costs | {"stretch": stretch, "losses": [x.item() for x in now.losses]}
+    )
+
+
+def unpack(state: Mapping[str, Any], outcome: Outcome, now: Stretch, device: torch.device) -> None:
+    """The reverse."""
+    for key in COUNTERS:
+        setattr(outcome, key, state[key])
+    for key in UNDER_WAY:
+        setattr(now, key, state["stretch"][key])
+    now.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
+    outcome.costs.flops.update(state["flops"])
+    outcome.costs.seconds.update(state["seconds"])
+
+
+def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise ValueError unless the optimizer holds exactly the model's trainable parameters."""
+    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for key, (name, _) in trainable.items() if key not in held]
+    missing = [name for key, name in trainable.items() if key not in held]
     if missing or len(held) != len(trainable):
         raise ValueError(
             f"the optimizer must hold exactly the trainable parameters; it lacks {missing or 'none, and holds others'}"
         )
-    return [p for _, p in trainable.values()]

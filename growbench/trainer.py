@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection
@@ -9,19 +10,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import nn
 
 from growbench import schedule
 from growbench.architectures import parameter_shapes
 from growbench.checkpoint import Checkpoint, Checkpoints
-from growbench.config import Training
+from growbench.config import Machine
 from growbench.cost import Costs, Stopwatch, paper_step
-from growbench.data import Data
+from growbench.data import Batch, Data
 from growbench.evaluation import Evaluation, duplicates
 from growbench.method import Method, Phase, Task, Trained, one_kind
+from growbench.parallel import Parallel
 from growbench.progress import Progress, say
-from growbench.state import COUNTERS, Curve, Outcome, Stretch, charge
+from growbench.state import Curve, Outcome, Stretch, charge, pack, unpack
+from growbench.step import Step, autocast
 
 CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
 
@@ -54,18 +56,18 @@ class Trainer:
         checkpoints: Checkpoints | None = None,
         branches: Collection[int] = (),
         interrupted: Callable[[], bool] = lambda: False,
+        machine: Machine = Machine(),  # noqa: B008  # frozen
+        parallel: Parallel | None = None,
     ) -> None:
         self.task, self.data, self.seed, self.curve, self.progress = task, data, seed, curve, progress
         self.stop_below = float("-inf") if stop_at is None else stop_at
         self.checkpoints, self.branches, self.interrupted = checkpoints, branches, interrupted
-        self.training: Training = task.training
-        self.device = task.device
+        self.training, self.device, self.machine = task.training, task.device, machine
+        self.parallel = parallel or Parallel(task.device)
         self.schedule = schedule.of(task.training)
         self.every = max(1, task.budget // 100)  # evaluations are at most 1 % of the budget apart
-        self.autocast = torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.training.precision_on(self.device.type) == "bf16"
-        )
-        self.evaluation = Evaluation(data, task.architecture.objective == "classes", costs, self.autocast)
+        precision = autocast(self.training, self.device)
+        self.evaluation = Evaluation(data, task.architecture.objective == "classes", costs, precision)
         self.target_shapes = task.architecture.shapes(task.target)
         self.outcome = Outcome(costs)
         self.costs = costs
@@ -113,7 +115,8 @@ class Trainer:
                 self._restore(now, newest)
             else:
                 self._open(now, growth_flops)
-            self._steps(now)
+            with self.parallel.own_randomness():
+                self._steps(now)
             self._end(now)
         return Trained(now.model, now.optimizer, now.done, now.train_loss)
 
@@ -146,57 +149,63 @@ class Trainer:
     def _steps(self, now: Stretch) -> None:
         """Train to the phase's end, or to the target, evaluating at the run's cadence."""
         outcome, phase, watch = self.outcome, now.phase, Stopwatch(self.device)
+        now.live = self.parallel.spread(now.model, now.optimizer, self.task.architecture)
+        do = Step.of(phase, now.live, self.training, self.machine, self.device, now.steps)
+        if do.compiled:
+            for first in phase.first_steps(now.steps).values():
+                self.costs.compiling(lambda: do.backward(self._batch(now, first), first))  # noqa: B023
+            now.live.optimizer.zero_grad()
         watch.mark()
         for step in range(now.done, now.steps):
             share = self._share(phase, step, now.steps)
             now.set_rates(step, share)
-            loss = self._loss(now, step)
-            loss.backward()
-            clip_grad_norm_(now.parameters, self.training.clip)
-            now.optimizer.step()
-            now.optimizer.zero_grad()
-            now.losses.append(loss.detach())
+            self.parallel.seed(self.seed, now.first_step + step)
+            now.losses.append(do.backward(self._batch(now, step), step))
+            do.update()
             watch.mark()
             now.done += 1
             outcome.steps += 1
             outcome.tokens += self.data.tokens_per_batch
             outcome.scored_steps += phase.scored
             self.progress.step()
-            due, ends, interrupted = now.done % self.every == 0, now.done == now.steps, self.interrupted()
-            branches = phase.scored and outcome.scored_steps in self.branches
-            if due or ends or branches or interrupted:
+            ends, branches = now.done == now.steps, phase.scored and outcome.scored_steps in self.branches
+            late = not ends and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
+            interrupted, late = self.parallel.agree(self.interrupted(), late)
+            due = ends or now.done % self.every == 0
+            if due or branches or late or interrupted:
                 self._charge(now, watch.read())
-                if due or ends:
+                if due:
                     self._evaluate(now, self._settle(now), now.peaks[0] * share)
-                if self.checkpoints:
-                    self._keep(now, self.checkpoints, branches, interrupted)
+                self._keep(now, branches, interrupted or late)
                 if interrupted:
                     raise KeyboardInterrupt
                 if self.reached:
                     break
                 watch.mark()
+        now.join()
 
-    def _keep(self, now: Stretch, checkpoints: Checkpoints, branches: bool, interrupted: bool) -> None:
-        """Save checkpoints that are due."""
-        if branches:
-            checkpoints.save_branch(self.outcome.scored_steps, self._checkpoint(now))
-        if interrupted or (now.done < now.steps and time.perf_counter() - self.saved > CHECKPOINT_SECONDS):
-            checkpoints.save_step(now.number, now.done, self._checkpoint(now))
+    def _keep(self, now: Stretch, branches: bool, step: bool) -> None:
+        """Save the checkpoints that are due."""
+        if self.checkpoints and branches:
+            self.checkpoints.save_branch(self.outcome.scored_steps, self._checkpoint(now))
+        if self.checkpoints and step:
+            self.checkpoints.save_step(now.number, now.done, self._checkpoint(now))
+        if step:
             self.saved = time.perf_counter()
 
-    def _loss(self, now: Stretch, step: int) -> Tensor:
-        batch = self.data.train_batch(now.first_step + step, self.seed).to(self.device)
-        with self.autocast:
-            return now.phase.loss(now.model, batch, step)
+    def _batch(self, now: Stretch, step: int) -> Batch:
+        """This process's share of the batch of a step."""
+        return self.parallel.share(self.data.train_batch(now.first_step + step, self.seed)).to(self.device)
 
     def _probe(self, now: Stretch, step: int) -> dict[str, int]:
-        """FLOPs of a step by account."""
-        flops = self.costs.probe(lambda: self._loss(now, step).backward(), "train" if now.phase.scored else "operator")
+        """FLOPs of a step by account, over all shares of the batch."""
+        do = Step.of(now.phase, now.whole, self.training, self.machine, self.device)
+        flops = self.costs.probe(lambda: do.backward(self._batch(now, step), step), "train" if now.phase.scored else "operator")
         now.optimizer.zero_grad()
-        return flops
+        return {account: each * self.parallel.shares for account, each in flops.items()}
 
     def _paper_flops(self, now: Stretch) -> int | None:
-        """FLOPs of a step by the counter of LiGO's paper; None if it does not know this kind of phase."""
+        """FLOPs of a step by the counter of LiGO's paper; None where steps differ in kind."""
         if now.phase.kind is not one_kind:
             return None
         teacher = self.task.source_sizes if "teacher" in now.flops[0] else None
@@ -212,8 +221,8 @@ class Trainer:
 
     def _settle(self, now: Stretch) -> float:
         """The mean training loss since the last evaluation. Refuses a loss that is not finite."""
-        losses = torch.stack(now.losses).tolist()
-        self._refuse_not_finite(losses, self.outcome.steps - len(losses) + 1)
+        losses = self.parallel.mean(torch.stack(now.losses)).tolist()
+        _refuse_not_finite(losses, self.outcome.steps - len(losses) + 1)
         now.losses, now.train_loss = [], losses[-1]
         return statistics.fmean(losses)
 
@@ -233,13 +242,10 @@ class Trainer:
             self.checkpoints.save_end(now.number, self._checkpoint(now))
 
     def _checkpoint(self, now: Stretch) -> Checkpoint:
-        state = {key: getattr(self.outcome, key) for key in COUNTERS} | {
-            "stretch": {key: getattr(now, key) for key in ("done", "laps", "train_loss", "growth")},
-            "losses": [loss.item() for loss in now.losses],
-            "flops": self.costs.flops,
-            "seconds": self.costs.seconds | {"overhead": self._overhead()},
-            "evaluation_flops": self.evaluation.flops_each,
-        }
+        """The present moment. All processes take part."""
+        now.live.gather()
+        now.losses = [self.parallel.mean(loss) for loss in now.losses]
+        state = pack(self.outcome, now) | {"overhead": self._overhead(), "evaluation_flops": self.evaluation.flops_each}
         return Checkpoint.of(now.model, now.optimizer, self.task.rng, state)
 
     def _restore(self, now: Stretch, checkpoint: Checkpoint) -> None:
@@ -249,15 +255,9 @@ class Trainer:
         if len(state["phases"]) > now.number:
             self.evaluation.remember(now.model)
         self.progress.resume(state["steps"] - self.outcome.steps)
-        for key in COUNTERS:
-            setattr(self.outcome, key, state[key])
-        for key, value in state["stretch"].items():
-            setattr(now, key, value)
-        now.losses = [torch.tensor(loss, device=self.device) for loss in state["losses"]]
-        self.costs.flops.update(state["flops"])
-        self.costs.seconds.update(state["seconds"])
+        unpack(state, self.outcome, now, self.device)
         self.evaluation.flops_each = state["evaluation_flops"]
-        self.started, self.elapsed = time.perf_counter(), self.costs.spent() + state["seconds"]["overhead"]
+        self.started, self.elapsed = time.perf_counter(), self.costs.spent() + state["overhead"]
 
     def _overhead(self) -> float:
         return self.elapsed + time.perf_counter() - self.started - self.costs.spent()
@@ -275,8 +275,9 @@ class Trainer:
     def _evaluate(self, now: Stretch, train_loss: float | None, lr: float, counted: bool = False) -> None:
         """Evaluate, to the curve."""
         outcome, phase = self.outcome, now.phase
-        val_loss, accuracy = self.evaluation.scores(now.model, counted)
-        self._refuse_not_finite([val_loss], outcome.steps)
+        val_loss, accuracy = self.evaluation.scores(now.live.model, counted)
+        val_loss = self.parallel.mean(torch.tensor(val_loss, dtype=torch.float64)).item()  # the same in all processes
+        _refuse_not_finite([val_loss], outcome.steps)
         outcome.final_val_loss, outcome.final_val_accuracy = val_loss, accuracy
         del self.curve[outcome.rows :]  # what came after the checkpoint that the run goes on from
         outcome.rows += 1
@@ -293,7 +294,8 @@ class Trainer:
         """Whether a model, or its part that is the target where the method keeps the source, has the target's parameters."""
         return parameter_shapes(model.get_submodule(self.column)) == self.target_shapes
 
-    def _refuse_not_finite(self, losses: list[float], first_step: int) -> None:
-        for step, loss in enumerate(losses, first_step):
-            if loss != loss or abs(loss) == float("inf"):
-                raise TrainingFailed(step, f"the loss is {loss}")
+
+def _refuse_not_finite(losses: list[float], first_step: int) -> None:
+    for step, loss in enumerate(losses, first_step):
+        if not math.isfinite(loss):
+            raise TrainingFailed(step, f"the loss is {loss}")

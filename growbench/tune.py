@@ -29,6 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from growbench import architectures, data, results
 from growbench.benchmark import Benchmark
 from growbench.config import Experiment, UsageError, did_you_mean, parse
+from growbench.parallel import Parallel
 from growbench.plan import Unplannable, plan, vocabulary_size
 from growbench.progress import human, say
 from growbench.registry import Found
@@ -112,7 +113,7 @@ def tune(
     tuning = Tuning(asked, fingerprint(experiment), tuple(seeds), trials)
     storage = _storage(folder)
     studies = {found.name: _study(storage, experiment, found, tuning) for found in methods}
-    benchmark = Benchmark(experiment, folder, device)
+    benchmark = Benchmark(experiment, folder, Parallel(device))
     done: dict[str, Sequence[FrozenTrial]] = {}
     for found in methods:
         study = studies[found.name]

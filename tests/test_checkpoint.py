@@ -16,10 +16,11 @@ from growbench.benchmark import LADDER, Benchmark
 from growbench.checkpoint import Checkpoint
 from growbench.cli import main
 from growbench.config import Experiment, load
+from growbench.parallel import Parallel
 from growbench.plan import branching_step, plan, shared
 from growbench.registry import Found, built_in, get, get_all
 
-CPU = torch.device("cpu")
+ALONE = Parallel(torch.device("cpu"))
 OPTIONS = {"ligo": {"operator_steps": 5}}
 PAPERS_METHODS = ("scratch", "stackbert", "mslt", "bert2bert", "ki", "ligo")
 
@@ -55,9 +56,9 @@ def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch:
         if record["method"] != found.name:
             close(self, record)
 
-    loss, close = trainer.Trainer._loss, results.RunFolder.close
+    loss, close = trainer.Trainer._batch, results.RunFolder.close
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(trainer.Trainer, "_loss", counted)
+        patch.setattr(trainer.Trainer, "_batch", counted)
         patch.setattr(results.RunFolder, "close", unless_killed)  # a killed process writes no record
         benchmark.run([found], [0])
 
@@ -78,11 +79,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     found = get(name, OPTIONS.get(name))
-    Benchmark(experiment, tmp_path / "whole", CPU).run([found], [0])
+    Benchmark(experiment, tmp_path / "whole", ALONE).run([found], [0])
     whole = outcome(tmp_path / "whole" / f"{name}-seed0")
     # in the first phase, later, and twice; probes are steps too
     for kills in ((3,), (8,), (10, 3)) if name in PAPERS_METHODS else ((8,),):
-        resumed = Benchmark(experiment, tmp_path / f"killed{kills[0]}", CPU)
+        resumed = Benchmark(experiment, tmp_path / f"killed{kills[0]}", ALONE)
         for kill_at in kills:
             run_with_kill(resumed, found, kill_at, monkeypatch)
         resumed.run([found], [0])
@@ -96,17 +97,17 @@ def test_a_run_goes_on_only_with_the_same_configuration(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch = get("scratch")
-    run_with_kill(Benchmark(experiment, tmp_path / "a", CPU), scratch, 15, monkeypatch)
+    run_with_kill(Benchmark(experiment, tmp_path / "a", ALONE), scratch, 15, monkeypatch)
     changed = replace(experiment, train=replace(experiment.train, lr=2e-3))
-    Benchmark(changed, tmp_path / "a", CPU).run([scratch], [0])
-    Benchmark(changed, tmp_path / "b", CPU).run([scratch], [0])
+    Benchmark(changed, tmp_path / "a", ALONE).run([scratch], [0])
+    Benchmark(changed, tmp_path / "b", ALONE).run([scratch], [0])
     assert outcome(tmp_path / "a" / "scratch-seed0") == outcome(tmp_path / "b" / "scratch-seed0")
 
 
 def test_an_unreadable_checkpoint_is_passed_over(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = get("scratch")
-    Benchmark(experiment, tmp_path / "whole", CPU).run([scratch], [0])
-    killed = Benchmark(experiment, tmp_path / "killed", CPU)
+    Benchmark(experiment, tmp_path / "whole", ALONE).run([scratch], [0])
+    killed = Benchmark(experiment, tmp_path / "killed", ALONE)
     run_with_kill(killed, scratch, 15, monkeypatch)
     folder = tmp_path / "killed" / "scratch-seed0" / "checkpoints"
     files = sorted(folder.glob("phase-0-step-*"), key=lambda path: int(path.stem.rpartition("-")[2]))
@@ -133,14 +134,14 @@ WSD = ["train.schedule=wsd", "train.steps=20"]
 
 def climb(miniature: Path, folder: Path, names: list[str]) -> dict[str, results.Run]:
     experiment = load(str(miniature), WSD)
-    Benchmark(experiment, folder, CPU, budgets=LADDER).run(get_all(names, OPTIONS), [0])
+    Benchmark(experiment, folder, ALONE, budgets=LADDER).run(get_all(names, OPTIONS), [0])
     return {run.folder.name: run for run in results.load_all(folder)}
 
 
 def alone(miniature: Path, folder: Path, name: str, steps: int) -> results.Run:
     """A run of its own at a shorter budget, from the source of the full one."""
     experiment = load(str(miniature), [*WSD, f"train.steps={steps}", "source.steps=20"])
-    Benchmark(experiment, folder, CPU).run([get(name, OPTIONS.get(name))], [0])
+    Benchmark(experiment, folder, ALONE).run([get(name, OPTIONS.get(name))], [0])
     run = results.load(folder / f"{name}-seed0")
     assert run is not None
     return run
@@ -184,8 +185,8 @@ def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
 
 def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp_path: Path) -> None:
     experiment = load(str(miniature), WSD)
-    Benchmark(experiment, tmp_path / "a", CPU).run([get("scratch")], [0])  # single first
-    Benchmark(experiment, tmp_path / "a", CPU, budgets=LADDER).run([get("scratch")], [0])
+    Benchmark(experiment, tmp_path / "a", ALONE).run([get("scratch")], [0])  # single first
+    Benchmark(experiment, tmp_path / "a", ALONE, budgets=LADDER).run([get("scratch")], [0])
     both = climb(miniature, tmp_path / "b", ["scratch"])
     for name, run in both.items():
         later = results.load(tmp_path / "a" / name)
@@ -200,7 +201,7 @@ def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 1e9)
     arguments = ["run", str(miniature), "--methods", "scratch", "--set", "train.steps=250", "--results"]
     assert main([*arguments, str(tmp_path / "whole")]) == 0
-    steps, loss = 0, trainer.Trainer._loss
+    steps, loss = 0, trainer.Trainer._batch
 
     def signalled(self: trainer.Trainer, *rest: Any) -> torch.Tensor:
         nonlocal steps
@@ -210,7 +211,7 @@ def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
         return loss(self, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Trainer, "_loss", signalled)
+        patch.setattr(trainer.Trainer, "_batch", signalled)
         assert main([*arguments, str(tmp_path / "stopped")]) == 130
     stopped = results.load(tmp_path / "stopped" / "miniature" / "scratch-seed0")
     assert stopped is not None and stopped.record["status"] == "interrupted" and stopped.record["steps"] == 103

@@ -163,8 +163,10 @@ def _setting(comparison: Comparison) -> str:
 
 
 def _machine(run: Run) -> str:
-    device, name, threads, precision = run.hardware
-    return f"{name} ({device}, {parts.count(threads, 'thread')}, {precision})"
+    device, name, threads, precision, processes, micro_batch, compiled = run.hardware
+    details = [device, parts.count(threads, "thread"), precision, processes]
+    details += [micro_batch and f"micro-batches of {micro_batch}", compiled and f"compile {compiled}"]
+    return f"{name} ({', '.join(filter(None, details))})"
 
 
 MEASURES = ("to target, reuse", "to target, build", "saved, reuse", "saved, build")  # of each unit

@@ -1,0 +1,257 @@
+"""Several devices on one run, a process each, as torchrun starts them. Batches are shared out; models are replicated or split."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from growbench import tensor_parallel
+from growbench.architectures import Architecture, parameter_shapes, sizes_of
+from growbench.config import UsageError
+from growbench.data import Batch
+from growbench.tensor_parallel import Cut
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """The processes of a run, and this one's place: each batch has `shares`, and each model `parts`, one a process.
+
+    Growth happens on whole models, the same in every process; `spread` is for the time of a phase.
+    """
+
+    device: torch.device
+    rank: int = 0
+    shares: int = 1
+    parts: int = 1
+    sharded: bool = False  # parameters, gradients and optimizer are divided among the shares (FSDP2) instead of replicated (DDP)
+
+    @property
+    def main(self) -> bool:
+        """The one process that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.shares == self.parts == 1
+
+    def describe(self) -> str:
+        """As 4 shares x 2 parts."""
+        shares = f"{self.shares} {'sharded' if self.sharded else 'replicated'}" if self.shares > 1 else ""
+        return " x ".join(filter(None, (shares, f"{self.parts} tensor-parallel" if self.parts > 1 else "")))
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        return init_device_mesh(self.device.type, (self.shares, self.parts), mesh_dim_names=("data", "tensor"))
+
+    def share(self, batch: Batch) -> Batch:
+        """This process's rows of a batch."""
+        return part(batch, self.rank // self.parts, self.shares)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over all processes."""
+        if not self.alone:
+            dist.all_reduce(values)
+            values /= self.shares * self.parts
+        return values
+
+    def agree(self, *wanted: bool) -> list[bool]:
+        """What any process wants, all do."""
+        if self.alone:
+            return list(wanted)
+        flags = torch.tensor(wanted, dtype=torch.uint8)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in flags.tolist()]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.agree(True)
+
+    @contextmanager
+    def own_randomness(self) -> Iterator[None]:
+        """What is drawn in here is drawn apart in each process; afterwards the random state is as before, the same in all."""
+        if self.alone:
+            yield
+        else:
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                yield
+
+    def seed(self, *numbers: int) -> None:
+        """Seed torch's generators for this process's share, if there are several."""
+        if not self.alone:
+            torch.manual_seed(int(np.random.SeedSequence((*numbers, self.rank // self.parts)).generate_state(1)[0]))
+
+    def spread(self, model: nn.Module, optimizer: Optimizer, architecture: Architecture) -> Spread:
+        """A model and its optimizer as they are trained here."""
+        if self.alone:
+            return Spread(model, model, optimizer)
+        if (self.sharded or self.parts > 1) and _is_plain(model, architecture):
+            return Divided.of(model, optimizer, architecture, self)
+        return Spread(model, DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True), optimizer)
+
+
+def start(device: torch.device, parts: int, sharded: bool) -> Parallel:
+    """Join the processes that torchrun started; alone without it. Raises UsageError if they cannot be divided into `parts`."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if parts < 1 or processes % parts:
+        raise UsageError(f"--tensor-parallel {parts}: must divide the number of processes, {processes}; torchrun starts several")
+    if processes == 1:
+        return Parallel(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    atexit.register(dist.destroy_process_group)
+    return Parallel(device, dist.get_rank(), processes // parts, parts, sharded)
+
+
+def part(batch: Batch, number: int, parts: int) -> Batch:
+    """The rows of one of several equal parts of a batch."""
+    if parts == 1:
+        return batch
+    rows = len(batch.inputs) // parts
+    positions = batch.positions
+    if positions is not None:
+        positions = positions.chunk(parts)[number] - number * rows * batch.inputs.shape[1]
+    return Batch(batch.inputs[number * rows : (number + 1) * rows], positions, batch.labels.chunk(parts)[number])
+
+
+def _is_plain(model: nn.Module, architecture: Architecture) -> bool:
+    """Whether it is a model of the architecture and nothing else, such as an operator that is being learned."""
+    return hasattr(model, "sizes") and parameter_shapes(model) == architecture.shapes(sizes_of(model))
+
+
+@dataclass
+class Spread:
+    """A phase's model and optimizer as they are trained by this process."""
+
+    model: nn.Module
+    module: nn.Module  # what is called in training: the model, or a wrapper
+    optimizer: Optimizer
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """While gradients of a micro-batch are added up that is not the batch's last."""
+        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
+
+    def update(self, largest_norm: float) -> None:
+        """Clip the gradients, let the optimizer use them, and drop them."""
+        clip_grad_norm_(_trained(self.optimizer), largest_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def gather(self) -> None:
+        """Bring what training changed into the whole model and its optimizer. All processes take part."""
+
+    def close(self) -> None:
+        """The phase is over."""
+
+
+@dataclass
+class Divided(Spread):
+    """Parameters and optimizer state divided among processes: by tensor parallelism, by FSDP2, or by both.
+
+    What is trained is a copy; the method's own model and optimizer wait in the host's memory.
+    """
+
+    whole: nn.Module
+    whole_optimizer: Optimizer
+    parallel: Parallel
+    cuts: dict[str, Cut]
+    pairs: list[tuple[str, nn.Parameter, nn.Parameter]] = field(default_factory=list)  # name, whole, divided
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: Optimizer, architecture: Architecture, parallel: Parallel) -> Divided:
+        divided = copy.deepcopy(model)
+        cuts = tensor_parallel.split(divided, architecture, parallel.mesh["tensor"]) if parallel.parts > 1 else {}
+        if parallel.shares > 1:
+            stack, name = architecture.stack(divided)
+            for layer in getattr(stack, name):
+                fully_shard(layer, mesh=parallel.mesh["data"])
+            fully_shard(divided, mesh=parallel.mesh["data"])
+        replica = copy.copy(optimizer)
+        spread = cls(divided, divided, replica, model, optimizer, parallel, cuts)
+        spread.pairs = [(name, p, divided.get_parameter(name)) for name, p in model.named_parameters()]
+        own = {whole: (name, part) for name, whole, part in spread.pairs}
+        replica.state = defaultdict(dict)
+        replica.param_groups = []
+        for group in optimizer.param_groups:
+            by_mesh: dict[Any, list[nn.Parameter]] = defaultdict(list)  # tensors of several meshes cannot be handled together
+            for whole in group["params"]:
+                name, part = own[whole]
+                by_mesh[_mesh(part)].append(part)
+                replica.state[part] = {key: spread._scatter(name, value, part) for key, value in optimizer.state[whole].items()}
+            replica.param_groups += [{**group, "params": parts, "whole": group} for parts in by_mesh.values()]
+        spread._move(torch.device("cpu"))
+        return spread
+
+    def update(self, largest_norm: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["whole"]["lr"]
+        _clip(_trained(self.optimizer), largest_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def gather(self) -> None:
+        with torch.no_grad():
+            for name, whole, divided in self.pairs:
+                whole.copy_(self._gather(name, divided))
+                for key, value in self.optimizer.state.get(divided, {}).items():
+                    self.whole_optimizer.state[whole][key] = self._gather(name, value).to(whole.device, copy=True)
+
+    def close(self) -> None:
+        self._move(self.parallel.device)
+
+    def _move(self, device: torch.device) -> None:
+        self.whole.to(device)
+        for state in self.whole_optimizer.state.values():
+            state.update({key: value.to(device) if value.dim() else value for key, value in state.items()})
+
+    def _scatter(self, name: str, value: Tensor, part: nn.Parameter) -> Tensor:
+        """A tensor of the optimizer for a whole parameter, for a divided one."""
+        if value.dim() == 0 or not isinstance(part, DTensor):
+            return value.clone()
+        cut = self.cuts.get(name)
+        return distribute_tensor(cut.scattered(value, self.parallel.parts) if cut else value, part.device_mesh, part.placements)
+
+    def _gather(self, name: str, value: Tensor) -> Tensor:
+        cut = self.cuts.get(name)
+        full = value.full_tensor() if isinstance(value, DTensor) else value.detach()
+        return cut.gathered(full, self.parallel.parts) if cut and full.dim() else full
+
+
+def _trained(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _mesh(tensor: Tensor) -> DeviceMesh | None:
+    return tensor.device_mesh if isinstance(tensor, DTensor) else None
+
+
+def _clip(parameters: list[nn.Parameter], largest_norm: float) -> None:
+    """Clip the norm of all gradients together, where they are divided over different meshes."""
+    by_mesh: dict[Any, list[Tensor]] = defaultdict(list)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_mesh[_mesh(parameter.grad)].append(parameter.grad)
+    norms = [get_total_norm(gradients) for gradients in by_mesh.values()]
+    total = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
+    shrink = (largest_norm / (total + 1e-6)).clamp(max=1.0)
+    for gradients in by_mesh.values():
+        torch._foreach_mul_([each.to_local() if isinstance(each, DTensor) else each for each in gradients], shrink)
