@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from growbench.data import Data, processes
 from growbench.data.text import Batch
 
-MOST_WORKERS = 16  # what is kept ahead takes memory: a batch a worker
+MOST_WORKERS = 16  # each keeps a batch ahead in shared memory
 
 
 class Feed:
@@ -34,7 +34,7 @@ class Feed:
             batch_size=None,
             sampler=self._steps,
             num_workers=count,
-            prefetch_factor=1 if count else None,
+            prefetch_factor=1 if count else None,  # a worker begins the next batch when its last one is fetched
             persistent_workers=count > 0,
             multiprocessing_context=processes.context("torch", "timm.data") if count else None,
             worker_init_fn=processes.begin,
@@ -60,11 +60,12 @@ class Feed:
         del self._loader
 
     def _from(self, step: int) -> Generator[Batch]:
+        """All batches from a step on."""
         self._steps.first = step
         batches = iter(self._loader)
         if not self._loader.num_workers:
             yield from batches
-        with ThreadPoolExecutor(1, "feed") as thread:  # even a finished batch takes a while to come from a worker at work
+        with ThreadPoolExecutor(1, "feed") as thread:  # even a finished batch takes milliseconds to come from a busy worker
             coming = thread.submit(next, batches)
             while True:
                 batch = coming.result()

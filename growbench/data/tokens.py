@@ -125,7 +125,7 @@ def _build(folder: Path, fill: Callable[[Path], None]) -> None:
                     raise
                 building.rename(folder)
         finally:
-            name.unlink()  # while it is locked: who gets a lock without a name asks again
+            name.unlink(missing_ok=True)  # while it is locked: who gets a lock without a name asks again
 
 
 @dataclass(frozen=True)
