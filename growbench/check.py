@@ -177,6 +177,7 @@ class RandomData:
     fingerprint: str = "random"
     vocabulary: int = VOCABULARY
     evaluation_batches: int = 1
+    costly: bool = False
 
     @property
     def tokens_per_batch(self) -> int:

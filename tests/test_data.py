@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +25,7 @@ from tokenizers import Tokenizer
 from growbench.config import TextConfig, UsageError
 from growbench.data import Batch, TextData, load
 from growbench.data import tokens as token_cache
-from growbench.data.documents import documents
+from growbench.data.documents import Documents
 from growbench.data.tokenizer import named, train
 
 WORDS = [
@@ -361,6 +364,129 @@ def test_large_corpus_is_tokenized_in_parts(tmp_path: Path, monkeypatch: pytest.
     assert prepared.train.tolist() == stream(corpus, "bytes", validation=False)
 
 
+def prepared_bytes(folder: Path) -> dict[str, bytes]:
+    """What a preparation left, but for the time."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def in_small_chunks(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    monkeypatch.setattr(token_cache, "SAMPLE_CHARACTERS", 20_000)
+    monkeypatch.setattr(token_cache, "CHUNK_CHARACTERS", 3_000)
+    monkeypatch.setattr(token_cache, "FEW_CHUNKS", few)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "wordpiece"])
+def test_worker_processes_write_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    corpus = f"files:{write(tmp_path / 'a.jsonl', make_documents())}"
+    made = []
+    for name, few, cores in ("here", 1000, 2), ("workers", 4, 3), ("one core", 4, 1):
+        monkeypatch.setenv("GROWBENCH_CACHE", str(tmp_path / name))
+        in_small_chunks(monkeypatch, few)
+        monkeypatch.setattr(token_cache.processes, "cores", lambda cores=cores: cores)
+        token_cache.prepare(config(corpus), "masked", kind)
+        (folder,) = (tmp_path / name).iterdir()
+        made.append(prepared_bytes(folder))
+    assert made[0] == made[1] == made[2]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is tidied up after it."""
+
+
+@pytest.mark.parametrize("source", ["files", "hub"])
+def test_an_interrupted_preparation_goes_on_where_it_was(
+    tmp_path: Path, hub_folder: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    in_small_chunks(monkeypatch, 1000)
+    corpus = f"hub:{hub_folder}" if source == "hub" else f"files:{write(tmp_path / 'a.parquet', make_documents())}"
+    monkeypatch.setenv("GROWBENCH_CACHE", str(tmp_path / "whole"))
+    whole = token_cache.prepare(config(corpus, documents=200), "causal", "bytes")
+    monkeypatch.setenv("GROWBENCH_CACHE", str(tmp_path / "parts"))
+    encoded, most = list[int](), list[int]()
+    encode, write_json = token_cache.Encoder.__call__, token_cache._write
+
+    def counted(self: Any, chunk: Any) -> Any:
+        encoded.extend(range(chunk.first, chunk.first + len(chunk.documents)))
+        return encode(self, chunk)
+
+    def killed(file: Path, values: dict[str, Any]) -> None:
+        if file.name == token_cache.PROGRESS and len(encoded) > most[-1]:
+            raise Killed  # the tokens are written, but not yet that they are
+        write_json(file, values)
+
+    monkeypatch.setattr(token_cache.Encoder, "__call__", counted)
+    monkeypatch.setattr(token_cache, "_write", killed)
+    for stop in (40, 90, 150):
+        most.append(stop)
+        with pytest.raises(Killed):
+            token_cache.prepare(config(corpus, documents=200), "causal", "bytes")
+    monkeypatch.setattr(token_cache.tokenizers, "train", None)  # is not called again
+    most.append(1000)
+    parts = token_cache.prepare(config(corpus, documents=200), "causal", "bytes")
+    assert prepared_bytes(parts.tokenizer_file.parent) == prepared_bytes(whole.tokenizer_file.parent)
+    assert parts.documents == 200 and len(encoded) < 200 + 3 * 20  # a chunk has about ten documents
+    assert len(list((tmp_path / "parts").iterdir())) == 1
+
+
+PREPARE = """
+import sys
+from growbench.config import TextConfig
+from growbench.data import tokens
+tokens.CHUNK_CHARACTERS, tokens.SAMPLE_CHARACTERS = 3_000, 20_000
+if __name__ == "__main__":
+    tokens.prepare(TextConfig(sys.argv[1], sequence_length=16, vocabulary=400), "causal", "bytes")
+"""
+
+
+def test_preparations_that_are_killed_or_run_at_once(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    corpus = f"files:{write(tmp_path / 'a.jsonl', make_documents(2000))}"
+    command = [sys.executable, str(tmp_path / "prepare.py"), corpus]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not (found := list(own_cache.glob(f"*.preparing/{token_cache.PROGRESS}"))):
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    done = json.loads(found[0].read_text())["documents"]
+    assert 0 < done < 2000
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(program.communicate(timeout=100)[1], program.returncode) for program in both] == [("", 0)] * 2
+    (folder,) = own_cache.iterdir()
+    monkeypatch.setenv("GROWBENCH_CACHE", str(tmp_path / "undisturbed"))
+    monkeypatch.setattr(token_cache, "SAMPLE_CHARACTERS", 20_000)
+    undisturbed = token_cache.prepare(config(corpus), "causal", "bytes").tokenizer_file.parent
+    assert prepared_bytes(folder) == prepared_bytes(undisturbed)
+
+
+@pytest.mark.parametrize("source", ["files", "hub"])
+def test_the_first_documents_only(
+    tmp_path: Path, hub_folder: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    texts = make_documents()
+    path = write(tmp_path / "a.jsonl", [*texts[:100], "  ", *texts[100:]])
+    corpus = f"hub:{hub_folder}" if source == "hub" else f"files:{path}"
+    some = bytes_data(corpus, documents=150)
+    alone = bytes_data(f"files:{write(tmp_path / 'b.txt', texts[:150])}")
+    assert some.documents == 150 and some.describe()["documents"] == 150
+    assert np.array_equal(some.train_blocks, alone.train_blocks)
+    assert np.array_equal(some.validation_blocks, alone.validation_blocks)
+    whole = bytes_data(corpus)
+    assert whole.documents == 240 and bytes_data(corpus, documents=1000).train_tokens == whole.train_tokens
+    assert len(list(own_cache.iterdir())) == 4
+    if source == "files":
+        path.write_text(path.read_text() + "\nmalformed")
+        assert bytes_data(corpus, documents=150).documents == 150  # nothing after them is read
+        assert "malformed JSON" in message(config(corpus), "causal", "bytes", 4)
+
+
+def test_the_key_of_a_whole_corpus_is_as_it_was(tmp_path: Path, own_cache: Path) -> None:
+    corpus = f"files:{write(tmp_path / 'a.txt', make_documents())}"
+    fingerprint = bytes_data(corpus).fingerprint
+    settings = f'[1, "{fingerprint}", "causal", ["bytes", 400]]'
+    assert [folder.name for folder in own_cache.iterdir()] == [hashlib.sha256(settings.encode()).hexdigest()]
+
+
 def test_wide_vocabulary_needs_wider_numbers(corpus: str, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = token_cache.prepare(config(corpus), "causal", "bytes")
     assert narrow.train.dtype == np.uint16 and not narrow.train.flags.writeable
@@ -397,7 +523,7 @@ def test_formats_give_the_same_tokens(tmp_path: Path) -> None:
     streams = []
     for name in ("a.txt", "a.jsonl", "a.json", "a.parquet", "with [brackets].parquet"):
         corpus = f"files:{write(tmp_path / name, texts)}".replace("[", "[[]")
-        assert list(documents(config(corpus))) == texts
+        assert list(Documents(config(corpus))) == texts
         streams.append(token_cache.prepare(config(corpus), "causal", "bytes").train.tolist())
     assert all(tokens == streams[0] for tokens in streams)
 
@@ -407,14 +533,14 @@ def test_globs(tmp_path: Path) -> None:
     write(tmp_path / "deep" / "er" / "b.txt", ["second"])
     write(tmp_path / "deep" / "a.txt", ["first"])
     write(tmp_path / "c.jsonl", ["", " third \n", "fourth"], column="body")
-    assert list(documents(config(f"files:{tmp_path}/deep/**"))) == ["first", "second"]
+    assert list(Documents(config(f"files:{tmp_path}/deep/**"))) == ["first", "second"]
     both = config(f"files:{tmp_path}/c.jsonl, {tmp_path}/**/*.txt", text_column="body")
-    assert list(documents(both)) == ["third", "fourth", "first", "second"]
+    assert list(Documents(both)) == ["third", "fourth", "first", "second"]
 
 
 def test_text_with_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\nmore\r\n\r\n\r\ntwo\r\n")
-    assert list(documents(config(f"files:{tmp_path}/a.txt"))) == ["one\nmore", "two"]
+    assert list(Documents(config(f"files:{tmp_path}/a.txt"))) == ["one\nmore", "two"]
 
 
 @pytest.mark.parametrize(
@@ -486,7 +612,7 @@ def test_hub_errors(hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wikipedia_sample() -> None:
     pytest.importorskip("gensim")
-    articles = list(documents(config("wikipedia-sample")))
+    articles = list(Documents(config("wikipedia-sample")))
     assert len(articles) == 101
     assert sum(map(len, articles)) == 2_562_200
     assert "Anarchism" in articles[0]

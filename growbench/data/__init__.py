@@ -31,6 +31,9 @@ class Data(Protocol):
     @property
     def tokens_per_batch(self) -> int: ...  # images: patches
 
+    @property
+    def costly(self) -> bool: ...  # whether to make a batch takes so long that worker processes are worth starting
+
     def train_batch(self, step: int, seed: int) -> Batch: ...
 
     def validation_batches(self) -> list[Batch]: ...

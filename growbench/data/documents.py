@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape, glob
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,14 +28,52 @@ SAMPLE_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2
 SHORTEST_PARAGRAPH = 100  # characters; what is shorter is headings, captions and table cells
 
 
+class Reading(Protocol):
+    """Texts, one after another."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def place(self) -> Any: ...  # plain JSON values: where another reading goes on after the texts so far
+
+
 class Corpus(Protocol):
     def fingerprint(self) -> str: ...
-    def documents(self) -> Iterator[str]: ...
+    def read(self, place: Any = None) -> Reading: ...  # None: from the start
 
 
-def documents(config: TextConfig) -> Iterator[str]:
-    """The documents of the corpus in its own order, stripped, without blank ones. Raises UsageError if one cannot be read."""
-    return (text for text in map(str.strip, _corpus(config).documents()) if text)
+class Documents:
+    """The first documents of a corpus (0: all) in its own order, stripped, without blank ones.
+
+    Another preparation's `place` says where to begin. Raises UsageError if a document cannot be read.
+    """
+
+    def __init__(self, config: TextConfig, place: Any = None) -> None:
+        self.done: int = place[0] if place else 0
+        self._most = config.documents
+        self._reading = _corpus(config).read(place[1] if place else None)
+
+    def __iter__(self) -> Iterator[str]:
+        texts = (text for text in map(str.strip, self._reading) if text)
+        for text in islice(texts, self._most - self.done if self._most else None):
+            self.done += 1
+            yield text
+
+    def place(self) -> Any:
+        return self.done, self._reading.place()
+
+
+class Counted:
+    """Texts that can only be read from the start."""
+
+    def __init__(self, texts: Iterator[str], done: int | None) -> None:
+        self._texts, self._done = texts, done or 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in islice(self._texts, self._done, None):
+            self._done += 1
+            yield text
+
+    def place(self) -> int:
+        return self._done
 
 
 def fingerprint(config: TextConfig) -> str:
@@ -58,7 +97,10 @@ class WikipediaSample:
     def fingerprint(self) -> str:
         return SAMPLE_SHA256
 
-    def documents(self) -> Iterator[str]:
+    def read(self, place: Any = None) -> Reading:
+        return Counted(self._articles(), place)
+
+    def _articles(self) -> Iterator[str]:
         dump = sample_file("wikipedia-sample", "gensim", f"test/test_data/{SAMPLE}", SAMPLE_SHA256)
         from gensim.corpora.wikicorpus import extract_pages, filter_wiki
 
@@ -84,9 +126,9 @@ class Files:
     def fingerprint(self) -> str:
         return digest(self.text_column, ((path.suffix, path) for path in self._paths()))
 
-    def documents(self) -> Iterator[str]:
-        for path in self._paths():
-            yield from READERS[path.suffix.lower()](path, self.text_column)
+    def read(self, place: Any = None) -> Reading:
+        readers = ((READERS[path.suffix.lower()], path) for path in self._paths())
+        return Counted((text for reader, path in readers for text in reader(path, self.text_column)), place)
 
     def _paths(self) -> list[Path]:
         return matching_files(self.globs, READERS)
@@ -140,9 +182,26 @@ class HubText:
     def fingerprint(self) -> str:
         return self.hub.fingerprint(self.text_column)
 
-    def documents(self) -> Iterator[str]:
-        with one_line_errors(self.hub.label()):
-            yield from _column(self.hub.rows(), self.text_column, self.hub.label())
+    def read(self, place: Any = None) -> Reading:
+        return HubReading(self.hub, self.text_column, place)
+
+
+class HubReading:
+    """A dataset knows itself where its reading stands: what came before that place is not read, or loaded, again."""
+
+    def __init__(self, hub: Hub, text_column: str, place: dict[str, Any] | None) -> None:
+        self._label, self._text_column = hub.label(), text_column
+        with one_line_errors(self._label):
+            self._rows = hub.rows()
+            if place:
+                self._rows.load_state_dict(place)
+
+    def __iter__(self) -> Iterator[str]:
+        with one_line_errors(self._label):
+            yield from _column(self._rows, self._text_column, self._label)
+
+    def place(self) -> dict[str, Any]:
+        return self._rows.state_dict()
 
 
 def _column(rows: Iterable[dict[str, Any]], text_column: str, where: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -35,17 +35,19 @@ CHUNK = 256  # images that are prepared at once
 # --- batches
 
 
-@dataclass(frozen=True)
 class Images:
     """One split in the cache: its images end to end."""
 
     content: NDArray[np.uint8]  # memory-mapped: (3, S, S) pixels an image, or, where training crops, files as they came
     index: NDArray[np.int64]  # (N, 2): label of an image, and where its bytes end
 
-    @classmethod
-    def open(cls, folder: Path, split: str) -> Images:
-        index = memory_map(folder / f"{split}.index", "int64").reshape(-1, 2)
-        return cls(memory_map(folder / f"{split}.images", "uint8"), index)
+    def __init__(self, folder: Path, split: str) -> None:
+        self.content = memory_map(folder / f"{split}.images", "uint8")
+        self.index = memory_map(folder / f"{split}.index", "int64").reshape(-1, 2)
+        self._opened = folder, split
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Images, self._opened  # a worker process maps the files itself
 
     def __len__(self) -> int:
         return len(self.index)
@@ -74,6 +76,7 @@ class ImageData:
     augment: Callable[[Image], Tensor] | None  # one image -> (3, S, S) uint8: crop and policy
     erase: Callable[[Tensor], Tensor] | None  # (B, 3, S, S), normalised
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None  # inputs, labels -> inputs, soft labels
+    costly = True
 
     @property
     def name(self) -> str:
@@ -120,9 +123,9 @@ class ImageData:
         }
 
     def _augmented(self, rows: NDArray[np.int64]) -> Tensor:
-        """(B, 3, S, S) uint8. Images are decoded in parallel, but changed in order: timm draws from global generators."""
+        """(B, 3, S, S) uint8"""
         if self.config.crop < 1:
-            images = _pool().map(_decode, self.training.files(rows))
+            images = map(_decode, self.training.files(rows))
         else:
             pixels = self.training.pixels(rows, self.config.image_size)
             if self.augment is None:
@@ -146,7 +149,7 @@ def load(config: ImageConfig, batch: int) -> ImageData:
     corpus = corpus_of(config)
     settings = ["images", FORMAT, corpus.fingerprint, config.image_size, config.classes, config.crop < 1]
     folder = cached(settings, lambda empty: _prepare(empty, config, corpus))
-    training, validation = Images.open(folder, "train"), Images.open(folder, "validation")
+    training, validation = Images(folder, "train"), Images(folder, "validation")
     for split, images in ("training", training), ("validation", validation):
         if len(images) < batch:
             raise UsageError(f"corpus {config.corpus} has {len(images)} {split} images; one batch needs {batch}")
@@ -195,13 +198,19 @@ def _erase(config: ImageConfig) -> Callable[[Tensor], Tensor] | None:
 
 
 def _mix(config: ImageConfig) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    from timm.data.mixup import Mixup, mixup_target
+    from timm.data.mixup import Mixup
 
     if config.mixup or config.cutmix:
         return Mixup(config.mixup, config.cutmix, label_smoothing=config.smoothing, num_classes=config.classes)
     if config.smoothing:
-        return lambda inputs, labels: (inputs, mixup_target(labels, config.classes, smoothing=config.smoothing))
+        return partial(_smooth, config)
     return None
+
+
+def _smooth(config: ImageConfig, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    from timm.data.mixup import mixup_target
+
+    return inputs, mixup_target(labels, config.classes, smoothing=config.smoothing)
 
 
 @contextmanager

@@ -28,11 +28,8 @@ class Batch(NamedTuple):
     labels: Tensor  # (N,) int64 the right token at each scored position; images: (B,) int64, or (B, classes) float32 soft labels
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; to CUDA through pinned memory, so that the host does not wait."""
-        if device.type == "cpu":
-            return self
-        moved = [t if t is None or device.type != "cuda" else t.pin_memory() for t in self]
-        return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in moved))  # type: ignore[arg-type]
+        """The batch on `device`; the host does not wait for the copy of pinned memory to CUDA."""
+        return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
 
 
 def scored_per_row(length: int, share: float) -> int:
@@ -60,6 +57,7 @@ class TextData:
     train_blocks: NDArray[np.unsignedinteger]  # (blocks, W), a view on the memory-mapped stream
     validation_blocks: NDArray[np.unsignedinteger]
     cut: Cut
+    costly = False
 
     def train_batch(self, step: int, seed: int) -> Batch:
         """Batch number `step` of an endless sequence of epochs, each a permutation of all blocks. `seed` and `step` >= 0."""

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import chain
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from growbench.config import TextConfig, UsageError
 from growbench.data import documents as corpora
+from growbench.data import processes
 from growbench.data import tokenizer as tokenizers
 from growbench.data.tokenizer import Kind, Vocabulary
 
@@ -28,6 +32,8 @@ FORMAT = 1  # of the cache, and of everything between documents and tokens: rais
 VALIDATION_EVERY = 20  # every 20th document is validation
 SAMPLE_CHARACTERS = 20_000_000  # what a tokenizer is trained on, at most
 CHUNK_CHARACTERS = 1_000_000  # what is encoded at once
+FEW_CHUNKS = 4  # fewer are encoded here, before worker processes would have started
+PROGRESS = "progress.json"  # in a folder under way: an interrupted preparation goes on from it
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
     named = Path(config.tokenizer)
     tokenizer = corpora.folder_digest(named) if config.tokenizer and named.is_dir() else config.tokenizer
     settings = [FORMAT, fingerprint, objective, tokenizer or [kind, config.vocabulary]]
-    folder = cached(settings, lambda empty: _tokenize(empty, config, objective, kind))
+    if config.documents:
+        settings.append(config.documents)
+    folder = cached(settings, lambda folder: _tokenize(folder, config, objective, kind))
     return _open(folder, fingerprint)
 
 
@@ -96,67 +104,172 @@ def memory_map(path: Path, dtype: str) -> NDArray[Any]:
 
 
 def _build(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder, then rename it: whoever looks sees all of it or nothing."""
+    """Fill a folder beside it, then rename that: whoever looks sees all of it or nothing. One process does, and others wait.
+
+    `fill` finds in the folder what it left there when it was killed. After an error that is kept only if there is `PROGRESS`.
+    """
+    from filelock import FileLock
+
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="preparing-", dir=folder.parent) as temporary:
-        building = Path(temporary) / "content"
-        building.mkdir()
-        fill(building)
+    name = folder.with_suffix(".lock")
+    with FileLock(name):
         try:
-            building.rename(folder)
-        except OSError:
-            if not folder.exists():  # else somebody else was faster, with the same result
-                raise
+            if not folder.exists():
+                building = folder.with_suffix(".preparing")
+                building.mkdir(exist_ok=True)
+                try:
+                    fill(building)
+                except BaseException:
+                    if not (building / PROGRESS).exists():
+                        shutil.rmtree(building)
+                    raise
+                building.rename(folder)
+        finally:
+            name.unlink(missing_ok=True)  # while it is locked: who gets a lock without a name asks again
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How much of a text is in the folder, as after every chunk."""
+
+    documents: int = 0
+    train: int = 0  # bytes
+    validation: int = 0
+    place: Any = None  # in the corpus
 
 
 def _tokenize(folder: Path, config: TextConfig, objective: Objective, kind: Kind) -> None:
+    progress = Progress(**json.loads((folder / PROGRESS).read_text())) if (folder / PROGRESS).exists() else Progress()
+    chunks = _chunks(corpora.Documents(config, progress.place), f"preparing {config.corpus}")
+    head: list[Chunk] = []
+    if not (folder / "meta.json").exists():
+        if config.tokenizer:
+            tokenizer, vocabulary = tokenizers.named(config.tokenizer, objective == "masked")
+        else:
+            head = _head(chunks)  # kept, so that the documents are read once
+            tokenizer, vocabulary = tokenizers.train(kind, config.vocabulary, objective == "masked", _sample(head))
+        tokenizer.save(str(folder / "tokenizer.json"))
+        dtype = "uint16" if vocabulary.size <= 65536 else "uint32"
+        meta = {"documents": 0, "dtype": dtype, "vocabulary": asdict(vocabulary), "corpus": config.corpus}
+        _write(folder / "meta.json", meta)  # from here on the tokenizer need not be trained again
+    meta = json.loads((folder / "meta.json").read_text())
+    encode = Encoder(folder / "tokenizer.json", meta["vocabulary"]["separator"], meta["dtype"])
+    meta["documents"] = _encode(folder, chain(head, chunks), encode, progress)
+    _write(folder / "meta.json", meta)
+    (folder / PROGRESS).unlink(missing_ok=True)
+
+
+class Chunk(NamedTuple):
+    first: int  # number of its first document
+    documents: list[str]
+    place: Any  # in the corpus, after it
+
+
+def _chunks(documents: corpora.Documents, title: str) -> Iterator[Chunk]:
     from tqdm import tqdm
 
-    stream = iter(tqdm(corpora.documents(config), desc=f"preparing {config.corpus}", unit=" documents", delay=2, disable=None))
-    if config.tokenizer:
-        head: list[str] = []
-        tokenizer, vocabulary = tokenizers.named(config.tokenizer, objective == "masked")
-    else:
-        head = _head(stream)  # kept, so that the documents are read once
-        sample = [text for index, text in enumerate(head) if index % VALIDATION_EVERY]
-        tokenizer, vocabulary = tokenizers.train(kind, config.vocabulary, objective == "masked", sample)
-    tokenizer.encode_special_tokens = True  # a document that says "[MASK]" means the word
-    tokenizer.save(str(folder / "tokenizer.json"))
-    dtype = "uint16" if vocabulary.size <= 65536 else "uint32"
-    documents = _encode(folder, chain(head, stream), tokenizer, vocabulary.separator, dtype)
-    meta = {"documents": documents, "dtype": dtype, "vocabulary": asdict(vocabulary), "corpus": config.corpus}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-
-
-def _head(documents: Iterator[str]) -> list[str]:
-    head = []
-    characters = 0
-    while characters < SAMPLE_CHARACTERS and (text := next(documents, None)) is not None:
-        head.append(text)
-        characters += len(text)
-    return head
-
-
-def _encode(folder: Path, documents: Iterable[str], tokenizer: Tokenizer, separator: int, dtype: str) -> int:
-    """Write train.bin and validation.bin; the number of documents."""
-    index = 0
-    with (folder / "train.bin").open("wb") as train, (folder / "validation.bin").open("wb") as validation:
-        for chunk in _chunks(documents):
-            for encoding in tokenizer.encode_batch_fast(chunk, add_special_tokens=False):
-                if encoding.ids:  # nothing is left of a document of control characters
-                    tokens = np.array([*encoding.ids, separator], dtype)
-                    tokens.tofile(train if index % VALIDATION_EVERY else validation)
-                index += 1
-    return index
-
-
-def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    characters = 0
-    for text in documents:
+    first, chunk, characters = documents.done, list[str](), 0
+    for text in tqdm(documents, title, unit=" documents", delay=2, disable=None, initial=first):
         chunk.append(text)
         characters += len(text)
         if characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    yield chunk
+            yield Chunk(first, chunk, documents.place())
+            first, chunk, characters = documents.done, [], 0
+    yield Chunk(first, chunk, documents.place())
+
+
+def _head(chunks: Iterator[Chunk]) -> list[Chunk]:
+    """So many of the chunks that a tokenizer can be trained on them."""
+    head = []
+    characters = 0
+    while characters < SAMPLE_CHARACTERS and (chunk := next(chunks, None)) is not None:
+        head.append(chunk)
+        characters += sum(map(len, chunk.documents))
+    return head
+
+
+def _sample(chunks: list[Chunk]) -> list[str]:
+    """The training documents among the first `SAMPLE_CHARACTERS`."""
+    sample = []
+    characters = 0
+    for index, text in enumerate(text for chunk in chunks for text in chunk.documents):
+        if index % VALIDATION_EVERY:
+            sample.append(text)
+        characters += len(text)
+        if characters >= SAMPLE_CHARACTERS:
+            break
+    return sample
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes tokens of a chunk, in whichever process."""
+
+    tokenizer_file: Path
+    separator: int
+    dtype: str
+
+    def __call__(self, chunk: Chunk) -> tuple[bytes, bytes]:
+        """Its part of train.bin, and of validation.bin."""
+        splits: tuple[list[bytes], list[bytes]] = [], []
+        encodings = _tokenizer(self.tokenizer_file).encode_batch_fast(chunk.documents, add_special_tokens=False)
+        for index, encoding in enumerate(encodings, chunk.first):
+            if encoding.ids:  # nothing is left of a document of control characters
+                splits[index % VALIDATION_EVERY == 0].append(np.array([*encoding.ids, self.separator], self.dtype).tobytes())
+        return b"".join(splits[0]), b"".join(splits[1])
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(file: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.encode_special_tokens = True  # a document that says "[MASK]" means the word
+    return tokenizer
+
+
+def _encode(folder: Path, chunks: Iterable[Chunk], encode: Encoder, progress: Progress) -> int:
+    """Write train.bin and validation.bin, from `progress` on; the number of documents."""
+    done = asdict(progress)
+    with (folder / "train.bin").open("ab") as train, (folder / "validation.bin").open("ab") as validation:
+        files = {"train": train, "validation": validation}
+        for split, file in files.items():
+            file.truncate(done[split])
+        for chunk, parts in _in_order(chunks, encode):
+            for (split, file), part in zip(files.items(), parts, strict=True):
+                file.write(part)
+                file.flush()
+                os.fsync(file.fileno())
+                done[split] += len(part)
+            done |= {"documents": chunk.first + len(chunk.documents), "place": chunk.place}
+            _write(folder / PROGRESS, done)
+    return done["documents"]
+
+
+def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk, tuple[bytes, bytes]]]:
+    """Every chunk with its tokens; many are encoded at once by worker processes, unless there are too few to start them for."""
+    chunks = iter(chunks)
+    first = list(islice(chunks, FEW_CHUNKS))
+    if len(first) < FEW_CHUNKS or processes.cores() == 1:
+        yield from ((chunk, encode(chunk)) for chunk in chain(first, chunks))
+        return
+    workers = processes.cores()
+    waiting: deque[tuple[Chunk, Future[tuple[bytes, bytes]]]] = deque()
+    with ProcessPoolExecutor(workers, processes.context("torch", "tokenizers"), processes.begin) as pool:
+        try:
+            for chunk in chain(first, chunks):
+                waiting.append((chunk, pool.submit(encode, chunk)))
+                if len(waiting) > 2 * workers:  # so that memory does not grow with the corpus
+                    chunk, tokens = waiting.popleft()
+                    yield chunk, tokens.result()
+            for chunk, tokens in waiting:
+                yield chunk, tokens.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    """Plain JSON values to a file, at once."""
+    draft = file.with_suffix(".draft")
+    draft.write_text(json.dumps(values, indent=1))
+    draft.replace(file)
