@@ -29,7 +29,8 @@ from growbench.plan import Unplannable, branching_step, plan
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
 from growbench.signals import Interruption
-from growbench.trainer import Trainer, TrainingFailed
+from growbench.state import TrainingFailed
+from growbench.trainer import Trainer
 
 VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
 
@@ -245,6 +246,7 @@ class Benchmark:
             "parameters": sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
             "peak_memory_bytes": memory.peak(self.parallel.device),
             "phases": outcome.phases,
+            "waited_seconds": outcome.waited,
             "versions": {"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
             "hardware": self._hardware(trainer.training),
             "data": data.describe(),

@@ -26,7 +26,6 @@ from torch.optim import Optimizer
 from growbench import tensor_parallel
 from growbench.architectures import Architecture, parameter_shapes, sizes_of
 from growbench.config import UsageError
-from growbench.data import Batch
 from growbench.tensor_parallel import Cut
 
 
@@ -61,9 +60,10 @@ class Parallel:
     def mesh(self) -> DeviceMesh:
         return init_device_mesh(self.device.type, (self.shares, self.parts), mesh_dim_names=("data", "tensor"))
 
-    def share(self, batch: Batch) -> Batch:
-        """This process's rows of a batch."""
-        return part(batch, self.rank // self.parts, self.shares)
+    @property
+    def share(self) -> int:
+        """Which share of each batch is this process's."""
+        return self.rank // self.parts
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes."""
@@ -96,7 +96,7 @@ class Parallel:
     def seed(self, *numbers: int) -> None:
         """Seed torch's generators for this process's share, if there are several."""
         if not self.alone:
-            torch.manual_seed(int(np.random.SeedSequence((*numbers, self.rank // self.parts)).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence((*numbers, self.share)).generate_state(1)[0]))
 
     def spread(self, model: nn.Module, optimizer: Optimizer, architecture: Architecture) -> Spread:
         """A model and its optimizer as they are trained here."""
@@ -120,17 +120,6 @@ def start(device: torch.device, parts: int, sharded: bool) -> Parallel:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     atexit.register(dist.destroy_process_group)
     return Parallel(device, dist.get_rank(), processes // parts, parts, sharded)
-
-
-def part(batch: Batch, number: int, parts: int) -> Batch:
-    """The rows of one of several equal parts of a batch."""
-    if parts == 1:
-        return batch
-    rows = len(batch.inputs) // parts
-    positions = batch.positions
-    if positions is not None:
-        positions = positions.chunk(parts)[number] - number * rows * batch.inputs.shape[1]
-    return Batch(batch.inputs[number * rows : (number + 1) * rows], positions, batch.labels.chunk(parts)[number])
 
 
 def _is_plain(model: nn.Module, architecture: Architecture) -> bool:

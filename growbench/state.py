@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -15,6 +16,14 @@ from torch.optim import Optimizer
 from growbench.cost import Costs
 from growbench.method import Phase
 from growbench.parallel import Spread
+
+
+class TrainingFailed(Exception):
+    """A run that cannot go on: what went wrong, and at which step."""
+
+    def __init__(self, step: int, message: str) -> None:
+        super().__init__(f"step {step}: {message}")
+        self.step = step
 
 
 class Curve(Protocol):
@@ -35,12 +44,22 @@ class Outcome:
     tokens: int = 0
     scored_steps: int = 0
     rows: int = 0  # of the curve
+    waited: float = 0.0  # seconds of its steps that went by waiting for data
     final_val_loss: float | None = None
     final_val_accuracy: float | None = None  # of images
     phases: list[dict[str, Any]] = field(default_factory=list)
 
 
-COUNTERS = ("steps", "tokens", "scored_steps", "rows", "final_val_loss", "final_val_accuracy", "phases")  # of an Outcome
+COUNTERS = (
+    "steps",
+    "tokens",
+    "scored_steps",
+    "rows",
+    "waited",
+    "final_val_loss",
+    "final_val_accuracy",
+    "phases",
+)  # of an Outcome
 UNDER_WAY = ("done", "laps", "train_loss", "growth")  # of a Stretch
 
 
@@ -126,6 +145,13 @@ def unpack(state: Mapping[str, Any], outcome: Outcome, now: Stretch, device: tor
     now.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
     outcome.costs.flops.update(state["flops"])
     outcome.costs.seconds.update(state["seconds"])
+
+
+def refuse_not_finite(losses: list[float], first_step: int) -> None:
+    """Raise TrainingFailed at the first of the losses, of one step each, that is infinite or no number."""
+    for step, loss in enumerate(losses, first_step):
+        if not math.isfinite(loss):
+            raise TrainingFailed(step, f"the loss is {loss}")
 
 
 def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from growbench.config import Machine, Training
 from growbench.data import Batch
 from growbench.method import Phase
-from growbench.parallel import Spread, part
+from growbench.parallel import Spread
 
 WORTH_COMPILING = 1000  # steps: compiling a model takes as long as hundreds of them
 
@@ -51,7 +51,7 @@ class Step:
         for number in range(parts):
             with nullcontext() if number == parts - 1 else self.live.accumulating():
                 with autocast(self.training, self.device):
-                    loss = self.phase.loss(self.module, part(batch, number, parts), step)
+                    loss = self.phase.loss(self.module, batch.part(number, parts), step)
                 (loss / parts).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()

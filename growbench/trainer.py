@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Collection
@@ -18,22 +17,15 @@ from growbench.checkpoint import Checkpoint, Checkpoints
 from growbench.config import Machine
 from growbench.cost import Costs, Stopwatch, paper_step
 from growbench.data import Batch, Data
+from growbench.data.feed import Feed
 from growbench.evaluation import Evaluation, duplicates
 from growbench.method import Method, Phase, Task, Trained, one_kind
 from growbench.parallel import Parallel
 from growbench.progress import Progress, say
-from growbench.state import Curve, Outcome, Stretch, charge, pack, unpack
+from growbench.state import Curve, Outcome, Stretch, TrainingFailed, charge, pack, refuse_not_finite, unpack
 from growbench.step import Step, autocast
 
 CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
-
-
-class TrainingFailed(Exception):
-    """A run that cannot go on: what went wrong, and at which step."""
-
-    def __init__(self, step: int, message: str) -> None:
-        super().__init__(f"step {step}: {message}")
-        self.step = step
 
 
 class Trainer:
@@ -78,6 +70,7 @@ class Trainer:
     def run(self, method: Method) -> Outcome:
         """Train every phase of `method`. Raises TrainingFailed; `self.outcome` then holds what came before."""
         self.started = self.saved = time.perf_counter()
+        self.feed = Feed(self.data, self.seed, self.device, self.machine.workers, self.parallel.share, self.parallel.shares)
         phases = method.phases(self.task)
         self.column = "column" if method.keeps_source else ""
         trained: Any = None
@@ -98,6 +91,7 @@ class Trainer:
                 raise TrainingFailed(self.outcome.steps, "the last scored model does not have the target's sizes")
         finally:
             phases.close()
+            self.feed.close()
             self.costs.seconds["overhead"] = self._overhead()
         return self.outcome
 
@@ -155,6 +149,7 @@ class Trainer:
             for first in phase.first_steps(now.steps).values():
                 self.costs.compiling(lambda: do.backward(self._batch(now, first), first))  # noqa: B023
             now.live.optimizer.zero_grad()
+        self.feed.waited = 0.0  # outside of the clock
         watch.mark()
         for step in range(now.done, now.steps):
             share = self._share(phase, step, now.steps)
@@ -195,7 +190,7 @@ class Trainer:
 
     def _batch(self, now: Stretch, step: int) -> Batch:
         """This process's share of the batch of a step."""
-        return self.parallel.share(self.data.train_batch(now.first_step + step, self.seed)).to(self.device)
+        return self.feed.batch(now.first_step + step)
 
     def _probe(self, now: Stretch, step: int) -> dict[str, int]:
         """FLOPs of a step by account, over all shares of the batch."""
@@ -218,11 +213,13 @@ class Trainer:
         costs.seconds["train" if now.phase.scored else "operator"] += sum(laps) - teacher
         charge(costs.flops, now.flops, map(now.phase.kind, range(len(now.laps), now.done)))
         now.laps += laps
+        self.outcome.waited += self.feed.waited
+        self.feed.waited = 0.0
 
     def _settle(self, now: Stretch) -> float:
         """The mean training loss since the last evaluation. Refuses a loss that is not finite."""
         losses = self.parallel.mean(torch.stack(now.losses)).tolist()
-        _refuse_not_finite(losses, self.outcome.steps - len(losses) + 1)
+        refuse_not_finite(losses, self.outcome.steps - len(losses) + 1)
         now.losses, now.train_loss = [], losses[-1]
         return statistics.fmean(losses)
 
@@ -277,7 +274,7 @@ class Trainer:
         outcome, phase = self.outcome, now.phase
         val_loss, accuracy = self.evaluation.scores(now.live.model, counted)
         val_loss = self.parallel.mean(torch.tensor(val_loss, dtype=torch.float64)).item()  # the same in all processes
-        _refuse_not_finite([val_loss], outcome.steps)
+        refuse_not_finite([val_loss], outcome.steps)
         outcome.final_val_loss, outcome.final_val_accuracy = val_loss, accuracy
         del self.curve[outcome.rows :]  # what came after the checkpoint that the run goes on from
         outcome.rows += 1
@@ -293,9 +290,3 @@ class Trainer:
     def _target_sized(self, model: nn.Module) -> bool:
         """Whether a model, or its part that is the target where the method keeps the source, has the target's parameters."""
         return parameter_shapes(model.get_submodule(self.column)) == self.target_shapes
-
-
-def _refuse_not_finite(losses: list[float], first_step: int) -> None:
-    for step, loss in enumerate(losses, first_step):
-        if not math.isfinite(loss):
-            raise TrainingFailed(step, f"the loss is {loss}")

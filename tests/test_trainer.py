@@ -19,7 +19,8 @@ from growbench.data import Batch, TextData, load
 from growbench.method import Method, Phase, Phases, Task, constant, task_loss
 from growbench.progress import Progress
 from growbench.registry import get
-from growbench.trainer import Outcome, Trainer, TrainingFailed
+from growbench.state import Outcome, TrainingFailed
+from growbench.trainer import Trainer
 
 CPU = torch.device("cpu")
 

@@ -17,20 +17,20 @@ MOST_WORKERS = 16  # each keeps a batch ahead in shared memory
 
 
 class Feed:
-    """The batches of a run from a step on, in order, each a pure function of (seed, step).
+    """One of the `parts` of each batch of a run from a step on, in order, each a pure function of (seed, step).
 
     `workers`: how many processes make them ahead, where the data says that they are costly; 0: none, each is made when it is
     asked for; -1: as many as there are cores to spare.
     """
 
-    def __init__(self, data: Data, seed: int, device: torch.device, workers: int) -> None:
+    def __init__(self, data: Data, seed: int, device: torch.device, workers: int = -1, part: int = 0, parts: int = 1) -> None:
         self.waited = 0.0  # seconds that the caller has waited for batches so far
         self._device, self._steps = device, _Steps()
         self._step: int | None = None
         self._batches = self._from(0)
         count = 0 if not data.costly else spare(device) if workers < 0 else workers
         self._loader: DataLoader[Batch] = DataLoader(
-            _Batches(data, seed),
+            _Batches(data, seed, part, parts),
             batch_size=None,
             sampler=self._steps,
             num_workers=count,
@@ -89,8 +89,8 @@ class _Steps(Sampler[int]):
 class _Batches(Dataset[Batch]):
     """The batch of every step. It is sent to the workers: data of files must map them there again, not carry them along."""
 
-    def __init__(self, data: Data, seed: int) -> None:
-        self.data, self.seed = data, seed
+    def __init__(self, data: Data, seed: int, part: int, parts: int) -> None:
+        self.data, self.seed, self.part, self.parts = data, seed, part, parts
 
     def __getitem__(self, step: int) -> Batch:
-        return self.data.train_batch(step, self.seed)
+        return self.data.train_batch(step, self.seed).part(self.part, self.parts)

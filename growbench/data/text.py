@@ -27,6 +27,16 @@ class Batch(NamedTuple):
     positions: Tensor | None  # (N,) int64 indices into the flattened (B*T,) positions, ascending; None: all are scored
     labels: Tensor  # (N,) int64 the right token at each scored position; images: (B,) int64, or (B, classes) float32 soft labels
 
+    def part(self, number: int, parts: int) -> Batch:
+        """The rows of one of several equal parts; each row has as many scored positions as any other."""
+        if parts == 1:
+            return self
+        rows = len(self.inputs) // parts
+        positions = self.positions
+        if positions is not None:
+            positions = positions.chunk(parts)[number] - number * rows * self.inputs.shape[1]
+        return Batch(self.inputs[number * rows : (number + 1) * rows], positions, self.labels.chunk(parts)[number])
+
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; the host does not wait for the copy of pinned memory to CUDA."""
         return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
