@@ -154,7 +154,7 @@ def marks(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _is_control(run: Run) -> bool:
-    if is_scratch(run) or not run.finished or run.record["cost"]["flops"].get("source"):
+    if is_scratch(run) or not run.finished or run.source_cost("flops") != 0:
         return False
     scored = [phase for phase in run.record["phases"] if phase.get("scored")]
     return bool(scored) and all(phase.get("target_sized") for phase in scored)
@@ -190,12 +190,12 @@ def cost_to_loss(curve: Iterable[Mapping[str, Any]], level: float, unit: str) ->
 
 
 def cost_to_target(run: Run, level: float, unit: str, ledger: str) -> float:
-    """What a run paid until the loss `level`, in FLOPs or seconds. Inf if it never got there, or did not finish."""
-    return cost_to_loss(run.curve, level, unit) + _source_cost(run, unit, ledger) if run.finished else math.inf
+    """What a run paid until the loss `level`, in FLOPs or seconds. Inf if it never got there, or did not finish.
 
-
-def _source_cost(run: Run, unit: str, ledger: str) -> float:
-    return run.record["cost"][unit].get("source", 0.0) if ledger == "build" else 0.0
+    NaN in the build ledger if nobody knows what its source cost.
+    """
+    own = cost_to_loss(run.curve, level, unit) if run.finished else math.inf
+    return own + run.source_cost(unit) if ledger == "build" and own < math.inf else own
 
 
 def reference_cost(scratch: Run, unit: str, ledger: str, given_target: float | None = None) -> float:
@@ -302,15 +302,20 @@ def _method_row(table: pd.DataFrame, method: str, target: float, claim: Mapping[
     row["flops_saving_paper_counter"] = table["flops_saving_paper_counter"].mean() if reached == len(table) else math.nan
     for unit in UNITS:
         for ledger in LEDGERS:
-            row[f"{unit}_to_target_{ledger}"] = table[f"{unit}_{ledger}"].mean()  # inf as soon as one seed missed
+            costs = table[f"{unit}_{ledger}"]  # inf as soon as one seed missed, NaN as soon as one source's cost is not known
+            row[f"{unit}_to_target_{ledger}"] = costs.mean() if reached < len(table) else costs.mean(skipna=False)
     for column in table.columns.intersection(["final_val_loss", "final_val_accuracy", "nominal_seconds", "tokens_per_parameter"]):
         row[column] = table.loc[table["status"] == "finished", column].astype(float).mean()
     return row
 
 
 def _by_seed(table: pd.DataFrame, column: str) -> pd.Series:
-    """The savings of one method in each seed; none where it missed the target in any, unless it is scratch."""
+    """The savings of one method in each seed; none where it missed the target in any, unless it is scratch.
+
+    None either where the cost of any seed's source is not known.
+    """
     counts = np.isfinite(table["flops_reuse"]).all() or (table["method"] == SCRATCH).all()
+    counts = counts and table[column.replace("_saving", "")].notna().all()
     return table.set_index("seed")[column].dropna() if counts else pd.Series(dtype=float)
 
 
@@ -350,6 +355,8 @@ def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | Non
             f"The target {target_loss:g} was given by hand, so savings are measured against what scratch paid to reach it, "
             "or against its full budget where it did not."
         )
+    if any(math.isnan(run.source_cost(unit)) for run in runs for unit in UNITS):
+        found.append(f"The source was pretrained, and {results.UNKNOWN_SOURCE}.")
     unfinished = [run for run in runs if not run.finished]
     if unfinished:
         found.append(f"Did not finish, and count as not reached: {_names(unfinished)}.")
@@ -457,15 +464,22 @@ def _saving_at(run: Run, scratch: Run, level: float, unit: str, ledger: str) -> 
 
 
 def cost_breakdown(comparison: Comparison) -> pd.DataFrame:
-    """What a whole run cost by account, the mean over a method's finished seeds. Columns: method, unit, account, cost."""
+    """What a whole run cost by account, the mean over a method's finished seeds. Columns: method, unit, account, cost.
+
+    NaN: a source whose cost is not known.
+    """
     rows = [
-        (method, unit, account, np.mean([run.record["cost"][unit].get(account, 0.0) for run in comparison.of(method)]))
+        (method, unit, account, np.mean([_spent(run, unit, account) for run in comparison.of(method)]))
         for unit in UNITS
         for method in comparison.methods
         if comparison.of(method)
         for account in ACCOUNTS
     ]
     return pd.DataFrame(rows, columns=["method", "unit", "account", "cost"])
+
+
+def _spent(run: Run, unit: str, account: str) -> float:
+    return run.source_cost(unit) if account == "source" else run.record["cost"][unit].get(account, 0.0)
 
 
 def phases(comparison: Comparison) -> pd.DataFrame:
@@ -543,7 +557,8 @@ def amortised(comparison: Comparison) -> pd.DataFrame:
     One row a method and number of targets; low and high over the seeds. A method without a saving has no row.
     """
     rows = []
-    reached = comparison.savings["flops_saving_reuse"].notna() & (comparison.savings["method"] != SCRATCH)
+    known = comparison.savings[[f"flops_saving_{ledger}" for ledger in LEDGERS]].notna().all(axis=1)
+    reached = known & (comparison.savings["method"] != SCRATCH)
     for method in comparison.savings.loc[reached, "method"]:
         seeds = comparison.outcomes[comparison.outcomes["method"] == method]
         reuse, build = (seeds[f"flops_saving_{ledger}"].dropna() for ledger in LEDGERS)
@@ -559,10 +574,11 @@ def ladder_curves(comparison: Comparison) -> pd.DataFrame:
         return comparison.rungs
     rungs = comparison.rungs.dropna(subset="final_val_loss")
     rows = [
-        (method, ledger, budget, runs[f"flops_{ledger}"].mean(), losses.mean(), losses.min(), losses.max())
+        (method, ledger, budget, runs[f"flops_{ledger}"].mean(skipna=False), losses.mean(), losses.min(), losses.max())
         for ledger in LEDGERS
         for method in comparison.methods
         for budget, runs in rungs[rungs["method"] == method].groupby("budget")
         for losses in [runs["final_val_loss"]]
     ]
-    return pd.DataFrame(rows, columns=["method", "ledger", "budget", "flops", "val_loss", "low", "high"])
+    curves = pd.DataFrame(rows, columns=["method", "ledger", "budget", "flops", "val_loss", "low", "high"])
+    return curves.dropna(subset="flops")  # of a source whose cost is not known

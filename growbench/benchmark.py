@@ -10,6 +10,7 @@ import statistics
 import traceback
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +19,11 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from growbench import architectures, memory, results, tensor_parallel
+from growbench import architectures, memory, results, saved, tensor_parallel
 from growbench.checkpoint import Checkpoint, Checkpoints
 from growbench.config import Experiment, Machine, Training, UsageError
 from growbench.cost import Costs, charged
-from growbench.data import Data, load
+from growbench.data import Data, load, tokenizer_to_save
 from growbench.method import Task
 from growbench.parallel import Parallel
 from growbench.plan import Unplannable, branching_step, plan
@@ -36,7 +37,7 @@ VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
 
 
 LADDER = (0.4, 0.55, 0.7, 0.85, 1.0)  # budgets of the ladder protocol, shares of scratch's
-Source = tuple[nn.Module, dict[str, Any]]  # the small model, and its run's record
+Source = tuple[nn.Module, saved.Cost]  # the small model, and what its training cost
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ class Benchmark:
     target_loss: float | None = None  # None: scratch's mean final validation loss
     stop_at_target: bool = False
     budgets: Sequence[float] = (1.0,)  # shares of the full one, each trained with a complete schedule of its own
+    save: bool = False  # keep the trained models
 
     def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
         """Train what is not done yet: scratch first, whose final loss is the target. False if a method failed."""
         methods, seeds = list(methods), list(seeds)
         experiment, training = self.experiment, self.experiment.train
         architecture = architectures.of(experiment)
+        pretrained = self._pretrained  # read first: one that cannot be used is refused before any work
         data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
@@ -78,6 +81,10 @@ class Benchmark:
         if self.parallel.main:
             _check_folder(self.folder)
         self._check_shares()
+        if pretrained and None in pretrained[1].values():
+            say(f"source: {results.UNKNOWN_SOURCE}")
+        if self.save:
+            tokenizer_to_save(data)  # refuses one that is not there
         succeeded = True
         target = self.target_loss
         for stage in ([f for f in methods if f.name == "scratch"], [f for f in methods if f.name != "scratch"]):
@@ -120,7 +127,9 @@ class Benchmark:
         return statistics.fmean(losses) if losses else None
 
     def _source(self, data: Data, seed: int) -> Source | None:
-        """The small model, trained once per configuration and seed, and its run's record; None if its training failed."""
+        """The small model: pretrained, or trained once per configuration and seed; None if its training failed."""
+        if self._pretrained:
+            return self._pretrained
         architecture = architectures.of(self.experiment)
         job = Job(replace(get("scratch"), name=results.SOURCE), seed, which="source")
         folder = self.folder / job.name
@@ -132,7 +141,17 @@ class Benchmark:
         load_model(model, weights, device=str(self.parallel.device))
         run = results.load(folder)
         assert run is not None
-        return model.requires_grad_(False).eval(), run.record
+        if self.save:
+            self._save(job, data, model, run.record)
+        return model.requires_grad_(False).eval(), {unit: run.record["cost"][unit]["train"] for unit in results.UNITS}
+
+    @cached_property
+    def _pretrained(self) -> Source | None:
+        """The experiment's pretrained source. Raises UsageError if it cannot be used."""
+        if self.experiment.pretrained is None:
+            return None
+        machine = self._hardware(self.experiment.train)
+        return saved.load(self.experiment, self.parallel.device), saved.cost(self.experiment.pretrained, machine)
 
     def _done(self, job: Job, data: Data, target: float | None = None) -> bool:
         """Whether this run is stored, finished, with the same configuration."""
@@ -142,7 +161,11 @@ class Benchmark:
         if stored.record["config"] != self._config(job, data, target) or stored.record["origin"] != job.found.origin:
             say(f"{job.name:<18} was made with another configuration: training it again")
             return False
-        say(f"{job.name:<18} is done: loss {stored.record['final_val_loss']:.4f}")
+        if self._pretrained and needs_source(job):
+            results.state_source(stored, self._pretrained[1])
+        unsaved = self.save and job.which == "target" and not (stored.folder / "model").is_dir() and not _keeps_source(job)
+        hint = ", but its model was not saved: remove its folder to train it again"
+        say(f"{job.name:<18} is done: loss {stored.record['final_val_loss']:.4f}{hint * unsaved}")
         return True
 
     def _train(
@@ -164,14 +187,13 @@ class Benchmark:
         self.parallel.wait()  # what is there to go on from is complete
         torch.manual_seed(job.seed)
         costs = Costs(device)
-        if source is not None:
-            for account, charge in (("flops", costs.flops), ("seconds", costs.seconds)):
-                charge["source"] = source[1]["cost"][account]["train"]
         experiment = self.experiment.at(job.budget, job.found.training)
         task = Task.of(experiment, job.which, data.vocabulary, costs, job.seed, source[0] if source else None)
         progress = Progress(job.name, task.budget, target, shown=main)
         memory.reset_peak(device)
         status, error = "interrupted", None
+        inherited = trunk[1].state if trunk else None
+        paid = source[1] if source else None
         stop_at = target if self.stop_at_target else None
         interruption = Interruption()
         trainer = Trainer(
@@ -184,6 +206,8 @@ class Benchmark:
             if job.which == "source" and folder:
                 assert outcome.model is not None
                 save_model(outcome.model, str(folder.path / "model.safetensors"))
+            elif self.save:
+                self._save(job, data, outcome.model, self._record(job, config, data, trainer, paid, inherited, "finished", None))
             status = "finished"
         except Exception as failure:
             status = "failed"
@@ -192,9 +216,8 @@ class Benchmark:
             say(f"{job.name:<18} failed: {failure}")
         finally:
             progress.close()
-            inherited = trunk[1].state if trunk else None
             if folder:
-                folder.close(self._record(job, config, data, trainer, inherited, status, error))
+                folder.close(self._record(job, config, data, trainer, paid, inherited, status, error))
         if status == "finished":
             spent = f"{human(costs.total('flops'), 'FLOP')}, {costs.total('seconds'):.1f} s of training"
             say(f"{job.name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
@@ -202,6 +225,18 @@ class Benchmark:
             checkpoints.remove()
         self.parallel.wait()  # what the next run reads is complete
         return status == "finished"
+
+    def _save(self, job: Job, data: Data, model: nn.Module | None, record: dict[str, Any]) -> None:
+        """Keep a trained model for use elsewhere, unless it is kept already."""
+        folder = self.folder / job.name / "model"
+        if not self.parallel.main:
+            return
+        if _keeps_source(job):
+            say(f"{job.name:<18} has a model that needs its source, which no library knows: it is not saved")
+        elif not folder.is_dir():
+            assert model is not None
+            sizes, tokenizer = self.experiment.sizes(job.which, data.vocabulary), tokenizer_to_save(data)
+            saved.save(folder, architectures.of(self.experiment), model, sizes, tokenizer, record)
 
     def _config(self, job: Job, data: Data, target: float | None) -> dict[str, Any]:
         """What decides a run's outcome, as it reads back from JSON."""
@@ -221,6 +256,7 @@ class Benchmark:
         config: dict[str, Any],
         data: Data,
         trainer: Trainer,
+        source: saved.Cost | None,
         inherited: dict[str, Any] | None,
         status: str,
         error: dict[str, Any] | None,
@@ -236,7 +272,9 @@ class Benchmark:
             "budget": job.budget,
             "config": config,
             "published": dataclasses.asdict(published) if published else None,
-            "cost": {"flops": dict(outcome.costs.flops), "seconds": dict(outcome.costs.seconds)},
+            "cost": {
+                unit: {**getattr(outcome.costs, unit), **({"source": source[unit]} if source else {})} for unit in results.UNITS
+            },
             "inherited": inherited and {unit: charged(inherited[unit]) for unit in ("flops", "seconds")},
             "final_val_loss": outcome.final_val_loss,
             "final_val_accuracy": outcome.final_val_accuracy,
@@ -276,6 +314,10 @@ class Benchmark:
 
 def needs_source(job: Job) -> bool:
     return job.found.method.uses_source
+
+
+def _keeps_source(job: Job) -> bool:
+    return job.found.method.keeps_source
 
 
 def choose_device(name: str) -> torch.device:

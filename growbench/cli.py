@@ -105,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
     run.add_argument(
+        "--save", action="store_true", help="keep each trained model: RUN/model, which transformers or timm loads anywhere"
+    )
+    run.add_argument(
         "--tuned",
         type=Path,
         metavar="FILE",
@@ -196,9 +199,19 @@ def _methods(names: str | None, experiment: Experiment) -> list[Found]:
     return registry.get_all(["scratch", *asked], experiment.methods)
 
 
-def run_experiment(options: argparse.Namespace) -> int:
+def _experiment(options: argparse.Namespace) -> Experiment:
+    """The experiment asked for, and all of it: with the sizes of its source, if that is pretrained."""
     experiment = config.load(options.experiment, options.set)
     _prepare()
+    if experiment.pretrained is None:
+        return experiment
+    from growbench import saved
+
+    return saved.resolved(experiment)
+
+
+def run_experiment(options: argparse.Namespace) -> int:
+    experiment = _experiment(options)
     methods = _methods(options.methods, experiment)
     if options.tuned:
         from growbench import tune
@@ -217,7 +230,7 @@ def run_experiment(options: argparse.Namespace) -> int:
         return _print_plan(experiment, methods, len(options.seeds), budgets, device)
     folder = options.results / experiment.name
     processes = parallel.start(device, options.tensor_parallel, options.shard)
-    benchmark = Benchmark(experiment, folder, processes, options.target_loss, options.stop_at_target, budgets)
+    benchmark = Benchmark(experiment, folder, processes, options.target_loss, options.stop_at_target, budgets, options.save)
     succeeded = benchmark.run(methods, options.seeds)
     if not processes.main:
         return 0 if succeeded else 1
@@ -239,8 +252,7 @@ def run_experiment(options: argparse.Namespace) -> int:
 def tune_methods(options: argparse.Namespace) -> int:
     if options.trials < 1:
         raise UsageError(f"--trials {options.trials}: must be at least 1")
-    experiment = config.load(options.experiment, options.set)
-    _prepare()
+    experiment = _experiment(options)
     methods = _methods(options.methods, experiment)
 
     from growbench import tune
@@ -324,7 +336,14 @@ def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, budget
     tokens = experiment.train.batch * experiment.data.positions
     print(f"{experiment.name}: {experiment.title}; {seeds} seed{'s' if seeds > 1 else ''}, {tokens} tokens per step")
     print(f"{'method':<22} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
-    plans = {"(source)": plan_source(experiment, vocabulary)} if any(found.method.uses_source for found in methods) else {}
+    needed = any(found.method.uses_source for found in methods)
+    if needed and experiment.pretrained:
+        from growbench import saved
+
+        cost = saved.cost(experiment.pretrained, None)["flops"]
+        paid = "not known" if cost is None else human(cost, "FLOP")
+        print(f"{'(source)':<22} pretrained, not trained here: {experiment.pretrained.checkpoint}; its training: {paid}")
+    plans = {"(source)": plan_source(experiment, vocabulary)} if needed and not experiment.pretrained else {}
     inherited = 0.0
     for found in methods:
         full = experiment.at(1.0, found.training)
@@ -354,8 +373,7 @@ def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, budget
 def print_flops(options: argparse.Namespace) -> int:
     from growbench.plan import fvcore_check, plan, vocabulary_size
 
-    experiment = config.load(options.experiment, options.set)
-    _prepare()
+    experiment = _experiment(options)
     methods = _methods(options.methods, experiment)
     vocabulary = vocabulary_size(experiment.data)
     print(f"{experiment.name}: FLOPs per step; batch {experiment.train.batch} x {experiment.data.positions}")
@@ -378,10 +396,9 @@ def print_flops(options: argparse.Namespace) -> int:
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    experiment = config.load(options.experiment, options.set)
     if options.rounds < 5:
         raise UsageError(f"--rounds {options.rounds}: must be at least 5")
-    _prepare()
+    experiment = _experiment(options)
 
     from growbench.bench import bench, bench_phases
     from growbench.benchmark import choose_device
@@ -404,4 +421,5 @@ def _prepare() -> None:
 
     memory.keep_freed()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()

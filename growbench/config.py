@@ -222,13 +222,28 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """Somebody's trained model to start from, in place of training one. Its sizes are read from it: growbench.saved."""
+
+    checkpoint: str  # a folder, or an id on the hub
+    flops: float | None = None  # of its training, and of what it was itself grown from; None: as its growbench.json says
+    seconds: float | None = None  # likewise
+    sha256: str = ""  # of its configuration and weights, once they were read
+
+    def __post_init__(self) -> None:
+        for key in ("flops", "seconds"):
+            if (cost := getattr(self, key)) is not None and not 0 < cost < math.inf:
+                raise UsageError(f"{key} = {cost}: must be above 0 and finite")
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A source, a target, data and a budget: everything that the compared methods share."""
 
     name: str
     title: str
     architecture: str
-    source: ModelConfig
+    source: ModelConfig  # of a pretrained one that was not read yet, the target's
     target: ModelConfig
     data: DataConfig
     train: Training
@@ -236,6 +251,7 @@ class Experiment:
     machine: Machine = field(default_factory=Machine)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [methods.NAME]: hyperparameters
     published: Mapping[str, Published] = field(default_factory=dict)
+    pretrained: Pretrained | None = None  # the source, where it is not trained here
 
     def __post_init__(self) -> None:
         for key in ("layers", "width", "heads", "ffn", "key_value_heads"):
@@ -262,8 +278,12 @@ class Experiment:
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
-        sections = {key: getattr(self, key) for key in ("source", "target", "data", "train", "source_train")}
-        return {"architecture": self.architecture} | {key: _identity(section) for key, section in sections.items()}
+        own = ["source_train"] if self.pretrained is None else []
+        sections = {key: getattr(self, key) for key in ("source", "target", "data", "train", *own)}
+        identity = {"architecture": self.architecture} | {key: _identity(section) for key, section in sections.items()}
+        if self.pretrained:
+            identity["pretrained"] = {key: getattr(self.pretrained, key) for key in ("checkpoint", "sha256")}
+        return identity
 
 
 def _identity(section: Any) -> dict[str, Any]:
@@ -293,6 +313,8 @@ def load(name: str, overrides: Iterable[str] = ()) -> Experiment:
     if path is None:
         raise UsageError(f"unknown experiment {name!r}: {did_you_mean(name, available())}")
     table = _read(path)
+    if isinstance(table.get("source"), str):
+        table["source"] = {"checkpoint": table["source"]}
     for override in overrides:
         _override(table, override)
     return _experiment(path.stem, table)
@@ -317,7 +339,10 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UsageError(f"{path}: extends = {name!r}: {did_you_mean(str(name), available())}, or a file ending in .toml")
     if base in (*extending, path):
         raise UsageError(f"{path}: extends = {name!r}: extends itself")
-    return _merged(_read(base, (*extending, path)), table)
+    below = _read(base, (*extending, path))
+    if "checkpoint" in table.get("source", ()):
+        below.pop("source", None)  # a pretrained source takes the place of one that is trained
+    return _merged(below, table)
 
 
 def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
@@ -345,6 +370,10 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
         if not isinstance(section, dict):
             raise UsageError(f"{where} = {section!r}: must be a table")
     training_keys = {f.name for f in dataclasses.fields(Training)}
+    pretrained = None
+    if "checkpoint" in table["source"]:
+        pretrained = _pretrained(table["source"])
+        table = {**table, "source": table["target"]}
     source_training = {key: value for key, value in table["source"].items() if key in training_keys}
     source_model = {key: value for key, value in table["source"].items() if key not in training_keys}
     for section in ("source", "target"):
@@ -363,7 +392,16 @@ def _experiment(name: str, table: dict[str, Any]) -> Experiment:
         machine=parse(Machine, sections["machine"], "machine"),
         methods=methods,
         published={method: parse(Published, row, f"published.{method}") for method, row in published.items()},
+        pretrained=pretrained,
     )
+
+
+def _pretrained(values: dict[str, Any]) -> Pretrained:
+    for key in values:
+        if key not in ("checkpoint", "flops", "seconds"):
+            allowed = "beside checkpoint, which brings the sizes, are flops and seconds; or put source=PATH in place of the table"
+            raise UsageError(f"source.{key}: allowed {allowed}")
+    return parse(Pretrained, values, "source")
 
 
 def _data(values: dict[str, Any]) -> DataConfig:
@@ -437,4 +475,4 @@ def _override(table: dict[str, Any], override: str) -> None:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise UsageError(f"--set {override!r}: {section} is not a table")
-    table[last] = value
+    table[last] = {"checkpoint": value} if key.strip() == "source" and isinstance(value, str) else value

@@ -19,7 +19,8 @@ def savings(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
     """Every experiment's table of savings below one another, its name first.
 
     Added, in FLOPs and by ledger: `to_best_*`, the cost to target over that of the experiment's cheapest method, scratch
-    included at its full budget, and `to_scratch_*`, the same over scratch's. Inf where a seed missed the target.
+    included at its full budget, and `to_scratch_*`, the same over scratch's. Inf where a seed missed the target, NaN where the
+    cost of the source is not known.
     """
     table = pd.concat({name: found.savings for name, found in comparisons.items()}, names=["experiment", None])
     table = table.reset_index("experiment").reset_index(drop=True)
@@ -28,7 +29,7 @@ def savings(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
         best = cost.groupby(table["experiment"]).transform("min")
         scratch = cost[table["method"] == SCRATCH].set_axis(table.loc[table["method"] == SCRATCH, "experiment"])
         # a model that meets the target as it is grown may cost nothing
-        table[f"to_best_{ledger}"] = (cost / best).where(cost > best, 1.0)
+        table[f"to_best_{ledger}"] = (cost / best).where(~(cost <= best), 1.0)
         table[f"to_scratch_{ledger}"] = cost / table["experiment"].map(scratch)
     return table
 
@@ -48,6 +49,8 @@ def profiles(table: pd.DataFrame) -> pd.DataFrame:
     for method in everywhere(table):
         for ledger in LEDGERS:
             ratios = table.loc[table["method"] == method, f"to_best_{ledger}"].to_numpy()
+            if np.isnan(ratios).any():  # the cost of its source is not known
+                continue
             for tau in np.unique([1.0, *ratios[ratios <= FURTHEST], FURTHEST]):
                 rows.append((method, ledger, tau, np.mean(ratios <= tau)))
     return pd.DataFrame(rows, columns=["method", "ledger", "tau", "share"])

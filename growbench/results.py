@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,15 +20,12 @@ UNITS = ("flops", "seconds")
 LEDGERS = ("reuse", "build")  # the source model is free; the source model is charged
 CHARGED = ("growth", "operator", "teacher", "train")  # accounts of the reuse ledger; the build ledger adds `source`
 UNCHARGED = ("evaluation", "compilation", "overhead")
-HARDWARE = (
-    "device",
-    "name",
-    "threads",
-    "precision",
-    "processes",
-    "micro_batch",
-    "compile",
-)  # seconds compare only where these are equal
+UNKNOWN_SOURCE = (  # what a reader is asked for
+    "what its training cost is not known (seconds: not on this hardware), so figures with it charged are unknown; "
+    "give flops = X and seconds = Y beside checkpoint in [source], and run the same command again"
+)
+# Seconds compare only where these are equal.
+HARDWARE = ("device", "name", "threads", "precision", "processes", "micro_batch", "compile")
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,14 @@ class Run:
         return tuple(self.record["hardware"].get(key) for key in HARDWARE)
 
     def cost(self, unit: str, ledger: str) -> float:
-        """All that is charged to it, in FLOPs or seconds; the small model's training in the build ledger."""
-        accounts = (*CHARGED, "source") if ledger == "build" else CHARGED
-        return sum(self.record["cost"][unit].get(account, 0.0) for account in accounts)
+        """All that is charged to it, in FLOPs or seconds; the small model's training in the build ledger, NaN if not known."""
+        own = sum(self.record["cost"][unit].get(account, 0.0) for account in CHARGED)
+        return own + self.source_cost(unit) if ledger == "build" else own
+
+    def source_cost(self, unit: str) -> float:
+        """What the small model's training cost; NaN if that is not known."""
+        cost = self.record["cost"][unit].get("source", 0.0)
+        return math.nan if cost is None else cost
 
 
 class RunFolder:
@@ -75,10 +78,24 @@ class RunFolder:
             raise UsageError(f"cannot write results to {path}: {error.strerror}; choose another folder with --results") from error
 
     def close(self, record: Mapping[str, Any]) -> None:
-        """Write run.json, in full or not at all."""
-        draft = self.path / "run.json.part"
-        draft.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(draft, self.path / "run.json")
+        """Write run.json."""
+        _write(self.path, record)
+
+
+def state_source(run: Run, cost: Mapping[str, float | None]) -> None:
+    """Write down, by unit, what the training of a stored run's source cost, as far as that is known by now."""
+    known = {unit: spent for unit, spent in cost.items() if spent is not None}
+    if any(run.record["cost"][unit]["source"] != spent for unit, spent in known.items()):
+        for unit, spent in known.items():
+            run.record["cost"][unit]["source"] = spent
+        _write(run.folder, run.record)
+
+
+def _write(folder: Path, record: Mapping[str, Any]) -> None:
+    """run.json, in full or not at all."""
+    draft = folder / "run.json.part"
+    draft.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(draft, folder / "run.json")
 
 
 class CurveFile:

@@ -87,10 +87,11 @@ def report(name: str, overrides: Sequence[str], repetitions: int, folder: Path, 
 def miniature(name: str, overrides: Iterable[str]) -> Experiment:
     """The experiment with the sizes above and a source as large as its target; `overrides` come last."""
     data = IMAGES if isinstance(config.load(name).data, ImageConfig) else TEXT
-    small = [f"{which}.{key}" for which in ("source", "target") for key in SIZES]
-    small += [f"{which}.{key}" for which in ("source", "train") for key in TRAINING] + [f"data.{key}" for key in data]
+    trained = [] if config.load(name).pretrained else ["source"]
+    small = [f"{which}.{key}" for which in (*trained, "target") for key in SIZES]
+    small += [f"{which}.{key}" for which in (*trained, "train") for key in TRAINING] + [f"data.{key}" for key in data]
     experiment = config.load(name, [*small, *overrides])
-    return replace(experiment, source=experiment.target, source_train=experiment.train)
+    return replace(experiment, source=experiment.target, source_train=experiment.train, pretrained=None)
 
 
 def twin_table(experiment: Experiment, folder: Path, repetitions: int) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from growbench.config import Experiment, ImageConfig, ModelConfig, UsageError, did_you_mean
+from growbench.library import Library
 from growbench.weights import Axis, Weight, Weights
 
 # The sizes that not every architecture has, and what they are where it has none.
@@ -82,6 +83,7 @@ class Architecture:
     make: Callable[[ModelConfig], nn.Module]
     table: Callable[[ModelConfig], list[Row]]
     options: tuple[str, ...]  # which of OPTIONS it has
+    library: Library  # how its models are stored and read as their library's own
 
     def build(self, config: ModelConfig) -> nn.Module:
         """A freshly initialised model of these sizes. Raises UsageError for an option that the architecture does not have."""

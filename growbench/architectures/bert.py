@@ -7,6 +7,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from growbench.architectures import Architecture, Row, embedding, linear, norm
 from growbench.config import ModelConfig
+from growbench.library import Transformers
 from growbench.weights import Axis
 
 
@@ -18,18 +19,19 @@ class Bert(BertForMaskedLM):
         return self.cls(hidden if positions is None else hidden[positions])
 
 
+NAMES = {
+    "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads", "intermediate_size": "ffn",
+    "vocab_size": "vocabulary", "max_position_embeddings": "positions", "tie_word_embeddings": "tied",
+}  # fmt: skip
+LIBRARY = Transformers(BertForMaskedLM, NAMES)
+
+
 def make(config: ModelConfig) -> Bert:
     model = Bert(
         BertConfig(
-            num_hidden_layers=config.layers,
-            hidden_size=config.width,
-            num_attention_heads=config.heads,
-            intermediate_size=config.ffn,
-            vocab_size=config.vocabulary,
-            max_position_embeddings=config.positions,
+            **LIBRARY.settings(config),
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
-            tie_word_embeddings=config.tied,
             pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
         )
     )
@@ -71,4 +73,4 @@ def encoder_rows(config: ModelConfig, trunk: str, transform: str, head_norm: str
     return rows
 
 
-ARCHITECTURE = Architecture("bert", "masked", "wordpiece", "post", make, table, options=("dropout", "tied"))
+ARCHITECTURE = Architecture("bert", "masked", "wordpiece", "post", make, table, ("dropout", "tied"), LIBRARY)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from timm.models.cait import Cait as TimmCait
 from torch import Tensor
 
 from growbench.architectures import Architecture, Row, linear, norm
-from growbench.architectures.vit import block_rows, embedding_rows, timm_options
+from growbench.architectures.vit import block_rows, embedding_rows, timm_dropout, timm_sizes
+from growbench.architectures.vit import read as read_vit
 from growbench.config import ModelConfig
+from growbench.library import Timm
 from growbench.weights import Axis
 
 
@@ -20,14 +25,23 @@ class Cait(TimmCait):
 
 
 def make(config: ModelConfig) -> Cait:
-    options = timm_options(config)
     return Cait(
-        **options,
-        depth_token_only=config.class_layers,
-        mlp_ratio_token_only=options["mlp_ratio"],
+        **options(config),
+        **timm_dropout(config),
         # LayerScale's start by depth, as in the CaiT paper
         init_values=0.1 if config.layers <= 18 else 1e-5 if config.layers <= 24 else 1e-6,
     )
+
+
+def options(config: ModelConfig) -> dict[str, Any]:
+    """What timm's CaiT takes."""
+    common = timm_sizes(config)
+    return {**common, "depth_token_only": config.class_layers, "mlp_ratio_token_only": common["mlp_ratio"]}
+
+
+def read(model: Any) -> ModelConfig:
+    """The sizes of a model of timm's."""
+    return replace(read_vit(model), class_layers=len(model.blocks_token_only))
 
 
 def table(config: ModelConfig) -> list[Row]:
@@ -61,4 +75,5 @@ def class_rows() -> list[Row]:
     ]
 
 
-ARCHITECTURE = Architecture("cait", "classes", None, "pre", make, table, options=("class_layers", "dropout", "drop_path"))
+LIBRARY = Timm("cait_s24_224", TimmCait, options, read)
+ARCHITECTURE = Architecture("cait", "classes", None, "pre", make, table, ("class_layers", "dropout", "drop_path"), LIBRARY)

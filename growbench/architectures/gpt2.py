@@ -8,6 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from growbench.architectures import Architecture, Row, embedding, linear, norm
 from growbench.config import ModelConfig
+from growbench.library import Transformers
 from growbench.weights import Axis
 
 
@@ -29,19 +30,20 @@ class GPT2(GPT2LMHeadModel):
         return self.lm_head(hidden if positions is None else hidden[positions])
 
 
+NAMES = {
+    "n_layer": "layers", "n_embd": "width", "n_head": "heads", "n_inner": "ffn",
+    "vocab_size": "vocabulary", "n_positions": "positions", "tie_word_embeddings": "tied",
+}  # fmt: skip
+LIBRARY = Transformers(GPT2LMHeadModel, NAMES)
+
+
 def make(config: ModelConfig) -> GPT2:
     return GPT2(
         GPT2Config(
-            n_layer=config.layers,
-            n_embd=config.width,
-            n_head=config.heads,
-            n_inner=config.ffn,
-            vocab_size=config.vocabulary,
-            n_positions=config.positions,
+            **LIBRARY.settings(config),
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
             resid_pdrop=config.dropout,
-            tie_word_embeddings=config.tied,
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -68,4 +70,4 @@ def table(config: ModelConfig) -> list[Row]:
     return rows
 
 
-ARCHITECTURE = Architecture("gpt2", "causal", "bytes", "pre", make, table, options=("dropout", "tied"))
+ARCHITECTURE = Architecture("gpt2", "causal", "bytes", "pre", make, table, ("dropout", "tied"), LIBRARY)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from growbench.architectures import Architecture, Row, check_rotary, embedding, linear, norm
+from growbench.architectures.bert import NAMES
 from growbench.config import ModelConfig
+from growbench.library import Transformers
 from growbench.weights import Axis
 
 
@@ -32,18 +36,14 @@ class Llama(LlamaForCausalLM):
         return self.lm_head(hidden if positions is None else hidden[positions])
 
 
+LIBRARY = Transformers(LlamaForCausalLM, {**NAMES, "num_key_value_heads": "kv_heads"})
+
+
 def make(config: ModelConfig) -> Llama:
     check_rotary(config)
     return Llama(
         LlamaConfig(
-            num_hidden_layers=config.layers,
-            hidden_size=config.width,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.key_value_heads,
-            intermediate_size=config.ffn,
-            vocab_size=config.vocabulary,
-            max_position_embeddings=config.positions,
-            tie_word_embeddings=config.tied,
+            **LIBRARY.settings(replace(config, kv_heads=config.key_value_heads)),
             pad_token_id=None,
             bos_token_id=None,
             eos_token_id=None,
@@ -71,4 +71,4 @@ def table(config: ModelConfig) -> list[Row]:
     return rows
 
 
-ARCHITECTURE = Architecture("llama", "causal", "bytes", "pre", make, table, options=("kv_heads", "tied"))
+ARCHITECTURE = Architecture("llama", "causal", "bytes", "pre", make, table, ("kv_heads", "tied"), LIBRARY)

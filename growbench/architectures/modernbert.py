@@ -7,7 +7,9 @@ from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from growbench.architectures import Architecture, Row, check_rotary, embedding, linear, norm
+from growbench.architectures.bert import NAMES
 from growbench.config import ModelConfig
+from growbench.library import Transformers
 from growbench.weights import Axis
 
 
@@ -29,20 +31,17 @@ class ModernBert(ModernBertForMaskedLM):
         return self.decoder(self.head(hidden if positions is None else hidden[positions]))
 
 
+LIBRARY = Transformers(ModernBertForMaskedLM, NAMES)
+
+
 def make(config: ModelConfig) -> ModernBert:
     check_rotary(config)
     return ModernBert(
         ModernBertConfig(
-            num_hidden_layers=config.layers,
-            hidden_size=config.width,
-            num_attention_heads=config.heads,
-            intermediate_size=config.ffn,
-            vocab_size=config.vocabulary,
-            max_position_embeddings=config.positions,
+            **LIBRARY.settings(config),
             embedding_dropout=config.dropout,
             attention_dropout=config.dropout,
             mlp_dropout=config.dropout,
-            tie_word_embeddings=config.tied,
             pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
             bos_token_id=None,
             eos_token_id=None,
@@ -80,4 +79,4 @@ def table(config: ModelConfig) -> list[Row]:
     return rows
 
 
-ARCHITECTURE = Architecture("modernbert", "masked", "wordpiece", "pre", make, table, options=("dropout", "tied"))
+ARCHITECTURE = Architecture("modernbert", "masked", "wordpiece", "pre", make, table, ("dropout", "tied"), LIBRARY)

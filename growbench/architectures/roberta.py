@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from growbench.architectures import Architecture, Row
-from growbench.architectures.bert import encoder_rows
+from growbench.architectures.bert import NAMES, encoder_rows
 from growbench.config import ModelConfig
+from growbench.library import Transformers
 
 FIRST_POSITION = 2  # transformers keeps the first two rows for padding
 
@@ -22,20 +27,37 @@ class Roberta(RobertaForMaskedLM):
         return self.lm_head(hidden if positions is None else hidden[positions])
 
 
+class RobertaLibrary(Transformers):
+    """transformers numbers positions from pad_token_id + 1, and leaves that token out: -1 is no token, and begins at 0."""
+
+    table = "roberta.embeddings.position_embeddings.weight"
+
+    def settings(self, sizes: ModelConfig) -> dict[str, Any]:
+        return {**super().settings(sizes), "max_position_embeddings": sizes.positions + FIRST_POSITION}
+
+    def sizes(self, folder: Path) -> ModelConfig:
+        sizes = super().sizes(folder)
+        return replace(sizes, positions=sizes.positions - FIRST_POSITION)
+
+    def leave(self, config: Any, state: dict[str, Tensor]) -> None:
+        config.pad_token_id = -1
+        state[self.table] = state[self.table].roll(-FIRST_POSITION, 0)
+
+    def enter(self, config: Any, state: dict[str, Tensor]) -> None:
+        state[self.table] = state[self.table].roll(FIRST_POSITION - 1 - config.pad_token_id, 0)
+
+
+LIBRARY = RobertaLibrary(RobertaForMaskedLM, NAMES)
+
+
 def make(config: ModelConfig) -> Roberta:
     model = Roberta(
         RobertaConfig(
-            num_hidden_layers=config.layers,
-            hidden_size=config.width,
-            num_attention_heads=config.heads,
-            intermediate_size=config.ffn,
-            vocab_size=config.vocabulary,
-            max_position_embeddings=config.positions + FIRST_POSITION,
+            **LIBRARY.settings(config),
             type_vocab_size=1,
             layer_norm_eps=1e-5,
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
-            tie_word_embeddings=config.tied,
             pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
         )
     )
@@ -48,4 +70,4 @@ def table(config: ModelConfig) -> list[Row]:
     return encoder_rows(config, "roberta", f"{head}.dense", f"{head}.layer_norm", f"{head}.decoder.weight", f"{head}.bias")
 
 
-ARCHITECTURE = Architecture("roberta", "masked", "bytes", "post", make, table, options=("dropout", "tied"))
+ARCHITECTURE = Architecture("roberta", "masked", "bytes", "post", make, table, ("dropout", "tied"), LIBRARY)

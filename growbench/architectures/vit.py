@@ -9,6 +9,7 @@ from torch import Tensor
 
 from growbench.architectures import Architecture, Row, embedding, linear, norm
 from growbench.config import ModelConfig
+from growbench.library import Timm
 from growbench.weights import Axis
 
 
@@ -21,10 +22,10 @@ class ViT(VisionTransformer):
 
 
 def make(config: ModelConfig) -> ViT:
-    return ViT(**timm_options(config))
+    return ViT(**timm_sizes(config), **timm_dropout(config))
 
 
-def timm_options(config: ModelConfig) -> dict[str, Any]:
+def timm_sizes(config: ModelConfig) -> dict[str, Any]:
     """What timm's vision transformers take."""
     return {
         "img_size": config.patch * round(config.positions**0.5),
@@ -34,11 +35,30 @@ def timm_options(config: ModelConfig) -> dict[str, Any]:
         "embed_dim": config.width,
         "num_heads": config.heads,
         "mlp_ratio": (config.ffn + 0.5) / config.width,  # timm rounds width x ratio down
+    }
+
+
+def timm_dropout(config: ModelConfig) -> dict[str, Any]:
+    return {
         "pos_drop_rate": config.dropout,
         "proj_drop_rate": config.dropout,
         "attn_drop_rate": config.dropout,
         "drop_path_rate": config.drop_path,
     }
+
+
+def read(model: Any) -> ModelConfig:
+    """The sizes of a model of timm's."""
+    block, patches = model.blocks[0], model.patch_embed
+    return ModelConfig(
+        layers=len(model.blocks),
+        width=model.embed_dim,
+        heads=block.attn.num_heads,
+        ffn=block.mlp.fc1.out_features,
+        vocabulary=model.num_classes,
+        positions=patches.num_patches,
+        patch=patches.patch_size[0],
+    )
 
 
 def table(config: ModelConfig) -> list[Row]:
@@ -70,4 +90,5 @@ def block_rows() -> list[Row]:
     ]
 
 
-ARCHITECTURE = Architecture("vit", "classes", None, "pre", make, table, options=("dropout", "drop_path"))
+LIBRARY = Timm("vit_base_patch16_224", VisionTransformer, timm_sizes, read)
+ARCHITECTURE = Architecture("vit", "classes", None, "pre", make, table, ("dropout", "drop_path"), LIBRARY)

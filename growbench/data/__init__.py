@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from growbench.config import DataConfig, ImageConfig
 from growbench.data import images, text
@@ -10,7 +10,10 @@ from growbench.data.images import ImageData
 from growbench.data.text import Batch, TextData, scored_per_row
 from growbench.data.tokenizer import Kind
 
-__all__ = ["Batch", "Data", "ImageData", "TextData", "load", "scored_per_row"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Batch", "Data", "ImageData", "TextData", "load", "scored_per_row", "tokenizer_to_save"]
 
 
 class Data(Protocol):
@@ -39,6 +42,11 @@ class Data(Protocol):
     def validation_batches(self) -> list[Batch]: ...
 
     def describe(self) -> dict[str, Any]: ...  # plain JSON values
+
+
+def tokenizer_to_save(data: Data) -> PreTrainedTokenizerBase | None:
+    """What a saved model needs beside it to read text; None for images. Raises UsageError if it is a name that is not there."""
+    return data.tokenizer_to_save() if isinstance(data, TextData) else None
 
 
 def load(config: DataConfig, objective: Literal["causal", "masked", "classes"], tokenizer_kind: Kind | None, batch: int) -> Data:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growbench.config import TextConfig, UsageError
-from growbench.data.tokenizer import Kind, Vocabulary
-from growbench.data.tokens import Objective, prepare
+from growbench.data.tokenizer import Kind, Vocabulary, for_transformers, pretrained
+from growbench.data.tokens import Objective, Tokens, prepare
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 ORDER, MASKS, VALIDATION, AUGMENTATION = range(4)  # first numbers of the random seeds, so that no two uses share a stream
 
@@ -67,6 +70,8 @@ class TextData:
     train_blocks: NDArray[np.unsignedinteger]  # (blocks, W), a view on the memory-mapped stream
     validation_blocks: NDArray[np.unsignedinteger]
     cut: Cut
+    source: Tokens
+    config: TextConfig
     costly = False
 
     def train_batch(self, step: int, seed: int) -> Batch:
@@ -84,6 +89,15 @@ class TextData:
         """What a run records of its data, as plain JSON values."""
         keys = ("name", "fingerprint", "documents", "train_tokens", "validation_tokens", "evaluation_batches", "tokenizer")
         return {key: getattr(self, key) for key in keys}
+
+    def tokenizer_to_save(self) -> PreTrainedTokenizerBase:
+        """The tokenizer as transformers' own. Raises UsageError if it is a named one that is not there."""
+        if self.config.tokenizer:
+            return pretrained(self.config.tokenizer)
+        from tokenizers import Tokenizer
+
+        trained = Tokenizer.from_file(str(self.source.tokenizer_file))
+        return for_transformers(trained, self.source.vocabulary, self.config.sequence_length)
 
 
 def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: int) -> TextData:
@@ -125,6 +139,8 @@ def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: 
         train_blocks=blocks["training"],
         validation_blocks=blocks["validation"],
         cut=cut,
+        source=tokens,
+        config=config,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from growbench.config import UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 Kind = Literal["wordpiece", "bytes"]
 SMALLEST = {"wordpiece": 32, "bytes": 258}  # 256 bytes, <|endoftext|> and <mask>
@@ -107,16 +108,41 @@ def _joins_words(tokenizer: Tokenizer, character: str) -> bool:
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) == 1
 
 
-def named(name: str, masked: bool) -> tuple[Tokenizer, Vocabulary]:
-    """The tokenizer of that name on the hub, or in that folder. Raises UsageError if it is not there or lacks special tokens."""
+def for_transformers(tokenizer: Tokenizer, vocabulary: Vocabulary, length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that was trained here as transformers' own: the same ids; of masked models a row begins and ends as here."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    start, separator = (tokenizer.id_to_token(token) for token in (vocabulary.start, vocabulary.separator))
+    if vocabulary.mask is None:
+        roles = {"bos_token": start, "eos_token": separator}
+    else:
+        roles = {"cls_token": start, "sep_token": separator, "mask_token": tokenizer.id_to_token(vocabulary.mask)}
+        ends = [(start, vocabulary.start), (separator, vocabulary.separator)]
+        pair = f"{start} $A {separator} $B {separator}"
+        tokenizer.post_processor = TemplateProcessing(single=f"{start} $A {separator}", pair=pair, special_tokens=ends)
+    spare = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    roles |= {role: token for role, token in spare.items() if tokenizer.token_to_id(token) in vocabulary.special}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **roles)
+
+
+def pretrained(name: str) -> PreTrainedTokenizerFast:
+    """transformers' tokenizer of that name on the hub, or in that folder. Raises UsageError if it is not there."""
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(name)
-        tokenizer = found.backend_tokenizer
+        found: Any = AutoTokenizer.from_pretrained(name)
+        assert found.backend_tokenizer
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(f"tokenizer = {name!r}: cannot be loaded ({reason})") from error
+    return found  # type: ignore[no-any-return]
+
+
+def named(name: str, masked: bool) -> tuple[Tokenizer, Vocabulary]:
+    """The tokenizer of that name on the hub, or in that folder. Raises UsageError if it is not there or lacks special tokens."""
+    found = pretrained(name)
+    tokenizer = found.backend_tokenizer
     ends = [found.sep_token_id, found.eos_token_id] if masked else [found.eos_token_id, found.sep_token_id]
     separator = next((token for token in ends if token is not None), None)
     if separator is None:

@@ -108,6 +108,8 @@ def performance_profile(labels: Mapping[str, str], data: pd.DataFrame, width: fl
         ends = []
         for place, method in enumerate(methods):
             steps, look = data[(data["method"] == method) & (data["ledger"] == ledger)], looks[method]
+            if steps.empty:  # the cost of its source is not known
+                continue
             shares = steps["share"] + min(0.008, 0.08 / len(methods)) * (place - (len(methods) - 1) / 2)
             axes.plot(steps["tau"], shares, look.line, color=look.colour, linewidth=1.4, markersize=4, drawstyle="steps-post")
             ends.append((profile.FURTHEST, shares.iloc[-1], labels[method], look))

@@ -126,11 +126,14 @@ def headline(comparison: Comparison) -> str:
     if best is None:
         text = f"No method can be said to save anything: none met {target} in every seed beside a scratch run."
     else:
-        reuse, build = (_more_or_less(best[f"flops_saving_{ledger}"]) for ledger in LEDGERS)
+        reuse = _more_or_less(best["flops_saving_reuse"])
+        charged = f"with {_more_or_less(best['flops_saving_build'])}, once the small model's own training is charged."
+        if units.unknown(best, "flops_saving_build"):
+            charged = "what the small model's own training cost is not known."
         start = "" if best["flops_saving_reuse"] > 0 else "No method saves training. At best, "
         text = (
             f"{start}{comparison.label(best['method'])} meets {target} with {reuse} FLOPs than scratch{_certainty(best)}; "
-            f"with {build}, once the small model's own training is charged."
+            f"{charged}"
         )
     if control:
         text += f" The best control, {control['method']}, needs {_more_or_less(control['flops_saving_reuse'])}."
@@ -225,7 +228,8 @@ def _cells(row: Mapping[str, Any], scales: Mapping[str, units.Scale], comparison
         cells.append(units.percent(row["final_val_accuracy"]))
     cells.append(f"{row['reached']} of {row['seeds']}")
     for unit in UNITS:
-        cells += [scales[unit].text(row[f"{unit}_to_target_{ledger}"]) for ledger in LEDGERS]
+        costs = [row[f"{unit}_to_target_{ledger}"] for ledger in LEDGERS]
+        cells += [units.UNKNOWN if math.isnan(cost) else scales[unit].text(cost) for cost in costs]
         cells += [units.saving_of(row, unit, ledger) for ledger in LEDGERS]
     return cells
 
@@ -534,4 +538,5 @@ def markdown(comparison: Comparison) -> str:
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
-    return f"{table}\n\nTarget loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}\n"
+    asked = "".join(f" {note}" for note in comparison.notes if results.UNKNOWN_SOURCE in note)
+    return f"{table}\n\nTarget loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}{asked}\n"

@@ -203,6 +203,8 @@ def _saving_row(axes: Axes, row: Mapping[str, Any], column: str, seeds: pd.Serie
 
 def _saving_text(row: Mapping[str, Any], column: str, short: bool) -> str:
     """The saving with its interval; in the narrow cut, where that has no room, without."""
+    if units.unknown(row, column):
+        return units.UNKNOWN
     text = units.outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
     return text.partition(" (")[0] if short else text
 
@@ -247,14 +249,16 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, UNITS, strict=True):
         costs = {(row["method"], row["account"]): row["cost"] for row in analysis.records(data[data["unit"] == unit])}
-        scale = units.scale(max((sum(costs[method, account] for account in ACCOUNTS) for method in methods), default=0.0), unit)
+        totals = [np.nansum([costs[method, account] for account in ACCOUNTS]) for method in methods]
+        scale = units.scale(max(totals, default=0.0), unit)
         for place, method in enumerate(reversed(methods)):
             total = 0.0
             for account in ACCOUNTS:
-                if cost := costs[method, account]:
+                if (cost := costs[method, account]) > 0:  # not of a source whose cost is not known
                     axes.barh(place, cost, left=total, height=0.62, **_fill(account, drawn[method].colour))
                     total += cost
-            axes.annotate(scale.text(total), (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+            text = scale.text(total) + " + source" * bool(np.isnan(costs[method, "source"]))
+            axes.annotate(text, (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
         name_rows(axes, [comparison.label(method) for method in methods], [drawn[method] for method in methods])
         title(axes, f"{TITLES[unit]} of a whole run ({scale.name})")
         human_axis(axes, scale)

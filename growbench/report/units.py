@@ -11,6 +11,7 @@ from growbench.results import SCRATCH
 
 PREFIXES = (("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18), ("Z", 1e21))
 CLOCK = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("days", 86400.0))
+UNKNOWN = "unknown"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -65,9 +66,16 @@ def saving_of(row: Mapping[str, Any] | None, unit: str, ledger: str) -> str:
     if row is None or row["method"] == SCRATCH:
         return "reference" if row else ""
     column = f"{unit}_saving_{ledger}"
+    if unknown(row, column):
+        return UNKNOWN
     if row.get("at_least") and row["reached"] == row["seeds"]:
         return f"≥ {percent(row[column])}"  # an interval of a bound would say nothing
     return outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
+
+
+def unknown(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a saving is not known, because nobody said what the source cost: there is one with the source free."""
+    return math.isnan(row[column]) and not math.isnan(row[column.replace("build", "reuse")])
 
 
 def outcome(reached: int, seeds: int, mean: float, low: float, high: float) -> str:

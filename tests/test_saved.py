@@ -1,0 +1,408 @@
+"""Models that leave growbench are their libraries' own and compute the same; pretrained ones enter it, or are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from growbench import analysis, architectures, cli, config, ladder, profile, saved
+from growbench.config import DataConfig, Experiment, ImageConfig, ModelConfig, Pretrained, TextConfig, Training, UsageError
+from growbench.data import load, tokenizer
+
+SIZES = ModelConfig(layers=2, width=16, heads=2, ffn=40, vocabulary=300, positions=9)
+ACCOUNTS = {account: 1.0 for account in ("source", "growth", "operator", "teacher", "train", "evaluation", "overhead")}
+RECORD = {
+    "experiment": "e", "title": "E", "method": "m", "origin": "o", "seed": 0, "budget": 1.0, "final_val_loss": 1.0,
+    "final_val_accuracy": None, "steps": 3, "tokens": 9, "hardware": {"device": "cpu"}, "versions": {}, "data": {},
+    "cost": {"flops": {**ACCOUNTS, "train": 20.0, "source": 7.0}, "seconds": {**ACCOUNTS, "source": None}},
+}  # fmt: skip
+
+NAMES = architectures.names()
+TEXT = [name for name in NAMES if architectures.get(name).tokenizer]
+EXACT = {"bert", "cait", "roberta", "vit"}  # the same operations; the others have a fused activation or norm, or other masks
+each_tying = pytest.mark.parametrize(
+    ("name", "tied"),
+    [(name, tied) for name in NAMES for tied in (True, False) if tied or "tied" in architectures.get(name).options],
+)
+
+
+def sizes_for(name: str, **other: Any) -> ModelConfig:
+    images = {} if name in TEXT else {"vocabulary": 5, "patch": 4}
+    return replace(SIZES, **images, **other)
+
+
+def random_model(name: str, sizes: ModelConfig) -> nn.Module:
+    """Every parameter random, biases and norms too, so that nothing is equal by chance."""
+    torch.manual_seed(0)
+    model = architectures.get(name).build(sizes).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def trained_tokenizer(name: str, corpus: Path) -> tuple[Any, Any]:
+    """As growbench trains them, with at most 300 tokens."""
+    architecture = architectures.get(name)
+    assert architecture.tokenizer is not None
+    text = corpus.read_text(encoding="utf-8")
+    return tokenizer.train(architecture.tokenizer, 300, architecture.objective == "masked", [text])
+
+
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, corpus: Path) -> Checkpoint:
+    """Saves a model as a run does."""
+
+    def save(name: str, model: nn.Module) -> Path:
+        folder, sizes = tmp_path / f"{name}-model", architectures.sizes_of(model)
+        own = tokenizer.for_transformers(*trained_tokenizer(name, corpus), sizes.positions) if name in TEXT else None
+        saved.save(folder, architectures.get(name), model, sizes, own, RECORD)
+        return folder
+
+    return save
+
+
+def experiment_from(name: str, folder: Path, length: int = 9, **target: Any) -> Experiment:
+    """An experiment that starts from a checkpoint; its target is a little larger."""
+    large = ModelConfig(**({"layers": 3, "width": 24, "heads": 3} | target))
+    data: DataConfig = ImageConfig(corpus="mnist-sample", image_size=12, patch=4, classes=5)
+    if name in TEXT:
+        data = TextConfig(corpus="wikipedia-sample", sequence_length=length, vocabulary=300, tokenizer=str(folder))
+    training = Training(batch=2, steps=3, lr=1e-3)
+    source = Pretrained(str(folder))
+    return Experiment("e", "E", name, large, large, data, training, training, pretrained=source)
+
+
+def taken_over(name: str, folder: Path, length: int = 9, **target: Any) -> nn.Module:
+    return saved.load(saved.resolved(experiment_from(name, folder, length, **target)), torch.device("cpu"))
+
+
+def by_the_library(name: str, folder: Path) -> Any:
+    """The model as anybody loads it."""
+    if name not in TEXT:
+        import timm
+
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    masked = architectures.get(name).objective == "masked"
+    return (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(folder).eval()
+
+
+@each_tying
+def test_a_saved_model_is_its_librarys_own_and_computes_the_same(name: str, tied: bool, checkpoint: Checkpoint) -> None:
+    sizes = sizes_for(name, tied=tied)
+    model = random_model(name, sizes)
+    loaded = by_the_library(name, checkpoint(name, model))
+    assert type(loaded) is type(model).__base__
+    inputs = torch.randint(300, (4, 9))
+    inputs[0, :3] = torch.arange(3)  # the tokens that padding has in one model or another
+    if name not in TEXT:
+        inputs = torch.randn(4, 3, 12, 12)
+    with torch.no_grad():
+        found = loaded(inputs).logits.flatten(0, 1) if name in TEXT else loaded(inputs)
+        expected = model(inputs)
+    torch.testing.assert_close(found, expected, rtol=0 if name in EXACT else 1e-5, atol=0 if name in EXACT else 1e-5)
+
+
+@each_tying
+def test_a_saved_model_comes_back_bit_by_bit(name: str, tied: bool, checkpoint: Checkpoint) -> None:
+    model = random_model(name, sizes_for(name, tied=tied))
+    back = taken_over(name, checkpoint(name, model), tied=tied)
+    assert type(back) is type(model) and not back.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(back.state_dict()[key], value), key
+    assert not any(parameter.requires_grad for parameter in back.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("llama", {"heads": 4, "kv_heads": 2}), ("cait", {"class_layers": 1}), ("gpt2", {})]
+)
+def test_sizes_are_read_from_the_checkpoint(name: str, options: dict[str, Any], checkpoint: Checkpoint) -> None:
+    sizes = sizes_for(name, **options)
+    folder = checkpoint(name, random_model(name, sizes))
+    assert architectures.get(name).library.sizes(folder) == sizes
+    target = {"width": 32, "heads": 8, "kv_heads": 4} if name == "llama" else {"class_layers": options.get("class_layers", 2)}
+    resolved = saved.resolved(experiment_from(name, folder, **target))
+    assert resolved.source == replace(sizes, vocabulary=0, positions=0, patch=0)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])
+def test_of_more_positions_the_first_are_taken(name: str, checkpoint: Checkpoint) -> None:
+    """As transformers does: on a shorter text it computes the same."""
+    model = random_model(name, sizes_for(name, positions=16))
+    short = taken_over(name, checkpoint(name, model), length=9)
+    inputs = torch.randint(300, (4, 9))
+    assert architectures.sizes_of(short).positions == 9
+    assert torch.equal(short(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_the_tokenizer_beside_a_model_is_the_one_it_was_trained_with(name: str, checkpoint: Checkpoint, corpus: Path) -> None:
+    """The same ids and roles; of masked models a row has the same ends, and the mask in a text is the mask."""
+    from transformers import AutoTokenizer
+
+    own, vocabulary = trained_tokenizer(name, corpus)
+    folder = checkpoint(name, random_model(name, sizes_for(name)))
+    found = AutoTokenizer.from_pretrained(folder)
+    text = "The river's known for Größe, [UNK] and 日本."
+    ids = own.encode(text, add_special_tokens=False).ids
+    assert found(text, add_special_tokens=False)["input_ids"] == ids
+    assert found.get_vocab() == own.get_vocab()
+    assert tokenizer.named(str(folder), vocabulary.mask is not None)[1] == vocabulary
+    if vocabulary.mask is None:
+        assert found(text)["input_ids"] == ids and found.eos_token_id == vocabulary.separator
+    else:
+        assert found(text)["input_ids"] == [vocabulary.start, *ids, vocabulary.separator]
+        assert vocabulary.mask in found(f"the {found.mask_token} is")["input_ids"]
+
+
+def test_images_are_prepared_as_they_were_in_training(checkpoint: Checkpoint) -> None:
+    from timm.data import resolve_model_data_config
+    from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    found = resolve_model_data_config(by_the_library("vit", checkpoint("vit", random_model("vit", sizes_for("vit")))))
+    assert found["input_size"] == (3, 12, 12) and found["interpolation"] == "bicubic" and found["crop_pct"] == 1
+    assert (*found["mean"], *found["std"]) == (*IMAGENET_DEFAULT_MEAN, *IMAGENET_DEFAULT_STD)
+
+
+def test_the_cost_of_a_source_is_what_its_card_or_the_experiment_says(checkpoint: Checkpoint) -> None:
+    """Its own and its source's; seconds on the same hardware only; what nobody knows is None."""
+    folder = checkpoint("gpt2", random_model("gpt2", sizes_for("gpt2")))
+    pretrained = Pretrained(str(folder))
+    assert saved.cost(pretrained, RECORD["hardware"]) == {"flops": 30.0, "seconds": None}
+    card = json.loads((folder / "growbench.json").read_text())
+    card["cost"]["seconds"]["total"] = 5.0
+    (folder / "growbench.json").write_text(json.dumps(card))
+    assert saved.cost(pretrained, RECORD["hardware"]) == {"flops": 30.0, "seconds": 5.0}
+    assert saved.cost(pretrained, {"device": "cuda"}) == {"flops": 30.0, "seconds": None}
+    assert saved.cost(replace(pretrained, flops=8.0, seconds=9.0), {"device": "cuda"}) == {"flops": 8.0, "seconds": 9.0}
+    (folder / "growbench.json").unlink()
+    assert saved.cost(pretrained, RECORD["hardware"]) == {"flops": None, "seconds": None}
+
+
+# What does not fit
+
+
+def refusal(experiment: Experiment) -> str:
+    with pytest.raises(UsageError) as refused:
+        saved.load(saved.resolved(experiment), torch.device("cpu"))
+    text = str(refused.value)
+    assert text.startswith(("source", "tokenizer")) and "\n" not in text
+    return text
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint: Checkpoint) -> None:
+    """By its name, what is wrong, and what is allowed."""
+    folder = checkpoint("bert", random_model("bert", sizes_for("bert")))
+    fits = experiment_from("bert", folder)
+    data = fits.data
+    assert isinstance(data, TextConfig)
+    assert f"--set data.tokenizer={folder}" in refusal(replace(fits, data=replace(data, tokenizer="")))
+    assert "data.sequence_length = 10: must be at most its 9 positions" in refusal(experiment_from("bert", folder, 10))
+    assert "a vocabulary of 300, [data] one of 301" in refusal(replace(fits, data=replace(data, vocabulary=301)))
+    assert "is a model of type 'bert', the experiment's are of type 'roberta'" in refusal(replace(fits, architecture="roberta"))
+    assert "source.layers = 2 is larger than target.layers = 1" in refusal(experiment_from("bert", folder, layers=1))
+    assert "source.tied = True differs from target.tied = False" in refusal(experiment_from("bert", folder, tied=False))
+
+
+def test_another_tokenizer_than_the_models_own_is_refused(checkpoint: Checkpoint) -> None:
+    folder, other = (checkpoint(name, random_model(name, sizes_for(name))) for name in ("gpt2", "roberta"))
+    fits = experiment_from("gpt2", folder)
+    assert saved.resolved(fits).pretrained
+    message = refusal(replace(fits, data=replace(fits.data, tokenizer=str(other))))
+    assert f"data.tokenizer = {str(other)!r} is another one than the model's own" in message
+
+
+def test_a_broken_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = checkpoint("bert", random_model("bert", sizes_for("bert")))
+    fits = experiment_from("bert", folder)
+    absent = replace(fits, pretrained=Pretrained(str(tmp_path / "absent")))
+    assert "absent': no folder, and not to be had from the hub" in refusal(absent)
+    weights, settings = folder / "model.safetensors", folder / "config.json"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-9])
+    assert "cannot be read" in refusal(fits)
+    weights.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    assert "holds no safetensors, the only format that is read" in refusal(fits)
+    weights.write_bytes(content)
+    settings.write_text("{")
+    assert "cannot be read" in refusal(fits)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("bert", "layer_norm_eps", 0.1), ("bert", "hidden_act", "relu"), ("llama", "rope_theta", 100.0), ("gpt2", "n_inner", 80)],
+)
+def test_a_model_that_computes_something_else_is_refused(name: str, key: str, value: Any, checkpoint: Checkpoint) -> None:
+    """By the setting that growbench's models do not have."""
+    folder = checkpoint(name, random_model(name, sizes_for(name)))
+    settings = json.loads((folder / "config.json").read_text())
+    if key == "rope_theta":
+        settings["rope_parameters"] = {**settings["rope_parameters"], key: value}
+    (folder / "config.json").write_text(json.dumps({**settings, key: value}))
+    message = refusal(experiment_from(name, folder))
+    assert key in message if key != "n_inner" else "cannot be read" in message
+
+
+def test_images_of_another_kind_are_refused(checkpoint: Checkpoint) -> None:
+    fits = experiment_from("vit", checkpoint("vit", random_model("vit", sizes_for("vit"))))
+    data = fits.data
+    assert isinstance(data, ImageConfig)
+    assert "needs data.image_size = 12 and data.patch = 4" in refusal(replace(fits, data=replace(data, image_size=8)))
+    assert "needs data.classes = 5" in refusal(replace(fits, data=replace(data, classes=6)))
+    assert "is a VisionTransformer, the experiment's models are Cait" in refusal(replace(fits, architecture="cait"))
+
+
+# Through the command line
+
+
+def growbench(*arguments: object, figures: bool = False) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr; without the report's figures unless asked for them: they take longest."""
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr("growbench.report.plots.save", lambda comparison, out: {})
+        code = cli.main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> tuple[Path, Path, str]:
+    """The miniature's file, its results with the models of two methods, and what was said."""
+    folder = tmp_path_factory.mktemp("saved")
+    miniature, results = write_miniature(folder), folder / "results"
+    code, _, said = growbench("run", miniature, "--methods", "bert2bert,progressive_net", "--save", "--results", results)
+    assert code == 0
+    return miniature, results / "miniature", said
+
+
+def test_run_saves_what_it_scored(done: tuple[Path, Path, str]) -> None:
+    """transformers alone gets the run's final validation loss from the model; the card has the costs of the chain."""
+    miniature, folder, _ = done
+    experiment = config.load(str(miniature))
+    batches = load(experiment.data, "causal", "bytes", experiment.train.batch).validation_batches()
+    losses = {}
+    for run in ("source-seed0", "scratch-seed0", "bert2bert-seed0"):
+        record = json.loads((folder / run / "run.json").read_text())
+        model = by_the_library("gpt2", folder / run / "model")
+        with torch.no_grad():
+            found = [nn.functional.cross_entropy(model(b.inputs).logits.flatten(0, 1), b.labels).item() for b in batches]
+        assert np.mean(found) == pytest.approx(record["final_val_loss"], rel=1e-5), run
+        card = json.loads((folder / run / "model" / "growbench.json").read_text())
+        losses[run] = card["cost"]["flops"]
+    assert losses["source-seed0"]["source"] == 0
+    assert losses["bert2bert-seed0"]["source"] == losses["source-seed0"]["total"] > 0
+    assert losses["bert2bert-seed0"]["total"] == losses["bert2bert-seed0"]["own"] + losses["bert2bert-seed0"]["source"]
+
+
+def test_a_model_that_is_not_saved_is_said(done: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """One that needs its source; and one whose run is over."""
+    miniature, folder, said = done
+    assert "progressive_net-seed0 has a model that needs its source, which no library knows: it is not saved" in said
+    assert not (folder / "progressive_net-seed0" / "model").exists()
+    shutil.copytree(folder, tmp_path / "miniature")
+    shutil.rmtree(tmp_path / "miniature" / "bert2bert-seed0" / "model")
+    code, _, said = growbench("run", miniature, "--methods", "bert2bert,progressive_net", "--save", "--results", tmp_path)
+    hints = [line for line in said.splitlines() if line.endswith("its model was not saved: remove its folder to train it again")]
+    assert code == 0 and [line.split()[0] for line in hints] == ["bert2bert-seed0"]
+
+
+def test_a_run_starts_from_a_saved_model_and_is_charged_for_it(done: tuple[Path, Path, str], tmp_path: Path) -> None:
+    """As its card says; without a card nothing with it charged is a number, until the experiment says what it cost."""
+    miniature, folder, _ = done
+    source = tmp_path / "model"
+    shutil.copytree(folder / "bert2bert-seed0" / "model", source)
+    card = json.loads((source / "growbench.json").read_text())
+    larger = ["--set", "target.layers=3", "--set", "target.width=64", "--set", "target.heads=8"]
+    start = ["run", miniature, "--methods", "bert2bert", "--results", tmp_path / "results", "--target-loss", "5.6", *larger]
+    start += ["--set", f"source={source}", "--set", f"data.tokenizer={source}"]
+    results = tmp_path / "results" / "miniature"
+
+    def charged() -> dict[str, Any]:
+        record = json.loads((results / "bert2bert-seed0" / "run.json").read_text())
+        return {unit: record["cost"][unit]["source"] for unit in ("flops", "seconds")}
+
+    code, plan, _ = growbench(*start, "--dry-run")
+    assert code == 0 and f"pretrained, not trained here: {source}" in plan
+    code, _, said = growbench(*start)
+    assert code == 0 and "unknown" not in said
+    assert charged() == {unit: card["cost"][unit]["total"] for unit in ("flops", "seconds")}
+    assert not (results / "source-seed0").exists()
+    identity = json.loads((results / "bert2bert-seed0" / "run.json").read_text())["config"]["experiment"]
+    assert identity["pretrained"]["checkpoint"] == str(source) and len(identity["pretrained"]["sha256"]) == 64
+
+    (source / "growbench.json").unlink()
+    shutil.rmtree(results)
+    code, table, said = growbench(*start, figures=True)
+    assert code == 0 and charged() == {"flops": None, "seconds": None}
+    assert said.count("give flops = X and seconds = Y") == table.count("give flops = X and seconds = Y") == 1
+    (row,) = (line for line in table.splitlines() if line.startswith("| bert2bert"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert [place for place, cell in enumerate(cells) if cell == "unknown"] == [4, 6, 8, 10]  # all of the build ledger
+    page = (results / "report" / "index.html").read_text()
+    assert "what the small model&#x27;s own training cost is not known" in page
+    savings = pd.read_csv(results / "report" / "savings.csv").set_index("method").loc["bert2bert"]
+    assert savings.filter(like="build").isna().all() and savings.filter(regex="saving_reuse$").notna().all()
+    comparison = analysis.analyse(results, 5.6)
+    assert not comparison.savings["control"].any()
+    table = profile.savings({"one": comparison}).set_index("method")
+    assert math.isnan(table.loc["bert2bert", "to_best_build"]) and table.loc["scratch", "to_best_build"] == 1
+
+    code, table, said = growbench(*start, "--set", "source.flops=1e7", "--set", "source.seconds=2")
+    assert code == 0 and "bert2bert-seed0    is done" in said and "unknown" not in said + table
+    assert charged() == {"flops": 1e7, "seconds": 2.0}
+
+
+def test_the_ladder_does_not_guess_what_a_source_cost() -> None:
+    rows = [
+        {"method": method, "seed": 0, "budget": budget, "hardware": (), "final_val_loss": 4 - budget}
+        | {f"{unit}_reuse": 10 * budget for unit in ("flops", "seconds")}
+        | {f"{unit}_build": 10 * budget + source for unit in ("flops", "seconds")}
+        for method, source in (("scratch", 0.0), ("grown", math.nan))
+        for budget in (0.5, 1.0)
+    ]
+    found = ladder.savings(pd.DataFrame(rows), ["scratch", "grown"], 3.2, given=False).set_index("method").loc["grown"]
+    assert math.isnan(found["flops_saving_build"]) and found["flops_saving_reuse"] > 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("source=nowhere", "source = 'nowhere': no folder, and not to be had from the hub"),
+        ("source.checkpoint=nowhere", "source.layers: allowed beside checkpoint, which brings the sizes, are flops and seconds"),
+        ('source={checkpoint="x", flops=0}', "source: flops = 0.0: must be above 0"),
+        ("source=3", "source = 3: must be a table"),
+    ],
+)
+def test_a_source_that_is_none_is_refused(override: str, message: str, miniature: Path, tmp_path: Path) -> None:
+    code, out, said = growbench("run", miniature, "--set", override, "--results", tmp_path / "results")
+    assert code == 2 and message in said and len(said.splitlines()) == 1 and not out
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_file_names_its_source_in_a_line_and_in_place_of_the_one_it_extends(miniature: Path, tmp_path: Path) -> None:
+    """The identity of an experiment without one is what it was."""
+    short, full = tmp_path / "short.toml", tmp_path / "full.toml"
+    short.write_text(f'extends = "{miniature.name}"\nsource = "somewhere"\n')
+    full.write_text(f'extends = "{miniature.name}"\n[source]\ncheckpoint = "somewhere"\nflops = 1e18\n')
+    assert config.load(str(short)).pretrained == Pretrained("somewhere")
+    assert config.load(str(full)).pretrained == Pretrained("somewhere", flops=1e18)
+    usual = config.load(str(miniature)).identity()
+    assert "pretrained" not in usual and usual["source_train"]["steps"] == 12
