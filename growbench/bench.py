@@ -12,34 +12,36 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
-from growbench import architectures, memory
+from growbench import architectures, memory, step
 from growbench.benchmark import hardware
 from growbench.config import Experiment, UsageError
 from growbench.cost import Costs, count
 from growbench.data import Batch, Data, load
 from growbench.method import Method, Phase, Phases, Task, task_loss
-from growbench.plan import META, Walked, plan, shape_batch, vocabulary_size, walk
+from growbench.parallel import Spread
+from growbench.plan import META, plan, shape_batch, vocabulary_size, walk
 from growbench.progress import Progress, human
 from growbench.registry import Found, get_all
+from growbench.step import Step
 from growbench.trainer import Trainer
 
 SECONDS = 3.0  # of training per measurement, about
+WARM_UP = 3  # steps
 
 
 def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     """The comparison as a text: matrix-product peak, tokens/s and share of the peak, medians over `rounds` alternations, ratios.
 
-    Every loop trains the experiment's target from scratch on the same batches, at the same precision, with gradient clipping.
-    transformers.Trainer runs with its defaults, on the same architecture as transformers ships it. Raises UsageError without
-    the packages that transformers.Trainer needs.
+    Every loop trains the experiment's target from scratch on the same batches, at the same precision, with gradient clipping, in
+    the same micro-batches, compiled or not. transformers.Trainer runs on the same architecture as transformers ships it. Raises
+    UsageError without the packages that transformers.Trainer needs.
     """
     try:
         import accelerate  # noqa: F401
@@ -58,20 +60,32 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     def shipped() -> nn.Module:
         return as_shipped(fresh()).to(device)
 
-    batch = data.train_batch(0, 0).to(device)
-    flops_per_step, _ = count(lambda: task_loss(fresh(), batch).backward())
+    part = data.train_batch(0, 0).part(0, training.batch // (experiment.machine.micro_batch or training.batch)).to(device)
+    flops_of_part, _ = count(lambda: task_loss(fresh(), part).backward())
+    flops_per_step = flops_of_part * training.batch // len(part.inputs)
     bare = BareLoop(experiment, data, device, fresh())
-    bare.train(3)
-    steps = max(5, round(3 * SECONDS / _seconds(bare.train, 3, device)))
+    bare.train(WARM_UP)
+    steps = max(5, round(SECONDS / _seconds(bare.train, 1, device)))
+    compiled = bare.step.compiled
+    waited: list[float] = []
+    largest: list[int] = []
+
+    def ours(steps: int) -> float:
+        memory.reset_peak(device)
+        seconds, waiting = growbench_seconds(experiment, data, device, steps)
+        waited.append(waiting / seconds)
+        largest.append(memory.peak(device))
+        return seconds
+
     loops: dict[str, Callable[[int], float]] = {
-        "bare loop": lambda n: _seconds(BareLoop(experiment, data, device, fresh()).train, n, device),
-        "growbench": lambda n: growbench_seconds(experiment, data, device, n),
-        "transformers.Trainer": lambda n: trainer_seconds(experiment, data, device, shipped(), n),
+        "bare loop": lambda n: bare_seconds(experiment, data, device, fresh(), n),
+        "growbench": ours,
+        "transformers.Trainer": lambda n: trainer_seconds(experiment, data, device, shipped(), n, compiled),
     }
     per_step: dict[str, list[float]] = {name: [] for name in loops}
     peaks = []
     for loop in loops.values():
-        loop(3)  # warm-up
+        loop(WARM_UP)
     for _ in range(rounds):
         peaks.append(matrix_peak(device, precision == "bf16"))
         for name, loop in loops.items():
@@ -79,7 +93,8 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     peak = max(peaks)
     lines = [
         f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {hardware(device)['name']}, "
-        f"{torch.get_num_threads()} threads, {precision}; medians of {rounds} alternations of {steps} steps",
+        f"{torch.get_num_threads()} threads, {precision}{', compiled' * compiled}; "
+        f"medians of {rounds} alternations of {steps} steps",
         f"matrix-product peak: {human(peak, 'FLOP/s')} (largest of {rounds})",
         f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
     ]
@@ -91,8 +106,10 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
             f" {statistics.median(ratios):>14.2f} x"
         )
     overhead = [own / base - 1 for own, base in zip(per_step["growbench"], per_step["bare loop"], strict=True)]
-    lines.append(f"transformers.Trainer: its defaults, on {type(shipped()).__name__} as its library ships it")
+    flags = ", ".join(f"{key} {value}" for key, value in trainer_flags(experiment, device, compiled).items())
+    lines.append(f"transformers.Trainer: {type(shipped()).__name__} as its library ships it, {flags}")
     lines.append(f"growbench's loop over the bare loop: {statistics.median(overhead):+.1%} time per step")
+    lines.append(f"growbench waits for data {statistics.median(waited):.1%} of the time; peak memory {human(max(largest), 'B')}")
     return "\n".join(lines)
 
 
@@ -122,20 +139,22 @@ class BareLoop:
     """Forward, backward, clipping and optimizer on batches that lie ready: what a loop cannot do without."""
 
     def __init__(self, experiment: Experiment, data: Data, device: torch.device, model: nn.Module) -> None:
-        self.model = model.train()
-        self.clip = experiment.train.clip
-        self.optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision_on(device.type) == "bf16")
-        self.batches = itertools.cycle([data.train_batch(step, 0).to(device) for step in range(100)])
+        optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model.train())
+        live, training = Spread(model, model, optimizer), experiment.train
+        self.step = Step.of(Phase(model=model), live, training, experiment.machine, device, training.steps)
+        self.batches = itertools.cycle([data.train_batch(step, 0).to(device) for step in range(8)])
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
-            with self.autocast:
-                loss = task_loss(self.model, next(self.batches))
-            loss.backward()
-            clip_grad_norm_(self.model.parameters(), self.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            self.step.backward(next(self.batches), 0)
+            self.step.update()
+
+
+def bare_seconds(experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int) -> float:
+    """Seconds of `steps` steps of the bare loop, after a few more."""
+    loop = BareLoop(experiment, data, device, model)
+    loop.train(WARM_UP)
+    return _seconds(loop.train, steps, device)
 
 
 @dataclass(frozen=True)
@@ -150,42 +169,58 @@ class Stretch(Method):
         yield Phase(model=task.build(), steps=self.steps)
 
 
-def growbench_seconds(experiment: Experiment, data: Data, device: torch.device, steps: int) -> float:
-    """Charged seconds of `steps` steps of the runner's own loop, training from scratch."""
+def growbench_seconds(experiment: Experiment, data: Data, device: torch.device, steps: int) -> tuple[float, float]:
+    """Charged seconds of `steps` steps of the runner's own loop, training from scratch; those spent waiting for data."""
     torch.manual_seed(0)
     costs = Costs(device)
     task = Task.of(experiment, "target", data.vocabulary, costs)
-    trainer = Trainer(task, data, 0, costs, [], Progress("bench", steps, None, shown=False))
-    trainer.run(Stretch(steps))
-    return costs.seconds["train"]
+    worth = experiment.train.steps >= step.WORTH_COMPILING  # as in a run at the whole budget
+    machine = replace(experiment.machine, compile="on") if worth and device.type == "cuda" else experiment.machine
+    trainer = Trainer(task, data, 0, costs, [], Progress("bench", steps, None, shown=False), machine=machine)
+    outcome = trainer.run(Stretch(steps))
+    return costs.seconds["train"], outcome.waited
 
 
-def trainer_seconds(experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int) -> float:
-    """Seconds of `steps` steps of transformers.Trainer with its defaults, from train()'s first step to its last."""
+def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) -> dict[str, Any]:
+    """What transformers.Trainer is told, so that it is as fast as it can be."""
+    rows = experiment.machine.micro_batch or experiment.train.batch
+    return {
+        "bf16": experiment.train.precision_on(device.type) == "bf16",
+        "torch_compile": compiled,
+        "optim": "adamw_torch_fused",
+        "dataloader_num_workers": 4 if device.type == "cuda" else 0,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": experiment.train.batch // rows,
+    }
+
+
+def trainer_seconds(
+    experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int, compiled: bool
+) -> float:
+    """Seconds of `steps` steps of transformers.Trainer, after a few more."""
     from transformers import Trainer as TransformersTrainer
     from transformers import TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
     class Timer(TrainerCallback):
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            self.start = time.perf_counter()
+        start = seconds = 0.0
 
-        def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            self.seconds = time.perf_counter() - self.start
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step in (WARM_UP, WARM_UP + steps):
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                self.start, self.seconds = time.perf_counter(), time.perf_counter() - self.start
 
     timer = Timer()
-    rows = [row for step in range(steps) for row in _rows(data.train_batch(step, 0))]
+    rows = [row for step in range(8) for row in _rows(data.train_batch(step, 0))]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=experiment.train.batch,
+            max_steps=WARM_UP + steps,
             learning_rate=experiment.train.lr,
             max_grad_norm=experiment.train.clip,
             use_cpu=device.type == "cpu",
-            bf16=experiment.train.precision_on(device.type) == "bf16",
+            **trainer_flags(experiment, device, compiled),
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
@@ -246,10 +281,8 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
 class PhaseStep:
     """One training step of a method's phase, on random data."""
 
-    walked: Walked
+    step: Step
     batch: Batch
-    clip: float
-    bf16: bool
 
     @classmethod
     def of(cls, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> PhaseStep:
@@ -258,17 +291,13 @@ class PhaseStep:
         walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
         objective = architectures.of(experiment).objective
         batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
-        return cls(walked, batch, experiment.train.clip, experiment.train.precision_on(device.type) == "bf16")
+        live = Spread(walked.model, walked.model, walked.optimizer)
+        return cls(Step.of(walked.phase, live, experiment.train, experiment.machine, device), batch)
 
     def __call__(self, steps: int) -> None:
-        model = self.walked.model
         for _ in range(steps):
-            with torch.autocast(self.batch.inputs.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = self.walked.phase.loss(model, self.batch, 0)
-            loss.backward()
-            clip_grad_norm_([p for p in model.parameters() if p.requires_grad], self.clip)
-            self.walked.optimizer.step()
-            self.walked.optimizer.zero_grad()
+            self.step.backward(self.batch, 0)
+            self.step.update()
 
 
 def _flops_of_phases(experiment: Experiment, spec: str, vocabulary: int) -> list[tuple[str, float]]:
