@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from growbench import architectures, schedule
-from growbench.config import Experiment, ModelConfig, TextConfig, Training
+from growbench.config import Experiment, Machine, ModelConfig, TextConfig, Training
 from growbench.cost import Costs
 from growbench.data import Batch, TextData, load
 from growbench.method import Method, Phase, Phases, Task, constant, task_loss
@@ -46,11 +47,12 @@ Train = Callable[..., tuple[Outcome, list[dict[str, Any]]]]
 @pytest.fixture
 def train(experiment: Experiment, data: TextData) -> Train:
     def run(method: Method, seed: int = 0, **options: Any) -> tuple[Outcome, list[dict[str, Any]]]:
-        costs, curve = Costs(CPU), []
+        costs, curve, dropout = Costs(CPU), [], options.pop("dropout", 0.1)
         torch.manual_seed(99)
         source = architectures.get("gpt2").build(experiment.sizes("source", data.vocabulary)).requires_grad_(False).eval()
         torch.manual_seed(seed)
-        changed = replace(experiment, train=replace(experiment.train, **options.pop("training", {})))
+        training = replace(experiment.train, **options.pop("training", {}))
+        changed = replace(experiment, train=training, target=replace(experiment.target, dropout=dropout))
         task = Task.of(changed, "target", data.vocabulary, costs, seed, source)
         trainer = Trainer(task, data, seed, costs, curve, Progress("test", 1, None, shown=False), **options)
         return trainer.run(method), curve
@@ -298,3 +300,26 @@ def test_schedules_have_their_closed_forms(name: Any, shares: dict[int, float]) 
     for step, share in shares.items():
         assert of(step, 100) == pytest.approx(share), step
     assert constant(3, 10) == 1
+
+
+@pytest.mark.parametrize("name", ["scratch", "ki", "ligo", "mslt"])
+def test_micro_batches_add_up_to_the_batch(train: Train, name: str) -> None:
+    """Gradients are added up: the same losses to float tolerance, and the same FLOPs but for what a method builds each time."""
+    method = get(name, {"operator_steps": 3} if name == "ligo" else {}).method
+    whole, expected = train(method, dropout=0.0)
+    parted, curve = train(method, dropout=0.0, machine=Machine(micro_batch=2))
+    assert losses(curve) == pytest.approx(losses(expected), rel=1e-5)
+    assert parted.costs.flops["train"] == whole.costs.flops["train"]
+    assert parted.costs.flops["teacher"] == whole.costs.flops["teacher"]
+
+
+@pytest.mark.parametrize("name", ["scratch", "ligo"])
+def test_a_compiled_run_is_the_same_run(train: Train, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled outside of the clock; the FLOPs are those of the plain model, the losses the same to float tolerance."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # the default generates code for a minute
+    method = get(name, {"operator_steps": 3} if name == "ligo" else {}).method
+    plain, expected = train(method, dropout=0.0)
+    compiled, curve = train(method, dropout=0.0, machine=Machine(compile="on"))
+    assert losses(curve) == pytest.approx(losses(expected), rel=1e-4)
+    assert compiled.costs.flops["train"] == plain.costs.flops["train"]
+    assert compiled.costs.seconds["compilation"] > 0 == plain.costs.seconds["compilation"]
