@@ -470,3 +470,21 @@ def test_write_refuses_misshapen_and_missing_weights() -> None:
 def test_an_unknown_architecture_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=f"'lama': did you mean llama\\? known: {', '.join(NAMES)}"):
         architectures.get("lama")
+
+
+@each
+def test_attention_takes_the_fused_kernels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash attention takes no mask: there is none, but a flag where it is causal. CaiT's talking heads have no fused kernel."""
+    calls = []
+    fused = functional.scaled_dot_product_attention
+
+    def watched(*arguments: Any, **options: Any) -> Tensor:
+        calls.append(options | dict(zip(("query", "key", "value", "attn_mask"), arguments, strict=False)))
+        return fused(*arguments, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", watched)
+    logits(name, random_model(name, SMALL))
+    attended = SMALL.class_layers if name == "cait" else SMALL.layers
+    assert len(calls) == attended
+    assert all(call.get("attn_mask") is None for call in calls)
+    assert {bool(call.get("is_causal")) for call in calls} == {architectures.get(name).objective == "causal"}
