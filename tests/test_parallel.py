@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from growbench.config import ModelConfig, UsageError, load
 from growbench.data import Batch
 from growbench.parallel import Parallel, start
 from growbench.registry import get_all
+from growbench.signals import Interruption
 from growbench.tensor_parallel import Cut, check
 
 CPU = torch.device("cpu")
@@ -30,11 +31,26 @@ DIVISIONS = {
     "sharded": Parallel(CPU, shares=2, sharded=True),
     "tensor": Parallel(CPU, parts=2),
 }
-CASES = [("gpt2", "replicated"), ("gpt2", "sharded"), ("gpt2", "tensor"), ("bert", "tensor"), ("bert", "sharded")]
+FEW = ("scratch", "mslt", "ligo")  # a plain model, one that is partly frozen, one that is no plain transformer
+CASES = {
+    ("gpt2", "replicated"): METHODS,
+    ("gpt2", "sharded"): FEW,
+    ("gpt2", "tensor"): FEW,
+    ("bert", "sharded"): FEW,
+    ("bert", "tensor"): FEW,
+}
 
 
-def benchmark(experiment: Path, folder: Path, parallel: Parallel) -> None:
-    assert Benchmark(load(str(experiment)), folder, parallel).run(get_all(METHODS, {"ligo": {"operator_steps": 3}}), [0])
+def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[str] = METHODS) -> None:
+    assert Benchmark(load(str(experiment)), folder, parallel).run(get_all(methods, {"ligo": {"operator_steps": 3}}), [0])
+
+
+def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
+    """Scratch, stopped after seven of twelve steps: one process is asked, and all stop."""
+    calls = iter(range(1000))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Interruption, "__call__", lambda self: next(calls) == 6 and parallel.rank == 1)
+        benchmark(experiment, folder, parallel, ["scratch"])
 
 
 def work(rank: int, port: int, experiments: dict[str, Path], folder: Path) -> None:
@@ -48,8 +64,11 @@ def work(rank: int, port: int, experiments: dict[str, Path], folder: Path) -> No
     }
     torch.set_num_threads(1)
     start(CPU, 1, False)
-    for architecture, division in CASES:
-        benchmark(experiments[architecture], folder / division / architecture, replace(DIVISIONS[division], rank=rank))
+    for (architecture, division), methods in CASES.items():
+        parallel = replace(DIVISIONS[division], rank=rank)
+        benchmark(experiments[architecture], folder / division / architecture, parallel, methods)
+    for division, parallel in DIVISIONS.items():
+        interrupted(experiments["gpt2"], folder / "interrupted" / division, replace(parallel, rank=rank))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +79,9 @@ def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPath
     for architecture in ("gpt2", "bert"):
         (folder / "experiments" / architecture).mkdir(parents=True)
         experiments[architecture] = write_miniature(folder / "experiments" / architecture, architecture)
-        benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU))
+        benchmark(
+            experiments[architecture], folder / "alone" / architecture, Parallel(CPU), METHODS if architecture == "gpt2" else FEW
+        )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -72,7 +93,7 @@ def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPath
 def test_two_processes_give_what_one_gives(done: Path, architecture: str, division: str) -> None:
     """The same curves to float tolerance, and the same FLOPs, at the same global batch."""
     two = results.load_all(done / division / architecture)
-    assert {run.folder.name for run in two} == {f"{name}-seed0" for name in ("source", *METHODS)}
+    assert {run.folder.name for run in two} == {f"{name}-seed0" for name in ("source", *CASES[architecture, division])}
     for run in two:
         one = results.load(done / "alone" / architecture / run.folder.name)
         assert one is not None
@@ -83,6 +104,21 @@ def test_two_processes_give_what_one_gives(done: Path, architecture: str, divisi
         for account, flops in run.record["cost"]["flops"].items():
             if account not in ("overhead", "operator"):  # each of two processes builds the weights that an operator makes
                 assert flops == one.record["cost"]["flops"][account], (run.folder.name, account)
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_one_process_goes_on_where_two_stopped(done: Path, division: str) -> None:
+    """A checkpoint holds whole models and optimizers, however they were divided."""
+    folder = done / "interrupted" / division
+    stopped = results.load(folder / "scratch-seed0")
+    assert stopped is not None
+    assert (stopped.record["status"], stopped.record["steps"]) == ("interrupted", 7)
+    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), ["scratch"])
+    went_on, expected = results.load(folder / "scratch-seed0"), results.load(done / "alone" / "gpt2" / "scratch-seed0")
+    assert went_on is not None and expected is not None
+    assert [row["step"] for row in went_on.curve] == [row["step"] for row in expected.curve]
+    losses, whole = (torch.tensor([row["val_loss"] for row in run.curve]) for run in (went_on, expected))
+    torch.testing.assert_close(losses, whole, rtol=2e-5, atol=0)
 
 
 def test_torchrun_starts_the_command_line(miniature: Path, tmp_path: Path) -> None:
