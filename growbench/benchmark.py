@@ -7,15 +7,18 @@ import dataclasses
 import itertools
 import platform
 import statistics
+import time
 import traceback
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -65,6 +68,7 @@ class Benchmark:
     stop_at_target: bool = False
     budgets: Sequence[float] = (1.0,)  # shares of the full one, each trained with a complete schedule of its own
     save: bool = False  # keep the trained models
+    _sources: dict[int, Source | None] = field(default_factory=dict, repr=False)  # by seed
 
     def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
         """Train what is not done yet: scratch first, whose final loss is the target. False if a method failed."""
@@ -88,18 +92,50 @@ class Benchmark:
         succeeded = True
         target = self.target_loss
         for stage in ([f for f in methods if f.name == "scratch"], [f for f in methods if f.name != "scratch"]):
-            for seed in seeds:
-                ladders = [[Job(found, seed, budget) for budget in sorted(self.budgets, reverse=True)] for found in stage]
-                missing = [[job for job in ladder if not self._done(job, data, target)] for ladder in ladders]
-                source = self._source(data, seed) if any(ladder and needs_source(ladder[0]) for ladder in missing) else None
-                for ladder in filter(None, missing):
-                    if source is None and needs_source(ladder[0]):
-                        say(f"{ladder[0].name:<18} needs the small model, whose training failed")
-                        succeeded = False
-                    else:
-                        succeeded &= self._climb(ladder, data, target, source if needs_source(ladder[0]) else None)
+            left = [Job(found, seed) for seed in seeds for found in stage]
+            elsewhere: set[str] = set()  # what another process was at
+            while left:
+                done = {job.name: self._work(job, data, target, job.name in elsewhere) for job in left}
+                succeeded &= False not in done.values()
+                left = [job for job in left if done[job.name] is None]
+                self._wait_for({job.name for job in left} - elsewhere)
+                elsewhere |= {job.name for job in left}
             target = self.target_loss if self.target_loss is not None else self._scratch_loss(seeds)
         return succeeded
+
+    def _work(self, full: Job, data: Data, target: float | None, was_elsewhere: bool) -> bool | None:
+        """Do what is missing of a method on a seed, at every budget. False if a run failed, None if another process is at it."""
+        with self._claimed(full.name) as mine:
+            if not mine:
+                return None
+            ladder = [replace(full, budget=budget) for budget in sorted(self.budgets, reverse=True)]
+            missing = [job for job in ladder if not self._done(job, data, target)]
+            if was_elsewhere and any((run := results.load(self.folder / job.name)) and run.failed for job in missing):
+                return False
+            source = self._source(data, full.seed) if missing and needs_source(full) else None
+            if missing and needs_source(full) and source is None:
+                say(f"{full.name:<18} needs the small model, whose training failed")
+                return False
+            return self._climb(missing, data, target, source)
+
+    @contextmanager
+    def _claimed(self, name: str) -> Iterator[bool]:
+        """Whether no other process on this results folder has a claim of that name; it has one no more once it is dead."""
+        lock = FileLock(self.folder / ".locks" / f"{name}.lock")
+        with contextlib.suppress(Timeout):
+            if self.parallel.main:
+                lock.acquire(blocking=False)
+        (mine,) = self.parallel.agree(lock.is_locked)
+        try:
+            yield mine
+        finally:
+            lock.release()
+
+    def _wait_for(self, names: Collection[str]) -> None:
+        """A moment, if another process is at runs of these names."""
+        for name in sorted(names):
+            say(f"{name:<18} is another process's work: waiting for it")
+        time.sleep(1)
 
     def _climb(self, ladder: Sequence[Job], data: Data, target: float | None, source: Source | None) -> bool:
         """Train one method at several budgets, the largest first: under wsd the others branch off the full one where they can."""
@@ -130,8 +166,17 @@ class Benchmark:
         """The small model: pretrained, or trained once per configuration and seed; None if its training failed."""
         if self._pretrained:
             return self._pretrained
-        architecture = architectures.of(self.experiment)
         job = Job(replace(get("scratch"), name=results.SOURCE), seed, which="source")
+        while seed not in self._sources:
+            with self._claimed(job.name) as mine:
+                if mine:
+                    self._sources[seed] = self._trained_source(job, data)
+                else:
+                    self._wait_for([job.name])
+        return self._sources[seed]
+
+    def _trained_source(self, job: Job, data: Data) -> Source | None:
+        architecture = architectures.of(self.experiment)
         folder = self.folder / job.name
         weights = folder / "model.safetensors"
         if not (weights.is_file() and self._done(job, data)) and not self._train(job, data):

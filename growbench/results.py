@@ -41,6 +41,10 @@ class Run:
         return bool(self.record["status"] == "finished")
 
     @property
+    def failed(self) -> bool:
+        return bool(self.record["status"] == "failed")
+
+    @property
     def budget(self) -> float:
         """The share of the experiment's budget that it trained for."""
         return float(self.record.get("budget", 1.0))
