@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -89,9 +90,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="0.4,0.7,1",
         help="of the ladder, as shares; default: 0.4,0.55,0.7,0.85,1",
     )
-    run.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
+    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")
     run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
-    run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the plan with FLOPs, tokens, memory and estimated hours; train nothing"
+    )
+    run.add_argument(
+        "--throughput", type=_positive, metavar="FLOP/s",
+        help="of --dry-run: as 150e12, for its hours; default: measured here. With it, --device need not be there",
+    )  # fmt: skip
     run.add_argument(
         "--tuned",
         type=Path,
@@ -113,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", make_report, "tables, plots and index.html of stored runs; of several experiments an overview too")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
-    report.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
+    report.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")
 
     listing = command("list", list_known, "what there is: methods, experiments, architectures")
     listing.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures"))
@@ -168,14 +175,14 @@ def _repetitions(text: str) -> int:
     return int(text)
 
 
-def _loss(text: str) -> float:
+def _positive(text: str) -> float:
     try:
-        loss = float(text)
+        value = float(text)
     except ValueError:
-        loss = math.nan
-    if not 0 < loss < math.inf:
+        value = math.nan
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
-    return loss
+    return value
 
 
 def _methods(names: str | None, experiment: Experiment) -> list[Found]:
@@ -196,12 +203,18 @@ def run_experiment(options: argparse.Namespace) -> int:
     if options.budgets and options.protocol != "ladder":
         raise UsageError("--budgets: only of --protocol ladder")
 
+    import torch
+
     from growbench.benchmark import LADDER, Benchmark, choose_device
 
-    device = choose_device(options.device)
+    if options.throughput and not options.dry_run:
+        raise UsageError("--throughput: only of --dry-run")
     budgets = options.budgets or LADDER if options.protocol == "ladder" else (1.0,)
     if options.dry_run:
-        return _print_plan(experiment, methods, len(options.seeds), budgets, device)
+        absent = options.throughput and options.device == "cuda"  # to plan for a machine, none is needed
+        device = torch.device("cuda") if absent else choose_device(options.device)
+        return _print_plan(experiment, methods, len(options.seeds), budgets, device, options.throughput)
+    device = choose_device(options.device)
     folder = options.results / experiment.name
     benchmark = Benchmark(experiment, folder, device, options.target_loss, options.stop_at_target, budgets)
     succeeded = benchmark.run(methods, options.seeds)
@@ -299,39 +312,71 @@ def _check_harness(options: argparse.Namespace) -> int:
     return selfproof.report(options.aa, options.set, repetitions, folder, command)
 
 
-def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, budgets: Sequence[float], device: Any) -> int:
-    """The plan of a run, training nothing."""
-    from growbench.plan import branching_step, plan, plan_source, shared, throughput, vocabulary_size
+def _print_plan(
+    experiment: Experiment, methods: list[Found], seeds: int, budgets: Sequence[float], device: Any, speed: float | None
+) -> int:
+    """The plan of a run, training nothing. `speed` is in FLOP/s; None: measured."""
+    from growbench.benchmark import hardware
+    from growbench.plan import PlannedPhase, Unplannable, branching_step, plan, plan_source, shared, throughput, vocabulary_size
 
     vocabulary = vocabulary_size(experiment.data)
-    speed = throughput(experiment, vocabulary, device)
-    tokens = experiment.train.batch * experiment.data.positions
-    print(f"{experiment.name}: {experiment.title}; {seeds} seed{'s' if seeds > 1 else ''}, {tokens} tokens per step")
-    print(f"{'method':<22} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
-    plans = {"(source)": plan_source(experiment, vocabulary)} if any(found.method.uses_source for found in methods) else {}
+    plans: dict[str, list[PlannedPhase] | Unplannable] = {}
+    source = plan_source(experiment, vocabulary, device) if any(found.method.uses_source for found in methods) else []
+    source_flops = {True: sum(phase.flops for phase in source), False: 0.0}
+    own_source: dict[str, float] = {}
     inherited = 0.0
     for found in methods:
         full = experiment.at(1.0, found.training)
         for budget in sorted(budgets, reverse=True):
-            own = experiment.at(budget, found.training)
-            phases = plans[found.name + f" x {budget:g}" * (budget < 1)] = plan(own, found, vocabulary)
+            own, name = experiment.at(budget, found.training), found.name + f" x {budget:g}" * (budget < 1)
+            own_source[name] = source_flops[found.method.uses_source]
+            try:
+                plans[name] = planned = plan(own, found, vocabulary, device)
+            except Unplannable as error:
+                plans[name] = error
+                continue
             branch = branching_step(full, own, found.method, vocabulary) if budget < 1 else None
-            inherited += shared(phases, branch) if branch is not None else 0.0
+            inherited += shared(planned, branch) if branch is not None else 0.0
+    named = f"given with --throughput, on {device.type}"
+    if speed is None:
+        speed, named = throughput(experiment, vocabulary, device), f"measured just now on {hardware(device)['name']}"
+
+    training, tokens = experiment.train, experiment.train.batch * experiment.data.positions
+    rows = experiment.machine.rows(training.batch)
+    print(f"{experiment.name}: {experiment.title}")
+    print(
+        f"{seeds} seed{'s' if seeds > 1 else ''}, {training.batch} x {experiment.data.positions} tokens per step, "
+        f"{rows} x {experiment.data.positions} at a time, {training.precision_on(device.type)} on {device.type}"
+    )
+    print(f"\n{'':<22} {'':>8} {'':>8}   FLOPs charged to")
+    print(
+        f"{'method':<22} {'steps':>8} {'tokens':>8}   {'train':>7} {'growth':>7} {'operator':>8} {'teacher':>7} {'in all':>7}"
+        f" {'source':>7} {'memory':>8} {'hours':>8}"
+    )
     total = 0.0
-    for name, phases in plans.items():
-        flops, steps = sum(phase.flops for phase in phases), sum(phase.steps for phase in phases)
-        total += flops
-        names = ", ".join(f"{phase.name} {phase.steps}" for phase in phases)
-        print(
-            f"{name:<22} {steps:>8} {human(steps * tokens):>9} {human(flops / steps, 'FLOP'):>18} {human(flops, 'FLOP'):>12}"
-            f" {duration(flops / speed):>9}   {names}"
-        )
+    for name, phases in {"(source)": source, **plans}.items():
+        if isinstance(phases, Unplannable):
+            print(f"{name:<22} {phases}")
+        elif phases:
+            accounts = {key: sum(phase.charged(key) for phase in phases) for key in ("train", "growth", "operator", "teacher")}
+            flops, steps, memory = sum(accounts.values()), sum(p.steps for p in phases), max(p.memory for p in phases)
+            total += flops
+            cells = [human(each) if each else "-" for each in (*accounts.values(), flops, own_source.get(name, 0.0))]
+            print(
+                f"{name:<22} {steps:>8} {human(steps * tokens):>8}   {cells[0]:>7} {cells[1]:>7} {cells[2]:>8} {cells[3]:>7}"
+                f" {cells[4]:>7} {cells[5]:>7} {human(memory, 'B'):>8} {flops / speed / 3600:>8.3g}"
+            )
+            if len(phases) > 1:
+                parts = [f"{p.name}: {p.steps} x {human(p.charged_per_step, 'FLOP')}, {human(p.memory, 'B')}" for p in phases]
+                whole = "; ".join(part.replace(" ", "\0") for part in parts)
+                print(textwrap.fill(whole, 120, initial_indent=" " * 4, subsequent_indent=" " * 4).replace("\0", " "))
     charged = f"{human(seeds * total, 'FLOP')} charged, " if inherited else ""
     spent = seeds * (total - inherited)
     print(
-        f"in all {charged}{human(spent, 'FLOP')}{' spent' * bool(charged)}, about {duration(spent / speed)} of training"
-        f" at the {human(speed, 'FLOP/s')} measured just now on {device.type}, without evaluations"
+        f"\nin all {charged}{human(spent, 'FLOP')}{' spent' * bool(charged)}, about {duration(spent / speed)} of training"
+        f" at {human(speed, 'FLOP/s')} {named}; without evaluations"
     )
+    print("memory: an estimate of what tensors take at most in a step: weights, gradients, moments, what backward needs")
     return 0
 
 

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ HALVED = {
 }  # fmt: skip
 PRECISE = {
     functional.layer_norm, functional.softmax, torch.softmax, Tensor.softmax, functional.log_softmax, torch.log_softmax,
-    Tensor.log_softmax, functional.cross_entropy, functional.kl_div,
+    Tensor.log_softmax, functional.cross_entropy, functional.kl_div, functional.rms_norm,
 }  # fmt: skip
 RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
 LARGEST_RANDOM = 2**20  # larger ones are weights: they need no values
@@ -58,15 +59,17 @@ class Footprint(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if _changes_values(func) and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
         if func in RANDOM and math.prod(args[0]) > LARGEST_RANDOM:
             kwargs = kwargs | {"device": "meta", "generator": None}
-        elif not func._schema.is_mutable and len({each.is_meta for each in _tensors(args) if each.dim()}) > 1:
-            args = tree_map_only(Tensor, lambda each: each.to("meta"), args)  # random ones among them
         key = func, _key(args), _key(kwargs)
         like = self._results.get(key)
         if like is not None:
             result = _made(like)
         else:
+            if not func._schema.is_mutable and len({each.is_meta for each in _tensors(args) if each.dim()}) > 1:
+                args = tree_map_only(Tensor, lambda each: each.to("meta"), args)  # small random ones join the others
             result = func(*args, **kwargs)
             if _makes_new(func, args, kwargs, result):
                 self._results[key] = _like(result)
@@ -88,6 +91,12 @@ class Footprint(TorchDispatchMode):
             self._followed[place] = weakref.ref(storage, freed)
             self.live += size
             self.peak = max(self.peak, self.live)
+
+
+@cache
+def _changes_values(func: Any) -> bool:
+    """Whether an operation changes its first argument in place, and that no further than its values."""
+    return func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
 
 
 def _key(argument: Any) -> Any:
@@ -135,13 +144,13 @@ class Kernels(TorchFunctionMode):
     """Lets tensors on the meta device be computed as on `device`, as far as that decides what is kept for the backward pass.
 
     Attention in one kernel keeps query, key, value and output, and no weights: everywhere but with dropout on the CPU. Half
-    precision on CUDA as by autocast, which acts on no meta tensors: by its lists of functions, an estimate.
+    precision on CUDA goes by autocast's lists of functions, as autocast itself leaves meta tensors alone: an estimate.
     """
 
     def __init__(self, device: torch.device, bf16: bool, footprint: Footprint) -> None:
         super().__init__()
-        self.fused_dropout, self.bf16, self.footprint = device.type != "cpu", bf16, footprint
-        self._halved: dict[int, Tensor] = {}  # parameters, as autocast keeps them
+        self.gpu, self.bf16, self.footprint = device.type != "cpu", bf16, footprint
+        self._halves: dict[int, Tensor] = {}  # of parameters, which autocast keeps
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -149,9 +158,10 @@ class Kernels(TorchFunctionMode):
             args, kwargs = tree_map_only(Tensor, self._half, (args, kwargs))
         elif self.bf16 and func in PRECISE:
             args, kwargs = tree_map_only(Tensor, _single, (args, kwargs))
-        if func is attend and (self.fused_dropout or not kwargs.get("dropout_p")):
-            query, key, value = args[:3]
-            return _Fused.apply(query, key, value, self.footprint)
+        if func is attend and (self.gpu or not kwargs.get("dropout_p")):
+            return _Fused.apply(*args[:3], self.footprint)  # type: ignore[no-untyped-call]
+        if func is functional.dropout and self.gpu and kwargs["training"]:
+            return torch.native_dropout(args[0], kwargs["p"], True)[0]  # keeps a mask of a byte an element
         return func(*args, **kwargs)
 
     def _half(self, value: Tensor) -> Tensor:
@@ -159,7 +169,9 @@ class Kernels(TorchFunctionMode):
             return value
         if not (value.is_leaf and value.requires_grad and torch.is_grad_enabled()):
             return value.to(torch.bfloat16)
-        return self._halved.setdefault(id(value), value.to(torch.bfloat16))
+        if id(value) not in self._halves:
+            self._halves[id(value)] = value.to(torch.bfloat16)
+        return self._halves[id(value)]
 
 
 def _single(value: Tensor) -> Tensor:

@@ -49,6 +49,10 @@ class PlannedPhase:
         """What is charged for the phase and the growth before it."""
         return self.steps * self.charged_per_step + self.growth_flops
 
+    def charged(self, account: str) -> float:
+        """FLOPs charged to an account for the phase and the growth before it."""
+        return self.growth_flops if account == "growth" else self.steps * self.flops_per_step.get(account, 0.0)
+
     @property
     def charged_per_step(self) -> float:
         return sum(each for account, each in self.flops_per_step.items() if account in CHARGED)
@@ -184,40 +188,39 @@ class StepOnMeta:
 
     def __post_init__(self) -> None:
         architecture, batch = architectures.of(self.experiment), self.experiment.train.batch
-        self.rows = self.experiment.machine.micro_batch or batch
-        self.times = batch // self.rows
+        rows = self.experiment.machine.rows(batch)
+        self.times = batch // rows
         self.bf16 = self.experiment.train.precision_on(self.device.type) == "bf16"
-        self.batch = shape_batch(self.experiment.data, architecture.objective, self.rows, self.vocabulary, META)
+        self.batch = shape_batch(self.experiment.data, architecture.objective, rows, self.vocabulary, META)
 
     def __call__(self, phase: Phase, model: nn.Module, step: int) -> tuple[dict[str, int], int]:
-        """Of this step of the phase. Gradients of micro-batches are added up, so the last one meets those of the others."""
-        account = "train" if phase.scored else "operator"
-        before, key = self.footprint.live, self._plain(phase, model)
-        if key not in _plain_steps:
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter.grad = torch.empty_like(parameter) if parameter.requires_grad and self.times > 1 else None
-            self.footprint.reset()
-            with Kernels(self.device, self.bf16, self.footprint):
-                spent = self.costs.probe(lambda: phase.loss(model, self.batch, step).backward(), account)
-            taken = self.footprint.peak - before
-            for parameter in model.parameters():
-                parameter.grad = None
-            if key is None:
-                return {account: self.times * flops for account, flops in spent.items()}, before + taken
-            _plain_steps[key] = spent[account], taken
-        flops, taken = _plain_steps[key]
-        return {account: self.times * flops}, before + taken
+        """Of this step of the phase. Gradients are there from its start: micro-batches add theirs up, and a freed tensor's place
+        seldom suits the next one."""
+        account, before = "train" if phase.scored else "operator", self.footprint.live
+        key = self._plain(phase, model)
+        if key in _plain_steps:
+            flops, taken = _plain_steps[key]
+            return {account: self.times * flops}, before + taken
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        self.footprint.reset()
+        with Kernels(self.device, self.bf16, self.footprint):
+            spent = self.costs.probe(lambda: phase.loss(model, self.batch, step).backward(), account)
+        for parameter in model.parameters():
+            parameter.grad = None
+        if key is not None:
+            _plain_steps[key] = spent[account], self.footprint.peak - before
+        return {account: self.times * flops for account, flops in spent.items()}, self.footprint.peak
 
     def _plain(self, phase: Phase, model: nn.Module) -> Any:
-        """All that a step depends on, if the model and its loss are the architecture's own; else None."""
+        """All that a step depends on where the model and its loss are the architecture's own; else None."""
         architecture = architectures.of(self.experiment)
-        changed = any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules())
-        if changed or phase.loss is not task_loss or phase.kind is not one_kind or type(model).__module__ != architecture.make.__module__:
+        own = type(model).__module__ == architecture.make.__module__ and phase.loss is task_loss and phase.kind is one_kind
+        if not own or any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules()):
             return None
         parameters = tuple((name, parameter.shape, parameter.requires_grad) for name, parameter in model.named_parameters())
         shapes = tuple(None if each is None else each.shape for each in self.batch)
-        return parameters, shapes, sizes_of(model), architecture.name, self.device.type, self.bf16, self.times > 1
+        return parameters, shapes, sizes_of(model), architecture.name, self.device.type, self.bf16
 
 
 def branching_step(longer: Experiment, shorter: Experiment, method: Method, vocabulary: int) -> int | None:
@@ -277,12 +280,16 @@ def throughput(experiment: Experiment, vocabulary: int, device: torch.device) ->
         model = architecture.build(replace(experiment.sizes("target", vocabulary), layers=1))
     one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)
     flops_of_one, _ = count(lambda: task_loss(model, one).backward())
-    rows = max(1, min(experiment.train.batch, int(2e10 / flops_of_one)))  # about a second on a laptop
+    fitting = 2e13 if device.type == "cuda" else 2e10  # FLOPs: well below a second
+    rows = max(1, min(experiment.machine.rows(experiment.train.batch), int(fitting / flops_of_one)))
     batch = shape_batch(experiment.data, architecture.objective, rows, vocabulary, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision_on(device.type) == "bf16")
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        task_loss(model, batch).backward()
+        with autocast:
+            loss = task_loss(model, batch)
+        loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
