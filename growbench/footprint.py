@@ -15,6 +15,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from growbench.cost import VECTOR_PRODUCTS
 
 attend = functional.scaled_dot_product_attention
 
@@ -27,6 +30,7 @@ PRECISE = {
     functional.layer_norm, functional.softmax, torch.softmax, Tensor.softmax, functional.log_softmax, torch.log_softmax,
     Tensor.log_softmax, functional.cross_entropy, functional.kl_div, functional.rms_norm,
 }  # fmt: skip
+FLOPS = flop_registry | {func: shape_wrapper(formula) for func, formula in VECTOR_PRODUCTS.items()}
 RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
 LARGEST_RANDOM = 2**20  # larger ones are weights: they need no values
 
@@ -34,12 +38,13 @@ LARGEST_RANDOM = 2**20  # larger ones are weights: they need no values
 class Footprint(TorchDispatchMode):
     """Follows every tensor made inside, all on the meta device, until it is freed. Bytes: `live` now, `peak` since `reset`.
 
-    There torch works out the results' shapes in Python: here that is done once for all operations with equal arguments.
+    Counts `flops` on the way, by the formulas of torch's own counter, which would take as long again. On the meta device torch
+    works out the results' shapes in Python: here that is done once for all operations with equal arguments.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.flops = 0
         self._results: dict[Any, Any] = {}  # of operations that make new tensors: what these are like
         self._followed: dict[int, weakref.ref[Any]] = {}  # storages
         self._paused = False
@@ -73,6 +78,8 @@ class Footprint(TorchDispatchMode):
             result = func(*args, **kwargs)
             if _makes_new(func, args, kwargs, result):
                 self._results[key] = _like(result)
+        if func._overloadpacket in FLOPS:
+            self.flops += FLOPS[func._overloadpacket](*args, **kwargs, out_val=result)
         if not self._paused:
             for each in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(each, Tensor) and each.is_meta:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from growbench import architectures
@@ -25,6 +27,7 @@ from growbench.registry import Found, get
 from growbench.results import CHARGED
 from growbench.schedule import stable_steps
 
+T = TypeVar("T")
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -142,9 +145,9 @@ def walk(experiment: Experiment, method: Method, vocabulary: int, costs: Costs) 
 
 def _plan(experiment: Experiment, method: Method, vocabulary: int, device: torch.device) -> list[PlannedPhase]:
     architecture, training = architectures.of(experiment), experiment.train
-    costs = Costs(META)
     planned: list[PlannedPhase] = []
     with Footprint() as footprint:
+        costs = PlannedCosts(footprint)
         step = StepOnMeta(experiment, vocabulary, device, costs, footprint)
         for phase, model, optimizer, steps, growth_flops in walk(experiment, method, vocabulary, costs):
             remember_moments(optimizer)
@@ -174,6 +177,35 @@ def remember_moments(optimizer: Optimizer) -> None:
 
 # A plain step's FLOPs and memory by everything that they depend on: most methods end in the same one.
 _plain_steps: dict[Any, tuple[int, int]] = {}
+
+
+class PlannedCosts(Costs):
+    """A ledger whose FLOPs are counted by the footprint: torch's counter would take as long again."""
+
+    def __init__(self, footprint: Footprint) -> None:
+        super().__init__(META)
+        self.footprint = footprint
+
+    def charged(self, account: str, function: Callable[[], T]) -> T:
+        before = self.footprint.flops
+        with sdpa_kernel(SDPBackend.MATH):
+            result = function()
+        self.flops[account] += self.footprint.flops - before
+        return result
+
+    @contextmanager
+    def teacher(self, precomputed: bool = False) -> Iterator[None]:
+        self.teacher_account, before = "overhead" if precomputed else "teacher", self.footprint.flops
+        with torch.no_grad():
+            yield
+        self._teacher_flops += self.footprint.flops - before
+
+    def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
+        self._teacher_flops, before = 0, self.footprint.flops
+        with sdpa_kernel(SDPBackend.MATH):
+            step()
+        taught = {self.teacher_account: self._teacher_flops} if self._teacher_flops else {}
+        return {account: self.footprint.flops - before - self._teacher_flops} | taught
 
 
 @dataclass
