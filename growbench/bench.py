@@ -60,7 +60,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     def shipped() -> nn.Module:
         return as_shipped(fresh()).to(device)
 
-    part = data.train_batch(0, 0).part(0, training.batch // (experiment.machine.micro_batch or training.batch)).to(device)
+    part = data.train_batch(0, 0).part(0, training.batch // experiment.machine.rows(training.batch)).to(device)
     flops_of_part, _ = count(lambda: task_loss(fresh(), part).backward())
     flops_per_step = flops_of_part * training.batch // len(part.inputs)
     bare = BareLoop(experiment, data, device, fresh())
@@ -183,7 +183,7 @@ def growbench_seconds(experiment: Experiment, data: Data, device: torch.device, 
 
 def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) -> dict[str, Any]:
     """What transformers.Trainer is told, so that it is as fast as it can be."""
-    rows = experiment.machine.micro_batch or experiment.train.batch
+    rows = experiment.machine.rows(experiment.train.batch)
     return {
         "bf16": experiment.train.precision_on(device.type) == "bf16",
         "torch_compile": compiled,

@@ -347,10 +347,10 @@ class Benchmark:
     def _check_shares(self) -> None:
         """Refuse batches and models that cannot be divided among the processes."""
         experiment, shares, parts = self.experiment, self.parallel.shares, self.parallel.parts
-        rows = experiment.machine.micro_batch or 1
         for training in (experiment.train, experiment.source_train):
-            if training.batch % (shares * rows):
-                each = f" of micro-batches of {rows}" if rows > 1 else ""
+            share, left = divmod(training.batch, shares)
+            if left or share % experiment.machine.rows(share):
+                each = f" of micro-batches of {experiment.machine.rows(share)}" if experiment.machine.micro_batch else ""
                 raise UsageError(f"batch = {training.batch}: must divide into {shares} shares{each}")
         if parts > 1:
             for which in ("source", "target"):

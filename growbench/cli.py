@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from growbench import __version__, config, registry, results
 from growbench.config import Experiment, UsageError
-from growbench.progress import duration, human, say
+from growbench.progress import say
 
 if TYPE_CHECKING:
     from growbench.registry import Found
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="0.4,0.7,1",
         help="of the ladder, as shares; default: 0.4,0.55,0.7,0.85,1",
     )
-    run.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
+    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")
     run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
     run.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N",
@@ -103,7 +103,13 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="divide parameters and optimizer among torchrun's processes, for models that do not fit",
     )
-    run.add_argument("--dry-run", action="store_true", help="print the plan with FLOPs, tokens and estimated time; train nothing")
+    run.add_argument(
+        "--dry-run", action="store_true", help="print the plan with FLOPs, tokens, memory and estimated hours; train nothing"
+    )
+    run.add_argument(
+        "--throughput", type=_positive, metavar="FLOP/s",
+        help="of --dry-run: as 150e12, for its hours; default: measured here. With it, --device need not be there",
+    )  # fmt: skip
     run.add_argument(
         "--save", action="store_true", help="keep each trained model: RUN/model, which transformers or timm loads anywhere"
     )
@@ -128,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     report = command("report", make_report, "tables, plots and index.html of stored runs; of several experiments an overview too")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
-    report.add_argument("--target-loss", type=_loss, metavar="X", help="default: scratch's mean final validation loss")
+    report.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")
 
     listing = command("list", list_known, "what there is: methods, experiments, architectures")
     listing.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures"))
@@ -183,14 +189,14 @@ def _repetitions(text: str) -> int:
     return int(text)
 
 
-def _loss(text: str) -> float:
+def _positive(text: str) -> float:
     try:
-        loss = float(text)
+        value = float(text)
     except ValueError:
-        loss = math.nan
-    if not 0 < loss < math.inf:
+        value = math.nan
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
-    return loss
+    return value
 
 
 def _methods(names: str | None, experiment: Experiment) -> list[Found]:
@@ -221,13 +227,23 @@ def run_experiment(options: argparse.Namespace) -> int:
     if options.budgets and options.protocol != "ladder":
         raise UsageError("--budgets: only of --protocol ladder")
 
+    import torch
+
     from growbench import parallel
     from growbench.benchmark import LADDER, Benchmark, choose_device
 
-    device = choose_device(options.device)
+    if options.throughput and not options.dry_run:
+        raise UsageError("--throughput: only of --dry-run")
     budgets = options.budgets or LADDER if options.protocol == "ladder" else (1.0,)
     if options.dry_run:
-        return _print_plan(experiment, methods, len(options.seeds), budgets, device)
+        absent = options.throughput and options.device == "cuda"  # to plan for a machine, none is needed
+        device = torch.device("cuda") if absent else choose_device(options.device)
+
+        from growbench.forecast import forecast
+
+        print(forecast(experiment, methods, len(options.seeds), budgets, device, options.throughput))
+        return 0
+    device = choose_device(options.device)
     folder = options.results / experiment.name
     processes = parallel.start(device, options.tensor_parallel, options.shard)
     benchmark = Benchmark(experiment, folder, processes, options.target_loss, options.stop_at_target, budgets, options.save)
@@ -325,49 +341,6 @@ def _check_harness(options: argparse.Namespace) -> int:
     again = ["growbench", "check", "--aa", options.aa, *(part for each in options.set for part in ("--set", each))]
     command = shlex.join([*again, "--repetitions", str(repetitions)])
     return selfproof.report(options.aa, options.set, repetitions, folder, command)
-
-
-def _print_plan(experiment: Experiment, methods: list[Found], seeds: int, budgets: Sequence[float], device: Any) -> int:
-    """The plan of a run, training nothing."""
-    from growbench.plan import branching_step, plan, plan_source, shared, throughput, vocabulary_size
-
-    vocabulary = vocabulary_size(experiment.data)
-    speed = throughput(experiment, vocabulary, device)
-    tokens = experiment.train.batch * experiment.data.positions
-    print(f"{experiment.name}: {experiment.title}; {seeds} seed{'s' if seeds > 1 else ''}, {tokens} tokens per step")
-    print(f"{'method':<22} {'steps':>8} {'tokens':>9} {'FLOPs per step':>18} {'FLOPs':>12} {'time':>9}   phases")
-    needed = any(found.method.uses_source for found in methods)
-    if needed and experiment.pretrained:
-        from growbench import saved
-
-        cost = saved.cost(experiment.pretrained, None)["flops"]
-        paid = "not known" if cost is None else human(cost, "FLOP")
-        print(f"{'(source)':<22} pretrained, not trained here: {experiment.pretrained.checkpoint}; its training: {paid}")
-    plans = {"(source)": plan_source(experiment, vocabulary)} if needed and not experiment.pretrained else {}
-    inherited = 0.0
-    for found in methods:
-        full = experiment.at(1.0, found.training)
-        for budget in sorted(budgets, reverse=True):
-            own = experiment.at(budget, found.training)
-            phases = plans[found.name + f" x {budget:g}" * (budget < 1)] = plan(own, found, vocabulary)
-            branch = branching_step(full, own, found.method, vocabulary) if budget < 1 else None
-            inherited += shared(phases, branch) if branch is not None else 0.0
-    total = 0.0
-    for name, phases in plans.items():
-        flops, steps = sum(phase.flops for phase in phases), sum(phase.steps for phase in phases)
-        total += flops
-        names = ", ".join(f"{phase.name} {phase.steps}" for phase in phases)
-        print(
-            f"{name:<22} {steps:>8} {human(steps * tokens):>9} {human(flops / steps, 'FLOP'):>18} {human(flops, 'FLOP'):>12}"
-            f" {duration(flops / speed):>9}   {names}"
-        )
-    charged = f"{human(seeds * total, 'FLOP')} charged, " if inherited else ""
-    spent = seeds * (total - inherited)
-    print(
-        f"in all {charged}{human(spent, 'FLOP')}{' spent' * bool(charged)}, about {duration(spent / speed)} of training"
-        f" at the {human(speed, 'FLOP/s')} measured just now on {device.type}, without evaluations"
-    )
-    return 0
 
 
 def print_flops(options: argparse.Namespace) -> int:

@@ -124,6 +124,10 @@ class Machine:
             if getattr(self, key) < least:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least {least}")
 
+    def rows(self, batch: int) -> int:
+        """How many sequences or images of a batch are worked on at a time: never more than it has."""
+        return min(self.micro_batch or batch, batch)
+
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -263,7 +267,7 @@ class Experiment:
             if source != target:
                 raise UsageError(f"source.{key} = {source} differs from target.{key} = {target}: it does not grow")
         for training in (self.train, self.source_train):
-            if self.machine.micro_batch and training.batch % self.machine.micro_batch:
+            if training.batch % self.machine.rows(training.batch):
                 raise UsageError(f"machine.micro_batch = {self.machine.micro_batch}: must divide batch = {training.batch}")
 
     def sizes(self, which: Literal["source", "target"], vocabulary: int) -> ModelConfig:
@@ -346,10 +350,10 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """`base`, with what `table` says otherwise."""
+    """`base`, with what `table` says otherwise; published figures belong to one experiment, so that they are all replaced."""
     both = {
         key: _merged(base[key], table[key])
-        for key in base.keys() & table
+        for key in (base.keys() & table.keys()) - {"published"}
         if isinstance(base[key], dict) and isinstance(table[key], dict)
     }
     return {**base, **table, **both}

@@ -65,7 +65,7 @@ class Phase:
 
     def first_steps(self, steps: int) -> dict[int, int]:
         """The first step of each kind of work among `steps`."""
-        return {self.kind(step): step for step in reversed(range(steps))}
+        return {0: 0} if self.kind is one_kind else {self.kind(step): step for step in reversed(range(steps))}
 
     def length(self, budget: int, done: int) -> int:
         """Steps of this phase when `done` of the budget's scored steps lie behind. Raises UsageError if it has none."""

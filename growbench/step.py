@@ -30,7 +30,7 @@ class Step:
     live: Spread
     module: nn.Module  # what is called: the live one's module, or that compiled
     training: Training
-    micro_batch: int  # rows; 0: all
+    machine: Machine
     device: torch.device
 
     @classmethod
@@ -38,7 +38,7 @@ class Step:
         """`steps`: how many there will be; many are worth compiling for."""
         worth = device.type == "cuda" and steps >= WORTH_COMPILING if machine.compile == "auto" else machine.compile == "on"
         module = torch.compile(live.module, dynamic=False) if worth and steps else live.module
-        return cls(phase, live, cast(nn.Module, module), training, machine.micro_batch, device)
+        return cls(phase, live, cast(nn.Module, module), training, machine, device)
 
     @property
     def compiled(self) -> bool:
@@ -46,7 +46,7 @@ class Step:
 
     def backward(self, batch: Batch, step: int) -> Tensor:
         """Add the gradients of the mean loss over `batch`, this process's share, micro-batch by micro-batch. The loss."""
-        parts = max(1, len(batch.inputs) // self.micro_batch) if self.micro_batch else 1
+        parts = len(batch.inputs) // self.machine.rows(len(batch.inputs))
         losses = []
         for number in range(parts):
             with nullcontext() if number == parts - 1 else self.live.accumulating():

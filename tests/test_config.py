@@ -158,6 +158,10 @@ def test_an_experiment_extends_another(miniature: Path, tmp_path: Path) -> None:
     assert (experiment.target.layers, experiment.target.width) == (3, base.target.width)
     assert experiment.source == base.source
     assert experiment.published["ligo"].flops == 7
+    child.write_text('extends = "bert-small-base"\n[published]\nki = { flops = 3 }\n')
+    assert load(str(child)).published == {"ki": config.Published(flops=3)}, "the base's figures are not this experiment's"
+    child.write_text('extends = "bert-small-base"\npublished = {}\n')
+    assert load(str(child)).published == {} != load("bert-small-base").published
     child.write_text('extends = "gpt2-tiny"\ntitle = "Mine"')
     assert load(str(child)).identity() == load("gpt2-tiny").identity()
 

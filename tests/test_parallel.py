@@ -165,9 +165,11 @@ def test_what_cannot_be_divided_is_refused(miniature: Path, tmp_path: Path, monk
     experiment = load(str(miniature))
     with pytest.raises(UsageError, match=r"^batch = 4: must divide into 3 shares$"):
         Benchmark(experiment, tmp_path / "results", Parallel(CPU, shares=3)).run([], [0])
-    small = replace(experiment, machine=replace(experiment.machine, micro_batch=4))
-    with pytest.raises(UsageError, match=r"^batch = 4: must divide into 2 shares of micro-batches of 4$"):
-        Benchmark(small, tmp_path / "results", Parallel(CPU, shares=2)).run([], [0])
+    twelve = replace(experiment.train, batch=12)
+    machine = replace(experiment.machine, micro_batch=4)
+    odd = replace(experiment, train=twelve, source_train=twelve, machine=machine)
+    with pytest.raises(UsageError, match=r"^batch = 12: must divide into 2 shares of micro-batches of 4$"):
+        Benchmark(odd, tmp_path / "results", Parallel(CPU, shares=2)).run([], [0])
     with pytest.raises(UsageError, match=r"^--tensor-parallel 4: must divide the heads of every model, and one has 2$"):
         Benchmark(experiment, tmp_path / "results", Parallel(CPU, parts=4)).run([], [0])
     with pytest.raises(UsageError, match=r"^--tensor-parallel 2: must divide the number of processes, 1;"):

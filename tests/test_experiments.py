@@ -1,0 +1,93 @@
+"""The shipped experiments: each can be planned with every method of LiGO's paper, and a lite one runs on data of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from growbench import cli, config, results
+from growbench.plan import plan, plan_source
+from growbench.registry import get_all
+
+PAPER = ["scratch", "stackbert", "mslt", "bert2bert", "ki", "ligo"]
+LITE = [name for name in config.available() if name.endswith("-lite")]
+
+# FLOPs per step of source and target by the paper's counter, batch 256 x 128
+GOLDEN = {
+    "bert-small-base": (4.97735e12, 1.506823133184e13),
+    "bert-small50k-base": (4.97735e12, 1.506823133184e13),
+    "bert-base-large": (1.506823133184e13, 4.530815e13),
+    "bert-small-large": (4.97735e12, 4.530815e13),
+    "bert-depth": (9.32438e12, 1.506823133184e13),
+}
+SOURCES = {"bert-small-base": 1.0950e18, "bert-small50k-base": 2.489e17, "bert-base-large": 6.0273e18}
+
+
+@pytest.mark.parametrize("name", config.available())
+def test_every_method_of_the_paper_can_be_planned(name: str) -> None:
+    """No network, no weights in memory; the paper's own figures where it has some."""
+    experiment = config.load(name)
+    vocabulary = experiment.data.classes if isinstance(experiment.data, config.ImageConfig) else experiment.data.vocabulary
+    (source,) = plan_source(experiment, vocabulary, torch.device("cuda"))
+    full = config.load(name.removesuffix("-lite"))
+    shapes = [(each.source, each.target, each.data.positions, each.train.batch) for each in (experiment, full)]
+    methods = ["scratch", "ligo"] if name in LITE and shapes[0] == shapes[1] else PAPER  # of equal shapes only the steps differ
+    plans = {
+        found.name: plan(experiment, found, vocabulary, torch.device("cuda")) for found in get_all(methods, experiment.methods)
+    }
+    for phases in plans.values():
+        assert sum(phase.steps for phase in phases if phase.scored) == experiment.train.steps
+        assert 0 < max(phase.memory for phase in phases) < 78 * 2**30, "more than a GPU of 80 GB has"
+    if name in GOLDEN:
+        (target,) = plans["scratch"]
+        per_step = source.paper_flops_per_step, target.paper_flops_per_step
+        assert per_step == pytest.approx(GOLDEN[name], rel=1e-6)
+        assert per_step[0] and source.steps * per_step[0] == pytest.approx(
+            SOURCES.get(name, source.steps * per_step[0]), rel=3e-4
+        )
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_a_lite_experiment_keeps_the_proportions(name: str) -> None:
+    lite, full = config.load(name), config.load(name.removesuffix("-lite"))
+    for key in ("layers", "width", "heads", "ffn"):
+        ratios = [getattr(each.source, key) / getattr(each.target, key) for each in (lite, full)]
+        assert ratios[0] == ratios[1], key
+    shares = [(each.source_train.steps / each.train.steps, each.train.warmup / each.train.steps) for each in (lite, full)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.01)
+    assert lite.target.head_size == full.target.head_size
+    assert lite.train.lr / lite.train.batch == pytest.approx(full.train.lr / full.train.batch) or lite.train.lr == full.train.lr
+    assert "lite" in lite.title and not lite.published, "the paper's figures are of the full size"
+
+
+def tiny(name: str, *overrides: str) -> list[str]:
+    sizes = ["source.layers=1", "source.width=16", "source.heads=2", "target.layers=2", "target.width=32", "target.heads=4"]
+    budget = ["source.steps=3", "train.steps=4", "train.warmup=1", "train.batch=4", "machine.micro_batch=0"]
+    settings = [*sizes, *budget, "data.evaluation_batches=1", "ligo.operator_steps=2", *overrides]
+    return ["run", name, "--methods", "ligo", *(part for each in settings for part in ("--set", each))]
+
+
+def check_run(arguments: list[str], folder: Path) -> None:
+    assert cli.main([*arguments, "--results", str(folder)]) == 0
+    run = results.load(folder / arguments[1] / "ligo-seed0")
+    assert run is not None and run.record["status"] == "finished" and run.record["steps"] == 6
+
+
+def test_a_lite_experiment_runs_on_a_text_of_ones_own(corpus: Path, tmp_path: Path) -> None:
+    """And with a tokenizer of its own: an empty name asks for one to be trained."""
+    own = [f"data.corpus=files:{corpus}", "data.tokenizer=", "data.vocabulary=300", "data.documents=0", "data.sequence_length=16"]
+    check_run(tiny("bert-small-base-lite", *own), tmp_path)
+
+
+def test_a_lite_experiment_runs_on_images_of_ones_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(100):
+        folder = tmp_path / "images" / "abc"[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{number}.png")
+    own = [f"data.corpus=files:{tmp_path}/images/*/*.png", "data.image_size=16", "data.patch=8", "data.classes=3"]
+    check_run(tiny("cait-xs-s-lite", *own), tmp_path)

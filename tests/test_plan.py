@@ -1,0 +1,173 @@
+"""The plan of a run: its memory against closed forms and measured peaks, and what --dry-run prints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from growbench import bench, cli, config, plan
+from growbench.footprint import Footprint, Kernels
+from growbench.plan import CPU, META
+from growbench.registry import get
+
+CUDA = torch.device("cuda")
+
+
+def step_of(linear: nn.Linear, inputs: torch.Tensor) -> None:
+    linear(inputs).square().sum().backward()
+
+
+def test_a_tensor_counts_from_its_making_until_it_is_freed() -> None:
+    with Footprint() as footprint:
+        first = torch.empty(100, 10, device=META)
+        view = first.t()[3:]
+        second = first * 2
+        assert footprint.live == footprint.peak == 2 * 4000
+        del first
+        assert footprint.live == 2 * 4000, "its view is still there"
+        del view, second
+        assert (footprint.live, footprint.peak) == (0, 2 * 4000)
+        footprint.reset()
+        assert footprint.peak == 0
+
+
+def test_what_backward_needs_is_kept_and_freed() -> None:
+    """y = W x; loss = sum(y^2). Alive at the peak, in backward: W, x, y, the gradients of y^2, of y, and what that is made of."""
+    with Footprint() as footprint:
+        linear, x = nn.Linear(30, 20, bias=False, device=META), torch.empty(50, 30, device=META)
+        weight, given, output = 4 * 20 * 30, 4 * 50 * 30, 4 * 50 * 20
+        assert footprint.live == weight + given
+        step_of(linear, x)
+        assert footprint.live == 2 * weight + given, "the gradient stays"
+        assert weight + given + 2 * output <= footprint.peak <= 2 * weight + given + 4 * output
+
+
+@pytest.mark.parametrize(("device", "dropout", "weights"), [(CPU, 0.0, 0), (CPU, 0.1, 1), (CUDA, 0.1, 0)])
+def test_attention_keeps_its_weights_only_where_no_kernel_does_it(device: torch.device, dropout: float, weights: int) -> None:
+    shape = 2, 4, 64, 16
+    with Footprint() as footprint, Kernels(device, False, footprint):
+        q, k, v = (torch.empty(*shape, device=META, requires_grad=True) for _ in range(3))
+        before = footprint.live
+        output = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        kept = footprint.live - before
+        size, pairs = 4 * 2 * 4 * 64 * 16, 4 * 2 * 4 * 64 * 64
+        if weights:
+            assert kept > size + 2 * pairs  # softmax, and the mask
+        else:
+            assert kept == size + 4 * 2 * 4 * 64  # the output, and a sum for each query
+        output.sum().backward()
+        assert q.grad is not None and q.grad.shape == shape
+
+
+def test_half_precision_keeps_halves() -> None:
+    """A product keeps its input and its weight in half precision."""
+    with Footprint() as footprint, Kernels(CUDA, True, footprint):
+        linear, x = nn.Linear(30, 20, bias=False, device=META), torch.empty(50, 30, device=META)
+        before = footprint.live
+        y = linear(x)
+        assert y.dtype == torch.bfloat16
+        assert footprint.live - before == 2 * (20 * 30 + 50 * 30 + 50 * 20)
+        assert functional.layer_norm(y, (20,)).dtype == torch.float32
+
+
+def test_a_plan_counts_the_same_with_and_without_a_footprint(miniature: Path) -> None:
+    """What is remembered of shapes changes no count: the FLOPs are those of a real step."""
+    experiment = config.load(str(miniature))
+    (planned,) = plan.plan(experiment, get("scratch"), 300)
+    real = bench.PhaseStep.of(experiment, "scratch", 0, 300, CPU)
+    flops, _ = plan.count(lambda: real.walked.phase.loss(real.walked.model, real.batch, 0).backward())
+    assert planned.flops_per_step == {"train": flops}
+
+
+def test_memory_holds_weights_gradients_moments_and_the_source(miniature: Path) -> None:
+    """With hardly any activations: four times the parameters, and the source once where a method uses one."""
+    sizes = ["source.width=512", "source.heads=4", "target.width=1024", "target.heads=8", "train.batch=1", "target.layers=1"]
+    experiment = config.load(str(miniature), [*sizes, "data.sequence_length=4"])
+    parameters = [4 * (12 * width**2 + 300 * width) for width in (512, 1024)]
+    (scratch,), (grown,) = (plan.plan(experiment, get(name), 300) for name in ("scratch", "bert2bert"))
+    assert 4 * parameters[1] < scratch.memory < 4.5 * parameters[1]
+    assert grown.memory - scratch.memory > 0.95 * parameters[0]
+
+
+def test_frozen_parameters_have_no_gradients_and_moments(miniature_bert: Path) -> None:
+    experiment = config.load(str(miniature_bert), ["target.layers=4", "target.width=256", "train.batch=1"])
+    phases = {phase.name: phase.memory for phase in plan.plan(experiment, get("mslt"), 300)}
+    assert phases["top of 4"] < 0.75 * phases["all layers"]
+
+
+def test_micro_batches_save_memory_and_no_flops(miniature: Path) -> None:
+    experiment = config.load(str(miniature), ["train.batch=64"])
+    (whole,) = plan.plan(experiment, get("scratch"), 300)
+    (parts,) = plan.plan(replace(experiment, machine=config.Machine(micro_batch=8)), get("scratch"), 300)
+    assert parts.flops_per_step == whole.flops_per_step
+    assert parts.memory < 0.3 * whole.memory
+    (one,) = plan.plan(replace(experiment, machine=config.Machine(micro_batch=128)), get("scratch"), 300)
+    assert one == whole, "a batch of fewer is worked on whole"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="elsewhere than on Linux a process has one peak only")
+@pytest.mark.parametrize(("method", "phase"), [("scratch", 0), ("ligo", 0)])
+def test_the_estimate_is_near_the_measured_peak(method: str, phase: int) -> None:
+    """GPT-2 3x384 on 1,024 tokens. The process takes some memory of its own, too."""
+    sizes = ["source.width=192", "source.heads=3", "target.layers=3", "target.width=384", "target.heads=6", "train.batch=16"]
+    experiment = config.load("gpt2-tiny", sizes)
+    planned = plan.plan(experiment, get(method), 2048)[phase].memory
+    measured = bench._step_memory(torch.get_num_threads(), experiment, method, phase, 2048, CPU)
+    assert planned == pytest.approx(measured, rel=0.25)
+
+
+def dry_run(*arguments: str | Path) -> int:
+    return cli.main(["run", *map(str, arguments), "--dry-run"])
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split() for line in text.splitlines() if line.strip() and not line.startswith(" ")}
+
+
+def test_hours_follow_from_the_throughput(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dry_run(miniature, "--methods", "ki,ligo", "--throughput", "1e6") == 0
+    out = capsys.readouterr().out
+    assert "at 1 MFLOP/s given with --throughput, on cpu" in out
+    (planned,) = plan.plan(config.load(str(miniature)), get("scratch"), 300)
+    assert rows(out)["scratch"][-1] == f"{planned.flops / 1e6 / 3600:.3g}"
+    assert "inherit: 4 x " in out and "learn operator: 3 x " in out
+    assert all(len(line) <= 120 for line in out.splitlines())
+
+
+def test_a_plan_for_a_device_that_is_not_here(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("it is here")
+    assert dry_run(miniature, "--methods", "scratch", "--device", "cuda", "--throughput", "150e12") == 0
+    assert "bf16 on cuda" in capsys.readouterr().out
+    assert dry_run(miniature, "--methods", "scratch", "--device", "cuda") == 2
+
+
+def test_a_method_that_cannot_be_planned_has_a_row_that_says_so(
+    miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.py"
+    looks = "yield Phase(model=task.grow({n: w for n, w in task.read(task.build()).items() if w.value.sum().item() < 9}))"
+    scratch = (Path(cli.__file__).parents[1] / "methods" / "scratch.py").read_text()
+    mine.write_text(scratch.replace("yield Phase(model=task.build())", looks))
+    assert dry_run(miniature, "--methods", f"{mine},ligo", "--throughput", "1e9") == 0
+    found = rows(capsys.readouterr().out)
+    assert "cannot be planned without values" in " ".join(found["mine"])
+    assert found["ligo"][1] == "15"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "fast", "inf", "nan"])
+def test_a_throughput_is_a_positive_number(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        dry_run("gpt2-tiny", "--throughput", value)
+    assert caught.value.code == 2
+    assert "must be a number above 0" in capsys.readouterr().err
+
+
+def test_throughput_without_a_dry_run_is_refused(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", str(miniature), "--throughput", "1e12"]) == 2
+    assert "--throughput: only of --dry-run" in capsys.readouterr().err
