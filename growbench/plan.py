@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from growbench import architectures
-from growbench.architectures import Architecture, sizes_of
+from growbench.architectures import sizes_of
 from growbench.config import DataConfig, Experiment, ImageConfig, ModelConfig, UsageError
 from growbench.cost import Costs, count, fvcore_forward, paper_step
 from growbench.data import Batch, scored_per_row
@@ -93,7 +93,7 @@ def plan(experiment: Experiment, found: Found, vocabulary: int, device: torch.de
     Raises UsageError if the method refuses the experiment, and Unplannable if it fails without values to look at.
     """
     for which in ("source", "target"):  # sizes that no method can build are refused in the architecture's own words
-        _buildable(architectures.of(experiment), experiment.sizes(which, vocabulary))
+        _refuse_unbuildable(architectures.of(experiment).name, experiment.sizes(which, vocabulary))
     try:
         return _plan(experiment, found.method, vocabulary, device)
     except UsageError as error:
@@ -104,8 +104,8 @@ def plan(experiment: Experiment, found: Found, vocabulary: int, device: torch.de
 
 
 @cache
-def _buildable(architecture: Architecture, sizes: ModelConfig) -> None:
-    architecture.shapes(sizes)
+def _refuse_unbuildable(architecture: str, sizes: ModelConfig) -> None:
+    architectures.get(architecture).shapes(sizes)
 
 
 class Walked(NamedTuple):
