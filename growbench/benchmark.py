@@ -98,8 +98,9 @@ class Benchmark:
                 done = {job.name: self._work(job, data, target, job.name in elsewhere) for job in left}
                 succeeded &= False not in done.values()
                 left = [job for job in left if done[job.name] is None]
-                self._wait_for({job.name for job in left} - elsewhere)
-                elsewhere |= {job.name for job in left}
+                if left:
+                    self._wait_for({job.name for job in left} - elsewhere)
+                    elsewhere |= {job.name for job in left}
             target = self.target_loss if self.target_loss is not None else self._scratch_loss(seeds)
         return succeeded
 
@@ -110,10 +111,12 @@ class Benchmark:
                 return None
             ladder = [replace(full, budget=budget) for budget in sorted(self.budgets, reverse=True)]
             missing = [job for job in ladder if not self._done(job, data, target)]
+            if not missing:
+                return True
             if was_elsewhere and any((run := results.load(self.folder / job.name)) and run.failed for job in missing):
                 return False
-            source = self._source(data, full.seed) if missing and needs_source(full) else None
-            if missing and needs_source(full) and source is None:
+            source = self._source(data, full.seed) if needs_source(full) else None
+            if needs_source(full) and source is None:
                 say(f"{full.name:<18} needs the small model, whose training failed")
                 return False
             return self._climb(missing, data, target, source)
@@ -132,7 +135,7 @@ class Benchmark:
             lock.release()
 
     def _wait_for(self, names: Collection[str]) -> None:
-        """A moment, if another process is at runs of these names."""
+        """A moment, while another process is at runs of these names, among others."""
         for name in sorted(names):
             say(f"{name:<18} is another process's work: waiting for it")
         time.sleep(1)

@@ -80,7 +80,7 @@ def test_a_plan_counts_the_same_with_and_without_a_footprint(miniature: Path) ->
     experiment = config.load(str(miniature))
     (planned,) = plan.plan(experiment, get("scratch"), 300)
     real = bench.PhaseStep.of(experiment, "scratch", 0, 300, CPU)
-    flops, _ = plan.count(lambda: real.walked.phase.loss(real.walked.model, real.batch, 0).backward())
+    flops, _ = plan.count(lambda: real.step.phase.loss(real.step.module, real.batch, 0).backward())
     assert planned.flops_per_step == {"train": flops}
 
 
@@ -132,7 +132,7 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_hours_follow_from_the_throughput(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dry_run(miniature, "--methods", "ki,ligo", "--throughput", "1e6") == 0
     out = capsys.readouterr().out
-    assert "at 1 MFLOP/s given with --throughput, on cpu" in out
+    assert "at 1 MFLOP/s\ngiven with --throughput, on cpu" in out
     (planned,) = plan.plan(config.load(str(miniature)), get("scratch"), 300)
     assert rows(out)["scratch"][-1] == f"{planned.flops / 1e6 / 3600:.3g}"
     assert "inherit: 4 x " in out and "learn operator: 3 x " in out

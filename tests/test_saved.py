@@ -340,7 +340,7 @@ def test_a_run_starts_from_a_saved_model_and_is_charged_for_it(done: tuple[Path,
         return {unit: record["cost"][unit]["source"] for unit in ("flops", "seconds")}
 
     code, plan, _ = growbench(*start, "--dry-run")
-    assert code == 0 and f"pretrained, not trained here: {source}" in plan
+    assert code == 0 and f"the source is pretrained: {source}" in plan
     code, _, said = growbench(*start)
     assert code == 0 and "unknown" not in said
     assert charged() == {unit: card["cost"][unit]["total"] for unit in ("flops", "seconds")}

@@ -1,0 +1,72 @@
+"""Several processes on one results folder: each run is done once, by one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import torch
+
+from growbench.benchmark import Benchmark
+from growbench.config import load
+from growbench.parallel import Parallel
+from growbench.registry import get_all
+
+METHODS = ["scratch", "stackbert", "bert2bert", "ligo"]
+
+
+def test_two_at_once_share_the_work(miniature: Path, tmp_path: Path) -> None:
+    """Every run is finished by one process and found done by the other, the source too; the report is whole."""
+    command = [sys.executable, "-m", "growbench", "run", str(miniature), "--methods", ",".join(METHODS), "--seeds", "0,1"]
+    arguments = ["--results", str(tmp_path / "results"), "--set", "train.steps=60"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in "12"
+    ]
+    said = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    runs = [f"{name}-seed{seed}" for name in (*METHODS, "source") for seed in (0, 1)]
+    for run in runs:
+        finished = [f"{run:<18} finished" in each for each in said]
+        assert sum(finished) == 1, run
+        record = json.loads((tmp_path / "results" / "miniature" / run / "run.json").read_text())
+        steps = [json.loads(line)["step"] for line in (tmp_path / "results" / "miniature" / run / "curve.jsonl").open()]
+        assert record["status"] == "finished" and steps == sorted(steps)
+    assert (tmp_path / "results" / "miniature" / "report" / "index.html").read_text().endswith("</html>\n")
+
+
+def test_what_another_process_does_is_waited_for(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are done first; a claim that is given up is taken over, and one of a dead process is none."""
+    folder = tmp_path / "results"
+    code = "import sys, filelock, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(1000)"
+    lock = folder / ".locks" / "stackbert-seed0.lock"
+    lock.parent.mkdir(parents=True)
+    other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    benchmark = Benchmark(load(str(miniature)), folder, Parallel(torch.device("cpu")))
+    wait_for = Benchmark._wait_for
+
+    def until_it_dies(self: Benchmark, names: Collection[str]) -> None:
+        wait_for(self, names)
+        other.kill()
+
+    monkeypatch.setattr(Benchmark, "_wait_for", until_it_dies)
+    try:
+        assert benchmark.run(get_all(["scratch", "stackbert", "mslt"], {}), [0])
+    finally:
+        other.kill()
+    said = capsys.readouterr().err
+    order = [
+        said.index(text)
+        for text in ("mslt-seed0         finished", "stackbert-seed0    is another process's work", "stackbert-seed0    finished")
+    ]
+    assert order == sorted(order)
+    assert said.count("is another process's work") == 1
