@@ -213,8 +213,8 @@ def nominal_seconds(run: Run) -> float:
 
 
 def tokens_per_parameter(run: Run) -> float:
-    """Training tokens per parameter of the target; NaN for a run that did not finish."""
-    return run.record["tokens"] / run.record["parameters"] if run.finished else math.nan
+    """Training tokens per parameter of the target; NaN for a run that did not finish, or does not say how many it has."""
+    return run.record["tokens"] / run.record["parameters"] if run.finished and run.record["parameters"] else math.nan
 
 
 def outcomes(runs: Iterable[Run], target: float, target_given: bool) -> pd.DataFrame:

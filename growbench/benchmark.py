@@ -170,12 +170,14 @@ class Benchmark:
         if self._pretrained:
             return self._pretrained
         job = Job(replace(get("scratch"), name=results.SOURCE), seed, which="source")
+        unsaid = [job.name]
         while seed not in self._sources:
             with self._claimed(job.name) as mine:
                 if mine:
                     self._sources[seed] = self._trained_source(job, data)
-                else:
-                    self._wait_for([job.name])
+            if not mine:
+                self._wait_for(unsaid)
+                unsaid = []
         return self._sources[seed]
 
     def _trained_source(self, job: Job, data: Data) -> Source | None:

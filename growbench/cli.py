@@ -251,10 +251,13 @@ def run_experiment(options: argparse.Namespace) -> int:
     if not processes.main:
         return 0 if succeeded else 1
 
+    from filelock import FileLock
+
     from growbench import report
 
     try:
-        page = report.make(folder, target_loss=options.target_loss)
+        with FileLock(folder / ".locks" / "report.lock"):  # two processes that shared the work end together
+            page = report.make(folder, target_loss=options.target_loss)
     except UsageError as error:
         if succeeded:
             raise

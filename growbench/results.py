@@ -6,12 +6,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from growbench.config import UsageError
+from growbench.progress import say
 
 SOURCE = "source"  # the small model's own run, kept beside the methods' runs; no method may have this name
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
@@ -26,6 +28,17 @@ UNKNOWN_SOURCE = (  # what a reader is asked for
 )
 # Seconds compare only where these are equal.
 HARDWARE = ("device", "name", "threads", "precision", "processes", "micro_batch", "compile")
+
+# What a run's record must hold; and what came when runs had been stored without it, with what it was for them.
+RECORD = {
+    "status": str, "experiment": str, "title": str, "method": str, "seed": int, "config": dict, "cost": dict, "steps": int,
+    "tokens": int, "phases": list, "hardware": dict,
+}  # fmt: skip
+ADDED: dict[str, Any] = {
+    "origin": "unknown", "budget": 1.0, "inherited": None, "published": None, "keeps_source": False, "final_val_loss": None,
+    "final_val_accuracy": None, "parameters": None, "peak_memory_bytes": None, "versions": {}, "data": {}, "error": None,
+}  # fmt: skip
+CURVE = ("step", "val_loss", "flops", "seconds")  # numbers of every row
 
 
 @dataclass(frozen=True)
@@ -146,18 +159,48 @@ def name(method: str, seed: int, budget: float = 1.0) -> str:
 
 
 def load(folder: Path) -> Run | None:
-    """The run stored in `folder`, or None if it never ended. A line cut off at the curve's end is left out."""
-    record_file = folder / "run.json"
-    if not record_file.is_file():
+    """The run stored in `folder`, or None if it never ended. What cannot be read is left out, and said once."""
+    try:
+        return _load(folder) if (folder / "run.json").is_file() else None
+    except (OSError, ValueError) as error:  # no UTF-8 and no JSON are ValueErrors
+        _say_once(f"{folder} is left out: run.json cannot be read: {' '.join(str(error).split())}")
         return None
-    record = json.loads(record_file.read_text(encoding="utf-8"))
-    curve = []
-    for line in (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines():
+
+
+def _load(folder: Path) -> Run:
+    found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("is no run's record")
+    record: dict[str, Any] = ADDED | found
+    for key, kind in RECORD.items():
+        if not isinstance(record.get(key), kind):
+            raise ValueError(f"is no run's record: {key} is {'of another kind' if key in record else 'missing'}")
+    if (
+        not all(isinstance(record["cost"].get(unit), dict) for unit in UNITS)
+        or not {"experiment", "method"} <= record["config"].keys()
+    ):
+        raise ValueError("is no run's record: cost or config is incomplete")
+    return Run(folder, record, list(_rows(folder / "curve.jsonl")))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The evaluations on file, up to the first line that is none. Of a run that was broken off, that is the last one."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            curve.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return Run(folder, record, curve)
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), (int, float)) for key in CURVE):
+            if number < len(lines):
+                _say_once(f"{path}, line {number} is no evaluation: it and the {len(lines) - number} after it are left out")
+            return
+        yield row
+
+
+@cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def load_all(folder: Path) -> list[Run]:

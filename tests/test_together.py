@@ -46,7 +46,9 @@ def test_what_another_process_does_is_waited_for(
 ) -> None:
     """The others are done first; a claim that is given up is taken over, and one of a dead process is none."""
     folder = tmp_path / "results"
-    code = "import sys, filelock, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(1000)"
+    code = (
+        "import sys, filelock, time; own = filelock.FileLock(sys.argv[1]); own.acquire(); print('held', flush=1); time.sleep(99)"
+    )
     lock = folder / ".locks" / "stackbert-seed0.lock"
     lock.parent.mkdir(parents=True)
     other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)

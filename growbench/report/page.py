@@ -460,7 +460,7 @@ def _run_row(run: Run) -> list[str]:
     return [
         _name(run), record["status"], "–" if loss is None else f"{loss:.4f}", f"{record['steps']:,}", f"{record['tokens']:,}",
         "–" if math.isnan(per_parameter) else units.digits(per_parameter), *(units.digits(time) for time in times),
-        units.data_size(record["peak_memory_bytes"]),
+        units.data_size(record["peak_memory_bytes"]) if record["peak_memory_bytes"] else "–",
     ]  # fmt: skip
 
 
@@ -516,7 +516,7 @@ def _provenance(runs: Sequence[Run]) -> str:
         "hardware": _distinct(_machine(run) for run in runs),
         "versions": _distinct(_settings(run.record["versions"]) for run in runs),
         "data": _distinct(_settings(run.record["data"]) for run in runs),
-        "target parameters": _distinct(f"{run.record['parameters']:,}" for run in runs if run.finished),
+        "target parameters": _distinct(f"{run.record['parameters']:,}" for run in runs if run.record["parameters"]),
     }
     for key, value in runs[0].record["config"]["experiment"].items():
         rows[key.replace("_", " ")] = _settings(value) if isinstance(value, Mapping) else str(value)

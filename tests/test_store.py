@@ -1,0 +1,94 @@
+"""The store survives: what cannot be read is named and left out, and the rest is used."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from growbench import analysis, report, results
+
+RECORD: dict[str, Any] = {
+    "status": "finished", "experiment": "e", "title": "E", "method": "scratch", "seed": 0, "steps": 2, "tokens": 20,
+    "config": {"experiment": {"train": {"steps": 2}}, "method": {}}, "phases": [{"steps": 2, "median_step_seconds": 0.5}],
+    "cost": {unit: {"train": 10.0} for unit in results.UNITS}, "final_val_loss": 2.0,
+    "hardware": {"device": "cpu", "name": "Some CPU", "threads": 1, "precision": "float32"},
+}  # fmt: skip
+ROWS = [
+    {"step": step, "val_loss": 3.0 - step, "flops": 5.0 * step, "seconds": 5.0 * step, "scored": True, "phase": "train"}
+    for step in range(3)
+]
+
+
+def store(folder: Path, record: str = json.dumps(RECORD), curve: str = "".join(json.dumps(row) + "\n" for row in ROWS)) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(record)
+    (folder / "curve.jsonl").write_text(curve)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ("", "Expecting value"),
+        ('{"status": "fin', "Unterminated string"),
+        ("[1, 2]", "is no run's record"),
+        ('{"name": "somebody else\'s file"}', "status is missing"),
+        (json.dumps(RECORD | {"seed": "zero"}), "seed is of another kind"),
+        (json.dumps(RECORD | {"cost": {"flops": {}}}), "cost or config is incomplete"),
+        (json.dumps(RECORD | {"config": {}}), "cost or config is incomplete"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_named_and_the_others_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record: str, reason: str
+) -> None:
+    store(tmp_path / "scratch-seed0")
+    broken = store(tmp_path / "ligo-seed0", record)
+    comparison = analysis.analyse(tmp_path)
+    assert comparison.methods == ["scratch"]
+    said = capsys.readouterr().err
+    assert said.startswith(f"{broken} is left out: run.json cannot be read: ") and reason in said
+    assert results.load(broken) is None
+    assert capsys.readouterr().err == "", "said once"
+
+
+def test_a_record_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = store(tmp_path / "ligo-seed0")
+    (folder / "run.json").write_bytes(b"\xff\xfe\x00")
+    assert results.load(folder) is None
+    assert f"{folder} is left out" in capsys.readouterr().err
+
+
+def test_a_curve_is_used_up_to_what_is_no_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps(row) for row in ROWS]
+    for number, garbage in enumerate(
+        ["{", "\0\0\0", "3", '{"step": 1}', '{"step": 1, "val_loss": "low", "flops": 0, "seconds": 0}']
+    ):
+        folder = store(tmp_path / f"ligo-seed{number}", curve="\n".join([lines[0], garbage, *lines[1:]]))
+        run = results.load(folder)
+        assert run is not None and run.curve == ROWS[:1]
+        assert "line 2 is no evaluation: it and the 2 after it are left out" in capsys.readouterr().err
+    (folder / "curve.jsonl").unlink()
+    run = results.load(folder)
+    assert run is not None and run.curve == []
+
+
+@given(cut=st.integers(0, 200))
+def test_a_curve_cut_off_anywhere_keeps_its_whole_lines(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    folder = store(tmp_path_factory.mktemp("cut") / "ligo-seed0", curve=text[:cut])
+    run = results.load(folder)
+    whole = text[:cut].count("\n") + (text[cut : cut + 1] == "\n")
+    assert run is not None and run.curve == ROWS[:whole]
+
+
+def test_a_record_of_an_older_version_is_used(tmp_path: Path) -> None:
+    """What came later has the value that it had then, and the page does without."""
+    run = results.load(store(tmp_path / "scratch-seed0"))
+    assert run is not None
+    assert (run.budget, run.record["inherited"], run.record["peak_memory_bytes"], run.record["error"]) == (1.0, None, None, None)
+    assert "E" in report.make(tmp_path).read_text()
