@@ -29,7 +29,7 @@ from growbench.cost import Costs, charged
 from growbench.data import Data, load, tokenizer_to_save
 from growbench.method import Task
 from growbench.parallel import Parallel
-from growbench.plan import Unplannable, branching_step, plan
+from growbench.plan import Unplannable, branching_step, check_sizes, plan
 from growbench.progress import Progress, human, say
 from growbench.registry import Found, get
 from growbench.signals import Interruption
@@ -76,6 +76,7 @@ class Benchmark:
         experiment, training = self.experiment, self.experiment.train
         architecture = architectures.of(experiment)
         pretrained = self._pretrained  # read first: one that cannot be used is refused before any work
+        check_sizes(experiment, 1000)  # whatever the vocabulary: before the data are prepared
         data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")

@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from growbench.progress import say
+
 KEPT = 2  # newest checkpoints of a phase under way
 
 
@@ -135,8 +137,14 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self, name: str, checkpoint: Checkpoint) -> None:
+        """A checkpoint that cannot be written (a full disk) is said, and training goes on without it."""
         if self.writes:
-            checkpoint.save(self.folder / f"{name}.safetensors")
+            path = self.folder / f"{name}.safetensors"
+            try:
+                checkpoint.save(path)
+            except (OSError, SafetensorError) as error:
+                say(f"{path}: this checkpoint could not be kept: {error}")
+                path.with_suffix(".part").unlink(missing_ok=True)
 
     def _within(self, phase: int) -> list[Path]:
         """The files of a phase under way, the newest first."""

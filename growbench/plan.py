@@ -92,8 +92,7 @@ def plan(experiment: Experiment, found: Found, vocabulary: int, device: torch.de
 
     Raises UsageError if the method refuses the experiment, and Unplannable if it fails without values to look at.
     """
-    for which in ("source", "target"):  # sizes that no method can build are refused in the architecture's own words
-        _refuse_unbuildable(architectures.of(experiment).name, experiment.sizes(which, vocabulary))
+    check_sizes(experiment, vocabulary)
     try:
         return _plan(experiment, found.method, vocabulary, device)
     except UsageError as error:
@@ -101,6 +100,13 @@ def plan(experiment: Experiment, found: Found, vocabulary: int, device: torch.de
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise Unplannable(f"{found.name} cannot be planned without values of weights: {reason}") from error
+
+
+def check_sizes(experiment: Experiment, vocabulary: int) -> None:
+    """Refuse sizes that no method can build, in the architecture's own words: raises UsageError."""
+    sizes: tuple[Literal["source", "target"], ...] = ("source", "target")
+    for which in sizes:
+        _refuse_unbuildable(architectures.of(experiment).name, experiment.sizes(which, vocabulary))
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from growbench.config import UsageError
 from growbench.progress import say
 
 SOURCE = "source"  # the small model's own run, kept beside the methods' runs; no method may have this name
+REPLACED = "replaced"  # the folder of finished runs whose place one of another configuration has taken
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
 SCRATCH = "scratch"  # the reference: the target trained from a random start
 UNITS = ("flops", "seconds")
@@ -79,15 +81,17 @@ class Run:
 
 
 class RunFolder:
-    """Writes one run. One that stopped before its end and had the same `config` is gone on with; another is removed."""
+    """Writes one run. One that stopped before its end and had the same `config` is gone on with; another one makes room.
+
+    A finished one, of another configuration, goes to a folder `replaced` beside it.
+    """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path, self.checkpoints = path, path / "checkpoints"
         begun = self.checkpoints / "config.json"
         try:
             if not (begun.is_file() and _read_json(begun) == plain(config)):
-                if path.exists():
-                    shutil.rmtree(path)
+                _make_room(path)
                 self.checkpoints.mkdir(parents=True)
                 begun.write_text(json.dumps(config), encoding="utf-8")
             self.curve = CurveFile(path / "curve.jsonl")
@@ -97,6 +101,18 @@ class RunFolder:
     def close(self, record: Mapping[str, Any]) -> None:
         """Write run.json."""
         _write(self.path, record)
+
+
+def _make_room(path: Path) -> None:
+    """Remove a run that did not finish; put one that did aside."""
+    stored = load(path)
+    if stored and stored.finished:
+        aside = path.parent / REPLACED
+        aside.mkdir(exist_ok=True)
+        numbers = itertools.count(1)
+        path.rename(next(free for number in numbers if not (free := aside / f"{path.name}-{number}").exists()))
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def state_source(run: Run, cost: Mapping[str, float | None]) -> None:

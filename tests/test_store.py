@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
-from growbench import analysis, report, results
+from growbench import analysis, checkpoint, cli, report, results, trainer
 
 RECORD: dict[str, Any] = {
     "status": "finished", "experiment": "e", "title": "E", "method": "scratch", "seed": 0, "steps": 2, "tokens": 20,
@@ -92,3 +95,66 @@ def test_a_record_of_an_older_version_is_used(tmp_path: Path) -> None:
     assert run is not None
     assert (run.budget, run.record["inherited"], run.record["peak_memory_bytes"], run.record["error"]) == (1.0, None, None, None)
     assert "E" in report.make(tmp_path).read_text()
+
+
+def test_a_finished_run_of_another_configuration_is_put_aside(miniature: Path, tmp_path: Path) -> None:
+    """Each time; the report is of what came last."""
+    arguments = ["run", str(miniature), "--methods", "scratch", "--results", str(tmp_path / "results"), "--set"]
+    rates = [1e-3, 2e-3, 1e-3]
+    for rate in rates:
+        assert cli.main([*arguments, f"train.lr={rate}"]) == 0
+    folder = tmp_path / "results" / "miniature"
+    stored = [folder / "replaced" / "scratch-seed0-1", folder / "replaced" / "scratch-seed0-2", folder / "scratch-seed0"]
+    runs = [results.load(path) for path in stored]
+    assert [run.record["config"]["experiment"]["train"]["lr"] for run in runs if run] == rates
+    assert runs[0] is not None and runs[2] is not None and runs[0].curve[-1]["val_loss"] == runs[2].curve[-1]["val_loss"]
+    assert [run.folder.name for run in results.load_all(folder)] == ["scratch-seed0"]
+
+
+def test_impossible_sizes_are_refused_before_the_data_are_read(
+    write_miniature: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    miniature = write_miniature(tmp_path, "modernbert", tmp_path / "absent.txt")
+    assert cli.main(["run", str(miniature), "--results", str(tmp_path / "results"), "--set", "target.width=36"]) == 2
+    assert "rotary positions need an even head size" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_full_disk_fails_the_run_and_loses_nothing(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run under way is marked failed with the reason, what it had measured is kept, and the others go on."""
+    append, written = results.CurveFile.append, 0
+
+    def until_full(self: results.CurveFile, row: Any) -> None:
+        nonlocal written
+        written += "scratch" not in str(self.path)
+        if written == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, row)
+
+    monkeypatch.setattr(results.CurveFile, "append", until_full)
+    arguments = ["run", str(miniature), "--methods", "stackbert,mslt", "--results", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    assert "stackbert-seed0    failed: [Errno 28] No space left on device" in capsys.readouterr().err
+    runs = {run.folder.name: run for run in results.load_all(tmp_path / "miniature")}
+    assert {name: run.record["status"] for name, run in runs.items()} == {
+        "scratch-seed0": "finished", "stackbert-seed0": "failed", "mslt-seed0": "finished"
+    }  # fmt: skip
+    assert len(runs["stackbert-seed0"].curve) == 4
+    assert cli.main(arguments) == 0, "with room again, the failed run is trained anew"
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+    assert cli.main(["run", str(miniature), "--methods", "scratch", "--results", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "phase-0-step-1.safetensors: this checkpoint could not be kept: I/O error: No space left on device" in said
+    assert not list(tmp_path.rglob("*.part"))
