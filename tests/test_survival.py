@@ -1,0 +1,21 @@
+"""The short forms of what runs at night: nonsense is refused in one line, and killed runs end in the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from crash import crash
+from fuzz import PROPERTIES, throw
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_nonsense_ends_in_success_or_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROWBENCH_CACHE", "")  # put back afterwards
+    assert sum(throw(name, 100).values()) == 100
+
+
+def test_killed_runs_end_in_the_same_bits(miniature: Path, tmp_path: Path) -> None:
+    """Three kills; `python -m tests.crash --kills 20` kills all methods of the paper."""
+    miniature.write_text(miniature.read_text().replace("steps = 12", "steps = 60"))
+    assert len(crash([str(miniature)], "scratch,ligo", 3, 0, tmp_path)) == 3
