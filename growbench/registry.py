@@ -139,6 +139,8 @@ def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
         name, cls, origin = spec, _checked(_loaded(point), spec), _origin(point)
     else:
         raise UsageError(f"unknown method {spec!r}: {did_you_mean(spec, names())}; or a file, as ./mine.py")
+    if not re.fullmatch(r"[^./\\\0][^/\\\0]*", name):
+        raise UsageError(f"a method cannot be named {name!r}: its runs' folders bear its name")
     return Found(name, parse(cls, options or {}, name), origin)
 
 

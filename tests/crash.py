@@ -2,7 +2,7 @@
 
     python -m tests.crash --kills 20
 
-The moments are counted in lines of progress, from 1 to 40 after each start, so that every kill hits training.
+The moments are counted in lines of progress, from 1 to 60 after each start, so that every kill hits training.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,8 @@ def run_and_kill(arguments: list[str], after: int) -> str | None:
         if seen == after:
             process.kill()
             process.wait()
-            return " ".join(line.split()[:4])
+            run, phase, step = re.findall(r"^(\S+)\s+(.*?)\s+step\s+(\d+)", line)[0]
+            return f"{run} {phase} {step}"
     if process.wait():
         raise SystemExit(f"a run ended with exit code {process.returncode}:\n{said}")
     return None
@@ -63,13 +65,13 @@ def left(folder: Path) -> dict[str, str]:
     return found
 
 
-def crash(experiment: list[str], methods: str, kills: int, seed: int, folder: Path) -> list[str]:
+def crash(experiment: list[str], methods: str, kills: int, seed: int, folder: Path, most: int = 60) -> list[str]:
     """Where the runs were killed. Exits with a message if anything differs from what undisturbed runs leave."""
     rng = random.Random(seed)
     arguments = ["run", *experiment, "--methods", methods, "--save", "--device", "cpu", "--results"]
     where: list[str] = []
     while len(where) < kills:
-        at = run_and_kill([*arguments, str(folder / "killed")], rng.randint(1, 40))
+        at = run_and_kill([*arguments, str(folder / "killed")], rng.randint(1, most))
         if at is None:
             raise SystemExit(f"all runs had ended after {len(where)} of {kills} kills: give the experiment more steps")
         where.append(at)

@@ -7,6 +7,7 @@ import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -260,3 +261,13 @@ def test_hyperparameters_of_an_unknown_method_are_refused(mine: Path) -> None:
 
 def test_a_method_named_twice_takes_part_once() -> None:
     assert [found.name for found in registry.get_all(["scratch", "ligo", "scratch", "ligo"], {})] == ["scratch", "ligo"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", ".hidden", "a\\b", ""])
+def test_a_method_of_a_package_cannot_leave_the_results_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's folder bears its method's name."""
+    point = EntryPoint(name, "growbench.methods.scratch", "growbench.methods")
+    monkeypatch.setattr(registry, "installed", lambda: {name: point})
+    monkeypatch.setattr(registry, "_origin", lambda point: "somebody's 1.0")
+    with pytest.raises(UsageError, match="a method cannot be named"):
+        registry.get(name)
