@@ -266,7 +266,7 @@ def test_a_method_named_twice_takes_part_once() -> None:
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", ".hidden", "a\\b", ""])
 def test_a_method_of_a_package_cannot_leave_the_results_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's folder bears its method's name."""
-    point = EntryPoint(name, "growbench.methods.scratch", "growbench.methods")
+    point = EntryPoint(name, "growbench.methods.scratch:Scratch", "growbench.methods")
     monkeypatch.setattr(registry, "installed", lambda: {name: point})
     monkeypatch.setattr(registry, "_origin", lambda point: "somebody's 1.0")
     with pytest.raises(UsageError, match="a method cannot be named"):
