@@ -295,7 +295,7 @@ def _method_row(table: pd.DataFrame, method: str, target: float, claim: Mapping[
             column = f"{unit}_saving_{ledger}"
             values = _by_seed(table, column).to_numpy()
             row[column] = values.mean() if len(values) else math.nan
-            row[f"{column}_low"], row[f"{column}_high"] = interval(values)
+            row[f"{column}_low"], row[f"{column}_high"] = interval(values, most=1)
     for unit in UNITS:
         percent = claim.get(unit)
         row[f"published_{unit}_saving"] = math.nan if percent is None else percent / 100

@@ -69,7 +69,7 @@ def savings(table: pd.DataFrame, methods: Sequence[str], target: float, given: b
                     row |= {"reached": int(reached.sum()), "at_least": any(bounds)}
                 column = f"{unit}_saving_{ledger}"
                 row[column] = values.mean() if len(values) and reached.all() else math.nan
-                row[f"{column}_low"], row[f"{column}_high"] = interval(values) if reached.all() else (math.nan, math.nan)
+                row[f"{column}_low"], row[f"{column}_high"] = interval(values, most=1) if reached.all() else (math.nan, math.nan)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -15,14 +15,16 @@ LEVEL = 0.05  # of tests; intervals hold the truth in the other 95 %
 POWER = 0.8  # the chance of finding the smallest detectable difference
 
 
-def interval(values: Values) -> tuple[float, float]:
+def interval(values: Values, most: float = math.inf) -> tuple[float, float]:
     """A 95 % interval of the mean: at either end the wider of the percentile bootstrap and Student's t. NaN for one value.
+
+    `most`: what no mean can exceed, as a saving cannot exceed 1.
 
     The bootstrap of n values never leaves their range, so that of three it holds the true mean only three times in four.
     Student's t holds it as often as it says where the values are normal; where they are skewed, the bootstrap may reach further.
     """
     (low, high), (t_low, t_high) = percentile_interval(values), student_interval(values)
-    return min(low, t_low), max(high, t_high)
+    return min(low, t_low), min(max(high, t_high), most)
 
 
 def percentile_interval(values: Values) -> tuple[float, float]:

@@ -120,3 +120,11 @@ def test_smallest_detectable_is_found_four_times_in_five(pairs: int) -> None:
     effect = smallest_detectable(1.0, pairs)
     draws = np.random.default_rng(0).normal(effect, 1.0, size=(20_000, pairs))
     assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.01)
+
+
+def test_an_interval_ends_where_no_mean_can_be() -> None:
+    """Two savings of 90 and 60 %: Student's t alone would reach beyond all of the cost."""
+    low, high = interval([0.9, 0.6], most=1)
+    assert low == interval([0.9, 0.6])[0] < 0
+    assert high == 1 < interval([0.9, 0.6])[1]
+    assert all(map(math.isnan, interval([0.5], most=1)))
