@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from growbench import architectures, memory, step
+from growbench import architectures, memory
 from growbench.benchmark import hardware
 from growbench.config import Experiment, UsageError
 from growbench.cost import Costs, count
@@ -72,7 +72,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
 
     def ours(steps: int) -> float:
         memory.reset_peak(device)
-        seconds, waiting = growbench_seconds(experiment, data, device, steps)
+        seconds, waiting = growbench_seconds(experiment, data, device, steps, compiled)
         waited.append(waiting / seconds)
         largest.append(memory.peak(device))
         return seconds
@@ -169,13 +169,14 @@ class Stretch(Method):
         yield Phase(model=task.build(), steps=self.steps)
 
 
-def growbench_seconds(experiment: Experiment, data: Data, device: torch.device, steps: int) -> tuple[float, float]:
+def growbench_seconds(
+    experiment: Experiment, data: Data, device: torch.device, steps: int, compiled: bool
+) -> tuple[float, float]:
     """Charged seconds of `steps` steps of the runner's own loop, training from scratch; those spent waiting for data."""
     torch.manual_seed(0)
     costs = Costs(device)
     task = Task.of(experiment, "target", data.vocabulary, costs)
-    worth = experiment.train.steps >= step.WORTH_COMPILING  # as in a run at the whole budget
-    machine = replace(experiment.machine, compile="on") if worth and device.type == "cuda" else experiment.machine
+    machine = replace(experiment.machine, compile="on" if compiled else "off")  # as in a run at the whole budget
     trainer = Trainer(task, data, 0, costs, [], Progress("bench", steps, None, shown=False), machine=machine)
     outcome = trainer.run(Stretch(steps))
     return costs.seconds["train"], outcome.waited

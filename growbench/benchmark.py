@@ -68,7 +68,7 @@ class Benchmark:
     stop_at_target: bool = False
     budgets: Sequence[float] = (1.0,)  # shares of the full one, each trained with a complete schedule of its own
     save: bool = False  # keep the trained models
-    _sources: dict[int, Source | None] = field(default_factory=dict, repr=False)  # by seed
+    _sources: dict[int, Source | None] = field(default_factory=dict, repr=False)  # of the latest seed
 
     def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
         """Train what is not done yet: scratch first, whose final loss is the target. False if a method failed."""
@@ -175,6 +175,7 @@ class Benchmark:
         while seed not in self._sources:
             with self._claimed(job.name) as mine:
                 if mine:
+                    self._sources.clear()
                     self._sources[seed] = self._trained_source(job, data)
             if not mine:
                 self._wait_for(unsaid)

@@ -50,16 +50,8 @@ class Outcome:
     phases: list[dict[str, Any]] = field(default_factory=list)
 
 
-COUNTERS = (
-    "steps",
-    "tokens",
-    "scored_steps",
-    "rows",
-    "waited",
-    "final_val_loss",
-    "final_val_accuracy",
-    "phases",
-)  # of an Outcome
+# of an Outcome
+COUNTERS = ("steps", "tokens", "scored_steps", "rows", "waited", "final_val_loss", "final_val_accuracy", "phases")
 UNDER_WAY = ("done", "laps", "train_loss", "growth")  # of a Stretch
 
 
@@ -129,11 +121,10 @@ def charge(flops: MutableMapping[str, int], by_kind: Mapping[int, dict[str, int]
 
 def pack(outcome: Outcome, now: Stretch) -> dict[str, Any]:
     """A run's counters, costs and the phase under way, as plain JSON values."""
-    stretch = {key: getattr(now, key) for key in UNDER_WAY}
     costs = {"flops": outcome.costs.flops, "seconds": outcome.costs.seconds}
-    return (
-        {key: getattr(outcome, key) for key in COUNTERS} | costs | {"stretch": stretch, "losses": [x.item() for x in now.losses]}
-    )
+    stretch = {key: getattr(now, key) for key in UNDER_WAY}
+    under_way = {"stretch": stretch, "losses": [loss.item() for loss in now.losses]}
+    return {key: getattr(outcome, key) for key in COUNTERS} | costs | under_way
 
 
 def unpack(state: Mapping[str, Any], outcome: Outcome, now: Stretch, device: torch.device) -> None:

@@ -36,19 +36,16 @@ class Cut:
         """The indices along `dim` in the order in which consecutive parts hold a share of every block."""
         return torch.arange(size).view(self.blocks, parts, -1).transpose(0, 1).flatten()
 
-    def gathered(self, value: Tensor, parts: int) -> Tensor:
-        """The parameter in its model's own order, from the one in order of parts."""
-        return (
-            value
-            if self.blocks == 1
-            else value.index_select(self.dim, self.order(value.shape[self.dim], parts).argsort().to(value.device))
-        )
-
     def scattered(self, value: Tensor, parts: int) -> Tensor:
         """The parameter in order of parts."""
-        return (
-            value if self.blocks == 1 else value.index_select(self.dim, self.order(value.shape[self.dim], parts).to(value.device))
-        )
+        return value if self.blocks == 1 else self._taken(value, self.order(value.shape[self.dim], parts))
+
+    def gathered(self, value: Tensor, parts: int) -> Tensor:
+        """The parameter in its model's own order, from the one in order of parts."""
+        return value if self.blocks == 1 else self._taken(value, self.order(value.shape[self.dim], parts).argsort())
+
+    def _taken(self, value: Tensor, order: Tensor) -> Tensor:
+        return value.index_select(self.dim, order.to(value.device))
 
 
 @dataclass
