@@ -18,21 +18,18 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from growbench import cli
+
 METHODS = "scratch,stackbert,mslt,bert2bert,ki,ligo"
 # A checkpoint at least every 0.05 s instead of every minute.
 PROGRAM = "import sys; from growbench import cli, trainer; trainer.CHECKPOINT_SECONDS = 0.05; sys.exit(cli.main(sys.argv[1:]))"
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment
+def run_and_kill(arguments: list[str], after: int) -> str:
+    """Kill a run after so many lines of progress. What it was at; exits with a message if it had ended before."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
-
-
-def run_and_kill(arguments: list[str], after: int) -> str | None:
-    """Kill a run after so many lines of progress. What it was at; None if it had ended before."""
-    process = start(arguments)
     assert process.stderr is not None
     seen, said = 0, ""
     for line in process.stderr:
@@ -43,9 +40,7 @@ def run_and_kill(arguments: list[str], after: int) -> str | None:
             process.wait()
             run, phase, step = re.findall(r"^(\S+)\s+(.*?)\s+step\s+(\d+)", line)[0]
             return f"{run} {phase} {step}"
-    if process.wait():
-        raise SystemExit(f"a run ended with exit code {process.returncode}:\n{said}")
-    return None
+    raise SystemExit(f"all had ended, with exit code {process.wait()}; give the experiment more steps:\n{said}")
 
 
 def left(folder: Path) -> dict[str, str]:
@@ -71,12 +66,10 @@ def crash(experiment: list[str], methods: str, kills: int, seed: int, folder: Pa
     arguments = ["run", *experiment, "--methods", methods, "--save", "--device", "cpu", "--results"]
     where: list[str] = []
     while len(where) < kills:
-        at = run_and_kill([*arguments, str(folder / "killed")], rng.randint(1, most))
-        if at is None:
-            raise SystemExit(f"all runs had ended after {len(where)} of {kills} kills: give the experiment more steps")
-        where.append(at)
+        where.append(run_and_kill([*arguments, str(folder / "killed")], rng.randint(1, most)))
     for name in ("killed", "alone"):
-        run_and_kill([*arguments, str(folder / name)], -1)
+        if cli.main([*arguments, str(folder / name)]):
+            raise SystemExit(f"the run in {folder / name} failed")
     killed, alone = left(folder / "killed"), left(folder / "alone")
     differ = sorted(name for name in killed.keys() | alone.keys() if killed.get(name) != alone.get(name))
     if differ:
@@ -92,6 +85,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--experiment", default="gpt2-tiny")
     options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which nothing has imported yet: other numbers of threads give other bits
     small = ["train.steps=400", "source.steps=100", "data.sequence_length=16", "train.batch=8", "data.evaluation_batches=1"]
     small += ["data.vocabulary=300", "ligo.operator_steps=50"]
     experiment = [options.experiment, *(part for each in small for part in ("--set", each))]

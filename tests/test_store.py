@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +146,67 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(
     }  # fmt: skip
     assert len(runs["stackbert-seed0"].curve) == 4
     assert cli.main(arguments) == 0, "with room again, the failed run is trained anew"
+
+
+DISKS = """
+import os, subprocess, sys
+from growbench import cli, trainer
+trainer.CHECKPOINT_SECONDS = 0.0
+experiment, disk = sys.argv[1:]
+
+def mount(*options):
+    subprocess.run(["mount", *options, disk], check=True)
+
+def growbench(*arguments):
+    print(f"exit code {cli.main(list(arguments))}", file=sys.stderr)
+
+run = ["run", experiment, "--results", f"{disk}/results", "--methods"]
+mount("-t", "tmpfs", "-o", "size=40k", "tmpfs")  # holds records and curves, but no checkpoint, small model or report
+growbench(*run, "stackbert,ligo")
+mount("-o", "remount,size=9m")
+growbench(*run, "stackbert,ligo")
+mount("-o", "remount,ro")
+growbench(*run, "mslt")
+growbench("report", f"{disk}/results/miniature")
+growbench("report", f"{disk}/results/miniature", "--out", f"{experiment}-report")
+os.environ["GROWBENCH_CACHE"] = f"{disk}/cache"
+growbench(*run, "mslt", "--results", f"{experiment}-results")
+"""
+
+
+def test_a_small_disk_and_a_read_only_one(miniature: Path, tmp_path: Path) -> None:
+    """Real ones. What does not fit is named and the rest is kept; with room again, only what is missing is trained."""
+    if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a disk of their own")
+    (disk := tmp_path / "disk").mkdir()
+    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", DISKS, str(miniature), str(disk)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "Traceback" not in said
+    small, enough, read_only, report, report_elsewhere, cache, _ = re.split(r"(?<=exit code \d)\n", said)
+    assert small.endswith("exit code 1")
+    for line in (
+        "phase-0-step-1.safetensors: this checkpoint could not be kept",
+        "scratch-seed0      finished",
+        "stackbert-seed0    finished",
+        "source-seed0       failed",
+        "ligo-seed0         needs the small model, whose training failed",
+        f"cannot write the report to {disk}/results/miniature/report: No space left on device",
+    ):
+        assert line in small, line
+    assert enough.endswith("exit code 0")
+    for line in (
+        "scratch-seed0      is done",
+        "stackbert-seed0    is done",
+        "source-seed0       finished",
+        "ligo-seed0         finished",
+    ):
+        assert line in enough, line
+    refused = f"growbench: cannot write results to {disk}/results/miniature: Read-only file system; choose another folder"
+    assert read_only.startswith(refused) and read_only.endswith("exit code 2")
+    assert report.startswith(f"growbench: cannot write the report to {disk}") and report.endswith("exit code 2")
+    assert report_elsewhere == "exit code 0" and (tmp_path / "miniature.toml-report" / "index.html").exists()
+    assert cache.startswith(f"growbench: cannot write the cache {disk}/cache") and cache.endswith("exit code 2")
+    assert not (tmp_path / "miniature.toml-results" / "miniature").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(

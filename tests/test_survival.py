@@ -8,11 +8,13 @@ import pytest
 from crash import crash
 from fuzz import PROPERTIES, throw
 
+CASES = {"command lines": 60, "experiment files": 120, "corpora": 120}
+
 
 @pytest.mark.parametrize("name", PROPERTIES)
 def test_nonsense_ends_in_success_or_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROWBENCH_CACHE", "")  # put back afterwards
-    assert sum(throw(name, 100).values()) == 100
+    assert sum(throw(name, CASES[name]).values()) == CASES[name]
 
 
 def test_killed_runs_end_in_the_same_bits(miniature: Path, tmp_path: Path) -> None:

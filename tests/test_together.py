@@ -17,7 +17,7 @@ from growbench.config import load
 from growbench.parallel import Parallel
 from growbench.registry import get_all
 
-METHODS = ["scratch", "stackbert", "bert2bert", "ligo"]
+METHODS = ["scratch", "stackbert", "ligo"]
 
 
 def test_two_at_once_share_the_work(miniature: Path, tmp_path: Path) -> None:

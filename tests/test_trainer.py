@@ -66,7 +66,7 @@ def losses(curve: list[dict[str, Any]]) -> list[float]:
 
 @pytest.mark.parametrize("name", ["scratch", "stackbert", "bert2bert", "ligo"])
 def test_same_seed_gives_a_bit_identical_curve_and_another_seed_another(train: Train, name: str) -> None:
-    method = get(name, {"operator_steps": 3} if name == "ligo" else {}).method
+    method = get("ligo", {"operator_steps": 3}).method
     free = ("seconds",)
     first, again, other = (
         [{k: v for k, v in row.items() if k not in free} for row in train(method, seed)[1]] for seed in (0, 0, 1)
@@ -305,7 +305,7 @@ def test_schedules_have_their_closed_forms(name: Any, shares: dict[int, float]) 
 @pytest.mark.parametrize("name", ["scratch", "ki", "ligo", "mslt"])
 def test_micro_batches_add_up_to_the_batch(train: Train, name: str) -> None:
     """Gradients are added up: the same losses to float tolerance, and the same FLOPs but for what a method builds each time."""
-    method = get(name, {"operator_steps": 3} if name == "ligo" else {}).method
+    method = get("ligo", {"operator_steps": 3}).method
     whole, expected = train(method, dropout=0.0)
     parted, curve = train(method, dropout=0.0, machine=Machine(micro_batch=2))
     assert losses(curve) == pytest.approx(losses(expected), rel=1e-5)
@@ -313,11 +313,10 @@ def test_micro_batches_add_up_to_the_batch(train: Train, name: str) -> None:
     assert parted.costs.flops["teacher"] == whole.costs.flops["teacher"]
 
 
-@pytest.mark.parametrize("name", ["scratch", "ligo"])
-def test_a_compiled_run_is_the_same_run(train: Train, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_run_is_the_same_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled outside of the clock; the FLOPs are those of the plain model, the losses the same to float tolerance."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # the default generates code for a minute
-    method = get(name, {"operator_steps": 3} if name == "ligo" else {}).method
+    method = get("ligo", {"operator_steps": 3}).method
     plain, expected = train(method, dropout=0.0)
     compiled, curve = train(method, dropout=0.0, machine=Machine(compile="on"))
     assert losses(curve) == pytest.approx(losses(expected), rel=1e-4)

@@ -7,6 +7,7 @@ figure of savings is savings.csv.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,33 +65,34 @@ def _compare(folders: list[Path]) -> dict[str, Comparison]:
 
 
 def _write(comparison: Comparison, out: Path) -> Path:
-    with _writing(out):
-        comparison.outcomes.to_csv(out / "savings_by_seed.csv", index=False)
-        analysis.phases(comparison).to_csv(out / "phases.csv", index=False)
-        analysis.growth(comparison).to_csv(out / "growth.csv", index=False)
+    with _writing(out) as folder:
+        comparison.outcomes.to_csv(folder / "savings_by_seed.csv", index=False)
+        analysis.phases(comparison).to_csv(folder / "phases.csv", index=False)
+        analysis.growth(comparison).to_csv(folder / "growth.csv", index=False)
         if not comparison.ladder.empty:
-            comparison.ladder.to_csv(out / "ladder_savings.csv", index=False)
-            comparison.rungs.to_csv(out / "ladder_by_seed.csv", index=False)
-        (out / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
-        images = plots.save(comparison, out)
-        index = out / "index.html"
-        index.write_text(page.html(comparison, images), encoding="utf-8")
-    return index
+            comparison.ladder.to_csv(folder / "ladder_savings.csv", index=False)
+            comparison.rungs.to_csv(folder / "ladder_by_seed.csv", index=False)
+        (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
+        images = plots.save(comparison, folder)
+        (folder / "index.html").write_text(page.html(comparison, images), encoding="utf-8")
+    return out / "index.html"
 
 
 def _write_overview(comparisons: Mapping[str, Comparison], pages: Mapping[str, Path], out: Path) -> Path:
-    with _writing(out):
-        links = {name: quote(Path(os.path.relpath(page, out)).as_posix()) for name, page in pages.items()}
-        index = out / "index.html"
-        index.write_text(overview.save(comparisons, links, out), encoding="utf-8")
-    return index
+    links = {name: quote(Path(os.path.relpath(page, out)).as_posix()) for name, page in pages.items()}
+    with _writing(out) as folder:
+        (folder / "index.html").write_text(overview.save(comparisons, links, folder), encoding="utf-8")
+    return out / "index.html"
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Make the folder `out`. Raises UsageError if it cannot be made or written."""
+def _writing(out: Path) -> Iterator[Path]:
+    """A folder for a report's files; they are moved to `out` once all are there. Raises UsageError if `out` cannot be written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        yield
+        with tempfile.TemporaryDirectory(dir=out, prefix=".") as folder:
+            yield Path(folder)
+            for file in Path(folder).iterdir():
+                file.replace(out / file.name)
     except OSError as error:
         raise UsageError(f"cannot write the report to {out}: {error.strerror}; choose another folder with --out") from error
