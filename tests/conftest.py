@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +57,28 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("GROWBENCH_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def figures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Reports hold their figures' data, but no figures: these take most of the time. `with figures():` they are drawn."""
+    from growbench.report import drawing
+
+    def data_alone(name: str, data: Any, draw: Any, out: Path) -> tuple[bytes, bytes]:
+        data.to_csv(out / f"{name}.csv", index=False)
+        return b"<svg></svg>", b"<svg></svg>"
+
+    save = drawing.save
+
+    @contextmanager
+    def drawn() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(drawing, "save", save)
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "save", data_alone)
+        yield drawn
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,10 +116,15 @@ class Done(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> Done:
+def done(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_miniature: Callable[..., Path],
+    figures: Callable[[], AbstractContextManager[None]],
+) -> Done:
     folder = tmp_path_factory.mktemp("done")
     experiment = write_miniature(folder)
-    return Done(experiment, folder / "results", growbench("run", experiment, "--results", folder / "results"))
+    with figures():
+        return Done(experiment, folder / "results", growbench("run", experiment, "--results", folder / "results"))
 
 
 # What is refused
