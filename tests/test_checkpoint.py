@@ -194,7 +194,7 @@ def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp
 def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM in a step that is no evaluation's: saved, 130, and the next call ends as an uninterrupted one."""
+    """SIGTERM and SIGINT in steps that are no evaluation's: saved, 130, and the last call ends as an uninterrupted one."""
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 1e9)
     arguments = ["run", str(miniature), "--methods", "scratch", "--set", "train.steps=250", "--results"]
     assert main([*arguments, str(tmp_path / "whole")]) == 0
@@ -203,14 +203,16 @@ def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
     def signalled(self: trainer.Trainer, *rest: Any) -> torch.Tensor:
         nonlocal steps
         steps += 1
-        if steps == 104:
-            os.kill(os.getpid(), signal.SIGTERM)
+        if steps in signals:
+            os.kill(os.getpid(), signals[steps])
         return loss(self, *rest)
 
+    signals = {104: signal.SIGTERM, 160: signal.SIGINT}  # the probe is a step too, and again when the run goes on
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_batch", signalled)
-        assert main([*arguments, str(tmp_path / "stopped")]) == 130
-    stopped = results.load(tmp_path / "stopped" / "miniature" / "scratch-seed0")
-    assert stopped is not None and stopped.record["status"] == "interrupted" and stopped.record["steps"] == 103
+        for done in (103, 158):
+            assert main([*arguments, str(tmp_path / "stopped")]) == 130
+            stopped = results.load(tmp_path / "stopped" / "miniature" / "scratch-seed0")
+            assert stopped is not None and stopped.record["status"] == "interrupted" and stopped.record["steps"] == done
     assert main([*arguments, str(tmp_path / "stopped")]) == 0
-    assert outcome(stopped.folder) == outcome(tmp_path / "whole" / "miniature" / "scratch-seed0")
+    assert stopped is not None and outcome(stopped.folder) == outcome(tmp_path / "whole" / "miniature" / "scratch-seed0")

@@ -436,6 +436,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[.
     files = [
         loose(folder, "raises", at_step_3="raise RuntimeError('broken on purpose')"),
         loose(folder, "not_a_number", at_step_3="return task_loss(model, batch) * float('nan')"),
+        loose(folder, "out_of_memory", at_step_3="__import__('torch').empty(2**50)"),
         loose(folder, "poisoned", model="poisoned(task.build())"),
         good,
     ]
@@ -455,6 +456,7 @@ def test_a_method_that_fails_leaves_the_others(failed: Done) -> None:
         "scratch": "finished",
         "raises": "failed",
         "not_a_number": "failed",
+        "out_of_memory": "failed",
         "poisoned": "failed",
         "copy": "finished",
     }
@@ -464,6 +466,7 @@ def test_a_method_that_fails_leaves_the_others(failed: Done) -> None:
     assert [row["step"] for row in curve(failed.results, "raises-seed0")] == [0, 1, 2, 3]
     assert runs["not_a_number-seed0"]["error"]["step"] == 4  # the fourth step's loss
     assert "nan" in runs["not_a_number-seed0"]["error"]["message"]
+    assert "allocate" in runs["out_of_memory-seed0"]["error"]["message"]
     assert runs["poisoned-seed0"]["error"]["step"] == 0
     page = (failed.results / "miniature" / "report" / "index.html").read_text()
     assert "broken on purpose" in page and "not_a_number" in page and "poisoned" in page
