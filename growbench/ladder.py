@@ -52,14 +52,17 @@ def cost_to_end_at(losses: Sequence[float], costs: Sequence[float], target: floa
 
 
 def savings(table: pd.DataFrame, methods: Sequence[str], target: float, given: bool) -> pd.DataFrame:
-    """One row a method: its saving over scratch by the ladder, as `{unit}_saving_{ledger}` with `_low` and `_high`.
+    """One row a method that has several budgets: its saving over scratch, as `{unit}_saving_{ledger}` with `_low` and `_high`.
 
     `table`: of `rungs`. The reference is scratch's full budget, or, for a target given by hand, what scratch pays to end there.
     `at_least`: in some seed the smallest budget already met the target. NaN where a seed missed it.
     """
     rows = []
     for method in methods:
-        seeds = table.loc[table["method"] == method, "seed"].unique()
+        own = table[table["method"] == method]
+        if method != SCRATCH and own["budget"].nunique() < 2:
+            continue
+        seeds = own["seed"].unique()
         row: dict[str, object] = {"method": method, "seeds": len(seeds), "reached": 0, "at_least": False}
         for unit in UNITS:
             for ledger in LEDGERS:

@@ -101,6 +101,8 @@ def test_what_was_inherited_is_charged_but_not_spent() -> None:
 def test_without_shorter_budgets_there_is_no_ladder() -> None:
     comparison = analysis.compare([run("scratch", 0, 1.0, 4.0, 100.0)])
     assert comparison.ladder.empty and comparison.rungs.empty
+    one_budget = run("b", 0, 1.0, 3.0, 100.0)
+    assert list(analysis.compare([*power_law("scratch", 0, 0), one_budget]).ladder["method"]) == ["scratch"]
 
 
 @given(
