@@ -536,6 +536,9 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     change(folder / "experiment 0/ligo-seed0", keeps_source=True)
     for name in ("tuning", "notes"):
         (folder / name).mkdir()
+    for budget in (0.4, 0.7):
+        for method in ("scratch", "bert2bert"):
+            write_run(folder / "experiment 1", method, 0, *METHODS[method], noise=np.random.default_rng(5), budget=budget)
     return report.make_all(folder)
 
 
@@ -544,7 +547,7 @@ def test_several_experiments_have_an_overview_with_links(several: list[Path]) ->
     folder = index.parents[1]
     assert pages == [folder / f"experiment {number}/report/index.html" for number in range(3)] and all(map(Path.is_file, pages))
     assert index == folder / "report/index.html"
-    made = {"index.html", "overview.csv", "mean_ratios.csv", "performance_profile.csv"}
+    made = {"index.html", "overview.csv", "overview.md", "mean_ratios.csv", "performance_profile.csv"}
     assert {path.name for path in index.parent.iterdir()} == made
     text = index.read_text(encoding="utf-8")
     links = [unquote(link) for link in re.findall('href="(.*?)"', text)]
@@ -565,6 +568,17 @@ def test_the_overview_holds_every_saving_in_both_ledgers(several: list[Path]) ->
             assert f'"ledger">{ledger}<' in row and f'"{index.parents[1].name}">{shown}<' in row
     table = pd.read_csv(several[-1].with_name("overview.csv"))
     assert {("experiment 1", "<b>"), ("experiment 2", "ligo")} <= set(zip(table["experiment"], table["method"], strict=True))
+
+
+def test_the_overview_has_a_column_for_a_ladder_and_is_there_as_markdown(several: list[Path]) -> None:
+    text = several[-1].with_name("overview.md").read_text(encoding="utf-8")
+    head, _, *rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    assert [name.strip() for name in head[2:]] == ["experiment 0", "experiment 1", "experiment 1, ladder", "experiment 2"]
+    ladder = pd.read_csv(several[1].with_name("ladder_savings.csv")).set_index("method").loc["bert2bert"]
+    (reuse,) = [row for row in rows if [cell.strip() for cell in row[:2]] == ["bert2bert", "reuse"]]
+    assert units.percent(ladder["flops_saving_reuse"]) in reuse[4] and units.percent(ladder["flops_saving_reuse"]) not in reuse[3]
+    assert "ligo†" in text and "keeps its source" in text
+    assert '"experiment 1, ladder">' in several[-1].read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_compared_is_left_out_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

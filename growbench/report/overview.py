@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,10 +18,13 @@ from growbench.report import drawing, parts, units
 from growbench.report.drawing import LEDGER_TITLES, WIDE
 from growbench.results import LEDGERS, SCRATCH
 
+Row = Mapping[str, Any]
+
 READING = """
 <p class="soft">FLOPs saved against scratch at its full budget, at the target loss of each experiment; in brackets, 95 %
-intervals over seeds. Reuse: the small model is free. Build: its training is charged. Last, the geometric mean over a method's
-experiments of its cost to the target over scratch's: below 1 it saves; a dash where it missed a target.</p>
+intervals over seeds. Reuse: the small model is free. Build: its training is charged. Ladder: of runs that each end at the target,
+with a budget and a learning-rate decay of their own; otherwise the cost is read off one run's curve. Last, the geometric mean
+over a method's experiments of that cost over scratch's: below 1 it saves; a dash where it missed a target.</p>
 """
 
 PROFILE = (
@@ -39,10 +43,12 @@ def save(comparisons: Mapping[str, Comparison], pages: Mapping[str, str], out: P
     means.to_csv(out / "mean_ratios.csv", index=False)
     labels = _labels(comparisons)
     controls = {method for found in comparisons.values() for method in found.where("control")}
+    columns = _columns(comparisons)
+    (out / "overview.md").write_text(markdown(columns, labels, controls), encoding="utf-8")
     body = f"""<h1>{parts.count(len(comparisons), "experiment")}</h1>
 {_links(comparisons, pages)}
 {READING}
-{_table(table, means, labels, controls)}
+{_table(columns, means, labels, controls)}
 {parts.footnotes(comparisons.values())}
 {_profile(table, labels, out)}"""
     return parts.document("growbench: all experiments", body)
@@ -63,25 +69,45 @@ def _links(comparisons: Mapping[str, Comparison], pages: Mapping[str, str]) -> s
     return f"<ul>{rows}</ul>"
 
 
-def _table(table: pd.DataFrame, means: pd.DataFrame, labels: Mapping[str, str], controls: set[str]) -> str:
+def _columns(comparisons: Mapping[str, Comparison]) -> dict[str, dict[str, Row]]:
+    """By the column's head a row of savings by method: of each experiment, and of its ladder if it has one."""
+    columns: dict[str, dict[str, Row]] = {}
+    for name, found in comparisons.items():
+        for head, table in ((name, found.savings), (f"{name}, ladder", found.ladder)):
+            if not table.empty:
+                columns[head] = {row["method"]: row for row in analysis.records(table)}
+    return columns
+
+
+def _savings(columns: Mapping[str, Mapping[str, Row]], method: str, ledger: str) -> list[str]:
+    return [units.saving_of(rows.get(method), "flops", ledger) for rows in columns.values()]
+
+
+def _table(
+    columns: Mapping[str, Mapping[str, Row]], means: pd.DataFrame, labels: Mapping[str, str], controls: Collection[str]
+) -> str:
     """Methods by experiments."""
     looks = drawing.looks(labels)
-    experiments = table["experiment"].unique()
-    found = {(row["experiment"], row["method"]): row for row in analysis.records(table)}
     mean = {row["method"]: row for row in analysis.records(means)}
-    heads = ("ledger", *experiments, "cost over scratch's")
     methods = []
     for method in labels:
         rows = [
-            [
-                ledger,
-                *(units.saving_of(found.get((name, method)), "flops", ledger) for name in experiments),
-                units.ratio(mean[method][f"to_scratch_{ledger}"]),
-            ]
-            for ledger in LEDGERS
+            [ledger, *_savings(columns, method, ledger), units.ratio(mean[method][f"to_scratch_{ledger}"])] for ledger in LEDGERS
         ]
         methods.append((parts.method_name(labels[method], looks[method], method in controls), rows))
-    return parts.table_by_method("overview", heads, methods)
+    return parts.table_by_method("overview", ("ledger", *columns, "cost over scratch's"), methods)
+
+
+def markdown(columns: Mapping[str, Mapping[str, Row]], labels: Mapping[str, str], controls: Collection[str]) -> str:
+    """The same as a Markdown table, to paste into a README."""
+    rows = [
+        [labels[method] + " (control)" * (method in controls), ledger, *_savings(columns, method, ledger)]
+        for method in labels
+        if method != SCRATCH
+        for ledger in LEDGERS
+    ]
+    keeps = f"\n{parts.MARKS['keeps_source']}\n" if any(label.endswith(KEEPS) for label in labels.values()) else ""
+    return parts.markdown_table(["method", "FLOPs saved", *columns], rows, names=2) + keeps
 
 
 def _profile(table: pd.DataFrame, labels: Mapping[str, str], out: Path) -> str:

@@ -534,9 +534,8 @@ def markdown(comparison: Comparison) -> str:
     rows = []
     for row in analysis.records(comparison.savings):
         name, *cells = _cells(row, scales, comparison)
-        rows.append([name.replace("|", "\\|") + " (control)" * row["control"], *cells])
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([name + " (control)" * row["control"], *cells])
     keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
     asked = "".join(f" {note}" for note in comparison.notes if results.UNKNOWN_SOURCE in note)
-    return f"{table}\n\nTarget loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}{asked}\n"
+    notes = f"Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}{asked}"
+    return f"{parts.markdown_table(heads, rows)}\n{notes}\n"

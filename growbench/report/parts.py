@@ -106,6 +106,13 @@ def document(title: str, body: str) -> str:
 """
 
 
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    """A table to paste into a README: the first columns are names, the others figures."""
+    rule = ["---" if index < names else "---:" for index in range(len(heads))]
+    lines = (heads, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def figure(name: str, title: str, caption: str, cuts: tuple[bytes, bytes]) -> str:
     """A figure under its title. `cuts`: its SVG for wide and for narrow screens."""
     wide, narrow = map(_data_uri, cuts)
