@@ -22,6 +22,7 @@ ACCOUNTS = ("source", *CHARGED)
 WORK = ("train", "operator", "teacher", "overhead")  # accounts that a step may have
 LEVELS = 80  # loss levels of a savings curve
 KEEPS = "†"  # follows the name of a method that keeps its source
+LEFT_OUT = "Left out,"  # how the note begins that names what was not compared
 MEASURES = ("val_loss", "val_accuracy")  # of a curve's rows; accuracy for images only
 
 
@@ -42,6 +43,7 @@ class Comparison:
     outcomes: pd.DataFrame
     savings: pd.DataFrame
     notes: list[str]
+    shorter: list[Run] = field(default_factory=list)  # of the ladder: those below the full budget
     rungs: pd.DataFrame = field(default_factory=pd.DataFrame)
     ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -77,7 +79,8 @@ def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
 def compare(runs: Sequence[Run], target_loss: float | None = None) -> Comparison:
     """Compare runs of one experiment. Raises UsageError as `analyse` does."""
     kept, left_out = comparable(runs)
-    climbed = ladder.rungs(kept) if any(run.budget < 1 for run in kept) else pd.DataFrame()
+    shorter = [run for run in kept if run.budget < 1]
+    climbed = ladder.rungs(kept) if shorter else pd.DataFrame()
     kept = [run for run in kept if run.budget == 1]
     if not kept:
         raise UsageError("no run at the full budget: a ladder's shorter ones alone compare with nothing")
@@ -95,7 +98,8 @@ def compare(runs: Sequence[Run], target_loss: float | None = None) -> Comparison
         methods=methods,
         outcomes=table,
         savings=figures.join(marked, on="method").join(p_values(table, methods, rivals), on="method"),
-        notes=notes(kept, left_out, target_loss),
+        notes=notes(kept, shorter, left_out, target_loss),
+        shorter=shorter,
         rungs=climbed,
         ladder=climbed if climbed.empty else ladder.savings(climbed, methods, target, target_loss is not None),
     )
@@ -111,11 +115,11 @@ def is_scratch(run: Run) -> bool:
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """The runs that share scratch's experiment (the most common one, should scratch have several), and the others.
+    """The runs that share scratch's experiment (should it have several, the most common one at the full budget), and the others.
 
     Of one method, only those with the hyperparameters and the origin of its first seed: two variants have no common mean.
     """
-    scratch = [run for run in runs if is_scratch(run)]
+    scratch = [run for run in runs if is_scratch(run) and run.budget == 1]
     base = [run for run in scratch if run.finished] or scratch or runs
     identity = Counter(_identity(run) for run in base).most_common(1)[0][0]
     ordered = sorted(runs, key=lambda run: (run.record["method"], run.record["seed"]))
@@ -337,17 +341,17 @@ def p_values(table: pd.DataFrame, methods: Sequence[str], rivals: Sequence[str])
 
 
 def _over_best_rival(method: str, saved: Mapping[str, pd.Series], rivals: Sequence[str]) -> pd.Series:
-    """In each seed, how much more a method saves than the best of the other `rivals`; empty if there is none."""
-    others = [saved[rival] for rival in rivals if rival != method and len(saved[rival])]
-    return (saved[method] - max(others, key=pd.Series.mean)).dropna() if others else pd.Series(dtype=float)
+    """In each seed, how much more a method saves than the best of the other `rivals`; empty if none shares two seeds with it."""
+    ahead = [(saved[method] - saved[rival]).dropna() for rival in rivals if rival != method]
+    return min((each for each in ahead if len(each) > 1), key=pd.Series.mean, default=pd.Series(dtype=float))
 
 
-def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | None) -> list[str]:
-    """What a reader must know before believing the table, one sentence each."""
+def notes(runs: Sequence[Run], shorter: Sequence[Run], left_out: Sequence[Run], target_loss: float | None) -> list[str]:
+    """What a reader must know before believing the tables, one sentence each. `shorter`: runs below the full budget."""
     found = []
     if left_out:
         found.append(
-            "Left out, since their experiment differs from that of scratch, or their hyperparameters from those of the "
+            f"{LEFT_OUT} since their experiment differs from that of scratch, or their hyperparameters from those of the "
             f"method's first seed: {_names(left_out)}."
         )
     if target_loss is not None:
@@ -357,7 +361,7 @@ def notes(runs: Sequence[Run], left_out: Sequence[Run], target_loss: float | Non
         )
     if any(math.isnan(run.source_cost(unit)) for run in runs for unit in UNITS):
         found.append(f"The source was pretrained, and {results.UNKNOWN_SOURCE}.")
-    unfinished = [run for run in runs if not run.finished]
+    unfinished = [run for run in (*runs, *shorter) if not run.finished]
     if unfinished:
         found.append(f"Did not finish, and count as not reached: {_names(unfinished)}.")
     scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and run.finished}
@@ -399,7 +403,7 @@ def detectable_saving(scratch: Sequence[Run]) -> float:
 
 
 def _names(runs: Iterable[Run]) -> str:
-    return ", ".join(results.name(run.record["method"], run.record["seed"]) for run in runs)
+    return ", ".join(run.name for run in runs)
 
 
 def mean_curves(comparison: Comparison) -> pd.DataFrame:
@@ -409,7 +413,8 @@ def mean_curves(comparison: Comparison) -> pd.DataFrame:
     """
     groups = [comparison.of(method) for method in comparison.methods]
     groups += [[run] for method in comparison.methods for run in comparison.of(method, finished=False)]
-    return pd.concat([_mean_curve(group) for group in groups if group and all(run.curve for run in group)], ignore_index=True)
+    with_curve = [[run for run in group if run.curve] for group in groups]
+    return pd.concat([_mean_curve(group) for group in with_curve if group], ignore_index=True)
 
 
 def _mean_curve(runs: Sequence[Run]) -> pd.DataFrame:

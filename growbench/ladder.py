@@ -55,7 +55,8 @@ def savings(table: pd.DataFrame, methods: Sequence[str], target: float, given: b
     """One row a method that has several budgets: its saving over scratch, as `{unit}_saving_{ledger}` with `_low` and `_high`.
 
     `table`: of `rungs`. The reference is scratch's full budget, or, for a target given by hand, what scratch pays to end there.
-    `at_least`: in some seed the smallest budget already met the target. NaN where a seed missed it.
+    `at_least`: in some seed the smallest budget already met the target. NaN where a seed missed it. Seeds without a reference
+    have no part in it.
     """
     rows = []
     for method in methods:
@@ -66,22 +67,22 @@ def savings(table: pd.DataFrame, methods: Sequence[str], target: float, given: b
         row: dict[str, object] = {"method": method, "seeds": len(seeds), "reached": 0, "at_least": False}
         for unit in UNITS:
             for ledger in LEDGERS:
-                values, bounds = _by_seed(table, method, seeds, unit, ledger, target, given)
-                reached = np.isfinite(values)
+                costs, values, bounds = _by_seed(table, method, seeds, unit, ledger, target, given)
                 if unit == "flops" and ledger == "reuse":
-                    row |= {"reached": int(reached.sum()), "at_least": any(bounds)}
+                    row |= {"reached": int(np.isfinite(costs).sum()), "at_least": any(bounds)}
+                compared = values[~np.isnan(values)] if np.isfinite(costs).all() else np.array([])
                 column = f"{unit}_saving_{ledger}"
-                row[column] = values.mean() if len(values) and reached.all() else math.nan
-                row[f"{column}_low"], row[f"{column}_high"] = interval(values, most=1) if reached.all() else (math.nan, math.nan)
+                row[column] = compared.mean() if len(compared) else math.nan
+                row[f"{column}_low"], row[f"{column}_high"] = interval(compared, most=1)
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _by_seed(
     table: pd.DataFrame, method: str, seeds: np.ndarray, unit: str, ledger: str, target: float, given: bool
-) -> tuple[np.ndarray, list[bool]]:
-    """The saving in each seed, -inf where it missed the target, NaN where nothing compares; and whether each is a bound."""
-    values, bounds = [], []
+) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+    """In each seed the cost to end at the target, the saving (NaN: nothing compares), and whether that is only a bound."""
+    paid, values, bounds = [], [], []
     for seed in seeds:
         scratch, own = (
             table[(table["method"] == name) & (table["seed"] == seed)].sort_values("budget") for name in (SCRATCH, method)
@@ -91,16 +92,18 @@ def _by_seed(
         if method == SCRATCH and not given:
             cost, bound = reference, False  # by definition scratch meets its own mean loss at its full budget
         foreign = unit == "seconds" and set(own["hardware"]) != set(scratch["hardware"])
+        paid.append(cost)
         values.append(math.nan if foreign else 1 - cost / reference)
         bounds.append(bound)
-    return np.array(values), bounds
+    return np.array(paid), np.array(values), bounds
 
 
 def _reference(scratch: pd.DataFrame, unit: str, ledger: str, given: float | None) -> float:
-    """What a saving is measured against; NaN without a scratch run at the full budget."""
-    costs = list(scratch[f"{unit}_{ledger}"])
-    if not len(scratch) or scratch["budget"].iloc[-1] != 1:
+    """What a saving is measured against. NaN without a finished scratch run at the full budget, or where that is only a bound."""
+    costs, losses = list(scratch[f"{unit}_{ledger}"]), list(scratch["final_val_loss"])
+    if not costs or scratch["budget"].iloc[-1] != 1 or not math.isfinite(losses[-1]):
         return math.nan
     if given is None:
         return float(costs[-1])
-    return min(float(costs[-1]), cost_to_end_at(list(scratch["final_val_loss"]), costs, given)[0])
+    cost, bound = cost_to_end_at(losses, costs, given)
+    return math.nan if bound else min(float(costs[-1]), cost)

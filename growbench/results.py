@@ -40,7 +40,9 @@ ADDED: dict[str, Any] = {
     "origin": "unknown", "budget": 1.0, "inherited": None, "published": None, "keeps_source": False, "final_val_loss": None,
     "final_val_accuracy": None, "parameters": None, "peak_memory_bytes": None, "versions": {}, "data": {}, "error": None,
 }  # fmt: skip
-CURVE = ("step", "val_loss", "flops", "seconds")  # numbers of every row
+CURVE: dict[str, type | tuple[type, ...]] = {  # of every row
+    "step": int, "val_loss": (int, float), "flops": (int, float), "seconds": (int, float), "scored": bool, "phase": str,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Run:
     folder: Path
     record: dict[str, Any]
     curve: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return name(self.record["method"], self.record["seed"], self.budget)
 
     @property
     def finished(self) -> bool:
@@ -207,7 +214,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), (int, float)) for key in CURVE):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in CURVE.items()):
             if number < len(lines):
                 _say_once(f"{path}, line {number} is no evaluation: it and the {len(lines) - number} after it are left out")
             return

@@ -259,6 +259,37 @@ def test_p_values_are_paired_and_corrected_by_hand() -> None:
         assert math.isnan(row(comparison, "scratch")[column])
 
 
+def test_a_rival_with_one_seed_hides_no_other() -> None:
+    """Only rivals that share two seeds or more can be tested against."""
+    costs = {"good": (40, 50, 45), "fair": (60, 80, 70)}
+    runs = [scratch(seed) for seed in range(3)]
+    runs += [ligo(cost, seed, method) for method in costs for seed, cost in enumerate(costs[method])]
+    alone, beside = compare(runs), compare([*runs, ligo(1, 0, "lucky")])
+    assert row(beside, "good")["flops_p_best_reuse"] == row(alone, "good")["flops_p_best_reuse"] < 1
+    assert math.isnan(row(beside, "lucky")["flops_p_best_reuse"])
+
+
+def test_the_ladders_runs_have_no_vote_and_are_named_by_their_budget() -> None:
+    """Four rungs of an older experiment do not outvote three full runs of another; a rung that broke off is said."""
+    old = {"experiment": {"train": {"steps": 20}}, "method": {}}
+    rungs = [scratch(0, budget=share, config=old | {"budget": share}) for share in (0.4, 0.55, 0.7, 0.85)]
+    for each in rungs:
+        each.record["budget"] = each.record["config"]["budget"]
+    runs = [*(scratch(seed) for seed in range(3)), *rungs]
+    comparison = compare(runs)
+    assert [each.name for each in comparison.runs] == [f"scratch-seed{seed}" for seed in range(3)]
+    assert any("scratch-seed0-budget0.4, scratch-seed0-budget0.55" in note for note in comparison.notes)
+    broken = run("ligo", curve((0, 6.0)), budget=0.7, status="interrupted", inherited=None)
+    notes = compare([*runs[:3], ligo(50, 0), broken]).notes
+    assert any("Did not finish" in note and "ligo-seed0-budget0.7" in note for note in notes)
+
+
+def test_a_run_without_a_curve_leaves_its_methods_others_in_the_figure() -> None:
+    empty = Run(Path("ligo-seed1"), ligo(50, 1).record, [])
+    curves = analysis.mean_curves(compare([scratch(0), scratch(1), ligo(50, 0), empty]))
+    assert set(curves["method"]) == {"scratch", "ligo"}
+
+
 def test_what_missed_the_target_in_a_seed_is_neither_tested_nor_a_rival() -> None:
     runs = [scratch(seed) for seed in range(3)]
     runs += [ligo(cost, seed, "sure") for seed, cost in enumerate((50, 60, 55))]

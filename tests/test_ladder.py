@@ -65,6 +65,23 @@ def test_a_gain_that_is_gone_at_the_end_is_no_gain() -> None:
     assert math.isnan(row["flops_saving_reuse"]) and row["reached"] == 0
 
 
+def test_a_seed_without_a_finished_scratch_has_no_part_in_the_saving() -> None:
+    """Whether scratch broke off in it or never ran: the others' mean stands, and the method reached the target in all."""
+    scratch = [power_law("scratch", seed, 0) for seed in range(3)]
+    methods = [rung for seed in range(3) for rung in power_law("b", seed, 0, shift=math.log(0.75))]
+    expected = saving([*scratch[0], *scratch[1], *methods[: 2 * len(BUDGETS)]], "b")["flops_saving_reuse"]
+    broken = [*scratch[2][:-1], run("scratch", 2, 1.0, 0.0, 30.0, status="interrupted")]
+    for third in (broken, []):
+        row = saving([*scratch[0], *scratch[1], *third, *methods], "b")
+        assert row["flops_saving_reuse"] == pytest.approx(expected) and (row["reached"], row["seeds"]) == (3, 3)
+
+
+def test_a_given_target_below_scratchs_ladder_gives_no_saving() -> None:
+    """What scratch would pay for it is not known: neither then is what others save."""
+    row = saving(power_law("scratch", 0, 0) + power_law("b", 0, 0, shift=0.05), "b", target=20.0)
+    assert math.isnan(row["flops_saving_reuse"])
+
+
 def test_a_rung_that_failed_counts_as_missed() -> None:
     full = power_law("b", 0, 0, shift=-1.0)
     full[1] = run("b", 0, 0.55, 0.0, 20.0, status="failed")

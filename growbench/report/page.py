@@ -68,20 +68,21 @@ same seed; for a target given by hand, what scratch paid to reach that.</li>
 <li><b>Two ledgers</b>: <i>reuse</i> takes the small model as given, as the papers do; <i>build</i> charges its training.</li>
 <li><b>Interval</b>: 95 % over seeds, at either end the wider of the percentile bootstrap and Student's t. One seed has no
 interval.</li>
-<li><b>One budget flatters</b>: this is the single-budget protocol. Scratch meets its own final loss only at the very end of its
-learning-rate decay, so a method that is ahead mid-way is credited with the whole rest. A gain counts as real once it
-holds on the ladder: against scratch runs with smaller budgets and a complete decay of their own.</li>
+<li><b>One budget flatters</b>: a saving read off one run's curve is of the single-budget protocol. Scratch meets its own final
+loss only at the very end of its learning-rate decay, so a method that is ahead mid-way is credited with the whole rest. A gain
+counts as real once it holds on the ladder: against scratch runs with smaller budgets and a complete decay of their own.</li>
 </ul>
 """
 
 CONVENTIONS = """
 <ul>
 <li>FLOPs: a multiply-add is 2; matrix products only; attention in full, masked or not; no recomputation; no optimizer.</li>
-<li>Charged: growth, learning an operator, a teacher, training. Evaluation and overhead (saving, probing, compiling) are
+<li>Charged: growth, learning an operator, a teacher, training. Evaluation, compiling and overhead (saving, probing) are
 recorded, never charged.</li>
 <li>Seconds: training steps with the device synchronised. Nominal seconds are steps &times; median step time, free of a noisy
 machine's outliers.</li>
-<li>Every method has the same data order per seed, the same evaluation batches, optimizer, schedule and evaluation cadence.</li>
+<li>Every method has the same data order per seed, the same evaluation batches and cadence. Optimizer and schedule are the
+experiment's, but for what was tuned for a method or is its own, as its card says.</li>
 </ul>
 """
 
@@ -104,7 +105,7 @@ def html(comparison: Comparison, images: Mapping[str, tuple[bytes, bytes]]) -> s
 {READING}
 <h2>Conventions</h2>
 {CONVENTIONS}
-{_failures([run for run in comparison.runs if not run.finished])}
+{_failures([run for run in (*comparison.runs, *comparison.shorter) if not run.finished])}
 <h2>The runs</h2>
 <details><summary>{parts.count(len(comparison.runs), "run")}: losses, steps, seconds, memory</summary>
 {_runs_table(comparison.runs)}</details>
@@ -135,6 +136,9 @@ def headline(comparison: Comparison) -> str:
             f"{start}{comparison.label(best['method'])} meets {target} with {reuse} FLOPs than scratch{_certainty(best)}; "
             f"{charged}"
         )
+        for climbed in analysis.records(comparison.ladder):
+            if climbed["method"] == best["method"]:
+                text += f" On the ladder it saves {units.saving_of(climbed, 'flops', 'reuse')}."
     if control:
         text += f" The best control, {control['method']}, needs {_more_or_less(control['flops_saving_reuse'])}."
     return text
@@ -432,19 +436,15 @@ def _failure(run: Run) -> str:
     error = {"step": None, "message": "", "traceback": "", **(run.record["error"] or {})}
     where = "" if error["step"] is None else f" at step {error['step']}"
     said = f": {error['message']}" if error["message"] else ""
-    text = f"<b>{escape(_name(run))}</b> {escape(run.record['status'] + where + said)}"
+    text = f"<b>{escape(run.name)}</b> {escape(run.record['status'] + where + said)}"
     if error["traceback"]:
         text += f"<details><summary>traceback</summary><pre>{escape(error['traceback'])}</pre></details>"
     return f'<div class="note">{text}</div>'
 
 
-def _name(run: Run) -> str:
-    return results.name(run.record["method"], run.record["seed"])
-
-
 def _runs_table(runs: Sequence[Run]) -> str:
     sizes = ("steps", "tokens", "tokens / parameter")
-    times = ("seconds", "nominal seconds", "evaluation", "overhead")
+    times = ("seconds", "nominal seconds", "evaluation", "compilation", "overhead")
     return parts.table(("run", "status", "final loss", *sizes, *times, "peak memory"), [_run_row(run) for run in runs])
 
 
@@ -455,10 +455,11 @@ def _run_row(run: Run) -> list[str]:
         run.cost("seconds", "reuse"),
         analysis.nominal_seconds(run),
         seconds.get("evaluation", 0.0),
+        seconds.get("compilation", 0.0),
         seconds.get("overhead", 0.0),
     )
     return [
-        _name(run), record["status"], "–" if loss is None else f"{loss:.4f}", f"{record['steps']:,}", f"{record['tokens']:,}",
+        run.name, record["status"], "–" if loss is None else f"{loss:.4f}", f"{record['steps']:,}", f"{record['tokens']:,}",
         "–" if math.isnan(per_parameter) else units.digits(per_parameter), *(units.digits(time) for time in times),
         units.data_size(record["peak_memory_bytes"]) if record["peak_memory_bytes"] else "–",
     ]  # fmt: skip
@@ -536,6 +537,6 @@ def markdown(comparison: Comparison) -> str:
         name, *cells = _cells(row, scales, comparison)
         rows.append([name + " (control)" * row["control"], *cells])
     keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
-    asked = "".join(f" {note}" for note in comparison.notes if results.UNKNOWN_SOURCE in note)
-    notes = f"Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}{asked}"
+    urgent = [note for note in comparison.notes if results.UNKNOWN_SOURCE in note or note.startswith(analysis.LEFT_OUT)]
+    notes = " ".join([f"Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}", *urgent])
     return f"{parts.markdown_table(heads, rows)}\n{notes}\n"

@@ -68,7 +68,7 @@ def saving_of(row: Mapping[str, Any] | None, unit: str, ledger: str) -> str:
     column = f"{unit}_saving_{ledger}"
     if unknown(row, column):
         return UNKNOWN
-    if row.get("at_least") and row["reached"] == row["seeds"]:
+    if row.get("at_least") and row["reached"] == row["seeds"] and not math.isnan(row[column]):
         return f"≥ {percent(row[column])}"  # an interval of a bound would say nothing
     return outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
 
