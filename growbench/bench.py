@@ -67,6 +67,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
     bare.train(WARM_UP)
     steps = max(5, round(SECONDS / _seconds(bare.train, 1, device)))
     compiled = bare.step.compiled
+    del bare  # its memory is not growbench's
     waited: list[float] = []
     largest: list[int] = []
 
@@ -226,6 +227,7 @@ def trainer_seconds(
             save_strategy="no",
             disable_tqdm=True,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several it would use by nn.DataParallel, with as many batches a step
         trainer = TransformersTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[timer])
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -65,7 +65,7 @@ class Benchmark:
     folder: Path  # results/<experiment>
     parallel: Parallel
     target_loss: float | None = None  # None: scratch's mean final validation loss
-    stop_at_target: bool = False
+    stop_at_target: bool = False  # which is then given
     budgets: Sequence[float] = (1.0,)  # shares of the full one, each trained with a complete schedule of its own
     save: bool = False  # keep the trained models
     _sources: dict[int, Source | None] = field(default_factory=dict, repr=False)  # of the latest seed
@@ -111,7 +111,7 @@ class Benchmark:
             if not mine:
                 return None
             ladder = [replace(full, budget=budget) for budget in sorted(self.budgets, reverse=True)]
-            missing = [job for job in ladder if not self._done(job, data, target)]
+            missing = [job for job in ladder if not self._done(job, data)]
             if not missing:
                 return True
             if was_elsewhere and any((run := results.load(self.folder / job.name)) and run.failed for job in missing):
@@ -205,16 +205,16 @@ class Benchmark:
         machine = self._hardware(self.experiment.train)
         return saved.load(self.experiment, self.parallel.device), saved.cost(self.experiment.pretrained, machine)
 
-    def _done(self, job: Job, data: Data, target: float | None = None) -> bool:
+    def _done(self, job: Job, data: Data) -> bool:
         """Whether this run is stored, finished, with the same configuration."""
         stored = results.load(self.folder / job.name)
         if stored is None or stored.record["status"] != "finished":
             return False
-        if stored.record["config"] != self._config(job, data, target) or stored.record["origin"] != job.found.origin:
+        if stored.record["config"] != self._config(job, data) or stored.record["origin"] != job.found.origin:
             say(f"{job.name:<18} was made with another configuration: training it again")
             return False
-        if self._pretrained and needs_source(job):
-            results.state_source(stored, self._pretrained[1])
+        if self.experiment.pretrained and needs_source(job) and self.parallel.main:
+            results.state_source(stored, saved.cost(self.experiment.pretrained, stored.record["hardware"]))
         unsaved = self.save and job.which == "target" and not (stored.folder / "model").is_dir() and not _keeps_source(job)
         hint = ", but its model was not saved: remove its folder to train it again"
         say(f"{job.name:<18} is done: loss {stored.record['final_val_loss']:.4f}{hint * unsaved}")
@@ -230,12 +230,16 @@ class Benchmark:
         branches: Collection[int] = (),
     ) -> bool:
         """Train and store one run, from where it was left or branches off its trunk. True if it finished."""
-        config = self._config(job, data, target)
+        config = self._config(job, data)
         main, device = self.parallel.main, self.parallel.device
-        folder = results.RunFolder(self.folder / job.name, {"run": config, "origin": job.found.origin}) if main else None
+        hardware = self._hardware(self.experiment.source_train if job.which == "source" else self.experiment.train)
+        identity = {"run": config, "origin": job.found.origin}
+        folder = results.RunFolder(self.folder / job.name, identity, hardware) if main else None
         checkpoints = Checkpoints(self.folder / job.name / "checkpoints", main)
         if trunk:
             checkpoints.branch_off(*trunk)
+            if folder:
+                folder.curve.begin_as(trunk[0].folder.parent / "curve.jsonl", trunk[1].state["rows"])
         self.parallel.wait()  # what is there to go on from is complete
         torch.manual_seed(job.seed)
         costs = Costs(device)
@@ -246,7 +250,7 @@ class Benchmark:
         status, error = "interrupted", None
         inherited = trunk[1].state if trunk else None
         paid = source[1] if source else None
-        stop_at = target if self.stop_at_target else None
+        stop_at = self.target_loss if self.stop_at_target and job.which == "target" else None
         interruption = Interruption()
         trainer = Trainer(
             task, data, job.seed, costs, folder.curve if folder else [], progress, stop_at, checkpoints, branches, interruption,
@@ -268,12 +272,12 @@ class Benchmark:
             say(f"{job.name:<18} failed: {failure}")
         finally:
             progress.close()
-            if folder:
-                folder.close(self._record(job, config, data, trainer, paid, inherited, status, error))
+            if folder and not folder.close(self._record(job, config, data, trainer, paid, inherited, status, error)):
+                status = "unwritten"
         if status == "finished":
             spent = f"{human(costs.total('flops'), 'FLOP')}, {costs.total('seconds'):.1f} s of training"
             say(f"{job.name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
-        if status != "interrupted" and not branches:
+        if status in ("finished", "failed") and not branches:
             checkpoints.remove()
         self.parallel.wait()  # what the next run reads is complete
         return status == "finished"
@@ -290,7 +294,7 @@ class Benchmark:
             sizes, tokenizer = self.experiment.sizes(job.which, data.vocabulary), tokenizer_to_save(data)
             saved.save(folder, architectures.of(self.experiment), model, sizes, tokenizer, record)
 
-    def _config(self, job: Job, data: Data, target: float | None) -> dict[str, Any]:
+    def _config(self, job: Job, data: Data) -> dict[str, Any]:
         """What decides a run's outcome, as it reads back from JSON."""
         experiment = self.experiment.identity() | {"fingerprint": data.fingerprint}
         own = {f"train.{key}": value for key, value in job.found.training.items()}
@@ -298,8 +302,8 @@ class Benchmark:
         config: dict[str, Any] = {"experiment": experiment, "method": method}
         if job.budget != 1:
             config["budget"] = job.budget
-        if self.stop_at_target:
-            config["stop_at"] = target
+        if self.stop_at_target and job.which == "target":
+            config["stop_at"] = self.target_loss
         return results.plain(config)
 
     def _record(
@@ -403,6 +407,6 @@ def _check_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have done so
     except OSError as error:
         raise UsageError(f"cannot write results to {folder}: {error.strerror}; choose another folder with --results") from error

@@ -41,7 +41,7 @@ class Checkpoint:
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{index}.{key}"] = value
         tensors |= {"rng.task": rng.get_state(), "rng.cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             tensors["rng.cuda"] = torch.cuda.get_rng_state()
         return cls(tensors, state)
 
@@ -74,7 +74,7 @@ class Checkpoint:
                 optimizer.state[parameter][key] = value.to(parameter.device)
         rng.set_state(self.tensors["rng.task"])
         torch.set_rng_state(self.tensors["rng.cpu"])
-        if "rng.cuda" in self.tensors and torch.cuda.is_available():
+        if "rng.cuda" in self.tensors and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(self.tensors["rng.cuda"])
 
 

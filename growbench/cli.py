@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(f"growbench: {error}")
         return 2
+    except BrokenPipeError:  # whoever reads the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         say("growbench: interrupted; what was done is kept")
         return 130
@@ -93,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of the ladder, as shares; default: 0.4,0.55,0.7,0.85,1",
     )
     run.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")
-    run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below the target")
+    run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below --target-loss")
     run.add_argument(
         "--tensor-parallel", type=int, default=1, metavar="N",
         help="split each model over N processes: torchrun --nproc-per-node M -m growbench run ..., N divides M",
@@ -178,7 +182,8 @@ def _budgets(text: str) -> list[float]:
         budgets = [float(part) for part in text.split(",")]
     except ValueError:
         budgets = []
-    if not budgets or not 0 < min(budgets) <= max(budgets) == 1 or len(set(budgets)) < max(len(budgets), 2):
+    shares = all(0 < share <= 1 for share in budgets)  # which no NaN is
+    if not shares or 1 not in budgets or len(set(budgets)) < max(len(budgets), 2):
         raise argparse.ArgumentTypeError(f"{text!r}: must be different shares above 0 and up to 1, the full one among them")
     return budgets
 
@@ -226,6 +231,8 @@ def run_experiment(options: argparse.Namespace) -> int:
         methods = tune.apply(options.tuned, experiment, methods, options.seeds, by_hand)
     if options.budgets and options.protocol != "ladder":
         raise UsageError("--budgets: only of --protocol ladder")
+    if options.stop_at_target and options.target_loss is None:
+        raise UsageError("--stop-at-target: needs --target-loss X; the mean loss of scratch's runs is another with every seed")
 
     import torch
 

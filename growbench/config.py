@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
@@ -338,13 +339,13 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     name = table.pop("extends", None)
     if name is None:
         return table
-    base = path.parent / name if str(name).endswith(".toml") else available().get(name)
-    if base is None:
+    base = path.parent / name if str(name).endswith(".toml") else available().get(str(name))
+    if base is None or not isinstance(name, str):
         raise UsageError(f"{path}: extends = {name!r}: {did_you_mean(str(name), available())}, or a file ending in .toml")
     if base in (*extending, path):
         raise UsageError(f"{path}: extends = {name!r}: extends itself")
     below = _read(base, (*extending, path))
-    if "checkpoint" in table.get("source", ()):
+    if isinstance(source := table.get("source"), dict) and "checkpoint" in source:
         below.pop("source", None)  # a pretrained source takes the place of one that is trained
     return _merged(below, table)
 
@@ -447,7 +448,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise UsageError(f"{where} = {value!r}: must have {len(kinds)} entries")
         return tuple(_convert(item, kind, where) for item, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) < sys.float_info.max:
+            raise UsageError(f"{where} = {value!r}: must be finite")
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}

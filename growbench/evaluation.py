@@ -18,8 +18,14 @@ OUTPUTS = 1024  # rows of logits that outputs are compared on
 class Evaluation:
     """Evaluates models of one run. Leaves them in their mode, and everything it spends in the account `evaluation`."""
 
-    def __init__(self, data: Data, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]) -> None:
-        self.batches = [batch.to(costs.device) for batch in data.validation_batches()]
+    def __init__(self, data: Data, rows: int, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]) -> None:
+        """`rows`: how many of a batch are worked on at a time."""
+        self.batches = [
+            batch.part(number, parts).to(costs.device)
+            for batch in data.validation_batches()
+            for parts in [len(batch.inputs) // rows]
+            for number in range(parts)
+        ]
         self.classifies, self.costs, self.autocast = classifies, costs, autocast
         self.flops_each = 0  # of one evaluation
         self.before: Tensor | None = None  # outputs before the next growth

@@ -29,7 +29,7 @@ UNKNOWN_SOURCE = (  # what a reader is asked for
     "give flops = X and seconds = Y beside checkpoint in [source], and run the same command again"
 )
 # Seconds compare only where these are equal.
-HARDWARE = ("device", "name", "threads", "precision", "processes", "micro_batch", "compile")
+HARDWARE = ("device", "name", "threads", "precision", "processes", "micro_batch", "compile", "elsewhere")
 
 # What a run's record must hold; and what came when runs had been stored without it, with what it was for them.
 RECORD = {
@@ -93,7 +93,7 @@ class RunFolder:
     A finished one, of another configuration, goes to a folder `replaced` beside it.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
         self.path, self.checkpoints = path, path / "checkpoints"
         begun = self.checkpoints / "config.json"
         try:
@@ -101,13 +101,29 @@ class RunFolder:
                 _make_room(path)
                 self.checkpoints.mkdir(parents=True)
                 begun.write_text(json.dumps(config), encoding="utf-8")
+            self.elsewhere = self._elsewhere(hardware)
             self.curve = CurveFile(path / "curve.jsonl")
         except OSError as error:
             raise UsageError(f"cannot write results to {path}: {error.strerror}; choose another folder with --results") from error
 
-    def close(self, record: Mapping[str, Any]) -> None:
-        """Write run.json."""
-        _write(self.path, record)
+    def close(self, record: dict[str, Any]) -> bool:
+        """Write run.json. False, with a line that says why, if that cannot be."""
+        if self.elsewhere:
+            record["hardware"]["elsewhere"] = self.elsewhere
+        try:
+            _write(self.path, record)
+        except OSError as error:
+            say(f"{self.path}: run.json cannot be written: {error.strerror}; the same command goes on with this run")
+            return False
+        return True
+
+    def _elsewhere(self, hardware: Mapping[str, Any]) -> str:
+        """The other hardware on which the run was before, as far as it goes on from there; remembers this one."""
+        file = self.checkpoints / "hardware.json"
+        before = (_read_json(file) if file.is_file() and any(self.checkpoints.glob("*.safetensors")) else None) or []
+        here = ", ".join(f"{key} {value}" for key, value in hardware.items())
+        file.write_text(json.dumps([*(machine for machine in before if machine != here), here]), encoding="utf-8")
+        return "; ".join(machine for machine in before if machine != here)
 
 
 def _make_room(path: Path) -> None:
@@ -146,6 +162,12 @@ class CurveFile:
         path.touch()
         self.rows = len(_complete_lines(path))
         self._cut(self.rows)
+
+    def begin_as(self, trunk: Path, rows: int) -> None:
+        """Take over another run's first rows, unless there are rows already."""
+        if not self.rows:
+            self.path.write_text("".join(_complete_lines(trunk)[:rows]), encoding="utf-8")
+            self.rows = rows
 
     def append(self, row: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as curve:

@@ -59,7 +59,8 @@ class Trainer:
         self.schedule = schedule.of(task.training)
         self.every = max(1, task.budget // 100)  # evaluations are at most 1 % of the budget apart
         precision = autocast(self.training, self.device)
-        self.evaluation = Evaluation(data, task.architecture.objective == "classes", costs, precision)
+        rows = machine.rows(self.training.batch)
+        self.evaluation = Evaluation(data, rows, task.architecture.objective == "classes", costs, precision)
         self.target_shapes = task.architecture.shapes(task.target)
         self.outcome = Outcome(costs)
         self.costs = costs
@@ -151,7 +152,7 @@ class Trainer:
             now.live.optimizer.zero_grad()
         self.feed.waited = 0.0  # outside of the clock
         watch.mark()
-        for step in range(now.done, now.steps):
+        for step in range(now.done, now.done if self.reached else now.steps):
             share = self._share(phase, step, now.steps)
             now.set_rates(step, share)
             self.parallel.seed(self.seed, now.first_step + step)
@@ -242,7 +243,8 @@ class Trainer:
         """The present moment. All processes take part."""
         now.live.gather()
         now.losses = [self.parallel.mean(loss) for loss in now.losses]
-        state = pack(self.outcome, now) | {"overhead": self._overhead(), "evaluation_flops": self.evaluation.flops_each}
+        state = pack(self.outcome, now) | {"overhead": self._overhead(), "reached": self.reached}
+        state["evaluation_flops"] = self.evaluation.flops_each
         return Checkpoint.of(now.model, now.optimizer, self.task.rng, state)
 
     def _restore(self, now: Stretch, checkpoint: Checkpoint) -> None:
@@ -253,6 +255,7 @@ class Trainer:
             self.evaluation.remember(now.model)
         self.progress.resume(state["steps"] - self.outcome.steps)
         unpack(state, self.outcome, now, self.device)
+        self.reached = state["reached"]
         self.evaluation.flops_each = state["evaluation_flops"]
         self.started, self.elapsed = time.perf_counter(), self.costs.spent() + state["overhead"]
 

@@ -26,7 +26,7 @@ class RandomSource(Method):
 
     def phases(self, task: Task) -> Phases:
         method = get(self.like).method
-        if not method.uses_source:
-            raise UsageError(f"random_source.like = {self.like!r}: must be a method that grows a source")
+        if not method.uses_source or method.keeps_source:
+            raise UsageError(f"random_source.like = {self.like!r}: must be a method that grows a source, and does not keep it")
         untrained = task.build(task.source_sizes).requires_grad_(False).eval()
         yield from method.phases(task.with_source(untrained))

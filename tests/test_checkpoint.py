@@ -51,9 +51,8 @@ def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch:
             raise Killed
         return loss(self, *arguments)
 
-    def unless_killed(self: results.RunFolder, record: Any) -> None:
-        if record["method"] != found.name:
-            close(self, record)
+    def unless_killed(self: results.RunFolder, record: Any) -> bool:
+        return record["method"] == found.name or close(self, record)
 
     loss, close = trainer.Trainer._batch, results.RunFolder.close
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -151,6 +150,7 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(miniature: Path, tmp_p
         own, rung = alone(miniature, tmp_path / f"{budget}", name, round(20 * budget)), rungs[f"{name}-seed0-budget{budget}"]
         assert rung.record["final_val_loss"] == own.record["final_val_loss"]
         assert rung.record["steps"] == own.record["steps"]
+        assert [row["val_loss"] for row in rung.curve] == [row["val_loss"] for row in own.curve]
         for account in ("train", "operator", "growth"):  # charged as if alone
             assert rung.record["cost"]["flops"][account] == own.record["cost"]["flops"][account]
         if name == "mslt":  # its stages are shares of the budget: nothing is shared

@@ -19,7 +19,7 @@ from growbench.config import UsageError
 from growbench.progress import say
 from growbench.report import overview, page, plots
 
-NO_EXPERIMENTS = ("report", results.TUNING)  # folders among experiments, or among runs, that are neither
+NO_EXPERIMENTS = ("report", results.TUNING, results.REPLACED)  # folders among experiments, or among runs, that are neither
 
 
 def make(folder: Path, out: Path | None = None, target_loss: float | None = None) -> Path:

@@ -170,9 +170,10 @@ def _setting(comparison: Comparison) -> str:
 
 
 def _machine(run: Run) -> str:
-    device, name, threads, precision, processes, micro_batch, compiled = run.hardware
+    device, name, threads, precision, processes, micro_batch, compiled, elsewhere = run.hardware
     details = [device, parts.count(threads, "thread"), precision, processes]
     details += [micro_batch and f"micro-batches of {micro_batch}", compiled and f"compile {compiled}"]
+    details += [elsewhere and f"begun on {elsewhere}"]
     return f"{name} ({', '.join(filter(None, details))})"
 
 
