@@ -157,7 +157,8 @@ class Benchmark:
             branch = trunk.branch(branches[job.budget]) if job.budget in branches else None
             waiting = branches.values() if job == full else ()
             succeeded &= self._train(job, data, target, source, (trunk, branch) if branch else None, waiting)
-        trunk.remove()
+        if (self.folder / full.name / "run.json").is_file():  # else it is to be gone on with
+            trunk.remove()
         return succeeded
 
     def _scratch_loss(self, seeds: Iterable[int]) -> float | None:

@@ -178,6 +178,20 @@ def test_a_seed_beyond_64_bits_is_refused(refused: Refused) -> None:
     assert "seeds" in refused("--seeds", 2**64)
 
 
+@pytest.mark.parametrize("budgets", ["1,nan", "nan", "0.5,2", "0.5", "0,1"])
+def test_bad_budgets_are_refused(refused: Refused, budgets: str) -> None:
+    assert "--budgets" in refused("--protocol", "ladder", "--budgets", budgets)
+
+
+def test_to_stop_at_a_target_takes_one(refused: Refused) -> None:
+    """Scratch's mean loss is another with every seed that is added."""
+    assert "--target-loss" in refused("--stop-at-target")
+
+
+def test_a_hyperparameter_that_is_no_number_is_refused(refused: Refused) -> None:
+    assert "must be finite" in refused("--methods", "ligo", "--set", "ligo.operator_lr=nan")
+
+
 @pytest.mark.parametrize("loss", ["low", "nan", "inf"])
 def test_a_target_loss_must_be_a_number(refused: Refused, loss: str) -> None:
     assert "--target-loss" in refused("--target-loss", loss, "--methods", "scratch")
@@ -540,6 +554,13 @@ def test_an_interrupt_keeps_what_was_done(miniature: Path, tmp_path: Path) -> No
     loose(tmp_path, "interrupted")
     assert growbench(*command).code == 0
     assert run_folders(results)["interrupted-seed0"]["status"] == "finished"
+
+
+def test_output_may_be_cut_short() -> None:
+    """As by `| head -1`."""
+    command = f"{sys.executable} -c 'from growbench.cli import main; import sys; sys.exit(main())' list methods --long | head -1"
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr, len(ended.stdout.splitlines())) == (0, "", 1)
 
 
 def test_stop_at_target_ends_a_run_early(miniature: Path, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ BAD_VALUES = [
     ("data.corpus=3", "data.corpus = 3: must be a text"),
     ("data.corpus=wikipedia", "data: corpus = 'wikipedia': allowed are wikipedia-sample, files:GLOB and hub:NAME[:CONFIG]"),
     ("published.ligo.flops=many", "published.ligo.flops = 'many': must be a number"),
+    ("published.ligo.flops=nan", "published.ligo.flops = nan: must be finite"),
 ]
 
 
@@ -89,6 +90,12 @@ def test_a_section_must_be_a_table(miniature: Path, section: str) -> None:
     heading = rf"(?ms)^\[{re.escape(section)}[.\]].*?(?=^\[|\Z)"
     miniature.write_text(f"{section} = 3\n" + re.sub(heading, "", text))
     assert f"{section} = 3: must be a table" in refusal(miniature)
+
+
+@pytest.mark.parametrize("lines", ['extends = ["gpt2-tiny"]', "extends = 3", 'extends = "gpt2-tiny"\nsource = 5'])
+def test_what_an_experiment_extends_is_a_name(tmp_path: Path, lines: str) -> None:
+    (tmp_path / "mine.toml").write_text(lines + "\n")
+    assert "extends = " in (message := refusal(tmp_path / "mine.toml")) or "source = 5: must be a table" in message
 
 
 def test_set_of_a_key_below_a_value_is_refused(miniature: Path) -> None:

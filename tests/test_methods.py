@@ -607,7 +607,7 @@ def test_random_source_grows_what_was_never_trained() -> None:
     assert outcome.costs.flops["source"] == 0
 
 
-@pytest.mark.parametrize("like", ["scratch", "stackbert", "random_source"])
+@pytest.mark.parametrize("like", ["scratch", "stackbert", "random_source", "progressive_net"])
 def test_random_source_refuses_methods_that_grow_no_source(like: str) -> None:
     with pytest.raises(UsageError, match="must be a method that grows a source"):
         grown(task_of(experiment_of("gpt2")), "random_source", like=like)

@@ -592,6 +592,12 @@ def test_what_cannot_be_compared_is_left_out_by_name(tmp_path: Path, capsys: pyt
     assert len(pages) == 2 and not (index.parent / "performance_profile.svg").exists()  # two experiments are too few
 
 
+def test_runs_that_were_replaced_are_no_experiment(tmp_path: Path) -> None:
+    write_results(tmp_path / "replaced", 1)
+    with pytest.raises(UsageError):
+        report.make_all(tmp_path)
+
+
 def test_one_experiment_is_reported_alone(tmp_path: Path) -> None:
     folder = write_experiments(tmp_path / "results", [["ligo"]])
     assert report.make_all(folder) == [folder / "experiment 0/report/index.html"]

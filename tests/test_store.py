@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from growbench import analysis, checkpoint, cli, report, results, trainer
+from growbench import analysis, benchmark, checkpoint, cli, report, results, trainer
 
 RECORD: dict[str, Any] = {
     "status": "finished", "experiment": "e", "title": "E", "method": "scratch", "seed": 0, "steps": 2, "tokens": 20,
@@ -207,6 +207,48 @@ def test_a_small_disk_and_a_read_only_one(miniature: Path, tmp_path: Path) -> No
     assert report_elsewhere == "exit code 0" and (tmp_path / "miniature.toml-report" / "index.html").exists()
     assert cache.startswith(f"growbench: cannot write the cache {disk}/cache") and cache.endswith("exit code 2")
     assert not (tmp_path / "miniature.toml-results" / "miniature").exists()
+
+
+def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last bytes on the disk: the methods after it run, and the next call makes the record from the last checkpoint."""
+    write, arguments = results._write, ["run", str(miniature), "--methods", "stackbert", "--results", str(tmp_path)]
+
+    def full(folder: Path, record: Any) -> None:
+        if record["method"] == "scratch":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_write", full)
+        assert cli.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "run.json cannot be written: No space left on device" in said and "stackbert-seed0    finished" in said
+    monkeypatch.setattr(trainer.Trainer, "_steps", None)  # nothing is trained again
+    assert cli.main(arguments) == 0
+
+
+def test_a_run_that_was_gone_on_with_elsewhere_says_so(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seconds are of two machines, and compare with those of neither."""
+    arguments = ["run", str(miniature), "--methods", "stackbert", "--results", str(tmp_path)]
+    append, machine = results.CurveFile.append, {"device": "cuda", "name": "Another one", "threads": 8}
+
+    def interrupted(self: results.CurveFile, row: Any) -> None:
+        append(self, row)
+        if "stackbert" in str(self.path) and self.rows == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results.CurveFile, "append", interrupted)
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(benchmark, "hardware", lambda device: machine)
+        assert cli.main(arguments) == 130
+    assert cli.main(arguments) == 0
+    run = results.load(tmp_path / "miniature" / "stackbert-seed0")
+    assert run is not None and run.finished
+    assert run.record["hardware"]["elsewhere"] == "device cuda, name Another one, threads 8, precision float32"
+    assert "begun on device cuda, name Another one" in (tmp_path / "miniature" / "report" / "index.html").read_text()
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(

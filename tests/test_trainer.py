@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from growbench import architectures, schedule
+from growbench.checkpoint import Checkpoints
 from growbench.config import Experiment, Machine, ModelConfig, TextConfig, Training
 from growbench.cost import Costs
 from growbench.data import Batch, TextData, load
@@ -279,6 +281,16 @@ def test_a_run_stops_at_the_first_scored_evaluation_at_the_target(train: Train) 
     full = losses(train(get("scratch").method)[1])
     outcome, curve = train(get("scratch").method, stop_at=full[6])
     assert losses(curve) == full[:7] and outcome.steps == 6
+
+
+def test_a_run_that_was_interrupted_where_it_reached_the_target_has_reached_it(train: Train, tmp_path: Path) -> None:
+    """The last checkpoint says so: not a step more is taken."""
+    stop_at = losses(train(get("scratch").method)[1])[6]
+    kept, calls = Checkpoints(tmp_path), iter(range(100))
+    with pytest.raises(KeyboardInterrupt):
+        train(get("scratch").method, stop_at=stop_at, checkpoints=kept, interrupted=lambda: next(calls) == 5)
+    outcome, _ = train(get("scratch").method, stop_at=stop_at, checkpoints=kept)
+    assert outcome.steps == 6
 
 
 def test_the_seconds_of_a_run_are_all_in_an_account(train: Train) -> None:
