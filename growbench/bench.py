@@ -73,9 +73,9 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
 
     def ours(steps: int) -> float:
         memory.reset_peak(device)
-        seconds, waiting = growbench_seconds(experiment, data, device, steps, compiled)
+        seconds, waiting, peak = growbench_seconds(experiment, data, device, steps, compiled)
         waited.append(waiting / seconds)
-        largest.append(memory.peak(device))
+        largest.append(peak)
         return seconds
 
     loops: dict[str, Callable[[int], float]] = {
@@ -172,15 +172,15 @@ class Stretch(Method):
 
 def growbench_seconds(
     experiment: Experiment, data: Data, device: torch.device, steps: int, compiled: bool
-) -> tuple[float, float]:
-    """Charged seconds of `steps` steps of the runner's own loop, training from scratch; those spent waiting for data."""
+) -> tuple[float, float, int]:
+    """Charged seconds of `steps` steps of the runner's own loop, training from scratch; those of waiting for data; peak memory."""
     torch.manual_seed(0)
     costs = Costs(device)
     task = Task.of(experiment, "target", data.vocabulary, costs)
     machine = replace(experiment.machine, compile="on" if compiled else "off")  # as in a run at the whole budget
     trainer = Trainer(task, data, 0, costs, [], Progress("bench", steps, None, shown=False), machine=machine)
     outcome = trainer.run(Stretch(steps))
-    return costs.seconds["train"], outcome.waited
+    return costs.seconds["train"], outcome.waited, costs.peak_memory()
 
 
 def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) -> dict[str, Any]:

@@ -73,11 +73,10 @@ class Benchmark:
     def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
         """Train what is not done yet: scratch first, whose final loss is the target. False if a method failed."""
         methods, seeds = list(methods), list(seeds)
-        experiment, training = self.experiment, self.experiment.train
-        architecture = architectures.of(experiment)
+        experiment = self.experiment
         pretrained = self._pretrained  # read first: one that cannot be used is refused before any work
         check_sizes(experiment, 1000)  # whatever the vocabulary: before the data are prepared
-        data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
+        data = self._load_data(experiment.train)
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
         for found, budget in itertools.product(methods, self.budgets):  # refuses impossible sizes before anything trains
@@ -104,6 +103,10 @@ class Benchmark:
                     elsewhere |= {job.name for job in left}
             target = self.target_loss if self.target_loss is not None else self._scratch_loss(seeds)
         return succeeded
+
+    def _load_data(self, training: Training) -> Data:
+        architecture = architectures.of(self.experiment)
+        return load(self.experiment.data, architecture.objective, architecture.tokenizer, training.batch)
 
     def _work(self, full: Job, data: Data, target: float | None, was_elsewhere: bool) -> bool | None:
         """Do what is missing of a method on a seed, at every budget. False if a run failed, None if another process is at it."""
@@ -177,7 +180,7 @@ class Benchmark:
             with self._claimed(job.name) as mine:
                 if mine:
                     self._sources.clear()
-                    self._sources[seed] = self._trained_source(job, data)
+                    self._sources[seed] = self._trained_source(job, self._load_data(self.experiment.source_train))
             if not mine:
                 self._wait_for(unsaid)
                 unsaid = []
@@ -339,7 +342,7 @@ class Benchmark:
             "steps": outcome.steps,
             "tokens": outcome.tokens,
             "parameters": sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
-            "peak_memory_bytes": memory.peak(self.parallel.device),
+            "peak_memory_bytes": outcome.costs.peak_memory(),
             "phases": outcome.phases,
             "waited_seconds": outcome.waited,
             "versions": {"python": platform.python_version()} | {package: version(package) for package in VERSIONED},

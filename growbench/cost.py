@@ -11,7 +11,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from growbench import memory
 from growbench.architectures import Architecture, sizes_of
 from growbench.config import ModelConfig
 from growbench.data import Batch
@@ -140,6 +141,7 @@ class Costs:
         self._counter: FlopCounterMode | None = None
         self._teacher_flops = 0
         self._teacher_watch = Stopwatch(device)
+        self._peak = 0  # bytes, before the latest counting
 
     def total(self, kind: str) -> float:
         """What is charged so far without the source: `kind` is "flops" or "seconds"."""
@@ -160,9 +162,23 @@ class Costs:
             self._synchronize()
             self.seconds[account] += time.perf_counter() - start
 
+    def peak_memory(self) -> int:
+        """The bytes taken at most, but for what only counting takes on CUDA: attention by the math path keeps its weights."""
+        return max(self._peak, memory.peak(self.device))
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Memory that is taken inside is not the run's."""
+        if self.device.type != "cuda":  # elsewhere a new peak takes long to begin, and the path is the math one anyway
+            yield
+            return
+        self._peak = self.peak_memory()
+        yield
+        memory.reset_peak(self.device)
+
     def charged(self, account: str, function: Callable[[], T]) -> T:
         """Run `function`, charge its FLOPs and seconds."""
-        with self.clocked(account):
+        with self.clocked(account), self._apart() if account in UNCHARGED else nullcontext():
             flops, result = count(function)
         self.flops[account] += flops
         return result
@@ -190,7 +206,7 @@ class Costs:
         """FLOPs of one training step by account; afterwards the random state is as before, the time is overhead."""
         cuda = [self.device] if self.device.type == "cuda" else []
         self._teacher_flops = 0
-        with torch.random.fork_rng(devices=cuda), self.clocked("overhead"), counting() as self._counter:
+        with torch.random.fork_rng(devices=cuda), self.clocked("overhead"), self._apart(), counting() as self._counter:
             step()
         flops = self._counter.get_total_flops()
         self._counter = None

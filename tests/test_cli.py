@@ -392,6 +392,16 @@ def test_what_is_done_is_not_done_again(done: Done) -> None:
     assert times == {path: path.stat().st_mtime_ns for path in done.results.glob("*/*/*") if path.parent.name != "report"}
 
 
+def test_a_source_has_a_batch_of_its_own(miniature: Path, tmp_path: Path) -> None:
+    """As planned, recorded and charged."""
+    results = tmp_path / "results"
+    assert growbench("run", miniature, "--methods", "bert2bert", "--set", "source.batch=2", "--results", results).code == 0
+    runs = run_folders(results)
+    assert (runs["source-seed0"]["tokens"], runs["bert2bert-seed0"]["tokens"]) == (12 * 2 * 16, 12 * 4 * 16)
+    per_step = runs["source-seed0"]["phases"][0]["flops_per_step"]["train"]
+    assert runs["bert2bert-seed0"]["cost"]["flops"]["source"] == 12 * per_step
+
+
 def test_another_corpus_of_the_same_name_is_trained_again(miniature: Path, corpus: Path, tmp_path: Path) -> None:
     """A run is done only for the data that it saw."""
     own = tmp_path / "corpus.txt"
