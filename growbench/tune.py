@@ -20,6 +20,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -103,26 +104,38 @@ def tune(
 ) -> Trials:
     """Give every method as many trials, go on where they were broken off, and write trials.csv and tuned.toml to `folder`.
 
-    `asked`: the experiment as the command line named it. Raises UsageError before any training where a method refuses it.
+    Of what another process is at, its trials are waited for.
+    `asked`: the experiment as the command line named it. Raises UsageError before any training where a method refuses it, and
+    where trials cannot be stored or have no small model to start from: the same command goes on with these.
     """
     methods = list(methods)
     vocabulary = vocabulary_size(experiment.data)
     for found in methods:
-        with contextlib.suppress(Unplannable):
-            plan(experiment, found, vocabulary)
+        _check(experiment, found, vocabulary)
     tuning = Tuning(asked, fingerprint(experiment), tuple(seeds), trials)
     storage = _storage(folder)
-    studies = {found.name: _study(storage, experiment, found, tuning) for found in methods}
     benchmark = Benchmark(experiment, folder, Parallel(device))
     done: dict[str, Sequence[FrozenTrial]] = {}
-    for found in methods:
-        study = studies[found.name]
-        while (number := len(_ended(study))) < trials:
-            _try_next(study, number, trials, benchmark, found, seeds)
-        done[found.name] = _ended(study)[:trials]
-        table(done, seeds).to_csv(folder / "trials.csv", index=False)
+    for waiting in (False, True):  # first what no other process is at, then what one was at
+        for found in [found for found in methods if found.name not in done]:
+            if waiting:
+                say(f"{found.name:<18} is another process's work: waiting for it")
+            with contextlib.suppress(Timeout), _lock(folder, found.name).acquire(blocking=waiting):
+                done[found.name] = _search(_study(storage, experiment, found, tuning), tuning, benchmark, found, vocabulary)
+    done = {found.name: done[found.name] for found in methods}
+    table(done, seeds).to_csv(folder / "trials.csv", index=False)
     (folder / "tuned.toml").write_text(_toml(tuning, done), encoding="utf-8")
     return done
+
+
+def _check(experiment: Experiment, found: Found, vocabulary: int) -> None:
+    """Raises UsageError if the method refuses the experiment, or its own values."""
+    with contextlib.suppress(Unplannable):
+        plan(experiment.at(1.0, found.training), found, vocabulary)
+
+
+def _lock(folder: Path, name: str) -> FileLock:
+    return FileLock(folder / ".locks" / f"{name}.lock")
 
 
 def best(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
@@ -146,7 +159,7 @@ def _digest(value: Any) -> str:
 def _storage(folder: Path) -> JournalStorage:
     """Where the searches are kept, trial by trial."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder / "studies.jsonl"
+    path = folder.absolute() / "studies.jsonl"  # its lock is a link to it, from beside it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
@@ -171,27 +184,48 @@ def _ended(study: Study) -> list[FrozenTrial]:
     return [trial for trial in study.trials if trial.state.is_finished()]
 
 
-def _try_next(study: Study, number: int, trials: int, benchmark: Benchmark, found: Found, seeds: Sequence[int]) -> None:
-    """Train the next trial's values, or those of the trial that was broken off, on every seed; keep its mean final loss."""
+def _search(study: Study, tuning: Tuning, benchmark: Benchmark, found: Found, vocabulary: int) -> list[FrozenTrial]:
+    """A method's trials, those that are missing tried now. No other process may be at the same."""
+    while (number := len(_ended(study))) < tuning.trials:
+        _try_next(study, number, tuning, benchmark, found, vocabulary)
+    return _ended(study)[: tuning.trials]
+
+
+def _try_next(study: Study, number: int, tuning: Tuning, benchmark: Benchmark, found: Found, vocabulary: int) -> None:
+    """Train the next trial's values, or those of the trial that was broken off, on every seed; keep its mean final loss.
+
+    Values that the method refuses, or fails with, are a failed trial. Raises UsageError for what is not their fault.
+    """
     study.sampler = TPESampler(seed=number)  # the same at every method's n-th trial, and after an interruption
     broken_off = study.get_trials(states=[TrialState.RUNNING])
     trial = Trial(study, broken_off[0]._trial_id) if broken_off else study.ask()
     values = {key: each.suggest(trial, key) for key, each in space(benchmark.experiment, found).items()}
     name = f"{found.name}-trial{number}"
-    say(f"{name:<18} (from 0 to {trials - 1}): {_text(values)}")
+    say(f"{name:<18} (from 0 to {tuning.trials - 1}): {_text(values)}")
     try:
-        succeeded = benchmark.run([replace(with_values(found, values), name=name)], seeds)
-        runs = [run for seed in seeds if (run := results.load(benchmark.folder / results.name(name, seed)))]
-        errors = [run.record["error"]["message"] for run in runs if run.record["error"]]
-    except UsageError as refusal:  # values that the method cannot work with
+        tried = with_values(found, values)
+        _check(benchmark.experiment, tried, vocabulary)
+    except UsageError as refusal:
         say(f"{name:<18} refused: {refusal}")
-        succeeded, runs, errors = False, [], [str(refusal)]
-    trial.set_user_attr("flops", sum(run.cost("flops", "reuse") for run in runs))
+        _fail(study, trial, str(refusal), flops=0)
+        return
+    succeeded = benchmark.run([replace(tried, name=name)], tuning.seeds)
+    runs = [run for seed in tuning.seeds if (run := results.load(benchmark.folder / results.name(name, seed)))]
+    errors = [run.record["error"]["message"] for run in runs if run.record["error"]]
+    flops = sum(run.cost("flops", "reuse") for run in runs)
     if succeeded:
+        trial.set_user_attr("flops", flops)
         study.tell(trial, statistics.fmean(run.record["final_val_loss"] for run in runs))
+    elif errors:
+        _fail(study, trial, errors[0], flops)
     else:
-        trial.set_user_attr("error", errors[0] if errors else "needs the small model, whose training failed")
-        study.tell(trial, state=TrialState.FAIL)
+        raise UsageError(f"{name} needs the small model, whose training failed: the same command tries again")
+
+
+def _fail(study: Study, trial: Trial, error: str, flops: float) -> None:
+    trial.set_user_attr("flops", flops)
+    trial.set_user_attr("error", error)
+    study.tell(trial, state=TrialState.FAIL)
 
 
 def table(done: Trials, seeds: Sequence[int]) -> pd.DataFrame:

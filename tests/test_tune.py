@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import growbench.tune
 from growbench import cli, config, registry, results
 from growbench.benchmark import Benchmark
 from growbench.method import tunable
@@ -292,9 +295,132 @@ def test_values_that_a_method_refuses_are_a_failed_trial(
     assert (second["status"], second["flops"]) == ("failed", "0") and "ki: share = " in second["error"]
 
 
+def test_what_is_not_the_values_fault_is_no_trial(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Results that cannot be written, a small model that cannot be trained: refused in one line, and later tried again."""
+    command = [miniature, "--methods", "mslt", "--results", tmp_path / "results", "--trials", 2]
+
+    def full(self: Benchmark, methods: Any, seeds: Any) -> bool:
+        raise config.UsageError("cannot write results: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Benchmark, "run", full)
+        assert tune(*command) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "growbench: cannot write results: No space left on device"
+    with monkeypatch.context() as patch:
+        patch.setattr(Benchmark, "_source", lambda *_: None)
+        assert tune(*command, "--methods", "net2net") == 2
+    assert "net2net-trial0 needs the small model, whose training failed" in capsys.readouterr().err.splitlines()[-1]
+    assert tune(*command, "--methods", "mslt,net2net") == 0
+    assert [(row["trial"], row["status"]) for row in rows(tmp_path / "results")] == [("0", "finished"), ("1", "finished")] * 3
+
+
 def refuse_all_but_the_default(ki: Any) -> None:
     if ki.share != 0.3:
         raise config.UsageError(f"share = {ki.share}: too much")
+
+
+# One folder, several commands
+
+
+class Folder(NamedTuple):
+    """Where the miniature is tuned without being trained: a trial's loss is its number."""
+
+    experiment: Path
+    results: Path
+
+    def tune(self, methods: str, trials: int = 1, *arguments: object) -> int:
+        return tune(self.experiment, "--methods", methods, "--results", self.results, "--trials", trials, *arguments)
+
+    @property
+    def file(self) -> Path:
+        return self.results / "miniature" / "tuning" / "tuned.toml"
+
+    def trials(self) -> list[tuple[str, str]]:
+        return [(row["method"], row["trial"]) for row in rows(self.results)]
+
+    def run(self, methods: str, *arguments: object) -> int:
+        """Exit code of a run with the values tuned, which is not trained."""
+        options = ["--methods", methods, "--tuned", self.file, "--dry-run", *arguments]
+        return cli.main(["run", *map(str, [self.experiment, *options])])
+
+
+@pytest.fixture
+def untrained(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    def try_next(study: optuna.Study, number: int, tuning: Any, benchmark: Benchmark, found: Any, vocabulary: int) -> None:
+        trial = study.ask()
+        for key, each in space(benchmark.experiment, found).items():
+            each.suggest(trial, key)
+        trial.set_user_attr("flops", 1.0)
+        study.tell(trial, number)
+
+    monkeypatch.setattr("growbench.tune._try_next", try_next)
+    return Folder(miniature, tmp_path / "results")
+
+
+def test_what_another_process_tunes_is_waited_for(
+    untrained: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other methods are tuned first; a claim of a dead process is none."""
+    code = (
+        "import sys, filelock, time; own = filelock.FileLock(sys.argv[1]); own.acquire(); print('held', flush=1); time.sleep(99)"
+    )
+    lock = untrained.file.parent / ".locks" / "ki.lock"
+    lock.parent.mkdir(parents=True)
+    other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    tuned: list[str] = []
+    search = growbench.tune._search
+
+    def noted(study: Any, tuning: Any, benchmark: Any, found: Any, vocabulary: int) -> Any:
+        assert found.name != "ki" or other.poll() is not None
+        tuned.append(found.name)
+        return search(study, tuning, benchmark, found, vocabulary)
+
+    def until_it_dies(text: str) -> None:
+        if "ki                 is another process's work: waiting for it" in text:
+            tuned.append("waits")
+            other.kill()
+            other.wait()
+
+    monkeypatch.setattr("growbench.tune._search", noted)
+    monkeypatch.setattr("growbench.tune.say", until_it_dies)
+    try:
+        assert untrained.tune("ki,ligo") == 0
+    finally:
+        other.kill()
+    assert tuned == ["scratch", "ligo", "waits", "ki"]
+    assert [name for name, _ in untrained.trials()] == ["scratch", "ki", "ligo"]
+
+
+def test_the_searches_lock_leads_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else optuna waits for ever for a process that was killed with it."""
+    monkeypatch.chdir(tmp_path)
+    storage: Any = growbench.tune._storage(Path("tuning"))
+    storage._backend._lock.acquire()
+    assert Path("tuning/studies.jsonl.lock").exists()
+    storage._backend._lock.release()
+
+
+def test_two_at_once_share_the_methods(miniature: Path, tmp_path: Path) -> None:
+    """Every trial is trained once, by one of them, and both end with all of them."""
+    names = ("scratch", "mslt", "net2net")
+    command = ["tune", str(miniature), "--methods", ",".join(names), "--results", str(tmp_path), "--trials", "2"]
+    both = [
+        subprocess.Popen([sys.executable, "-m", "growbench", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in "12"
+    ]
+    answers = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    assert answers[0][0] == answers[1][0]
+    for name in names:
+        for number in (0, 1):
+            run = f"{name}-trial{number}-seed{SEED}"
+            assert sum(f"{run:<18} finished" in said for _, said in answers) == 1, run
+    assert [(row["method"], row["trial"], row["status"]) for row in rows(tmp_path)] == [
+        (name, number, "finished") for name in names for number in "01"
+    ]
 
 
 # Tuned values
@@ -340,7 +466,7 @@ def test_a_report_shows_the_trials_beside_its_runs(tuned: Tuned) -> None:
     assert cli.main([str(part) for part in [*command, "--methods", "stackbert"]]) == 0
     page = (tuned.results / "miniature" / "report" / "index.html").read_text()
     assert "6 trials on seed 1000" in page and "broken on purpose" in page and "ligo.operator_lr 0.003" in page
-    assert "as tuned" not in page
+    assert "as tuned:" not in page
     assert cli.main([str(part) for part in [*command, "--methods", "scratch", "--tuned", tuned.file]]) == 0
     page = (tuned.results / "miniature" / "report" / "index.html").read_text()
     assert "as tuned: scratch." in page and "Not tuned, and at a disadvantage: stackbert." in page
