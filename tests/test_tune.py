@@ -44,6 +44,7 @@ class Mine(Method):
         yield Phase(model=model)
 """
 SEED = 1000  # of tuning, by default
+WRITTEN_BY_TUNE = "must hold tables [tuned], [variants] and [methods.NAME], as growbench tune writes them: tune again"
 
 
 class Tuned(NamedTuple):
@@ -359,6 +360,47 @@ def untrained(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return Folder(miniature, tmp_path / "results")
 
 
+def test_a_later_command_keeps_what_was_tuned_alike(untrained: Folder) -> None:
+    """As long as seeds, trials and experiment are the same: another wording of the experiment is."""
+    assert untrained.tune("net2net,ki") == 0
+    first = tomllib.loads(untrained.file.read_text())["methods"]
+    assert untrained.tune("ligo,ki", 1, "--set", "train.lr=1e-3") == 0
+    assert untrained.trials() == [(name, "0") for name in ("scratch", "ligo", "ki", "net2net")]
+    table = tomllib.loads(untrained.file.read_text())
+    assert table["methods"].keys() == table["variants"].keys() == {"scratch", "ligo", "ki", "net2net"}
+    assert first.items() <= table["methods"].items()
+    assert rows(untrained.results)[-2]["ki.share"] == "0.3" and rows(untrained.results)[-2]["ligo.operator_lr"] == ""
+    assert untrained.run("net2net,ki") == untrained.run("ligo") == 0
+
+
+@pytest.mark.parametrize("arguments", [(2,), (1, "--seeds", "7"), (1, "--set", "train.steps=14")])
+def test_what_was_tuned_otherwise_is_not_mixed_in(
+    untrained: Folder, capsys: pytest.CaptureFixture[str], arguments: tuple[Any, ...]
+) -> None:
+    """And that is said; the command that tuned it brings it back."""
+    assert untrained.tune("net2net") == 0
+    assert untrained.tune("ki", *arguments) == 0
+    assert "net2net: tuned on other trials or seeds, or another experiment, so no longer in" in capsys.readouterr().err
+    assert {name for name, _ in untrained.trials()} == {"scratch", "ki"}
+    assert untrained.tune("net2net") == 0
+    assert untrained.trials() == [("scratch", "0"), ("net2net", "0")]
+
+
+def test_files_are_whole_whenever_tuning_is_broken_off(untrained: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its first method, or while they are written: as they were."""
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert untrained.tune("net2net,ki") == 0
+    before = untrained.trials(), untrained.file.read_text()
+    for place in ("growbench.tune.best", "growbench.tune.os.replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, broken)
+            assert untrained.tune("net2net,ki,ligo", 2) == 130
+        assert (untrained.trials(), untrained.file.read_text()) == before
+
+
 def test_what_another_process_tunes_is_waited_for(
     untrained: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -485,12 +527,50 @@ def test_a_method_that_was_not_tuned_is_refused(refused: Callable[..., str]) -> 
     assert "stackbert was not tuned: --methods may name scratch, ligo, mine" in refused(methods="ligo,stackbert")
 
 
+def test_a_method_that_was_tuned_otherwise_is_refused(refused: Callable[..., str], tuned: Tuned, tmp_path: Path) -> None:
+    """Set by hand what tuning leaves alone, or edited: the line says which. What is tuned may be set."""
+    message = refused("--set", "ligo.operator_steps=4")
+    assert "ligo was tuned with operator_steps = 3, and now has operator_steps = 4: give what it was tuned with" in message
+    edited = tmp_path / "mine.py"
+    edited.write_text(PLUGIN.replace("0.01, 1.0", "0.01, 2.0"))
+    message = refused(methods=edited)
+    assert message.count("mine.py sha256:") == 2
+    assert "scale from 0.01 to 1.0, and now has" in message and "scale from 0.01 to 2.0: give" in message
+
+
+def test_a_variant_is_tuned_and_run_as_such(untrained: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert untrained.tune("bert2bert", 1, "--set", "bert2bert.init=fpi") == 0
+    assert untrained.run("bert2bert", "--set", "bert2bert.init=fpi") == 0
+    assert untrained.run("bert2bert") == 2
+    assert 'bert2bert was tuned with init = "fpi", and now has init = "aki"' in capsys.readouterr().err
+    assert untrained.tune("bert2bert") == untrained.run("bert2bert") == 0
+
+
+def test_a_file_of_an_older_version_is_refused(refused: Callable[..., str], tuned: Tuned, tmp_path: Path) -> None:
+    text = tuned.file.read_text()
+    file = tmp_path / "old.toml"
+    file.write_text(text.partition("[variants]")[0] + text[text.index("[methods") :])
+    assert WRITTEN_BY_TUNE in refused(file=file)
+
+
+def test_a_report_says_whose_trials_it_lacks(tuned: Tuned, tmp_path: Path) -> None:
+    folder = tmp_path / "miniature" / "tuning"
+    folder.mkdir(parents=True)
+    (folder / "trials.csv").write_text((tuned.file.parent / "trials.csv").read_text().replace("scratch,", "mslt,"))
+    command = ["run", tuned.experiment, "--results", tmp_path, "--methods", "scratch", "--tuned", tuned.file]
+    assert cli.main([str(part) for part in command]) == 0
+    page = (tmp_path / "miniature" / "report" / "index.html").read_text()
+    assert "as tuned: scratch." in page and "without trials here: scratch." in page
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("[tuned]", "[tuned", "cannot read tuned values from"),
-        ("[tuned]", "", "must hold a table [tuned] and tables [methods.NAME]"),
-        ("[tuned]", "tuned = 3\n[methods.other]", "must hold a table [tuned] and tables [methods.NAME]"),
+        ("[tuned]", "[tuned", "cannot be read: "),
+        ("[tuned]", "", WRITTEN_BY_TUNE),
+        ("[tuned]", "tuned = 3\n[methods.other]", WRITTEN_BY_TUNE),
+        ("[variants]", "[methods.other]", WRITTEN_BY_TUNE),
+        ("scratch = [", "scratch = 3 # [", WRITTEN_BY_TUNE),
         ("trials = 2", "", "tuned.trials is missing"),
         ("trials = 2", "trails = 2", "unknown key tuned.trails: did you mean trials?"),
         ("train.warmup = ", "train.wramup = ", "unknown key scratch.train.wramup: did you mean train.warmup?"),
@@ -498,7 +578,7 @@ def test_a_method_that_was_not_tuned_is_refused(refused: Callable[..., str]) -> 
         ("train.warmup = ", "train.warmup = 0.", "must be a whole number"),
         ("train.warmup = ", "train.warmup = 99", "scratch.train.warmup = 99"),
         ("operator_lr = ", "operator_lr = -", "ligo: operator_lr = -"),
-        ("[methods.ligo]", "[methods]\nligo = 3\n[methods.other]", "must hold a table [tuned] and tables [methods.NAME]"),
+        ("[methods.ligo]", "[methods]\nligo = 3\n[methods.other]", WRITTEN_BY_TUNE),
     ],
 )
 def test_a_garbled_file_is_refused(
@@ -511,4 +591,4 @@ def test_a_garbled_file_is_refused(
 
 
 def test_an_absent_file_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert f"cannot read tuned values from {tmp_path / 'none.toml'}" in refused(file=tmp_path / "none.toml")
+    assert f"--tuned {tmp_path / 'none.toml'}: cannot be read: " in refused(file=tmp_path / "none.toml")
