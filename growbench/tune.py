@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import statistics
 import tomllib
@@ -20,6 +21,7 @@ from typing import Any
 import optuna
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from optuna.samplers import TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -103,26 +105,37 @@ def tune(
 ) -> Trials:
     """Give every method as many trials, go on where they were broken off, and write trials.csv and tuned.toml to `folder`.
 
-    `asked`: the experiment as the command line named it. Raises UsageError before any training where a method refuses it.
+    Of what another process is at, its trials are waited for. Methods that were tuned alike before stay in these files.
+    `asked`: the experiment as the command line named it. Raises UsageError before any training where a method refuses it, and
+    where trials cannot be stored or have no small model to start from: the same command goes on with these.
     """
     methods = list(methods)
     vocabulary = vocabulary_size(experiment.data)
     for found in methods:
-        with contextlib.suppress(Unplannable):
-            plan(experiment, found, vocabulary)
+        _check(experiment, found, vocabulary)
     tuning = Tuning(asked, fingerprint(experiment), tuple(seeds), trials)
     storage = _storage(folder)
-    studies = {found.name: _study(storage, experiment, found, tuning) for found in methods}
     benchmark = Benchmark(experiment, folder, Parallel(device))
     done: dict[str, Sequence[FrozenTrial]] = {}
-    for found in methods:
-        study = studies[found.name]
-        while (number := len(_ended(study))) < trials:
-            _try_next(study, number, trials, benchmark, found, seeds)
-        done[found.name] = _ended(study)[:trials]
-        table(done, seeds).to_csv(folder / "trials.csv", index=False)
-    (folder / "tuned.toml").write_text(_toml(tuning, done), encoding="utf-8")
+    for waiting in (False, True):  # first what no other process is at, then what one was at
+        for found in [found for found in methods if found.name not in done]:
+            if waiting:
+                say(f"{found.name:<18} is another process's work: waiting for it")
+            with contextlib.suppress(Timeout), _lock(folder, found.name).acquire(blocking=waiting):
+                done[found.name] = _search(_study(storage, experiment, found, tuning), tuning, benchmark, found, vocabulary)
+    done = {found.name: done[found.name] for found in methods}
+    _store(folder, tuning, {found.name: _variant(found) for found in methods}, done)
     return done
+
+
+def _check(experiment: Experiment, found: Found, vocabulary: int) -> None:
+    """Raises UsageError if the method refuses the experiment, or its own values."""
+    with contextlib.suppress(Unplannable):
+        plan(experiment.at(1.0, found.training), found, vocabulary)
+
+
+def _lock(folder: Path, name: str) -> FileLock:
+    return FileLock(folder / ".locks" / f"{name}.lock")
 
 
 def best(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
@@ -146,7 +159,7 @@ def _digest(value: Any) -> str:
 def _storage(folder: Path) -> JournalStorage:
     """Where the searches are kept, trial by trial."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder / "studies.jsonl"
+    path = folder.absolute() / "studies.jsonl"  # its lock is a link to it, from beside it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
@@ -171,27 +184,48 @@ def _ended(study: Study) -> list[FrozenTrial]:
     return [trial for trial in study.trials if trial.state.is_finished()]
 
 
-def _try_next(study: Study, number: int, trials: int, benchmark: Benchmark, found: Found, seeds: Sequence[int]) -> None:
-    """Train the next trial's values, or those of the trial that was broken off, on every seed; keep its mean final loss."""
+def _search(study: Study, tuning: Tuning, benchmark: Benchmark, found: Found, vocabulary: int) -> list[FrozenTrial]:
+    """A method's trials, those that are missing tried now. No other process may be at the same."""
+    while (number := len(_ended(study))) < tuning.trials:
+        _try_next(study, number, tuning, benchmark, found, vocabulary)
+    return _ended(study)[: tuning.trials]
+
+
+def _try_next(study: Study, number: int, tuning: Tuning, benchmark: Benchmark, found: Found, vocabulary: int) -> None:
+    """Train the next trial's values, or those of the trial that was broken off, on every seed; keep its mean final loss.
+
+    Values that the method refuses, or fails with, are a failed trial. Raises UsageError for what is not their fault.
+    """
     study.sampler = TPESampler(seed=number)  # the same at every method's n-th trial, and after an interruption
     broken_off = study.get_trials(states=[TrialState.RUNNING])
     trial = Trial(study, broken_off[0]._trial_id) if broken_off else study.ask()
     values = {key: each.suggest(trial, key) for key, each in space(benchmark.experiment, found).items()}
     name = f"{found.name}-trial{number}"
-    say(f"{name:<18} (from 0 to {trials - 1}): {_text(values)}")
+    say(f"{name:<18} (from 0 to {tuning.trials - 1}): {_text(values)}")
     try:
-        succeeded = benchmark.run([replace(with_values(found, values), name=name)], seeds)
-        runs = [run for seed in seeds if (run := results.load(benchmark.folder / results.name(name, seed)))]
-        errors = [run.record["error"]["message"] for run in runs if run.record["error"]]
-    except UsageError as refusal:  # values that the method cannot work with
+        tried = with_values(found, values)
+        _check(benchmark.experiment, tried, vocabulary)
+    except UsageError as refusal:
         say(f"{name:<18} refused: {refusal}")
-        succeeded, runs, errors = False, [], [str(refusal)]
-    trial.set_user_attr("flops", sum(run.cost("flops", "reuse") for run in runs))
+        _fail(study, trial, str(refusal), flops=0)
+        return
+    succeeded = benchmark.run([replace(tried, name=name)], tuning.seeds)
+    runs = [run for seed in tuning.seeds if (run := results.load(benchmark.folder / results.name(name, seed)))]
+    errors = [run.record["error"]["message"] for run in runs if run.record["error"]]
+    flops = sum(run.cost("flops", "reuse") for run in runs)
     if succeeded:
+        trial.set_user_attr("flops", flops)
         study.tell(trial, statistics.fmean(run.record["final_val_loss"] for run in runs))
+    elif errors:
+        _fail(study, trial, errors[0], flops)
     else:
-        trial.set_user_attr("error", errors[0] if errors else "needs the small model, whose training failed")
-        study.tell(trial, state=TrialState.FAIL)
+        raise UsageError(f"{name} needs the small model, whose training failed: the same command tries again")
+
+
+def _fail(study: Study, trial: Trial, error: str, flops: float) -> None:
+    trial.set_user_attr("flops", flops)
+    trial.set_user_attr("error", error)
+    study.tell(trial, state=TrialState.FAIL)
 
 
 def table(done: Trials, seeds: Sequence[int]) -> pd.DataFrame:
@@ -210,8 +244,7 @@ def table(done: Trials, seeds: Sequence[int]) -> pd.DataFrame:
         for method, trials in done.items()
         for number, trial in enumerate(trials)
     ]
-    frame = pd.DataFrame(rows, dtype=object)  # so that whole numbers stay so beside blanks
-    return frame[[column for column in frame if column != "error"] + ["error"]]
+    return pd.DataFrame(rows, dtype=object)  # so that whole numbers stay so beside blanks
 
 
 def summary(done: Trials) -> str:
@@ -243,17 +276,105 @@ class Tuning:
     trials: int  # of each method
 
 
-def _toml(tuning: Tuning, done: Trials) -> str:
-    """tuned.toml: a table on the tuning, and one a method."""
-    sections = {"tuned": dataclasses.asdict(tuning)}
-    for method, trials in done.items():
-        if chosen := best(trials):
-            key = method if re.fullmatch(r"[A-Za-z0-9_-]+", method) else json.dumps(method)
-            sections[f"methods.{key}"] = chosen.params
-    return "\n".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
-        for name, section in sections.items()
+@dataclass(frozen=True)
+class Tuned:
+    """What tuned.toml holds."""
+
+    tuning: Tuning
+    variants: Mapping[str, Sequence[str]]  # by method: what decided its tuning beside the experiment
+    rows: Mapping[str, Values]  # by method: the values of its best trial, if one finished
+
+    def toml(self) -> str:
+        """As text: a table on the tuning, one on the variants, and one a method."""
+        keys = {name: name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _json(name) for name in self.variants}
+        sections: dict[str, Mapping[str, Any]] = {
+            "tuned": dataclasses.asdict(self.tuning),
+            "variants": {key: self.variants[name] for name, key in keys.items()},
+            **{f"methods.{key}": self.rows[name] for name, key in keys.items() if name in self.rows},
+        }
+        return "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {_json(value)}\n" for key, value in section.items())
+            for name, section in sections.items()
+        )
+
+
+def _json(value: Any) -> str:
+    """A value as TOML writes it too."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _variant(found: Found) -> list[str]:
+    """What decides a method's tuning beside the experiment: its code, what is not tuned of it, and the ranges of the rest."""
+    ranges = _tunable(found)  # as declared: a default set by hand may widen them, and is no variant
+    settings = dataclasses.asdict(found.method)  # type: ignore[call-overload]
+    fixed = [f"{key} = {_json(value)}" for key, value in settings.items() if key not in ranges]
+    return [found.origin, *fixed, *(f"{key} from {each.low} to {each.high}" for key, each in ranges.items())]
+
+
+def _store(folder: Path, tuning: Tuning, variants: Mapping[str, Sequence[str]], done: Trials) -> None:
+    """Write trials.csv and tuned.toml, each in full or not at all: these methods, and those that were tuned alike before."""
+    trials, tuned = folder / "trials.csv", folder / "tuned.toml"
+    rows = {name: chosen.params for name, each in done.items() if (chosen := best(each))}
+    with _lock(folder, tuned.name):  # what another process adds meanwhile is kept
+        others = _others(tuned, tuning, done)
+        frame = table(done, tuning.seeds)
+        if others.variants and trials.is_file():
+            before = pd.read_csv(trials, dtype=str, keep_default_na=False)
+            frame = pd.concat([frame, before[before["method"].isin(others.variants)]])
+        frame = frame[[column for column in frame if column != "error"] + ["error"]]
+        _replace(trials, frame.to_csv(index=False))
+        _replace(tuned, Tuned(tuning, {**variants, **others.variants}, {**rows, **others.rows}).toml())
+
+
+def _others(path: Path, tuning: Tuning, done: Trials) -> Tuned:
+    """What tuned.toml holds of other methods, if these were tuned alike."""
+    none = Tuned(tuning, {}, {})
+    try:
+        before = _read(path)
+    except UsageError:  # not there, or not to be read by this version
+        return none
+    others = [name for name in before.variants if name not in done]
+    if replace(before.tuning, experiment=tuning.experiment) != tuning:
+        if others:
+            say(f"{', '.join(others)}: tuned on other trials or seeds, or another experiment, so no longer in {path}")
+        return none
+    return Tuned(
+        tuning,
+        {name: before.variants[name] for name in others},
+        {name: before.rows[name] for name in others if name in before.rows},
     )
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file in full or not at all."""
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _read(path: Path) -> Tuned:
+    """Raises UsageError if it is no file of tuned values."""
+    try:
+        file = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot be read: {error}") from error
+    tuning, variants, rows = (file.pop(key, {}) for key in ("tuned", "variants", "methods"))
+    tables = _all_are(dict, tuning, variants, rows) and _all_are(dict, *rows.values())
+    if file or not (tables and _all_are(list, *variants.values()) and rows.keys() <= variants.keys()):
+        raise UsageError("must hold tables [tuned], [variants] and [methods.NAME], as growbench tune writes them: tune again")
+    return Tuned(parse(Tuning, tuning, "tuned"), variants, {name: _flat(row) for name, row in rows.items()})
+
+
+def _all_are(kind: type, *values: Any) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Values by key, as train.lr."""
+    values: dict[str, Any] = {}
+    for key, value in row.items():
+        values |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+    return values
 
 
 def apply(
@@ -261,47 +382,43 @@ def apply(
 ) -> list[Found]:
     """The methods with the values in a file of tuned ones, but for the keys `by_hand`, as ligo.operator_lr.
 
-    Raises UsageError if it was tuned on one of these seeds or another experiment, or lacks a method.
+    Raises UsageError if it was tuned on one of these seeds or another experiment, or lacks a method as it is set now.
     """
     try:
-        file = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read tuned values from {path}: {error}") from error
-    try:
-        return _apply(file, experiment, methods, seeds, by_hand)
+        return _apply(_read(path), experiment, methods, seeds, by_hand)
     except UsageError as error:
         raise UsageError(f"--tuned {path}: {error}") from None
 
 
 def _apply(
-    file: dict[str, Any], experiment: Experiment, methods: Iterable[Found], seeds: Iterable[int], by_hand: Collection[str]
+    tuned: Tuned, experiment: Experiment, methods: Iterable[Found], seeds: Iterable[int], by_hand: Collection[str]
 ) -> list[Found]:
-    rows = file.get("methods")
-    if file.keys() != {"tuned", "methods"} or not isinstance(rows, dict) or not _tables(file["tuned"], *rows.values()):
-        raise UsageError("must hold a table [tuned] and tables [methods.NAME], as growbench tune writes them")
-    tuning = parse(Tuning, file["tuned"], "tuned")
-    if tuning.fingerprint != fingerprint(experiment):
-        raise UsageError(f"tuned on another experiment ({tuning.experiment}): name it, and give its --set")
-    if both := sorted({*tuning.seeds} & {*seeds}):
-        raise UsageError(f"tuned on seed {both[0]}: --seeds must name others than {', '.join(map(str, tuning.seeds))}")
-    tuned = []
+    if tuned.tuning.fingerprint != fingerprint(experiment):
+        raise UsageError(f"tuned on another experiment ({tuned.tuning.experiment}): name it, and give its --set")
+    if both := sorted({*tuned.tuning.seeds} & {*seeds}):
+        raise UsageError(f"tuned on seed {both[0]}: --seeds must name others than {', '.join(map(str, tuned.tuning.seeds))}")
+    applied = []
     for found in methods:
-        if found.name not in rows:
-            raise UsageError(f"{found.name} was not tuned: --methods may name {', '.join(rows)}")
-        values = _checked(rows[found.name], experiment, found)
-        tuned.append(with_values(found, {key: value for key, value in values.items() if f"{found.name}.{key}" not in by_hand}))
-    return tuned
+        if found.name not in tuned.rows:
+            raise UsageError(f"{found.name} was not tuned: --methods may name {', '.join(tuned.rows) or 'none'}")
+        _refuse_other_variant(found, tuned.variants[found.name])
+        values = _checked(tuned.rows[found.name], experiment, found)
+        applied.append(with_values(found, {key: value for key, value in values.items() if f"{found.name}.{key}" not in by_hand}))
+    return applied
 
 
-def _tables(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
+def _refuse_other_variant(found: Found, tuned: Sequence[str]) -> None:
+    asked = _variant(found)
+    then, now = (
+        ", ".join(str(each) for each in these if each not in those) or "nothing of that"
+        for these, those in ((tuned, asked), (asked, tuned))
+    )
+    if then != now:
+        raise UsageError(f"{found.name} was tuned with {then}, and now has {now}: give what it was tuned with, or tune it again")
 
 
-def _checked(row: dict[str, Any], experiment: Experiment, found: Found) -> dict[str, Any]:
+def _checked(values: Values, experiment: Experiment, found: Found) -> Values:
     """A method's tuned values, no more and no less than its space has."""
-    values: dict[str, Any] = {}
-    for key, value in row.items():
-        values |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
     known = defaults(experiment, found)
     for key in values:
         if key not in known:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import growbench.tune
 from growbench import cli, config, registry, results
 from growbench.benchmark import Benchmark
 from growbench.method import tunable
@@ -41,6 +44,7 @@ class Mine(Method):
         yield Phase(model=model)
 """
 SEED = 1000  # of tuning, by default
+WRITTEN_BY_TUNE = "must hold tables [tuned], [variants] and [methods.NAME], as growbench tune writes them: tune again"
 
 
 class Tuned(NamedTuple):
@@ -292,9 +296,173 @@ def test_values_that_a_method_refuses_are_a_failed_trial(
     assert (second["status"], second["flops"]) == ("failed", "0") and "ki: share = " in second["error"]
 
 
+def test_what_is_not_the_values_fault_is_no_trial(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Results that cannot be written, a small model that cannot be trained: refused in one line, and later tried again."""
+    command = [miniature, "--methods", "mslt", "--results", tmp_path / "results", "--trials", 2]
+
+    def full(self: Benchmark, methods: Any, seeds: Any) -> bool:
+        raise config.UsageError("cannot write results: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Benchmark, "run", full)
+        assert tune(*command) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "growbench: cannot write results: No space left on device"
+    with monkeypatch.context() as patch:
+        patch.setattr(Benchmark, "_source", lambda *_: None)
+        assert tune(*command, "--methods", "net2net") == 2
+    assert "net2net-trial0 needs the small model, whose training failed" in capsys.readouterr().err.splitlines()[-1]
+    assert tune(*command, "--methods", "mslt,net2net") == 0
+    assert [(row["trial"], row["status"]) for row in rows(tmp_path / "results")] == [("0", "finished"), ("1", "finished")] * 3
+
+
 def refuse_all_but_the_default(ki: Any) -> None:
     if ki.share != 0.3:
         raise config.UsageError(f"share = {ki.share}: too much")
+
+
+# One folder, several commands
+
+
+class Folder(NamedTuple):
+    """Where the miniature is tuned without being trained: a trial's loss is its number."""
+
+    experiment: Path
+    results: Path
+
+    def tune(self, methods: str, trials: int = 1, *arguments: object) -> int:
+        return tune(self.experiment, "--methods", methods, "--results", self.results, "--trials", trials, *arguments)
+
+    @property
+    def file(self) -> Path:
+        return self.results / "miniature" / "tuning" / "tuned.toml"
+
+    def trials(self) -> list[tuple[str, str]]:
+        return [(row["method"], row["trial"]) for row in rows(self.results)]
+
+    def run(self, methods: str, *arguments: object) -> int:
+        """Exit code of a run with the values tuned, which is not trained."""
+        options = ["--methods", methods, "--tuned", self.file, "--dry-run", *arguments]
+        return cli.main(["run", *map(str, [self.experiment, *options])])
+
+
+@pytest.fixture
+def untrained(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    def try_next(study: optuna.Study, number: int, tuning: Any, benchmark: Benchmark, found: Any, vocabulary: int) -> None:
+        trial = study.ask()
+        for key, each in space(benchmark.experiment, found).items():
+            each.suggest(trial, key)
+        trial.set_user_attr("flops", 1.0)
+        study.tell(trial, number)
+
+    monkeypatch.setattr("growbench.tune._try_next", try_next)
+    return Folder(miniature, tmp_path / "results")
+
+
+def test_a_later_command_keeps_what_was_tuned_alike(untrained: Folder) -> None:
+    """As long as seeds, trials and experiment are the same: another wording of the experiment is."""
+    assert untrained.tune("net2net,ki") == 0
+    first = tomllib.loads(untrained.file.read_text())["methods"]
+    assert untrained.tune("ligo,ki", 1, "--set", "train.lr=1e-3") == 0
+    assert untrained.trials() == [(name, "0") for name in ("scratch", "ligo", "ki", "net2net")]
+    table = tomllib.loads(untrained.file.read_text())
+    assert table["methods"].keys() == table["variants"].keys() == {"scratch", "ligo", "ki", "net2net"}
+    assert first.items() <= table["methods"].items()
+    assert rows(untrained.results)[-2]["ki.share"] == "0.3" and rows(untrained.results)[-2]["ligo.operator_lr"] == ""
+    assert untrained.run("net2net,ki") == untrained.run("ligo") == 0
+
+
+@pytest.mark.parametrize("arguments", [(2,), (1, "--seeds", "7"), (1, "--set", "train.steps=14")])
+def test_what_was_tuned_otherwise_is_not_mixed_in(
+    untrained: Folder, capsys: pytest.CaptureFixture[str], arguments: tuple[Any, ...]
+) -> None:
+    """And that is said; the command that tuned it brings it back."""
+    assert untrained.tune("net2net") == 0
+    assert untrained.tune("ki", *arguments) == 0
+    assert "net2net: tuned on other trials or seeds, or another experiment, so no longer in" in capsys.readouterr().err
+    assert {name for name, _ in untrained.trials()} == {"scratch", "ki"}
+    assert untrained.tune("net2net") == 0
+    assert untrained.trials() == [("scratch", "0"), ("net2net", "0")]
+
+
+def test_files_are_whole_whenever_tuning_is_broken_off(untrained: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After its first method, or while they are written: as they were."""
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert untrained.tune("net2net,ki") == 0
+    before = untrained.trials(), untrained.file.read_text()
+    for place in ("growbench.tune.best", "growbench.tune.os.replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, broken)
+            assert untrained.tune("net2net,ki,ligo", 2) == 130
+        assert (untrained.trials(), untrained.file.read_text()) == before
+
+
+def test_what_another_process_tunes_is_waited_for(
+    untrained: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other methods are tuned first; a claim of a dead process is none."""
+    code = (
+        "import sys, filelock, time; own = filelock.FileLock(sys.argv[1]); own.acquire(); print('held', flush=1); time.sleep(99)"
+    )
+    lock = untrained.file.parent / ".locks" / "ki.lock"
+    lock.parent.mkdir(parents=True)
+    other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    tuned: list[str] = []
+    search = growbench.tune._search
+
+    def noted(study: Any, tuning: Any, benchmark: Any, found: Any, vocabulary: int) -> Any:
+        assert found.name != "ki" or other.poll() is not None
+        tuned.append(found.name)
+        return search(study, tuning, benchmark, found, vocabulary)
+
+    def until_it_dies(text: str) -> None:
+        if "ki                 is another process's work: waiting for it" in text:
+            tuned.append("waits")
+            other.kill()
+            other.wait()
+
+    monkeypatch.setattr("growbench.tune._search", noted)
+    monkeypatch.setattr("growbench.tune.say", until_it_dies)
+    try:
+        assert untrained.tune("ki,ligo") == 0
+    finally:
+        other.kill()
+    assert tuned == ["scratch", "ligo", "waits", "ki"]
+    assert [name for name, _ in untrained.trials()] == ["scratch", "ki", "ligo"]
+
+
+def test_the_searches_lock_leads_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else optuna waits for ever for a process that was killed with it."""
+    monkeypatch.chdir(tmp_path)
+    storage: Any = growbench.tune._storage(Path("tuning"))
+    storage._backend._lock.acquire()
+    assert Path("tuning/studies.jsonl.lock").exists()
+    storage._backend._lock.release()
+
+
+def test_two_at_once_share_the_methods(miniature: Path, tmp_path: Path) -> None:
+    """Every trial is trained once, by one of them, and both end with all of them."""
+    names = ("scratch", "mslt", "net2net")
+    command = ["tune", str(miniature), "--methods", ",".join(names), "--results", str(tmp_path), "--trials", "2"]
+    both = [
+        subprocess.Popen([sys.executable, "-m", "growbench", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in "12"
+    ]
+    answers = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    assert answers[0][0] == answers[1][0]
+    for name in names:
+        for number in (0, 1):
+            run = f"{name}-trial{number}-seed{SEED}"
+            assert sum(f"{run:<18} finished" in said for _, said in answers) == 1, run
+    assert [(row["method"], row["trial"], row["status"]) for row in rows(tmp_path)] == [
+        (name, number, "finished") for name in names for number in "01"
+    ]
 
 
 # Tuned values
@@ -340,7 +508,7 @@ def test_a_report_shows_the_trials_beside_its_runs(tuned: Tuned) -> None:
     assert cli.main([str(part) for part in [*command, "--methods", "stackbert"]]) == 0
     page = (tuned.results / "miniature" / "report" / "index.html").read_text()
     assert "6 trials on seed 1000" in page and "broken on purpose" in page and "ligo.operator_lr 0.003" in page
-    assert "as tuned" not in page
+    assert "as tuned:" not in page
     assert cli.main([str(part) for part in [*command, "--methods", "scratch", "--tuned", tuned.file]]) == 0
     page = (tuned.results / "miniature" / "report" / "index.html").read_text()
     assert "as tuned: scratch." in page and "Not tuned, and at a disadvantage: stackbert." in page
@@ -359,12 +527,50 @@ def test_a_method_that_was_not_tuned_is_refused(refused: Callable[..., str]) -> 
     assert "stackbert was not tuned: --methods may name scratch, ligo, mine" in refused(methods="ligo,stackbert")
 
 
+def test_a_method_that_was_tuned_otherwise_is_refused(refused: Callable[..., str], tuned: Tuned, tmp_path: Path) -> None:
+    """Set by hand what tuning leaves alone, or edited: the line says which. What is tuned may be set."""
+    message = refused("--set", "ligo.operator_steps=4")
+    assert "ligo was tuned with operator_steps = 3, and now has operator_steps = 4: give what it was tuned with" in message
+    edited = tmp_path / "mine.py"
+    edited.write_text(PLUGIN.replace("0.01, 1.0", "0.01, 2.0"))
+    message = refused(methods=edited)
+    assert message.count("mine.py sha256:") == 2
+    assert "scale from 0.01 to 1.0, and now has" in message and "scale from 0.01 to 2.0: give" in message
+
+
+def test_a_variant_is_tuned_and_run_as_such(untrained: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert untrained.tune("bert2bert", 1, "--set", "bert2bert.init=fpi") == 0
+    assert untrained.run("bert2bert", "--set", "bert2bert.init=fpi") == 0
+    assert untrained.run("bert2bert") == 2
+    assert 'bert2bert was tuned with init = "fpi", and now has init = "aki"' in capsys.readouterr().err
+    assert untrained.tune("bert2bert") == untrained.run("bert2bert") == 0
+
+
+def test_a_file_of_an_older_version_is_refused(refused: Callable[..., str], tuned: Tuned, tmp_path: Path) -> None:
+    text = tuned.file.read_text()
+    file = tmp_path / "old.toml"
+    file.write_text(text.partition("[variants]")[0] + text[text.index("[methods") :])
+    assert WRITTEN_BY_TUNE in refused(file=file)
+
+
+def test_a_report_says_whose_trials_it_lacks(tuned: Tuned, tmp_path: Path) -> None:
+    folder = tmp_path / "miniature" / "tuning"
+    folder.mkdir(parents=True)
+    (folder / "trials.csv").write_text((tuned.file.parent / "trials.csv").read_text().replace("scratch,", "mslt,"))
+    command = ["run", tuned.experiment, "--results", tmp_path, "--methods", "scratch", "--tuned", tuned.file]
+    assert cli.main([str(part) for part in command]) == 0
+    page = (tmp_path / "miniature" / "report" / "index.html").read_text()
+    assert "as tuned: scratch." in page and "without trials here: scratch." in page
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("[tuned]", "[tuned", "cannot read tuned values from"),
-        ("[tuned]", "", "must hold a table [tuned] and tables [methods.NAME]"),
-        ("[tuned]", "tuned = 3\n[methods.other]", "must hold a table [tuned] and tables [methods.NAME]"),
+        ("[tuned]", "[tuned", "cannot be read: "),
+        ("[tuned]", "", WRITTEN_BY_TUNE),
+        ("[tuned]", "tuned = 3\n[methods.other]", WRITTEN_BY_TUNE),
+        ("[variants]", "[methods.other]", WRITTEN_BY_TUNE),
+        ("scratch = [", "scratch = 3 # [", WRITTEN_BY_TUNE),
         ("trials = 2", "", "tuned.trials is missing"),
         ("trials = 2", "trails = 2", "unknown key tuned.trails: did you mean trials?"),
         ("train.warmup = ", "train.wramup = ", "unknown key scratch.train.wramup: did you mean train.warmup?"),
@@ -372,7 +578,7 @@ def test_a_method_that_was_not_tuned_is_refused(refused: Callable[..., str]) -> 
         ("train.warmup = ", "train.warmup = 0.", "must be a whole number"),
         ("train.warmup = ", "train.warmup = 99", "scratch.train.warmup = 99"),
         ("operator_lr = ", "operator_lr = -", "ligo: operator_lr = -"),
-        ("[methods.ligo]", "[methods]\nligo = 3\n[methods.other]", "must hold a table [tuned] and tables [methods.NAME]"),
+        ("[methods.ligo]", "[methods]\nligo = 3\n[methods.other]", WRITTEN_BY_TUNE),
     ],
 )
 def test_a_garbled_file_is_refused(
@@ -385,4 +591,4 @@ def test_a_garbled_file_is_refused(
 
 
 def test_an_absent_file_is_refused(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert f"cannot read tuned values from {tmp_path / 'none.toml'}" in refused(file=tmp_path / "none.toml")
+    assert f"--tuned {tmp_path / 'none.toml'}: cannot be read: " in refused(file=tmp_path / "none.toml")

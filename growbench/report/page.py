@@ -487,6 +487,8 @@ def _tuning(comparison: Comparison) -> str:
         scale = units.scale(trials["flops"].astype(float).max(), "flops")
         heads = ("method", "trial", "final loss", scale.name, "values")
         rows = [_trial_row(row, scale) for row in analysis.records(trials)]
+        if elsewhere := [method for method in tuned if method not in set(trials["method"])]:
+            text += f'<p class="note">Tuned elsewhere or earlier, so without trials here: {escape(", ".join(elsewhere))}.</p>'
         text += (
             f"<details><summary>{parts.count(len(trials), 'trial')} on seed {escape(trials['seeds'][0].replace(' ', ', '))}; "
             f"the first of each method has its defaults</summary>{parts.table(heads, rows, text_columns=[4])}</details>"
