@@ -15,10 +15,12 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --dist worksteal
 
-# Copy the committed results' table into the README; a test compares the two.
+# Copy the committed results' tables into the README; a test compares them.
 readme: .venv/ready
 	$(BIN)/growbench report results/reference/gpt2-tiny
-	sed -i -e '/<!-- savings -->/,/<!-- end -->/{//!d}' -e '/<!-- savings -->/r results/reference/gpt2-tiny/report/savings.md' README.md
+	$(BIN)/growbench report results/mini
+	sed -i -e '/<!-- savings -->/,/<!-- end -->/{//!d}' -e '/<!-- savings -->/r results/reference/gpt2-tiny/report/savings.md' \
+		-e '/<!-- mini -->/,/<!-- end -->/{//!d}' -e '/<!-- mini -->/r results/mini/report/overview.md' README.md
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -173,7 +173,7 @@ class Stretch(Method):
 def growbench_seconds(
     experiment: Experiment, data: Data, device: torch.device, steps: int, compiled: bool
 ) -> tuple[float, float, int]:
-    """Charged seconds of `steps` steps of the runner's own loop, training from scratch; those of waiting for data; peak memory."""
+    """Charged seconds of `steps` steps of the runner's own loop, from scratch; those of waiting for data; peak memory."""
     torch.manual_seed(0)
     costs = Costs(device)
     task = Task.of(experiment, "target", data.vocabulary, costs)

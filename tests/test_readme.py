@@ -23,9 +23,12 @@ def test_the_example_method_runs(architecture: str, miniature: Path, tmp_path: P
     assert (tmp_path / miniature.stem / "interleave-seed0" / "run.json").is_file()
 
 
-def test_the_table_is_the_committed_reports() -> None:
-    table = (ROOT / "results/reference/gpt2-tiny/report/savings.md").read_text(encoding="utf-8")
-    assert table.strip() and f"<!-- savings -->\n{table.rstrip()}\n<!-- end -->" in README
+@pytest.mark.parametrize(
+    ("name", "file"), [("savings", "reference/gpt2-tiny/report/savings.md"), ("mini", "mini/report/overview.md")]
+)
+def test_the_tables_are_the_committed_reports(name: str, file: str) -> None:
+    table = (ROOT / "results" / file).read_text(encoding="utf-8")
+    assert table.strip() and f"<!-- {name} -->\n{table.rstrip()}\n<!-- end -->" in README
 
 
 def test_what_the_readme_links_to_is_there() -> None:
