@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from growbench.config import TextConfig, UsageError
-from growbench.data import Batch, TextData, load
+from growbench.data import Batch, TextData, documents, load
 from growbench.data import tokens as token_cache
 from growbench.data.documents import Documents
 from growbench.data.tokenizer import named, train
@@ -510,9 +511,9 @@ def test_cache_that_cannot_be_written(corpus: str, tmp_path: Path, monkeypatch: 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GROWBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert token_cache.cache_folder() == Path("/somewhere/growbench")
+    assert documents.cache_folder() == Path("/somewhere/growbench")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert token_cache.cache_folder() == Path.home() / ".cache" / "growbench"
+    assert documents.cache_folder() == Path.home() / ".cache" / "growbench"
 
 
 # --- documents
@@ -608,6 +609,28 @@ def test_hub_errors(hub_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "must be hub:NAME[:CONFIG]" in message(config("hub:"), "causal", "bytes", 4)
     assert "there are 'text', 'number'" in message(config(f"hub:{hub_folder}", text_column="body"), "causal", "bytes", 4)
     assert "'nope'" in message(config(f"hub:{hub_folder}:nope"), "causal", "bytes", 4)
+
+
+def test_without_the_hub_the_version_that_was_read_last_is_taken(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was prepared from it is then found in the cache: a machine without network can train on it."""
+    from huggingface_hub import HfApi
+
+    from growbench.data.documents import Hub, _newest_commit
+
+    def no_network(*_: Any) -> None:
+        raise ConnectionError("Name or service not known")
+
+    answers = iter(["abc", "def"])
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_: SimpleNamespace(sha=next(answers)))
+    hub = Hub.of("some/other set")
+    found = hub.fingerprint("text")
+    assert found == hub.fingerprint("text"), "asked once"
+    monkeypatch.setattr(HfApi, "dataset_info", no_network)
+    _newest_commit.cache_clear()  # another process
+    assert hub.fingerprint("text") == found
+    assert "Name or service not known): taking the version that was read last" in capsys.readouterr().err
 
 
 def test_wikipedia_sample() -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import bz2
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from glob import escape, glob
 from importlib.util import find_spec
 from itertools import islice
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from growbench.config import TextConfig, UsageError
+from growbench.progress import say
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -262,10 +265,35 @@ class Hub:
         return f"corpus = 'hub:{self.name}{f':{self.configuration}' if self.configuration else ''}'"
 
     def _commit(self) -> str:
-        from huggingface_hub import HfApi
+        """The dataset's newest commit; where the hub cannot be asked, the one that it answered last."""
+        remembered = cache_folder() / "hub" / f"{hashlib.sha256(self.name.encode()).hexdigest()}.txt"
+        try:
+            commit = _newest_commit(self.name, self.label())
+        except UsageError as error:
+            if not remembered.is_file():
+                raise
+            say(f"{error}: taking the version that was read last")
+            return remembered.read_text(encoding="utf-8")
+        with suppress(OSError):  # a cache that cannot be written is refused where it is needed
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            remembered.write_text(commit, encoding="utf-8")
+        return commit
 
-        with one_line_errors(self.label()):
-            return str(HfApi().dataset_info(self.name).sha)
+
+@cache
+def _newest_commit(dataset: str, label: str) -> str:
+    """Asked once, so that a run reads one version."""
+    from huggingface_hub import HfApi
+
+    with one_line_errors(label):
+        return str(HfApi().dataset_info(dataset).sha)
+
+
+def cache_folder() -> Path:
+    """$GROWBENCH_CACHE, else growbench in $XDG_CACHE_HOME, else ~/.cache/growbench."""
+    if own := os.environ.get("GROWBENCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "growbench"
 
 
 def sample_file(corpus: str, package: str, path: str, sha256: str) -> Path:

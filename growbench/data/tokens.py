@@ -68,20 +68,13 @@ def cached(settings: list[Any], fill: Callable[[Path], None]) -> Path:
 
     Raises UsageError if it cannot be written.
     """
-    folder = cache_folder() / hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    folder = corpora.cache_folder() / hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     try:
         if not folder.exists():
             _build(folder, fill)
     except OSError as error:
         raise UsageError(f"cannot write the cache {folder.parent} (environment GROWBENCH_CACHE): {error}") from error
     return folder
-
-
-def cache_folder() -> Path:
-    """$GROWBENCH_CACHE, else growbench in $XDG_CACHE_HOME, else ~/.cache/growbench."""
-    if own := os.environ.get("GROWBENCH_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "growbench"
 
 
 def _open(folder: Path, fingerprint: str) -> Tokens:
