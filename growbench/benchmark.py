@@ -367,6 +367,8 @@ class Benchmark:
             if left or share % experiment.machine.rows(share):
                 each = f" of micro-batches of {experiment.machine.rows(share)}" if experiment.machine.micro_batch else ""
                 raise UsageError(f"batch = {training.batch}: must divide into {shares} shares{each}")
+        if shares > 1 and parts > 1 and experiment.machine.compile == "on":
+            raise UsageError('machine.compile = "on": torch cannot compile models divided both ways; allowed here: auto, off')
         if parts > 1:
             for which in ("source", "target"):
                 tensor_parallel.check(architectures.of(experiment), experiment.sizes(which, 1), parts)

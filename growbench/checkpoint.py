@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from growbench.progress import say
 
 KEPT = 2  # newest checkpoints of a phase under way
+RandomStates = dict[str, Tensor]  # of torch's own generators
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,20 @@ class Checkpoint:
     state: dict[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: Optimizer, rng: torch.Generator, state: dict[str, Any]) -> Checkpoint:
-        """The present moment. `rng`: the task's generator; torch's own are taken along."""
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer,
+        rng: torch.Generator,
+        state: dict[str, Any],
+        randomness: RandomStates | None = None,
+    ) -> Checkpoint:
+        """The present moment. `rng`: the task's generator. `randomness`: what is kept of torch's own; None: as they are."""
         tensors = {f"model.{name}": tensor for name, tensor in _tensors(model).items()}
         for index, parameter in enumerate(_parameters(optimizer)):
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{index}.{key}"] = value
-        tensors |= {"rng.task": rng.get_state(), "rng.cpu": torch.get_rng_state()}
-        if torch.cuda.is_initialized():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        tensors |= {"rng.task": rng.get_state()} | (randomness or random_states())
         return cls(tensors, state)
 
     @classmethod
@@ -58,8 +64,11 @@ class Checkpoint:
         save_file(tensors, draft, {"state": json.dumps(self.state)})
         os.replace(draft, path)
 
-    def restore(self, model: nn.Module, optimizer: Optimizer, rng: torch.Generator) -> None:
-        """Bring model, optimizer and random states back, in place. Raises ValueError if they are not of the same make."""
+    def restore(self, model: nn.Module, optimizer: Optimizer, rng: torch.Generator, moments: torch.device) -> None:
+        """Bring model, optimizer (its moments to that device) and random states back, in place.
+
+        Raises ValueError if they are not of the same make.
+        """
         own = _tensors(model)
         if own.keys() != {key.removeprefix("model.") for key in self.tensors if key.startswith("model.")}:
             raise ValueError("the checkpoint is of another model")
@@ -71,11 +80,17 @@ class Checkpoint:
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
                 parameter = parameters[int(index)]
-                optimizer.state[parameter][key] = value.to(parameter.device)
+                optimizer.state[parameter][key] = value.to(moments if value.dim() else parameter.device)
         rng.set_state(self.tensors["rng.task"])
         torch.set_rng_state(self.tensors["rng.cpu"])
         if "rng.cuda" in self.tensors and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(self.tensors["rng.cuda"])
+
+
+def random_states() -> RandomStates:
+    """Of torch's generators on the CPU and on the CUDA device, by their names in a checkpoint."""
+    states = {"rng.cpu": torch.get_rng_state()}
+    return states | {"rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else states
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -105,7 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--shard",
         action="store_true",
-        help="divide parameters and optimizer among torchrun's processes, for models that do not fit",
+        help="divide parameters, gradients and moments among torchrun's processes while they train; "
+        "a whole model with its gradients and activations must still fit on each device once",
     )
     run.add_argument(
         "--dry-run", action="store_true", help="print the plan with FLOPs, tokens, memory and estimated hours; train nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,13 +19,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from growbench import tensor_parallel
 from growbench.architectures import Architecture, parameter_shapes, sizes_of
+from growbench.checkpoint import RandomStates, random_states
 from growbench.config import UsageError
 from growbench.tensor_parallel import Cut
 
@@ -85,25 +87,36 @@ class Parallel:
         self.agree(True)
 
     @contextmanager
-    def own_randomness(self) -> Iterator[None]:
-        """What is drawn in here is drawn apart in each process; afterwards the random state is as before, the same in all."""
+    def own_randomness(self) -> Iterator[RandomStates | None]:
+        """What is drawn in here is drawn apart in each process; afterwards the random state is as before, the same in all.
+
+        Yields that state, which a checkpoint made in here keeps; None if there is but one process, whose own goes on.
+        """
         if self.alone:
-            yield
+            yield None
         else:
             with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                yield
+                yield random_states()
 
     def seed(self, *numbers: int) -> None:
         """Seed torch's generators for this process's share, if there are several."""
         if not self.alone:
             torch.manual_seed(int(np.random.SeedSequence((*numbers, self.share)).generate_state(1)[0]))
 
-    def spread(self, model: nn.Module, optimizer: Optimizer, architecture: Architecture) -> Spread:
-        """A model and its optimizer as they are trained here."""
+    @property
+    def resting(self) -> torch.device:
+        """Where an optimizer's moments are while nothing trains: in the host's memory if they need not fit on the device."""
+        return torch.device("cpu") if self.sharded or self.parts > 1 else self.device
+
+    def spread(self, model: nn.Module, optimizer: Optimizer, architecture: Architecture, uniform: bool) -> Spread:
+        """A model and its optimizer as they are trained here. `uniform`: every step uses the same parameters."""
         if self.alone:
             return Spread(model, model, optimizer)
-        if (self.sharded or self.parts > 1) and _is_plain(model, architecture):
+        if uniform and (self.sharded or self.parts > 1) and _is_plain(model, architecture):
             return Divided.of(model, optimizer, architecture, self)
+        _move_moments(optimizer, self.device)
+        if not uniform:
+            return Averaged(model, model, optimizer, self)
         return Spread(model, DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True), optimizer)
 
 
@@ -135,6 +148,11 @@ class Spread:
     module: nn.Module  # what is called in training: the model, or a wrapper
     optimizer: Optimizer
 
+    @property
+    def compiles(self) -> bool:
+        """Whether torch.compile can take it."""
+        return True
+
     def accumulating(self) -> AbstractContextManager[None]:
         """While gradients of a micro-batch are added up that is not the batch's last."""
         return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
@@ -153,10 +171,27 @@ class Spread:
 
 
 @dataclass
+class Averaged(Spread):
+    """A replica whose gradients are averaged here, after backward: DDP wants every step to use the same parameters."""
+
+    parallel: Parallel
+
+    def update(self, largest_norm: float) -> None:
+        trained = _trained(self.optimizer)
+        used = self.parallel.agree(*(parameter.grad is not None for parameter in trained))
+        for parameter in itertools.compress(trained, used):
+            if parameter.grad is None:  # used by other processes alone
+                parameter.grad = torch.zeros_like(parameter)
+            self.parallel.mean(parameter.grad)
+        super().update(largest_norm)
+
+
+@dataclass
 class Divided(Spread):
     """Parameters and optimizer state divided among processes: by tensor parallelism, by FSDP2, or by both.
 
-    What is trained is a copy; the method's own model and optimizer wait in the host's memory.
+    What is trained is a copy; the method's own model and optimizer wait in the host's memory, and the optimizer's moments
+    stay there until they are trained with again: of all that need not fit on one device, they are the most.
     """
 
     whole: nn.Module
@@ -187,8 +222,14 @@ class Divided(Spread):
                 by_mesh[_mesh(part)].append(part)
                 replica.state[part] = {key: spread._scatter(name, value, part) for key, value in optimizer.state[whole].items()}
             replica.param_groups += [{**group, "params": parts, "whole": group} for parts in by_mesh.values()]
-        spread._move(torch.device("cpu"))
+        model.to("cpu")
+        _move_moments(optimizer, torch.device("cpu"))
         return spread
+
+    @property
+    def compiles(self) -> bool:
+        """Not both ways: of FSDP2 over tensor parallelism, torch.compile makes `Mixing fake modes NYI` (torch 2.14)."""
+        return self.parallel.shares == 1 or self.parallel.parts == 1
 
     def update(self, largest_norm: float) -> None:
         for group in self.optimizer.param_groups:
@@ -202,27 +243,41 @@ class Divided(Spread):
             for name, whole, divided in self.pairs:
                 whole.copy_(self._gather(name, divided))
                 for key, value in self.optimizer.state.get(divided, {}).items():
-                    self.whole_optimizer.state[whole][key] = self._gather(name, value).to(whole.device, copy=True)
+                    self.whole_optimizer.state[whole][key] = self._gather(name, value).to(
+                        whole.device if value.dim() else value.device, copy=True
+                    )
 
     def close(self) -> None:
-        self._move(self.parallel.device)
-
-    def _move(self, device: torch.device) -> None:
-        self.whole.to(device)
-        for state in self.whole_optimizer.state.values():
-            state.update({key: value.to(device) if value.dim() else value for key, value in state.items()})
+        self.whole.to(self.parallel.device)
 
     def _scatter(self, name: str, value: Tensor, part: nn.Parameter) -> Tensor:
         """A tensor of the optimizer for a whole parameter, for a divided one."""
-        if value.dim() == 0 or not isinstance(part, DTensor):
+        if value.dim() == 0:
             return value.clone()
+        if not isinstance(part, DTensor):
+            return value.to(part.device, copy=True)
         cut = self.cuts.get(name)
-        return distribute_tensor(cut.scattered(value, self.parallel.parts) if cut else value, part.device_mesh, part.placements)
+        value = cut.scattered(value, self.parallel.parts) if cut else value
+        if part.device_mesh.ndim == 1:
+            return distribute_tensor(value, part.device_mesh, part.placements)
+        # in FSDP2's own order, tensor parallelism first: `distribute_tensor` refuses strided shards that are not even
+        mesh, (_, split) = self.parallel.mesh, part.placements
+        share = distribute_tensor(value, mesh["tensor"], [split]).to_local()
+        chunk = distribute_tensor(share, mesh["data"], [Shard(0)]).to_local()
+        return DTensor.from_local(
+            chunk, part.device_mesh, part.placements, run_check=False, shape=part.shape, stride=part.stride()
+        )
 
     def _gather(self, name: str, value: Tensor) -> Tensor:
         cut = self.cuts.get(name)
         full = value.full_tensor() if isinstance(value, DTensor) else value.detach()
         return cut.gathered(full, self.parallel.parts) if cut and full.dim() else full
+
+
+def _move_moments(optimizer: Optimizer, device: torch.device) -> None:
+    """AdamW's counts of steps stay where they are: where it keeps them is its own affair."""
+    for state in optimizer.state.values():
+        state.update({key: value.to(device) if value.dim() else value for key, value in state.items()})
 
 
 def _trained(optimizer: Optimizer) -> list[nn.Parameter]:

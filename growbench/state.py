@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from growbench.checkpoint import RandomStates
 from growbench.cost import Costs
 from growbench.method import Phase
 from growbench.parallel import Spread
@@ -73,6 +74,7 @@ class Stretch:
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last evaluation
     train_loss: float = float("nan")  # of the last step before the last evaluation
     growth: dict[str, Any] = field(default_factory=dict)  # what happened before its first step
+    randomness: RandomStates | None = None  # that the run goes on with after it, if its steps have random states of their own
 
     def __post_init__(self) -> None:
         _check_parameters(self.model, self.optimizer)

@@ -37,7 +37,10 @@ class Step:
     def of(cls, phase: Phase, live: Spread, training: Training, machine: Machine, device: torch.device, steps: int = 0) -> Step:
         """`steps`: how many there will be; many are worth compiling for."""
         worth = device.type == "cuda" and steps >= WORTH_COMPILING if machine.compile == "auto" else machine.compile == "on"
-        module = torch.compile(live.module, dynamic=False) if worth and steps else live.module
+        if not (worth and steps and live.compiles):
+            return cls(phase, live, live.module, training, machine, device)
+        torch.compiler.reset()  # Dynamo keeps eight graphs of one `forward`, of all phases together, and then runs it uncompiled
+        module = torch.compile(live.module, dynamic=False)
         return cls(phase, live, cast(nn.Module, module), training, machine, device)
 
     @property

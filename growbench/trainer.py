@@ -110,7 +110,7 @@ class Trainer:
                 self._restore(now, newest)
             else:
                 self._open(now, growth_flops)
-            with self.parallel.own_randomness():
+            with self.parallel.own_randomness() as now.randomness:
                 self._steps(now)
             self._end(now)
         return Trained(now.model, now.optimizer, now.done, now.train_loss)
@@ -144,7 +144,7 @@ class Trainer:
     def _steps(self, now: Stretch) -> None:
         """Train to the phase's end, or to the target, evaluating at the run's cadence."""
         outcome, phase, watch = self.outcome, now.phase, Stopwatch(self.device)
-        now.live = self.parallel.spread(now.model, now.optimizer, self.task.architecture)
+        now.live = self.parallel.spread(now.model, now.optimizer, self.task.architecture, phase.kind is one_kind)
         do = Step.of(phase, now.live, self.training, self.machine, self.device, now.steps)
         if do.compiled:
             for first in phase.first_steps(now.steps).values():
@@ -245,11 +245,11 @@ class Trainer:
         now.losses = [self.parallel.mean(loss) for loss in now.losses]
         state = pack(self.outcome, now) | {"overhead": self._overhead(), "reached": self.reached}
         state["evaluation_flops"] = self.evaluation.flops_each
-        return Checkpoint.of(now.model, now.optimizer, self.task.rng, state)
+        return Checkpoint.of(now.model, now.optimizer, self.task.rng, state, now.randomness)
 
     def _restore(self, now: Stretch, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, the end of the phase or within it: all is as it was, but for the time that replay takes."""
-        checkpoint.restore(now.model, now.optimizer, self.task.rng)
+        checkpoint.restore(now.model, now.optimizer, self.task.rng, self.parallel.resting)
         state = checkpoint.state
         if len(state["phases"]) > now.number:
             self.evaluation.remember(now.model)

@@ -120,7 +120,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     loaded = Checkpoint.load(tmp_path / "x.safetensors")
     assert loaded.state == {"a": 1}
     with pytest.raises(ValueError, match="another model"):
-        loaded.restore(other, torch.optim.AdamW(other.parameters()), rng)
+        loaded.restore(other, torch.optim.AdamW(other.parameters()), rng, torch.device("cpu"))
 
 
 # --- the ladder

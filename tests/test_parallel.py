@@ -1,96 +1,147 @@
-"""Two processes on one run give what one gives: the same losses, FLOPs and files, however models are divided."""
+"""Several processes on one run give what one gives: the same losses, FLOPs and files, however models are divided."""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from growbench import architectures, results
 from growbench.benchmark import Benchmark
-from growbench.config import ModelConfig, UsageError, load
+from growbench.config import Machine, ModelConfig, Training, UsageError, load
 from growbench.data import Batch
-from growbench.parallel import Parallel, start
-from growbench.registry import get_all
+from growbench.method import Method, Phase, Phases, Task
+from growbench.parallel import Averaged, Divided, Parallel, start
+from growbench.registry import Found, get_all
 from growbench.signals import Interruption
+from growbench.step import Step
 from growbench.tensor_parallel import Cut, check
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
+IMPORTED = (  # once, for all processes
+    "growbench.benchmark",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
+)
 METHODS = ("scratch", "stackbert", "mslt", "ki", "bert2bert", "ligo", "progressive_net")
 DIVISIONS = {
     "replicated": Parallel(CPU, shares=2),
     "sharded": Parallel(CPU, shares=2, sharded=True),
     "tensor": Parallel(CPU, parts=2),
+    "both": Parallel(CPU, shares=2, parts=2),
 }
 FEW = ("scratch", "mslt", "ligo")  # a plain model, one that is partly frozen, one that is no plain transformer
+OPTIONS = {"ligo": {"operator_steps": 3}, "bert2bert": {"sub_model_share": 0.3, "sub_model_layers": 1}}
 CASES = {
     ("gpt2", "replicated"): METHODS,
-    ("gpt2", "sharded"): FEW,
+    ("gpt2", "sharded"): (*FEW, "bert2bert"),
     ("gpt2", "tensor"): FEW,
     ("bert", "sharded"): FEW,
     ("bert", "tensor"): FEW,
 }
 
 
-def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[str] = METHODS) -> None:
-    assert Benchmark(load(str(experiment)), folder, parallel).run(get_all(methods, {"ligo": {"operator_steps": 3}}), [0])
+@dataclass(frozen=True)
+class Reborn(Method):
+    """Most of the training, then a fresh model for the rest: what it starts with hangs on torch's own generator."""
+
+    uses_source: ClassVar[bool] = False
+
+    def phases(self, task: Task) -> Phases:
+        yield Phase(model=task.build(), steps=9)
+        yield Phase(model=task.build())
+
+
+REBORN = Found("scratch", Reborn(), "here")  # by this name it needs no other run
+
+
+def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found]) -> None:
+    """Train on a vocabulary that no number of processes divides."""
+    assert Benchmark(load(str(experiment), ["data.vocabulary=301"]), folder, parallel).run(methods, [0])
 
 
 def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
-    """Scratch, stopped after seven of twelve steps: one process is asked, and all stop."""
+    """Stopped after seven of twelve steps: one process is asked, and all stop."""
     calls = iter(range(1000))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Interruption, "__call__", lambda self: next(calls) == 6 and parallel.rank == 1)
-        benchmark(experiment, folder, parallel, ["scratch"])
+        benchmark(experiment, folder, parallel, [REBORN])
 
 
-def work(rank: int, port: int, experiments: dict[str, Path], folder: Path) -> None:
-    """One of two processes: every case in turn."""
+def averaged(rank: int) -> list[list[float]]:
+    """What becomes of the weights 0 when both processes use the first parameter, the second one the second, none the third."""
+    model = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(3)])
+    live = Averaged(model, model, torch.optim.SGD(model.parameters(), lr=1.0), replace(DIVISIONS["replicated"], rank=rank))
+    (model[0] * torch.tensor([1.0, rank]) + (model[1] if rank else 0.0)).sum().backward()
+    live.update(largest_norm=100.0)
+    return [parameter.tolist() for parameter in model]
+
+
+def work(rank: int, port: int, processes: int, experiments: dict[str, Path], folder: Path) -> None:
+    """One of so many processes: every case for them in turn."""
     os.environ |= {
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": str(processes),
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
     }
     torch.set_num_threads(1)
     start(CPU, 1, False)
+    mine = {name: replace(each, rank=rank) for name, each in DIVISIONS.items() if each.shares * each.parts == processes}
     for (architecture, division), methods in CASES.items():
-        parallel = replace(DIVISIONS[division], rank=rank)
-        benchmark(experiments[architecture], folder / division / architecture, parallel, methods)
-    for division, parallel in DIVISIONS.items():
-        interrupted(experiments["gpt2"], folder / "interrupted" / division, replace(parallel, rank=rank))
+        if division in mine:
+            found = get_all(list(methods), OPTIONS)
+            benchmark(experiments[architecture], folder / division / architecture, mine[division], found)
+    for division, parallel in mine.items():
+        interrupted(experiments["gpt2"], folder / "interrupted" / division, parallel)
+        if parallel.main:
+            shutil.copytree(folder / "interrupted" / division, folder / "resumed" / division)
+        benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN])
+    if processes == 2:
+        (folder / f"averaged-{rank}.json").write_text(json.dumps(averaged(rank)))
 
 
 @pytest.fixture(scope="module")
 def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All results: of one process below `alone`, of two below each division."""
+    """All results: of one process below `alone`, of two and four below each division."""
     folder = tmp_path_factory.mktemp("parallel")
     experiments = {}
     for architecture in ("gpt2", "bert"):
         (folder / "experiments" / architecture).mkdir(parents=True)
         experiments[architecture] = write_miniature(folder / "experiments" / architecture, architecture)
-        benchmark(
-            experiments[architecture], folder / "alone" / architecture, Parallel(CPU), METHODS if architecture == "gpt2" else FEW
-        )
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(work, (port, experiments, folder), nprocs=2, start_method="forkserver")
+        found = get_all(list(METHODS if architecture == "gpt2" else FEW), OPTIONS)
+        benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
+    benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN])
+    multiprocessing.set_forkserver_preload(list(IMPORTED))
+    for processes in (2, 4):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        arguments = (port, processes, experiments, folder)
+        torch.multiprocessing.start_processes(work, arguments, nprocs=processes, start_method="forkserver")
     return folder
 
 
 @pytest.mark.parametrize(("architecture", "division"), CASES)
-def test_two_processes_give_what_one_gives(done: Path, architecture: str, division: str) -> None:
+def test_several_processes_give_what_one_gives(done: Path, architecture: str, division: str) -> None:
     """The same curves to float tolerance, and the same FLOPs, at the same global batch."""
     two = results.load_all(done / division / architecture)
     assert {run.folder.name for run in two} == {f"{name}-seed0" for name in ("source", *CASES[architecture, division])}
@@ -107,18 +158,64 @@ def test_two_processes_give_what_one_gives(done: Path, architecture: str, divisi
 
 
 @pytest.mark.parametrize("division", DIVISIONS)
-def test_one_process_goes_on_where_two_stopped(done: Path, division: str) -> None:
+def test_one_process_goes_on_where_several_stopped(done: Path, division: str) -> None:
     """A checkpoint holds whole models and optimizers, however they were divided."""
     folder = done / "interrupted" / division
     stopped = results.load(folder / "scratch-seed0")
     assert stopped is not None
     assert (stopped.record["status"], stopped.record["steps"]) == ("interrupted", 7)
-    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), ["scratch"])
-    went_on, expected = results.load(folder / "scratch-seed0"), results.load(done / "alone" / "gpt2" / "scratch-seed0")
-    assert went_on is not None and expected is not None
-    assert [row["step"] for row in went_on.curve] == [row["step"] for row in expected.curve]
-    losses, whole = (torch.tensor([row["val_loss"] for row in run.curve]) for run in (went_on, expected))
-    torch.testing.assert_close(losses, whole, rtol=2e-5, atol=0)
+    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN])
+    assert_same_run(folder / "scratch-seed0", done / "alone" / "reborn" / "scratch-seed0")
+
+
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_several_processes_go_on_where_they_stopped(done: Path, division: str) -> None:
+    """The optimizer is divided again, and what is drawn after the phase that was broken off is what would have been drawn."""
+    assert_same_run(done / "resumed" / division / "scratch-seed0", done / "alone" / "reborn" / "scratch-seed0")
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    runs = [run for path in (one, other) if (run := results.load(path))]
+    steps, losses = ([[row[key] for row in run.curve] for run in runs] for key in ("step", "val_loss"))
+    assert steps[0] == steps[1]
+    assert runs[0].record["cost"]["flops"]["train"] == runs[1].record["cost"]["flops"]["train"]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=2e-5, atol=0)
+
+
+def test_gradients_are_averaged_over_all_processes(done: Path) -> None:
+    """Zeros stand for a gradient that a process has not; what none has stays as it is."""
+    for rank in range(2):
+        assert json.loads((done / f"averaged-{rank}.json").read_text()) == [[-1.0, -0.5], [-0.5, -0.5], [0.0, 0.0]]
+
+
+def test_moments_that_need_not_fit_wait_in_the_host_s_memory() -> None:
+    """AdamW's counts of steps stay on the device. Here the host is the CPU's part, then "meta" the device's."""
+    pieces, whole = nn.Linear(2, 2), nn.Linear(2, 2, device=META)
+    optimizers = [torch.optim.AdamW(model.parameters()) for model in (pieces, whole)]
+    pieces(torch.ones(2)).sum().backward()
+    optimizers[0].step()
+    pairs = [(name, parameter, pieces.get_parameter(name)) for name, parameter in whole.named_parameters()]
+    live = Divided(pieces, pieces, optimizers[0], whole, optimizers[1], Parallel(META, shares=2, sharded=True), {}, pairs)
+    live.gather()
+    assert devices(optimizers[1]) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
+    optimizers[1].state = optimizers[0].state  # a host's moments
+    live.close()
+    assert devices(optimizers[1]) == {"step": CPU, "exp_avg": CPU, "exp_avg_sq": CPU}
+    live.parallel.spread(whole, optimizers[1], architectures.get("gpt2"), uniform=False)
+    assert devices(optimizers[1]) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
+
+
+def devices(optimizer: torch.optim.Optimizer) -> dict[str, torch.device]:
+    return {key: value.device for state in optimizer.state.values() for key, value in state.items()}
+
+
+@pytest.mark.parametrize(("shares", "parts"), [(2, 1), (1, 2), (2, 2)])
+def test_what_is_divided_both_ways_is_not_compiled(shares: int, parts: int) -> None:
+    model: Any = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    live = Divided(model, model, optimizer, model, optimizer, Parallel(CPU, shares=shares, parts=parts), {})
+    step = Step.of(Phase(model=model), live, Training(batch=1, steps=1, lr=1.0), Machine(compile="on"), CPU, steps=1)
+    assert step.compiled == (shares == 1 or parts == 1)
 
 
 def test_torchrun_starts_the_command_line(miniature: Path, tmp_path: Path) -> None:
@@ -172,6 +269,9 @@ def test_what_cannot_be_divided_is_refused(miniature: Path, tmp_path: Path, monk
         Benchmark(odd, tmp_path / "results", Parallel(CPU, shares=2)).run([], [0])
     with pytest.raises(UsageError, match=r"^--tensor-parallel 4: must divide the heads of every model, and one has 2$"):
         Benchmark(experiment, tmp_path / "results", Parallel(CPU, parts=4)).run([], [0])
+    compiled = replace(experiment, machine=Machine(compile="on"))
+    with pytest.raises(UsageError, match=r'^machine.compile = "on": torch cannot compile models divided both ways; allowed here'):
+        Benchmark(compiled, tmp_path / "results", Parallel(CPU, shares=2, parts=2)).run([], [0])
     with pytest.raises(UsageError, match=r"^--tensor-parallel 2: must divide the number of processes, 1;"):
         start(CPU, 2, False)
     monkeypatch.setenv("WORLD_SIZE", "3")

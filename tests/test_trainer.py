@@ -20,9 +20,11 @@ from growbench.config import Experiment, Machine, ModelConfig, TextConfig, Train
 from growbench.cost import Costs
 from growbench.data import Batch, TextData, load
 from growbench.method import Method, Phase, Phases, Task, constant, task_loss
+from growbench.parallel import Spread
 from growbench.progress import Progress
 from growbench.registry import get
 from growbench.state import Outcome, TrainingFailed
+from growbench.step import Step
 from growbench.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -334,3 +336,20 @@ def test_a_compiled_run_is_the_same_run(train: Train, monkeypatch: pytest.Monkey
     assert losses(curve) == pytest.approx(losses(expected), rel=1e-4)
     assert compiled.costs.flops["train"] == plain.costs.flops["train"]
     assert compiled.costs.seconds["compilation"] > 0 == plain.costs.seconds["compilation"]
+
+
+def test_every_phase_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many came before it: Dynamo limits the graphs of one `forward`, and runs it uncompiled beyond."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    training = Training(batch=1, steps=1, lr=1.0)
+    for width in range(1, 11):
+        model = nn.Sequential(nn.Linear(width, 1))
+        live = Spread(model, model, torch.optim.AdamW(model.parameters()))
+        Step.of(Phase(model=model), live, training, Machine(compile="on"), CPU, steps=1).module(torch.ones(1, width))
+        assert len(graphs) == width
