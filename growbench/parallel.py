@@ -243,9 +243,8 @@ class Divided(Spread):
             for name, whole, divided in self.pairs:
                 whole.copy_(self._gather(name, divided))
                 for key, value in self.optimizer.state.get(divided, {}).items():
-                    self.whole_optimizer.state[whole][key] = self._gather(name, value).to(
-                        whole.device if value.dim() else value.device, copy=True
-                    )
+                    home = whole.device if value.dim() else value.device  # fused AdamW keeps its count of steps on the device
+                    self.whole_optimizer.state[whole][key] = self._gather(name, value).to(home, copy=True)
 
     def close(self) -> None:
         self.whole.to(self.parallel.device)
@@ -275,7 +274,7 @@ class Divided(Spread):
 
 
 def _move_moments(optimizer: Optimizer, device: torch.device) -> None:
-    """AdamW's counts of steps stay where they are: where it keeps them is its own affair."""
+    """Bring what an optimizer remembers to a device. Counts of steps stay: fused AdamW wants them on its own."""
     for state in optimizer.state.values():
         state.update({key: value.to(device) if value.dim() else value for key, value in state.items()})
 
