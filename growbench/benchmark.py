@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import platform
 import statistics
 import time
@@ -281,6 +282,9 @@ class Benchmark:
         if status == "finished":
             spent = f"{human(costs.total('flops'), 'FLOP')}, {costs.total('seconds'):.1f} s of training"
             say(f"{job.name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
+        if status == "failed" and not self.parallel.all_failed(job.name):
+            say(f"{job.name:<18} failed in this process alone, which ends, so that torchrun ends the others; start them again")
+            os._exit(1)  # an orderly end would wait for the others
         if status in ("finished", "failed") and not branches:
             checkpoints.remove()
         self.parallel.wait()  # what the next run reads is complete

@@ -6,6 +6,7 @@ import atexit
 import copy
 import itertools
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -30,6 +31,8 @@ from growbench.checkpoint import RandomStates, random_states
 from growbench.config import UsageError
 from growbench.tensor_parallel import Cut
 
+PATIENCE = 60.0  # seconds that a process which failed waits for the others to fail too
+
 
 @dataclass(frozen=True)
 class Parallel:
@@ -43,6 +46,7 @@ class Parallel:
     shares: int = 1
     parts: int = 1
     sharded: bool = False  # parameters, gradients and optimizer are divided among the shares (FSDP2) instead of replicated (DDP)
+    store: dist.Store | None = None  # in which they can tell one another something outside of collectives
 
     @property
     def main(self) -> bool:
@@ -85,6 +89,22 @@ class Parallel:
     def wait(self) -> None:
         """Until all processes are here."""
         self.agree(True)
+
+    def all_failed(self, run: str) -> bool:
+        """Of a process that failed: whether all did, as by a method's mistake. Else the others wait for it within a step."""
+        if self.store is None:
+            return True
+        late = time.monotonic() + PATIENCE
+        try:
+            failed = self.store.add(run, 1)
+            while failed < self.shares * self.parts and time.monotonic() < late:
+                time.sleep(0.1)
+                failed = self.store.add(run, 0)
+            if failed < self.shares * self.parts:
+                self.store.add(run, -1)  # this process ends, and counts no more for those that fail because of that
+        except RuntimeError:  # the process that has the store is gone
+            return False
+        return failed == self.shares * self.parts
 
     @contextmanager
     def own_randomness(self) -> Iterator[RandomStates | None]:
@@ -130,9 +150,11 @@ def start(device: torch.device, parts: int, sharded: bool) -> Parallel:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, rank, _ = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
     atexit.register(dist.destroy_process_group)
-    return Parallel(device, dist.get_rank(), processes // parts, parts, sharded)
+    return Parallel(device, rank, processes // parts, parts, sharded, store)
 
 
 def _is_plain(model: nn.Module, architecture: Architecture) -> bool:

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from growbench import architectures, results
+from growbench import parallel as parallel_module
 from growbench.benchmark import Benchmark
 from growbench.config import Machine, ModelConfig, Training, UsageError, load
 from growbench.data import Batch
-from growbench.method import Method, Phase, Phases, Task
+from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.parallel import Averaged, Divided, Parallel, start
 from growbench.registry import Found, get_all
 from growbench.signals import Interruption
@@ -94,6 +95,39 @@ def averaged(rank: int) -> list[list[float]]:
     return [parameter.tolist() for parameter in model]
 
 
+@dataclass(frozen=True)
+class Fails(Method):
+    """Fails at step 3, in these processes."""
+
+    ranks: tuple[int, ...] = (0, 1)
+
+    def phases(self, task: Task) -> Phases:
+        def loss(model: nn.Module, batch: Batch, step: int) -> torch.Tensor:
+            if step == 3 and torch.distributed.get_rank() in self.ranks:
+                raise MemoryError("no memory left")
+            return task_loss(model, batch)
+
+        yield Phase(model=task.build(), loss=loss)
+
+
+def fail_alone(rank: int, experiment: Path, folder: Path, parallel: Parallel) -> None:
+    """What fails everywhere is a failed run; a process that fails alone ends, and so do those that waited for it."""
+
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel_module, "PATIENCE", 4.0)
+        patch.setattr(os, "_exit", ended)
+        alike = Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("scratch", Fails(), "here")], [0])
+        try:
+            Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("alone", Fails((1,)), "here")], [0])
+            code = 0
+        except SystemExit as end:
+            code = int(str(end.code))
+    (folder / f"failed-{rank}.json").write_text(json.dumps([alike, code]))
+
+
 def work(rank: int, port: int, processes: int, experiments: dict[str, Path], folder: Path) -> None:
     """One of so many processes: every case for them in turn."""
     os.environ |= {
@@ -104,8 +138,9 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
         "LOCAL_RANK": str(rank),
     }
     torch.set_num_threads(1)
-    start(CPU, 1, False)
-    mine = {name: replace(each, rank=rank) for name, each in DIVISIONS.items() if each.shares * each.parts == processes}
+    store = start(CPU, 1, False).store
+    divisions = {name: each for name, each in DIVISIONS.items() if each.shares * each.parts == processes}
+    mine = {name: replace(each, rank=rank, store=store) for name, each in divisions.items()}
     for (architecture, division), methods in CASES.items():
         if division in mine:
             found = get_all(list(methods), OPTIONS)
@@ -117,6 +152,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
         benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN])
     if processes == 2:
         (folder / f"averaged-{rank}.json").write_text(json.dumps(averaged(rank)))
+        fail_alone(rank, experiments["gpt2"], folder, mine["replicated"])
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +174,12 @@ def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPath
         arguments = (port, processes, experiments, folder)
         torch.multiprocessing.start_processes(work, arguments, nprocs=processes, start_method="forkserver")
     return folder
+
+
+def test_a_process_that_fails_alone_ends(done: Path) -> None:
+    """Rather than go on to the next run while the others wait within a step; a failure of all is a failed run as ever."""
+    for rank in range(2):
+        assert json.loads((done / f"failed-{rank}.json").read_text()) == [False, 1]
 
 
 @pytest.mark.parametrize(("architecture", "division"), CASES)
