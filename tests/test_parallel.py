@@ -117,9 +117,9 @@ def fail_alone(rank: int, experiment: Path, folder: Path, parallel: Parallel) ->
         raise SystemExit(code)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel_module, "PATIENCE", 4.0)
         patch.setattr(os, "_exit", ended)
         alike = Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("scratch", Fails(), "here")], [0])
+        patch.setattr(parallel_module, "PATIENCE", 1.0)
         try:
             Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("alone", Fails((1,)), "here")], [0])
             code = 0

@@ -22,7 +22,7 @@ METHODS = ["scratch", "stackbert", "ligo"]
 
 def test_two_at_once_share_the_work(miniature: Path, tmp_path: Path) -> None:
     """Every run is finished by one process and found done by the other, the source too; the report is whole."""
-    command = [sys.executable, "-m", "growbench", "run", str(miniature), "--methods", ",".join(METHODS), "--seeds", "0,1"]
+    command = [sys.executable, "-m", "growbench", "run", str(miniature), "--methods", ",".join(METHODS), "--seeds", "0"]
     arguments = ["--results", str(tmp_path / "results"), "--set", "train.steps=60"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [
@@ -31,7 +31,7 @@ def test_two_at_once_share_the_work(miniature: Path, tmp_path: Path) -> None:
     ]
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    runs = [f"{name}-seed{seed}" for name in (*METHODS, "source") for seed in (0, 1)]
+    runs = [f"{name}-seed0" for name in (*METHODS, "source")]
     for run in runs:
         finished = [f"{run:<18} finished" in each for each in said]
         assert sum(finished) == 1, run
