@@ -8,6 +8,8 @@ The moments are counted in lines of progress, from 1 to 60 after each start, so 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -68,7 +70,9 @@ def crash(experiment: list[str], methods: str, kills: int, seed: int, folder: Pa
     while len(where) < kills:
         where.append(run_and_kill([*arguments, str(folder / "killed")], rng.randint(1, most)))
     for name in ("killed", "alone"):
-        if cli.main([*arguments, str(folder / name)]):
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = cli.main([*arguments, str(folder / name)])
+        if code:
             raise SystemExit(f"the run in {folder / name} failed")
     killed, alone = left(folder / "killed"), left(folder / "alone")
     differ = sorted(name for name in killed.keys() | alone.keys() if killed.get(name) != alone.get(name))
