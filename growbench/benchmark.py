@@ -237,9 +237,9 @@ class Benchmark:
         """Train and store one run, from where it was left or branches off its trunk. True if it finished."""
         config = self._config(job, data)
         main, device = self.parallel.main, self.parallel.device
-        hardware = self._hardware(self.experiment.source_train if job.which == "source" else self.experiment.train)
+        training = self.experiment.source_train if job.which == "source" else self.experiment.train
         identity = {"run": config, "origin": job.found.origin}
-        folder = results.RunFolder(self.folder / job.name, identity, hardware) if main else None
+        folder = results.RunFolder(self.folder / job.name, identity, self._hardware(training)) if main else None
         checkpoints = Checkpoints(self.folder / job.name / "checkpoints", main)
         if trunk:
             checkpoints.branch_off(*trunk)

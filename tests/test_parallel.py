@@ -48,7 +48,7 @@ DIVISIONS = {
     "tensor": Parallel(CPU, parts=2),
     "both": Parallel(CPU, shares=2, parts=2),
 }
-FEW = ("mslt", "ligo")  # a plain model, one that is partly frozen, one that is no plain transformer
+FEW = ("mslt", "ligo")  # a plain model and then a partly frozen one, one that is no plain transformer
 OPTIONS = {"ligo": {"operator_steps": 3}, "bert2bert": {"sub_model_share": 0.3, "sub_model_layers": 1}}
 CASES = {
     ("gpt2", "replicated"): METHODS,
