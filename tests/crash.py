@@ -14,35 +14,39 @@ import json
 import os
 import random
 import re
-import subprocess
-import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from growbench import cli
+from tests.processes import start
 
 METHODS = "scratch,stackbert,mslt,bert2bert,ki,ligo"
-# A checkpoint at least every 0.05 s instead of every minute.
-PROGRAM = "import sys; from growbench import cli, trainer; trainer.CHECKPOINT_SECONDS = 0.05; sys.exit(cli.main(sys.argv[1:]))"
+
+
+def growbench(arguments: Sequence[str]) -> int:
+    """The command line, with a checkpoint at least every 0.05 s instead of every minute."""
+    from growbench import trainer  # imports torch, which is to see first how many threads main() asks for
+
+    trainer.CHECKPOINT_SECONDS = 0.05
+    return cli.main(list(arguments))
 
 
 def run_and_kill(arguments: list[str], after: int) -> str:
     """Kill a run after so many lines of progress. What it was at; exits with a message if it had ended before."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    assert process.stderr is not None
+    process, _, err = start(arguments, growbench)
     seen, said = 0, ""
-    for line in process.stderr:
+    for line in err:
         said += line
         seen += " step " in line
         if seen == after:
             process.kill()
-            process.wait()
+            process.join()
             run, phase, step = re.findall(r"^(\S+)\s+(.*?)\s+step\s+(\d+)", line)[0]
             return f"{run} {phase} {step}"
-    raise SystemExit(f"all had ended, with exit code {process.wait()}; give the experiment more steps:\n{said}")
+    process.join()
+    raise SystemExit(f"all had ended, with exit code {process.exitcode}; give the experiment more steps:\n{said}")
 
 
 def left(folder: Path) -> dict[str, str]:
@@ -89,7 +93,7 @@ def main() -> None:
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--experiment", default="gpt2-tiny")
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which nothing has imported yet: other numbers of threads give other bits
+    os.environ["OMP_NUM_THREADS"] = "1"  # other numbers of threads give other bits
     small = ["train.steps=400", "source.steps=100", "data.sequence_length=16", "train.batch=8", "data.evaluation_batches=1"]
     small += ["data.vocabulary=300", "ligo.operator_steps=50"]
     experiment = [options.experiment, *(part for each in small for part in ("--set", each))]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import random
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -28,6 +27,7 @@ from growbench.data import Batch, TextData, documents, load
 from growbench.data import tokens as token_cache
 from growbench.data.documents import Documents
 from growbench.data.tokenizer import named, train
+from tests.processes import ended, start
 
 WORDS = [
     "the",
@@ -429,30 +429,27 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
     assert len(list((tmp_path / "parts").iterdir())) == 1
 
 
-PREPARE = """
-import sys
-from growbench.config import TextConfig
-from growbench.data import tokens
-tokens.CHUNK_CHARACTERS, tokens.SAMPLE_CHARACTERS = 3_000, 20_000
-if __name__ == "__main__":
-    tokens.prepare(TextConfig(sys.argv[1], sequence_length=16, vocabulary=400), "causal", "bytes")
-"""
+def prepare_slowly(arguments: Sequence[str]) -> int:
+    """Many small chunks, so that there is a middle to be killed in."""
+    folder, corpus = arguments
+    os.environ["GROWBENCH_CACHE"] = folder
+    token_cache.CHUNK_CHARACTERS, token_cache.SAMPLE_CHARACTERS = 3_000, 20_000
+    token_cache.prepare(config(corpus), "causal", "bytes")
+    return 0
 
 
 def test_preparations_that_are_killed_or_run_at_once(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "prepare.py").write_text(PREPARE)
     corpus = f"files:{write(tmp_path / 'a.jsonl', make_documents(2000))}"
-    command = [sys.executable, str(tmp_path / "prepare.py"), corpus]
-    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    arguments = [str(own_cache), corpus]
+    first = start(arguments, prepare_slowly).process
     while not (found := list(own_cache.glob(f"*.preparing/{token_cache.PROGRESS}"))):
-        assert first.poll() is None
+        assert first.exitcode is None
         time.sleep(0.01)
     first.kill()
-    first.wait()
+    first.join()
     done = json.loads(found[0].read_text())["documents"]
     assert 0 < done < 2000
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [(program.communicate(timeout=100)[1], program.returncode) for program in both] == [("", 0)] * 2
+    assert ended([start(arguments, prepare_slowly) for _ in "12"]) == [("", "")] * 2
     (folder,) = own_cache.iterdir()
     monkeypatch.setenv("GROWBENCH_CACHE", str(tmp_path / "undisturbed"))
     monkeypatch.setattr(token_cache, "SAMPLE_CHARACTERS", 20_000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -31,16 +30,9 @@ from growbench.registry import Found, get_all
 from growbench.signals import Interruption
 from growbench.step import Step
 from growbench.tensor_parallel import Cut, check
+from tests.processes import work_together
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-IMPORTED = (  # once, for all processes
-    "growbench.benchmark",
-    "torch._dynamo",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor.parallel",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.gpt2.modeling_gpt2",
-)
 METHODS = ("scratch", "stackbert", "mslt", "ki", "bert2bert", "ligo", "progressive_net")
 DIVISIONS = {
     "replicated": Parallel(CPU, shares=2),
@@ -166,13 +158,12 @@ def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPath
         found = get_all(list(METHODS if architecture == "gpt2" else ["mslt"]), OPTIONS)
         benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
     benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN])
-    multiprocessing.set_forkserver_preload(list(IMPORTED))
     for processes in (2, 4):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         arguments = (port, processes, experiments, folder)
-        torch.multiprocessing.start_processes(work, arguments, nprocs=processes, start_method="forkserver")
+        work_together(work, arguments, processes)
     return folder
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from crash import crash
-from fuzz import PROPERTIES, throw
+
+from tests.crash import crash
+from tests.fuzz import PROPERTIES, throw
 
 CASES = {"command lines": 60, "experiment files": 120, "corpora": 120}
 

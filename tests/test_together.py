@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Collection
@@ -16,21 +15,15 @@ from growbench.benchmark import Benchmark
 from growbench.config import load
 from growbench.parallel import Parallel
 from growbench.registry import get_all
+from tests.processes import ended, start
 
 METHODS = ["scratch", "stackbert", "ligo"]
 
 
 def test_two_at_once_share_the_work(miniature: Path, tmp_path: Path) -> None:
     """Every run is finished by one process and found done by the other, the source too; the report is whole."""
-    command = [sys.executable, "-m", "growbench", "run", str(miniature), "--methods", ",".join(METHODS), "--seeds", "0"]
-    arguments = ["--results", str(tmp_path / "results"), "--set", "train.steps=60"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in "12"
-    ]
-    said = [process.communicate(timeout=300)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    arguments = ["run", str(miniature), "--methods", ",".join(METHODS), "--results", str(tmp_path / "results")]
+    said = [err for _, err in ended([start([*arguments, "--set", "train.steps=60"]) for _ in "12"])]
     runs = [f"{name}-seed0" for name in (*METHODS, "source")]
     for run in runs:
         finished = [f"{run:<18} finished" in each for each in said]

@@ -21,6 +21,7 @@ from growbench import cli, config, registry, results
 from growbench.benchmark import Benchmark
 from growbench.method import tunable
 from growbench.tune import Range, best, defaults, space, with_values
+from tests.processes import ended, start
 
 PLUGIN = """
 from dataclasses import dataclass
@@ -448,13 +449,8 @@ def test_the_searches_lock_leads_to_a_file(tmp_path: Path, monkeypatch: pytest.M
 def test_two_at_once_share_the_methods(miniature: Path, tmp_path: Path) -> None:
     """Every trial is trained once, by one of them, and both end with all of them."""
     names = ("scratch", "mslt", "net2net")
-    command = ["tune", str(miniature), "--methods", ",".join(names), "--results", str(tmp_path), "--trials", "2"]
-    both = [
-        subprocess.Popen([sys.executable, "-m", "growbench", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in "12"
-    ]
-    answers = [process.communicate(timeout=300) for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
+    arguments = ["tune", str(miniature), "--methods", ",".join(names), "--results", str(tmp_path), "--trials", "2"]
+    answers = ended([start(arguments) for _ in "12"])
     assert answers[0][0] == answers[1][0]
     for name in names:
         for number in (0, 1):
