@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from growbench import bench, cli, config, plan
 from growbench.footprint import Footprint, Kernels
 from growbench.plan import CPU, META
 from growbench.registry import get
+from tests.processes import FORKED
 
 CUDA = torch.device("cuda")
 
@@ -113,11 +115,12 @@ def test_micro_batches_save_memory_and_no_flops(miniature: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="elsewhere than on Linux a process has one peak only")
 @pytest.mark.parametrize(("method", "phase"), [("scratch", 0), ("ligo", 0)])
 def test_the_estimate_is_near_the_measured_peak(method: str, phase: int) -> None:
-    """GPT-2 3x384 on 1,024 tokens. The process takes some memory of its own, too."""
+    """GPT-2 3x384 on 1,024 tokens, in a process of its own, which takes some memory for itself, too."""
     sizes = ["source.width=192", "source.heads=3", "target.layers=3", "target.width=384", "target.heads=6", "train.batch=16"]
     experiment = config.load("gpt2-tiny", sizes)
     planned = plan.plan(experiment, get(method), 2048)[phase].memory
-    measured = bench._step_memory(torch.get_num_threads(), experiment, method, phase, 2048, CPU)
+    with ProcessPoolExecutor(1, FORKED) as alone:
+        measured = alone.submit(bench._step_memory, 1, experiment, method, phase, 2048, CPU).result()
     assert planned == pytest.approx(measured, rel=0.25)
 
 
