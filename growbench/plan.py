@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from growbench import architectures
 from growbench.architectures import sizes_of
-from growbench.config import DataConfig, Experiment, ImageConfig, ModelConfig, UsageError
+from growbench.config import DataConfig, Experiment, ImageConfig, UsageError
 from growbench.cost import Costs, count, fvcore_forward, paper_step
 from growbench.data import Batch, scored_per_row
 from growbench.data.tokenizer import named
@@ -106,12 +106,7 @@ def check_sizes(experiment: Experiment, vocabulary: int) -> None:
     """Refuse sizes that no method can build, in the architecture's own words: raises UsageError."""
     sizes: tuple[Literal["source", "target"], ...] = ("source", "target")
     for which in sizes:
-        _refuse_unbuildable(architectures.of(experiment).name, experiment.sizes(which, vocabulary))
-
-
-@cache
-def _refuse_unbuildable(architecture: str, sizes: ModelConfig) -> None:
-    architectures.get(architecture).shapes(sizes)
+        architectures.of(experiment).shapes(experiment.sizes(which, vocabulary))
 
 
 class Walked(NamedTuple):

@@ -46,7 +46,6 @@ CASES = {
     ("gpt2", "replicated"): METHODS,
     ("gpt2", "sharded"): (*FEW, "bert2bert"),
     ("gpt2", "tensor"): FEW,
-    ("bert", "sharded"): ("mslt",),
     ("bert", "tensor"): ("mslt",),
 }
 

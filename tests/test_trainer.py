@@ -70,7 +70,7 @@ def losses(curve: list[dict[str, Any]]) -> list[float]:
 
 @pytest.mark.parametrize("name", ["scratch", "stackbert", "bert2bert", "ligo"])
 def test_same_seed_gives_a_bit_identical_curve_and_another_seed_another(train: Train, name: str) -> None:
-    method = get("ligo", {"operator_steps": 3}).method
+    method = get(name, {"operator_steps": 3} if name == "ligo" else {}).method
     free = ("seconds",)
     first, again, other = (
         [{k: v for k, v in row.items() if k not in free} for row in train(method, seed)[1]] for seed in (0, 0, 1)
@@ -319,7 +319,7 @@ def test_schedules_have_their_closed_forms(name: Any, shares: dict[int, float]) 
 @pytest.mark.parametrize("name", ["scratch", "ki", "ligo", "mslt"])
 def test_micro_batches_add_up_to_the_batch(train: Train, name: str) -> None:
     """Gradients are added up: the same losses to float tolerance, and the same FLOPs but for what a method builds each time."""
-    method = get("ligo", {"operator_steps": 3}).method
+    method = get(name, {"operator_steps": 3} if name == "ligo" else {}).method
     whole, expected = train(method, dropout=0.0)
     parted, curve = train(method, dropout=0.0, machine=Machine(micro_batch=2))
     assert losses(curve) == pytest.approx(losses(expected), rel=1e-5)

@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, cast
 
 import torch
@@ -95,9 +96,8 @@ class Architecture:
         return model
 
     def shapes(self, config: ModelConfig) -> dict[str, torch.Size]:
-        """The parameters of a model of these sizes, by name, with their shapes."""
-        with torch.device("meta"):
-            return parameter_shapes(self.build(config))
+        """The parameters of a model of these sizes, by name, with their shapes. Raises UsageError as `build` does."""
+        return _shapes(self.name, config)
 
     def read(self, model: nn.Module) -> Weights:
         """The model's parameters as canonical weights, without gradients. Tied parameters are read once."""
@@ -151,6 +151,12 @@ class Architecture:
                     )
                 parameter.copy_(values[name])
         return model
+
+
+@cache
+def _shapes(name: str, config: ModelConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return parameter_shapes(get(name).build(config))
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
