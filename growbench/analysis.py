@@ -359,8 +359,13 @@ def notes(runs: Sequence[Run], shorter: Sequence[Run], left_out: Sequence[Run], 
             f"The target {target_loss:g} was given by hand, so savings are measured against what scratch paid to reach it, "
             "or against its full budget where it did not."
         )
-    if any(math.isnan(run.source_cost(unit)) for run in runs for unit in UNITS):
+    unknown = [run for run in runs if any(math.isnan(run.source_cost(unit)) for unit in UNITS)]
+    trained_elsewhere = [run for run in unknown if "pretrained" not in run.record["config"]["experiment"]]
+    if len(unknown) > len(trained_elsewhere):
         found.append(f"The source was pretrained, and {results.UNKNOWN_SOURCE}.")
+    if trained_elsewhere:
+        names = _names(trained_elsewhere)
+        found.append(f"Source trained on other hardware, hence no saving in seconds with it charged: {names}.")
     unfinished = [run for run in (*runs, *shorter) if not run.finished]
     if unfinished:
         found.append(f"Did not finish, and count as not reached: {_names(unfinished)}.")

@@ -200,7 +200,10 @@ class Benchmark:
         assert run is not None
         if self.save:
             self._save(job, data, model, run.record)
-        return model.requires_grad_(False).eval(), {unit: run.record["cost"][unit]["train"] for unit in results.UNITS}
+        cost: saved.Cost = {unit: run.record["cost"][unit]["train"] for unit in results.UNITS}
+        if not run.on(self._hardware(self.experiment.source_train)):
+            cost["seconds"] = None
+        return model.requires_grad_(False).eval(), cost
 
     @cached_property
     def _pretrained(self) -> Source | None:

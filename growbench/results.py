@@ -74,7 +74,11 @@ class Run:
     @property
     def hardware(self) -> tuple[Any, ...]:
         """What two runs must share before their seconds compare."""
-        return tuple(self.record["hardware"].get(key) for key in HARDWARE)
+        return _decisive(self.record["hardware"])
+
+    def on(self, hardware: Mapping[str, Any]) -> bool:
+        """Whether its seconds compare with those of this hardware."""
+        return self.hardware == _decisive(hardware)
 
     def cost(self, unit: str, ledger: str) -> float:
         """All that is charged to it, in FLOPs or seconds; the small model's training in the build ledger, NaN if not known."""
@@ -85,6 +89,10 @@ class Run:
         """What the small model's training cost; NaN if that is not known."""
         cost = self.record["cost"][unit].get("source", 0.0)
         return math.nan if cost is None else cost
+
+
+def _decisive(hardware: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(hardware.get(key) for key in HARDWARE)
 
 
 class RunFolder:

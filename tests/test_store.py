@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -249,6 +250,28 @@ def test_a_run_that_was_gone_on_with_elsewhere_says_so(miniature: Path, tmp_path
     assert run is not None and run.finished
     assert run.record["hardware"]["elsewhere"] == "device cuda, name Another one, threads 8, precision float32"
     assert "begun on device cuda, name Another one" in (tmp_path / "miniature" / "report" / "index.html").read_text()
+
+
+def test_seconds_of_a_source_trained_elsewhere_are_not_known(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its FLOPs are: they are the same everywhere."""
+    arguments = ["run", str(miniature), "--methods", "bert2bert", "--target-loss", "9", "--results", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "hardware", lambda device: {"device": "cuda", "name": "Another one", "threads": 8})
+        assert cli.main(arguments) == 0
+    for name in ("bert2bert-seed0", "scratch-seed0"):
+        shutil.rmtree(tmp_path / "miniature" / name)
+    assert cli.main(arguments) == 0
+    source, grown = (results.load(tmp_path / "miniature" / f"{name}-seed0") for name in ("source", "bert2bert"))
+    assert source is not None and grown is not None
+    assert grown.record["cost"]["flops"]["source"] == source.record["cost"]["flops"]["train"]
+    assert grown.record["cost"]["seconds"]["source"] is None
+    table = (tmp_path / "miniature" / "report" / "savings.md").read_text()
+    (row,) = (line for line in table.splitlines() if line.startswith("| bert2bert"))
+    assert row.count("unknown") == 2, "the time and its saving, with the source charged"
+    page = (tmp_path / "miniature" / "report" / "index.html").read_text()
+    assert "Source trained on other hardware, hence no saving in seconds with it charged: bert2bert-seed0." in page
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
