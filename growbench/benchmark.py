@@ -10,10 +10,10 @@ import platform
 import statistics
 import time
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +39,9 @@ from growbench.trainer import Trainer
 
 VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
 
-
 LADDER = (0.4, 0.55, 0.7, 0.85, 1.0)  # budgets of the ladder protocol, shares of scratch's
 Source = tuple[nn.Module, saved.Cost]  # the small model, and what its training cost
+Trunk = tuple[Checkpoints, Checkpoint]  # of the run that another one branches off, and where it does
 
 
 @dataclass(frozen=True)
@@ -234,36 +234,22 @@ class Benchmark:
         data: Data,
         target: float | None = None,
         source: Source | None = None,
-        trunk: tuple[Checkpoints, Checkpoint] | None = None,
+        trunk: Trunk | None = None,
         branches: Collection[int] = (),
     ) -> bool:
         """Train and store one run, from where it was left or branches off its trunk. True if it finished."""
         config = self._config(job, data)
-        main, device = self.parallel.main, self.parallel.device
-        training = self.experiment.source_train if job.which == "source" else self.experiment.train
-        identity = {"run": config, "origin": job.found.origin}
-        folder = results.RunFolder(self.folder / job.name, identity, self._hardware(training)) if main else None
-        checkpoints = Checkpoints(self.folder / job.name / "checkpoints", main)
+        folder = self._run_folder(job, config) if self.parallel.main else None
+        checkpoints = Checkpoints(self.folder / job.name / "checkpoints", self.parallel.main)
         if trunk:
             checkpoints.branch_off(*trunk)
             if folder:
                 folder.curve.begin_as(trunk[0].folder.parent / "curve.jsonl", trunk[1].state["rows"])
         self.parallel.wait()  # what is there to go on from is complete
-        torch.manual_seed(job.seed)
-        costs = Costs(device)
-        experiment = self.experiment.at(job.budget, job.found.training)
-        task = Task.of(experiment, job.which, data.vocabulary, costs, job.seed, source[0] if source else None)
-        progress = Progress(job.name, task.budget, target, shown=main)
-        memory.reset_peak(device)
-        status, error = "interrupted", None
-        inherited = trunk[1].state if trunk else None
-        paid = source[1] if source else None
-        stop_at = self.target_loss if self.stop_at_target and job.which == "target" else None
         interruption = Interruption()
-        trainer = Trainer(
-            task, data, job.seed, costs, folder.curve if folder else [], progress, stop_at, checkpoints, branches, interruption,
-            self.experiment.machine, self.parallel,
-        )  # fmt: skip
+        trainer = self._trainer(job, data, target, source, folder, checkpoints, branches, interruption)
+        record = partial(self._record, job, config, data, trainer, source, trunk)
+        status, error = "interrupted", None
         try:
             with interruption:
                 outcome = trainer.run(job.found.method)
@@ -271,7 +257,7 @@ class Benchmark:
                 assert outcome.model is not None
                 save_model(outcome.model, str(folder.path / "model.safetensors"))
             elif self.save:
-                self._save(job, data, outcome.model, self._record(job, config, data, trainer, paid, inherited, "finished", None))
+                self._save(job, data, outcome.model, record("finished", None))
             status = "finished"
         except Exception as failure:
             status = "failed"
@@ -279,11 +265,11 @@ class Benchmark:
             error = {"step": step, "message": f"{type(failure).__name__}: {failure}", "traceback": traceback.format_exc()}
             say(f"{job.name:<18} failed: {failure}")
         finally:
-            progress.close()
-            if folder and not folder.close(self._record(job, config, data, trainer, paid, inherited, status, error)):
+            trainer.progress.close()
+            if folder and not folder.close(record(status, error)):
                 status = "unwritten"
         if status == "finished":
-            spent = f"{human(costs.total('flops'), 'FLOP')}, {costs.total('seconds'):.1f} s of training"
+            spent = f"{human(trainer.costs.total('flops'), 'FLOP')}, {trainer.costs.total('seconds'):.1f} s of training"
             say(f"{job.name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
         if status == "failed" and not self.parallel.all_failed(job.name):
             say(f"{job.name:<18} failed in this process alone, which ends, so that torchrun ends the others; start them again")
@@ -292,6 +278,35 @@ class Benchmark:
             checkpoints.remove()
         self.parallel.wait()  # what the next run reads is complete
         return status == "finished"
+
+    def _run_folder(self, job: Job, config: dict[str, Any]) -> results.RunFolder:
+        training = self.experiment.source_train if job.which == "source" else self.experiment.train
+        identity = {"run": config, "origin": job.found.origin}
+        return results.RunFolder(self.folder / job.name, identity, self._hardware(training))
+
+    def _trainer(
+        self,
+        job: Job,
+        data: Data,
+        target: float | None,
+        source: Source | None,
+        folder: results.RunFolder | None,
+        checkpoints: Checkpoints,
+        branches: Collection[int],
+        interrupted: Callable[[], bool],
+    ) -> Trainer:
+        """The loop for one run, with a clean ledger and all chance from the seed."""
+        torch.manual_seed(job.seed)
+        costs = Costs(self.parallel.device)
+        experiment = self.experiment.at(job.budget, job.found.training)
+        task = Task.of(experiment, job.which, data.vocabulary, costs, job.seed, source[0] if source else None)
+        progress = Progress(job.name, task.budget, target, shown=self.parallel.main)
+        stop_at = self.target_loss if self.stop_at_target and job.which == "target" else None
+        memory.reset_peak(self.parallel.device)
+        return Trainer(
+            task, data, job.seed, costs, folder.curve if folder else [], progress, stop_at, checkpoints, branches, interrupted,
+            self.experiment.machine, self.parallel,
+        )  # fmt: skip
 
     def _save(self, job: Job, data: Data, model: nn.Module | None, record: dict[str, Any]) -> None:
         """Keep a trained model for use elsewhere, unless it is kept already."""
@@ -323,12 +338,14 @@ class Benchmark:
         config: dict[str, Any],
         data: Data,
         trainer: Trainer,
-        source: saved.Cost | None,
-        inherited: dict[str, Any] | None,
+        source: Source | None,
+        trunk: Trunk | None,
         status: str,
         error: dict[str, Any] | None,
     ) -> dict[str, Any]:
         outcome, published = trainer.outcome, self.experiment.published.get(job.found.name)
+        own, given = outcome.costs, source[1] if source else None
+        inherited = trunk[1].state if trunk else None
         return {
             "status": status,
             "experiment": self.experiment.name,
@@ -339,9 +356,7 @@ class Benchmark:
             "budget": job.budget,
             "config": config,
             "published": dataclasses.asdict(published) if published else None,
-            "cost": {
-                unit: {**getattr(outcome.costs, unit), **({"source": source[unit]} if source else {})} for unit in results.UNITS
-            },
+            "cost": {unit: getattr(own, unit) | ({"source": given[unit]} if given else {}) for unit in results.UNITS},
             "inherited": inherited and {unit: charged(inherited[unit]) for unit in ("flops", "seconds")},
             "final_val_loss": outcome.final_val_loss,
             "final_val_accuracy": outcome.final_val_accuracy,
