@@ -9,7 +9,7 @@ import pytest
 from tests.crash import crash
 from tests.fuzz import PROPERTIES, throw
 
-CASES = {"command lines": 40, "experiment files": 130, "corpora": 130}
+CASES = {"command lines": 60, "experiment files": 120, "corpora": 120}
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
