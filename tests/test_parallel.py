@@ -46,6 +46,7 @@ CASES = {
     ("gpt2", "replicated"): METHODS,
     ("gpt2", "sharded"): (*FEW, "bert2bert"),
     ("gpt2", "tensor"): FEW,
+    ("bert", "sharded"): ("mslt",),
     ("bert", "tensor"): ("mslt",),
 }
 
