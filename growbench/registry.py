@@ -20,12 +20,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import growbench
-from growbench import results
-from growbench.config import UsageError, did_you_mean, parse
+from growbench import registry
+from growbench.config.loading import parse
+from growbench.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from growbench.method import Method
 
+SOURCE = "source"  # the small model's own run, kept beside the methods' runs; no method may have this name
+SCRATCH = "scratch"  # the reference: the target trained from a random start
 BUILT_IN = "growbench.methods"
 ENTRY_POINTS = "growbench.methods"
 
@@ -93,7 +96,7 @@ def installed() -> dict[str, EntryPoint]:
     """The methods of other packages, by name, without importing them. Raises UsageError if two claim one name."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINTS):
-        if point.name in found or point.name in built_in() or point.name == results.SOURCE:
+        if point.name in found or point.name in built_in() or point.name == registry.SOURCE:
             first = _origin(found[point.name]) if point.name in found else f"growbench {growbench.__version__}"
             raise UsageError(f"two methods are named {point.name!r}: one of {first}, one of {_origin(point)}; uninstall one")
         found[point.name] = point
@@ -118,7 +121,7 @@ def cards() -> dict[str, Card]:
 
 def architecture_summaries() -> dict[str, str]:
     """Each architecture's first line, without importing any."""
-    folder = Path(growbench.__file__).parent / "architectures"
+    folder = Path(growbench.__file__).parent / "architectures" / "families"
     files = [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
     return {path.stem: (ast.get_docstring(_parsed(path)) or "").partition("\n")[0] for path in files}
 
@@ -168,7 +171,7 @@ def _loose(spec: str) -> tuple[str, type[Method], str]:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     origin = f"{path.name} sha256:{digest}"
     taken = built_in().get(name) or (_origin(installed()[name]) if name in installed() else None)
-    if taken or name == results.SOURCE:
+    if taken or name == registry.SOURCE:
         owner = (
             f"already the method of {'growbench' if isinstance(taken, Path) else taken}"
             if taken

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from growbench.config import UsageError
+from growbench.errors import UsageError
 from growbench.method import (
     Axis,
     Batch,

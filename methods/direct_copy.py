@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from growbench.config import UsageError
+from growbench.errors import UsageError
 from growbench.method import Method, Phase, Phases, Task, deepen, stack
 
 

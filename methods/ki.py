@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from growbench.config import UsageError
+from growbench.errors import UsageError
 from growbench.method import Batch, Method, Phase, Phases, Task, cross_entropy, tunable
 
 

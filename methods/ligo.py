@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import one_hot
 
-from growbench.config import UsageError
-from growbench.cost import ligo_paper_construction, ligo_paper_step
+from growbench.costs.published import ligo_paper_construction, ligo_paper_step
+from growbench.errors import UsageError
 from growbench.method import (
     WIDTHS,
     Axis,

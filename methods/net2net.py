@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from growbench.config import UsageError
+from growbench.errors import UsageError
 from growbench.method import Axis, Maps, Method, Phase, Phases, Select, Task, Weight, Weights, copying, deepen, tunable, widen
 
 

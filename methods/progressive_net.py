@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from growbench.cost import ligo_paper_step
+from growbench.costs.published import ligo_paper_step
 from growbench.method import Method, Phase, Phases, Task, interleave, tunable
 
 

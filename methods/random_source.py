@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from growbench.config import UsageError
+from growbench.errors import UsageError
 from growbench.method import Method, Phases, Task
 from growbench.registry import get
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from growbench.config import UsageError
+from growbench.errors import UsageError
 from growbench.method import Method, Phase, Phases, Task, deepen, stack
 
 

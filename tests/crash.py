@@ -27,7 +27,7 @@ METHODS = "scratch,stackbert,mslt,bert2bert,ki,ligo"
 
 def growbench(arguments: Sequence[str]) -> int:
     """The command line, with a checkpoint at least every 0.05 s instead of every minute."""
-    from growbench import trainer  # imports torch, which is to see first how many threads main() asks for
+    from growbench.training import trainer
 
     trainer.CHECKPOINT_SECONDS = 0.05
     return cli.main(list(arguments))

@@ -19,15 +19,16 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from growbench import cli, config, data
-from growbench.config import UsageError
+from growbench import cli, data
+from growbench.config import loading, schema
+from growbench.errors import UsageError
 
 SECTIONS = {
-    "source": [*config.ModelConfig.__dataclass_fields__, "steps", "checkpoint"],
-    "target": list(config.ModelConfig.__dataclass_fields__),
-    "data": [*config.TextConfig.__dataclass_fields__, *config.ImageConfig.__dataclass_fields__],
-    "train": list(config.Training.__dataclass_fields__),
-    "machine": list(config.Machine.__dataclass_fields__),
+    "source": [*schema.ModelConfig.__dataclass_fields__, "steps", "checkpoint"],
+    "target": list(schema.ModelConfig.__dataclass_fields__),
+    "data": [*schema.TextConfig.__dataclass_fields__, *schema.ImageConfig.__dataclass_fields__],
+    "train": list(schema.Training.__dataclass_fields__),
+    "machine": list(schema.Machine.__dataclass_fields__),
     "ligo": ["operator_steps", "operator_lr", "order"],
     "published": ["ligo"],
     "methods": ["ligo", "lego"],
@@ -92,7 +93,7 @@ def command_lines(seen: Counter[str]) -> Callable[[], None]:
 
 
 def experiment_files(seen: Counter[str]) -> Callable[[], None]:
-    text = config.available()["gpt2-tiny"].read_text(encoding="utf-8")
+    text = loading.available()["gpt2-tiny"].read_text(encoding="utf-8")
 
     @given(
         cut=st.integers(0, len(text)),
@@ -122,7 +123,7 @@ def corpora(seen: Counter[str]) -> Callable[[], None]:
             said = io.StringIO()
             try:
                 with contextlib.redirect_stderr(said):
-                    data.load(config.TextConfig(f"files:{file}", length, vocabulary=300), "causal", "bytes", 1).train_batch(0, 0)
+                    data.load(schema.TextConfig(f"files:{file}", length, vocabulary=300), "causal", "bytes", 1).train_batch(0, 0)
                 outcome = "read"
             except UsageError as error:
                 if len(str(error).splitlines()) != 1:

@@ -15,9 +15,9 @@ from growbench import cli
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
     [
-        "growbench.benchmark",
+        "growbench.runs.benchmark",
         "growbench.report",
-        "growbench.tune",
+        "growbench.tools.tune",
         "torch._dynamo",
         "torch.distributed.fsdp",
         "torch.distributed.tensor.parallel",

@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_rel
 
-from growbench import analysis, profile, results
-from growbench.analysis import compare, cost_to_loss
-from growbench.config import UsageError
-from growbench.results import Run
-from growbench.statistics import interval, smallest_detectable
+from growbench.analysis import notes, profiles, tables
+from growbench.analysis.comparison import Comparison, analyse, compare
+from growbench.analysis.crossing import cost_to_loss
+from growbench.analysis.statistics import interval, smallest_detectable
+from growbench.costs import accounts
+from growbench.errors import UsageError
+from growbench.runs.store import Run
 
 CPU = {"device": "cpu", "name": "Some CPU", "threads": 2, "precision": "float32"}
 
@@ -46,8 +48,8 @@ def scratch(seed: int = 0, budget: float = 100.0, final: float = 2.0, **changes:
     return run("scratch", curve((0, 6.0), (budget, final)), seed, **changes)
 
 
-def row(comparison: analysis.Comparison, method: str) -> dict[str, Any]:
-    return next(row for row in analysis.records(comparison.savings) if row["method"] == method)
+def row(comparison: Comparison, method: str) -> dict[str, Any]:
+    return next(row for row in tables.records(comparison.savings) if row["method"] == method)
 
 
 # Cost to a loss
@@ -155,7 +157,7 @@ def test_a_failed_seed_counts_as_not_reached() -> None:
     assert (found["seeds"], found["reached"]) == (3, 2)
     assert math.isnan(found["flops_saving_reuse"]) and math.isinf(found["flops_to_target_reuse"])
     assert any("ligo-seed2" in note for note in comparison.notes)
-    assert analysis.savings_curve(comparison).empty
+    assert tables.savings_curve(comparison).empty
 
 
 def test_a_method_that_never_arrives_has_no_saving() -> None:
@@ -286,7 +288,7 @@ def test_the_ladders_runs_have_no_vote_and_are_named_by_their_budget() -> None:
 
 def test_a_run_without_a_curve_leaves_its_methods_others_in_the_figure() -> None:
     empty = Run(Path("ligo-seed1"), ligo(50, 1).record, [])
-    curves = analysis.mean_curves(compare([scratch(0), scratch(1), ligo(50, 0), empty]))
+    curves = tables.mean_curves(compare([scratch(0), scratch(1), ligo(50, 0), empty]))
     assert set(curves["method"]) == {"scratch", "ligo"}
 
 
@@ -333,7 +335,7 @@ def test_the_noise_floor_in_closed_form() -> None:
     runs = [scratch(seed, final=final) for seed, final in enumerate(finals)]
     costs = np.array([3.8 / (6 - final) for final in finals])
     deviation = math.sqrt(2) * np.std(costs / costs.mean(), ddof=1)
-    assert analysis.detectable_saving(runs) == pytest.approx(smallest_detectable(deviation, 3))
+    assert notes.detectable_saving(runs) == pytest.approx(smallest_detectable(deviation, 3))
     (note,) = (note for note in compare(runs).notes if "Noise floor" in note)
     assert "varies by 0.2000 (standard deviation over 3 seeds)" in note
     assert f"would find only a saving of about {100 * smallest_detectable(deviation, 3):.1f} % or more" in note
@@ -348,9 +350,9 @@ def test_noise_that_hides_every_saving_is_said_to() -> None:
 
 def test_savings_curve_of_a_method_twice_as_fast_is_one_half() -> None:
     ligo = run("ligo", curve((0, 6.0), (25, 4.0), (50, 2.0)), source=10.0)
-    found = analysis.savings_curve(compare([run("scratch", curve((0, 6.0), (50, 4.0), (100, 2.0))), ligo]))
+    found = tables.savings_curve(compare([run("scratch", curve((0, 6.0), (50, 4.0), (100, 2.0))), ligo]))
     reuse, build = (found[found["ledger"] == ledger] for ledger in ("reuse", "build"))
-    assert len(reuse) == analysis.LEVELS
+    assert len(reuse) == tables.LEVELS
     assert reuse["saving"].to_numpy() == pytest.approx(0.5)
     assert build["saving"].iloc[-1] == pytest.approx(0.4) and build["saving"].is_monotonic_increasing
 
@@ -359,7 +361,7 @@ def test_mean_curve_keeps_both_evaluations_of_a_growth_step() -> None:
     rows = [{**row, "phase": phase} for row, phase in zip(curve((0, 6.0), (10, 4.0), (10, 5.0)), "aab", strict=True)]
     rows[2]["step"] = rows[1]["step"]
     shifted = [{**row, "val_loss": row["val_loss"] + 1} for row in rows]
-    found = analysis.mean_curves(compare([run("scratch", rows, 0), run("scratch", shifted, 1)]))
+    found = tables.mean_curves(compare([run("scratch", rows, 0), run("scratch", shifted, 1)]))
     assert found["val_loss"].tolist() == [6.5, 4.5, 5.5]
     assert found["val_loss_low"].tolist() == [6.0, 4.0, 5.0]
     assert found["seeds"].unique().tolist() == ["0 1"]
@@ -367,7 +369,7 @@ def test_mean_curve_keeps_both_evaluations_of_a_growth_step() -> None:
 
 def test_breakdown_averages_the_finished_seeds() -> None:
     runs = [scratch(0, 100), scratch(1, 300), scratch(2, 1e6, status="failed")]
-    table = analysis.cost_breakdown(compare(runs)).set_index(["unit", "account"])["cost"]
+    table = tables.cost_breakdown(compare(runs)).set_index(["unit", "account"])["cost"]
     assert table["flops", "train"] == 200 and table["flops", "teacher"] == 0
     assert "evaluation" not in table["flops"].index
 
@@ -377,8 +379,8 @@ def test_a_teacher_is_charged_unless_its_outputs_count_as_stored() -> None:
     stored = {**costs, "teacher": 0.0, "overhead": 35.0}
     runs = [scratch()]
     for name, spent in (("online", costs), ("precomputed", stored)):
-        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in results.UNITS}))
-    table = analysis.cost_breakdown(compare(runs)).set_index(["method", "unit", "account"])["cost"].sort_index()
+        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in accounts.UNITS}))
+    table = tables.cost_breakdown(compare(runs)).set_index(["method", "unit", "account"])["cost"].sort_index()
     assert table["online", "flops"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 30, "train": 100}
     assert table["precomputed", "seconds"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 0, "train": 100}
     for found, charged in ((runs[1], 130), (runs[2], 100)):
@@ -400,7 +402,7 @@ def test_phases_in_order_beside_a_step_of_scratch() -> None:
     ]
     runs = [scratch(phases=[phase("train", {"train": 10.0})])]
     runs += [run("grown", curve((0, 4.0), (50, 2.0)), seed, phases=phases[: 4 - seed]) for seed in (0, 1)]
-    table = analysis.phases(compare(runs))
+    table = tables.phases(compare(runs))
     assert table["method"].tolist() == ["scratch"] + ["grown"] * 4 and set(table["seed"]) == {0}
     assert table["phase"].tolist() == ["train", "learn", "frozen", "inherit", "stored"]
     assert table["flops_per_step"].tolist() == [10, 12, 4, 12, 10]
@@ -411,13 +413,13 @@ def test_phases_in_order_beside_a_step_of_scratch() -> None:
 def test_phases_are_those_of_the_first_seed_that_finished() -> None:
     whole = [phase("small", {"train": 4.0}), phase("train", {"train": 10.0})]
     broken = run("grown", curve((0, 4.0), (50, 3.0)), 0, status="failed", final_val_loss=None, phases=whole[:1])
-    table = analysis.phases(compare([scratch(0), scratch(1), broken, run("grown", curve((0, 4.0), (50, 2.0)), 1, phases=whole)]))
+    table = tables.phases(compare([scratch(0), scratch(1), broken, run("grown", curve((0, 4.0), (50, 2.0)), 1, phases=whole)]))
     grown = table[table["method"] == "grown"]
     assert grown["seed"].tolist() == [1, 1] and grown["phase"].tolist() == ["small", "train"]
 
 
 def test_phases_of_older_runs_are_blank() -> None:
-    table = analysis.phases(compare([scratch()]))
+    table = tables.phases(compare([scratch()]))
     assert table["steps"].tolist() == [10, 0]
     assert table[["phase", "flops_per_step", "share_of_scratch", "train"]].isna().all(axis=None)
 
@@ -436,7 +438,7 @@ def test_growth_of_every_finished_seed() -> None:
     runs = [run("grown", rows, seed, phases=phases) for seed in (0, 1)]
     runs.append(run("grown", rows, 2, phases=phases, status="failed", final_val_loss=None))
     old = run("old", rows, phases=[phase("small", {"train": 4.0}), phase("large", {"train": 10.0}, 0.5)])
-    table = analysis.growth(compare([*(scratch(seed) for seed in range(3)), *runs, old]))
+    table = tables.growth(compare([*(scratch(seed) for seed in range(3)), *runs, old]))
     assert table[["method", "seed", "phase"]].to_numpy().tolist() == [
         ["grown", 0, "large"],
         ["grown", 1, "large"],
@@ -463,7 +465,7 @@ def test_steps_to_recover(before: float | None, after: float | None, steps: floa
     steps_and_losses = [(0, 6.0), (3, 4.0), (3, after or 5.0), (4, 4.8), (5, 4.5), (5, 4.9), (6, 2.5)]
     rows = [{"step": step, "val_loss": loss} for step, loss in steps_and_losses]
     grown = Run(Path("grown-seed0"), {}, rows)
-    found = analysis.steps_to_recover(grown, {"loss_before": before, "loss_after": after, "first_step": 3})
+    found = tables.steps_to_recover(grown, {"loss_before": before, "loss_after": after, "first_step": 3})
     assert found == pytest.approx(steps, nan_ok=True)
 
 
@@ -473,7 +475,7 @@ def test_amortised_savings_go_from_the_build_to_the_reuse_value() -> None:
     runs += [run("staged", curve((0, 6.0), (80, 2.0)), seed) for seed in (0, 1)]
     runs += [run("slow", curve((0, 6.0), (80, 2.5)), seed) for seed in (0, 1)]
     comparison = compare(runs)
-    table = analysis.amortised(comparison).set_index(["method", "targets"])
+    table = tables.amortised(comparison).set_index(["method", "targets"])
     assert set(table.index.get_level_values("method")) == {"grown", "staged"}
     assert table.loc[("grown", 1), "saving"] == pytest.approx(row(comparison, "grown")["flops_saving_build"]) == 0.2
     assert table.loc[("grown", math.inf), "saving"] == pytest.approx(row(comparison, "grown")["flops_saving_reuse"]) == 0.5
@@ -548,12 +550,12 @@ def test_accuracy_is_averaged_over_the_finished_seeds() -> None:
     assert comparison.has_accuracy
     assert row(comparison, "scratch")["final_val_accuracy"] == pytest.approx(0.6)
     assert math.isnan(row(comparison, "ligo")["final_val_accuracy"])
-    found = analysis.mean_curves(comparison)
+    found = tables.mean_curves(comparison)
     found = found[found["method"] == "scratch"]
     assert found["val_accuracy"].tolist() == pytest.approx([0.5, 0.6])
     assert found["val_accuracy_low"].tolist() == pytest.approx([0.4, 0.5])
     assert found["val_accuracy_high"].tolist() == pytest.approx([0.6, 0.7])
-    assert not compare([scratch()]).has_accuracy and "val_accuracy" not in analysis.mean_curves(compare([scratch()]))
+    assert not compare([scratch()]).has_accuracy and "val_accuracy" not in tables.mean_curves(compare([scratch()]))
 
 
 # Several experiments
@@ -563,7 +565,7 @@ def cheap(cost: float) -> Run:
     return run("cheap", curve((0, 6.0), (cost, 2.0)), source=10.0)
 
 
-def experiments() -> dict[str, analysis.Comparison]:
+def experiments() -> dict[str, Comparison]:
     """Cost to target: scratch 100 throughout; cheap 50, 25, missed; even 60, 100, 80. The source, of cheap alone, costs 10."""
     missed = run("cheap", curve((0, 6.0), (300, 2.5)), source=10.0)
     cheaps, evens = (cheap(50), cheap(25), missed), (60, 100, 80)
@@ -574,13 +576,13 @@ def experiments() -> dict[str, analysis.Comparison]:
 
 
 def test_profiles_by_hand() -> None:
-    table = profile.savings(experiments())
+    table = profiles.savings(experiments())
     assert table["experiment"].tolist() == ["e0"] * 3 + ["e1"] * 3 + ["e2"] * 3
     ratios = table.pivot(index="method", columns="experiment", values="to_best_reuse")
     assert ratios.loc["cheap"].tolist() == [1, 1, math.inf]
     assert ratios.loc["even"].tolist() == pytest.approx([1.2, 4, 1])
     assert ratios.loc["scratch"].tolist() == pytest.approx([2, 4, 1.25])
-    found = profile.profiles(table).set_index(["method", "ledger"])
+    found = profiles.profiles(table).set_index(["method", "ledger"])
     thirds = {
         ("cheap", "reuse"): [(1, 2), (4, 2)],
         ("even", "reuse"): [(1, 1), (1.2, 2), (4, 3)],
@@ -594,24 +596,24 @@ def test_profiles_by_hand() -> None:
 
 
 def test_the_geometric_mean_of_costs_over_scratchs() -> None:
-    means = profile.mean_ratios(profile.savings(experiments())).set_index("method")
+    means = profiles.mean_ratios(profiles.savings(experiments())).set_index("method")
     assert means.loc["even", "to_scratch_reuse"] == pytest.approx((0.6 * 1 * 0.8) ** (1 / 3))
     assert means.loc["scratch"].tolist() == [3, 1, 1]
     assert means.loc["cheap", ["to_scratch_reuse", "to_scratch_build"]].isna().all()
     reached = {name: found for name, found in experiments().items() if name != "e2"}
-    means = profile.mean_ratios(profile.savings(reached)).set_index("method")
+    means = profiles.mean_ratios(profiles.savings(reached)).set_index("method")
     assert means.loc["cheap"].tolist() == pytest.approx([2, math.sqrt(0.5 * 0.25), math.sqrt(0.6 * 0.35)])
 
 
 def test_shares_are_those_of_methods_that_were_run_everywhere() -> None:
     comparisons = experiments() | {"e3": compare([scratch(), run("even", curve((0, 6.0), (50, 2.0)))])}
-    table = profile.savings(comparisons)
-    assert profile.everywhere(table) == ["scratch", "even"]
-    assert set(profile.profiles(table)["method"]) == {"scratch", "even"}
+    table = profiles.savings(comparisons)
+    assert profiles.everywhere(table) == ["scratch", "even"]
+    assert set(profiles.profiles(table)["method"]) == {"scratch", "even"}
 
 
 def test_a_model_that_meets_the_target_as_it_is_grown_costs_nothing_and_is_the_best() -> None:
-    table = profile.savings({"e": compare([scratch(), run("free", curve((0, 1.0), (50, 0.5)))])}).set_index("method")
+    table = profiles.savings({"e": compare([scratch(), run("free", curve((0, 1.0), (50, 0.5)))])}).set_index("method")
     assert table["to_best_reuse"].to_dict() == {"scratch": math.inf, "free": 1}
 
 
@@ -629,7 +631,7 @@ def test_a_truncated_last_line_is_left_out(tmp_path: Path) -> None:
     store(tmp_path, scratch())
     store(tmp_path, run("ligo", curve((0, 4.0), (50, 2.0))), tail='{"step": 2, "val_lo')
     store(tmp_path, run("source", curve((0, 4.0), (50, 1.0))))
-    comparison = analysis.analyse(tmp_path)
+    comparison = analyse(tmp_path)
     assert comparison.methods == ["scratch", "ligo"]
     assert row(comparison, "ligo")["flops_saving_reuse"] == 0.5
 
@@ -637,13 +639,13 @@ def test_a_truncated_last_line_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [".", "absent"])
 def test_a_folder_without_runs_is_a_usage_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="no ended run"):
-        analysis.analyse(tmp_path / name)
+        analyse(tmp_path / name)
 
 
 def test_without_scratch_a_target_must_be_given(tmp_path: Path) -> None:
     store(tmp_path, scratch(status="failed"))
     store(tmp_path, run("ligo", curve((0, 4.0), (50, 2.0))))
     with pytest.raises(UsageError, match="--target-loss"):
-        analysis.analyse(tmp_path)
-    found = row(analysis.analyse(tmp_path, target_loss=3.0), "ligo")
+        analyse(tmp_path)
+    found = row(analyse(tmp_path, target_loss=3.0), "ligo")
     assert (found["reached"], found["flops_to_target_reuse"]) == (1, 25) and math.isnan(found["flops_saving_reuse"])

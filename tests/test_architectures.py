@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from growbench import architectures, maps
-from growbench.config import ModelConfig, UsageError
+from growbench import architectures
+from growbench.config.schema import ModelConfig
 from growbench.data import Batch
+from growbench.errors import UsageError
+from growbench.growth import maps
+from growbench.growth.weights import Axis, Extend, Maps, Select, Weights, deepen, length, widen
 from growbench.method import task_loss
-from growbench.weights import Axis, Extend, Maps, Select, Weights, deepen, length, widen
 
 # Few sizes are equal, so that no axis is taken for another by chance. Text has no patches.
 SMALL = ModelConfig(layers=3, width=16, heads=2, ffn=40, vocabulary=37, positions=9, patch=4)

@@ -8,20 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from growbench import bench, cli, config
-from growbench.plan import plan
+from growbench import cli
+from growbench.config import loading
+from growbench.planning.plan import plan
 from growbench.registry import get
+from growbench.tools import phase_costs
 
 
 def test_the_table_has_every_phase_with_its_flops(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "_alone", lambda *arguments: 1000)  # processes take seconds to start
+    monkeypatch.setattr(phase_costs, "_alone", lambda *arguments: 1000)  # processes take seconds to start
     mine = tmp_path / "mine.py"
     mine.write_text((Path(cli.__file__).parents[1] / "methods" / "scratch.py").read_text())
     assert cli.main(["bench", str(miniature), "--methods", f"ligo,{mine}", "--rounds", "5"]) == 0
     _, _, plain, operator, train, own = capsys.readouterr().out.strip().splitlines()
-    experiment = config.load(str(miniature))
+    experiment = loading.load(str(miniature))
     flops = [sum(phase.flops_per_step.values()) for phase in plan(experiment, get("ligo"), 300)]
     assert plain.startswith("plain") and "ligo: learn operator" in operator and "ligo: train" in train and "mine.py" in own
     ratios = [float(re.findall(r"\((\d+\.\d+) x\)", line)[0]) for line in (operator, train, own)]
@@ -38,9 +40,9 @@ def test_memory_of_a_step_holds_weights_gradients_and_moments() -> None:
         "data.sequence_length=16",
         "train.batch=1",
     ]
-    experiment = config.load("gpt2-tiny", overrides)
+    experiment = loading.load("gpt2-tiny", overrides)
     threads, cpu = torch.get_num_threads(), torch.device("cpu")
-    measured = bench._step_memory(threads, experiment, "scratch", 0, 2048, cpu)
+    measured = phase_costs._step_memory(threads, experiment, "scratch", 0, 2048, cpu)
     parameters = (12 * 1024**2 + 2048 * 1024) * 4
     assert 3.5 * parameters < measured < 8 * parameters
 

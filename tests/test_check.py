@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from growbench import check, cli, registry
-from growbench.check import Cell, broken_promises, verdict
+from growbench import cli, registry
+from growbench.tools import miniatures
+from growbench.tools.check import broken_promises, verdict
+from growbench.tools.miniatures import Cell
 
 PLUGIN = '''
 import random
@@ -225,7 +227,7 @@ def test_a_phase_of_many_steps_is_cut_short(tmp_path: Path) -> None:
 
 
 def test_every_architecture_is_there_tied_and_untied() -> None:
-    assert [str(cell) for cell in check.cells()] == [
+    assert [str(cell) for cell in miniatures.cells()] == [
         "bert, tied", "bert, untied", "cait", "gpt2, tied", "gpt2, untied", "llama, tied", "llama, untied",
         "llama, grouped heads, tied", "modernbert, tied", "modernbert, untied", "roberta, tied", "roberta, untied", "vit",
     ]  # fmt: skip
@@ -236,13 +238,13 @@ def test_every_architecture_is_there_tied_and_untied() -> None:
 
 @pytest.fixture
 def two_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "cells", lambda: [Cell("bert", tied=False), Cell("vit")])
+    monkeypatch.setattr(miniatures, "cells", lambda: [Cell("bert", tied=False), Cell("vit")])
 
 
 def test_check_of_a_built_in_method_on_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "scratch_short", "--set", "scratch_short.share=0.3"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    assert lines == [f"{cell}: kept, 1 phase: train" for cell in check.cells()]
+    assert lines == [f"{cell}: kept, 1 phase: train" for cell in miniatures.cells()]
     assert last == "scratch_short keeps every promise in 13 of 13 miniatures"
 
 

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from growbench import results, schedule, trainer
-from growbench.benchmark import LADDER, Benchmark
-from growbench.checkpoint import Checkpoint
 from growbench.cli import main
-from growbench.config import Experiment, load
-from growbench.parallel import Parallel
-from growbench.plan import branching_step, plan, shared
+from growbench.config.loading import load
+from growbench.config.schema import Experiment
+from growbench.method import schedule
+from growbench.planning.branches import branching_step, shared
+from growbench.planning.plan import plan
 from growbench.registry import Found, built_in, get, get_all
+from growbench.runs import store
+from growbench.runs.benchmark import LADDER, Benchmark
+from growbench.training import trainer
+from growbench.training.checkpoint import Checkpoint
+from growbench.training.parallel import Parallel
 
 ALONE = Parallel(torch.device("cpu"))
 OPTIONS = {"ligo": {"operator_steps": 5}}
@@ -51,19 +55,19 @@ def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch:
             raise Killed
         return loss(self, *arguments)
 
-    def unless_killed(self: results.RunFolder, record: Any) -> bool:
+    def unless_killed(self: store.RunFolder, record: Any) -> bool:
         return record["method"] == found.name or close(self, record)
 
-    loss, close = trainer.Trainer._batch, results.RunFolder.close
+    loss, close = trainer.Trainer._batch, store.RunFolder.close
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(trainer.Trainer, "_batch", counted)
-        patch.setattr(results.RunFolder, "close", unless_killed)  # a killed process writes no record
+        patch.setattr(store.RunFolder, "close", unless_killed)  # a killed process writes no record
         benchmark.run([found], [0])
 
 
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A run's curve and record, but for seconds."""
-    run = results.load(folder)
+    run = store.load(folder)
     assert run is not None
     curve = [{key: value for key, value in row.items() if key != "seconds"} for row in run.curve]
     record = {key: run.record[key] for key in ("status", "steps", "tokens", "final_val_loss", "config")}
@@ -128,17 +132,17 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 WSD = ["train.schedule=wsd", "train.steps=20"]
 
 
-def climb(miniature: Path, folder: Path, names: list[str]) -> dict[str, results.Run]:
+def climb(miniature: Path, folder: Path, names: list[str]) -> dict[str, store.Run]:
     experiment = load(str(miniature), WSD)
     Benchmark(experiment, folder, ALONE, budgets=LADDER).run(get_all(names, OPTIONS), [0])
-    return {run.folder.name: run for run in results.load_all(folder)}
+    return {run.folder.name: run for run in store.load_all(folder)}
 
 
-def alone(miniature: Path, folder: Path, name: str, steps: int) -> results.Run:
+def alone(miniature: Path, folder: Path, name: str, steps: int) -> store.Run:
     """A run of its own at a shorter budget, from the source of the full one."""
     experiment = load(str(miniature), [*WSD, f"train.steps={steps}", "source.steps=20"])
     Benchmark(experiment, folder, ALONE).run([get(name, OPTIONS.get(name))], [0])
-    run = results.load(folder / f"{name}-seed0")
+    run = store.load(folder / f"{name}-seed0")
     assert run is not None
     return run
 
@@ -186,7 +190,7 @@ def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp
     Benchmark(experiment, tmp_path / "a", ALONE, budgets=LADDER).run([get("scratch")], [0])
     both = climb(miniature, tmp_path / "b", ["scratch"])
     for name, run in both.items():
-        later = results.load(tmp_path / "a" / name)
+        later = store.load(tmp_path / "a" / name)
         assert later is not None and later.record["final_val_loss"] == run.record["final_val_loss"]
         assert later.record["inherited"] is None
 
@@ -212,7 +216,7 @@ def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
         patch.setattr(trainer.Trainer, "_batch", signalled)
         for done in (103, 158):
             assert main([*arguments, str(tmp_path / "stopped")]) == 130
-            stopped = results.load(tmp_path / "stopped" / "miniature" / "scratch-seed0")
+            stopped = store.load(tmp_path / "stopped" / "miniature" / "scratch-seed0")
             assert stopped is not None and stopped.record["status"] == "interrupted" and stopped.record["steps"] == done
     assert main([*arguments, str(tmp_path / "stopped")]) == 0
     assert stopped is not None and outcome(stopped.folder) == outcome(tmp_path / "whole" / "miniature" / "scratch-seed0")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from growbench import config
-from growbench.config import UsageError, load
-from growbench.results import plain
+from growbench.config import loading, schema
+from growbench.config.loading import load
+from growbench.errors import UsageError
+from growbench.runs.store import plain
 
 
 def refusal(experiment: Path | str, *overrides: str) -> str:
@@ -127,10 +128,10 @@ def test_an_unknown_key_gets_a_suggestion_and_the_list(miniature: Path, override
 
 
 FIELDS = {
-    "source": {*config.ModelConfig.__dataclass_fields__, *config.Training.__dataclass_fields__},
-    "target": {*config.ModelConfig.__dataclass_fields__},
-    "data": {*config.TextConfig.__dataclass_fields__},
-    "train": {*config.Training.__dataclass_fields__},
+    "source": {*schema.ModelConfig.__dataclass_fields__, *schema.Training.__dataclass_fields__},
+    "target": {*schema.ModelConfig.__dataclass_fields__},
+    "data": {*schema.TextConfig.__dataclass_fields__},
+    "train": {*schema.Training.__dataclass_fields__},
 }
 
 
@@ -166,7 +167,7 @@ def test_an_experiment_extends_another(miniature: Path, tmp_path: Path) -> None:
     assert experiment.source == base.source
     assert experiment.published["ligo"].flops == 7
     child.write_text('extends = "bert-small-base"\n[published]\nki = { flops = 3 }\n')
-    assert load(str(child)).published == {"ki": config.Published(flops=3)}, "the base's figures are not this experiment's"
+    assert load(str(child)).published == {"ki": schema.Published(flops=3)}, "the base's figures are not this experiment's"
     child.write_text('extends = "bert-small-base"\npublished = {}\n')
     assert load(str(child)).published == {} != load("bert-small-base").published
     child.write_text('extends = "gpt2-tiny"\ntitle = "Mine"')
@@ -240,7 +241,7 @@ def test_defaults_follow_from_sizes(miniature: Path) -> None:
     assert (sizes.ffn, sizes.head_size, sizes.vocabulary, sizes.positions) == (128, 8, 300, 16)
 
 
-@pytest.mark.parametrize("name", config.available())
+@pytest.mark.parametrize("name", loading.available())
 def test_a_shipped_experiment_loads_and_grows(name: str) -> None:
     """Every shipped file is valid, says what to run in its first line, and names an architecture and methods that exist."""
     from growbench import architectures, registry
@@ -248,7 +249,7 @@ def test_a_shipped_experiment_loads_and_grows(name: str) -> None:
     experiment = load(name)
     assert experiment.architecture in architectures.names()
     assert {*experiment.methods, *experiment.published} <= set(registry.built_in())
-    assert config.available()[name].read_text(encoding="utf-8").startswith(f"# growbench run {name} ")
+    assert loading.available()[name].read_text(encoding="utf-8").startswith(f"# growbench run {name} ")
 
 
 def test_identity_is_what_json_gives_back(miniature: Path) -> None:

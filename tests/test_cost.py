@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from growbench import architectures
-from growbench.config import ModelConfig
-from growbench.cost import Costs, Stopwatch, count, fvcore_forward, ligo_paper_construction, ligo_paper_step, paper_step
+from growbench.config.schema import ModelConfig
+from growbench.costs.flops import count, fvcore_forward
+from growbench.costs.ledger import Costs, Stopwatch
+from growbench.costs.published import ligo_paper_construction, ligo_paper_step, paper_step
 from growbench.data import Batch
-from growbench.loss import cross_entropy
 from growbench.method import Task, task_loss
+from growbench.method.loss import cross_entropy
 
 TINY = ModelConfig(layers=2, width=32, heads=4, vocabulary=128, positions=64, patch=3)
 OTHER = {"kv_heads": 2, "class_layers": 1, "dropout": 0.1, "drop_path": 0.1, "tied": False}
@@ -185,8 +187,8 @@ def test_golden_values_of_bert_base_and_ligos_operator() -> None:
 
 def test_ligos_own_operator_reports_the_golden_value() -> None:
     """100 fused steps from the method itself, on the meta device: 3.6129748512768e15."""
-    from growbench.config import Experiment, TextConfig, Training
-    from growbench.plan import plan
+    from growbench.config.schema import Experiment, TextConfig, Training
+    from growbench.planning.plan import plan
     from growbench.registry import get
 
     data = TextConfig(corpus="wikipedia-sample", sequence_length=128, vocabulary=30522)
@@ -352,8 +354,8 @@ def test_cross_entropy_of_bf16_logits_and_soft_labels_is_computed_in_float32() -
 
 
 def test_a_source_is_there_only_for_methods_that_use_one() -> None:
-    from growbench import config
+    from growbench.config import loading
 
-    task = Task.of(config.load("gpt2-tiny"), "target", 128, Costs(CPU))
+    task = Task.of(loading.load("gpt2-tiny"), "target", 128, Costs(CPU))
     with pytest.raises(RuntimeError, match="uses_source"):
         _ = task.source

@@ -22,11 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from growbench.config import TextConfig, UsageError
-from growbench.data import Batch, TextData, documents, load
+from growbench.config.schema import TextConfig
+from growbench.data import Batch, TextData, load, sources
 from growbench.data import tokens as token_cache
 from growbench.data.documents import Documents
 from growbench.data.tokenizer import named, train
+from growbench.errors import UsageError
 from tests.processes import ended, start
 
 WORDS = [
@@ -508,9 +509,9 @@ def test_cache_that_cannot_be_written(corpus: str, tmp_path: Path, monkeypatch: 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GROWBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert documents.cache_folder() == Path("/somewhere/growbench")
+    assert sources.cache_folder() == Path("/somewhere/growbench")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert documents.cache_folder() == Path.home() / ".cache" / "growbench"
+    assert sources.cache_folder() == Path.home() / ".cache" / "growbench"
 
 
 # --- documents
@@ -614,7 +615,7 @@ def test_without_the_hub_the_version_that_was_read_last_is_taken(
     """What was prepared from it is then found in the cache: a machine without network can train on it."""
     from huggingface_hub import HfApi
 
-    from growbench.data.documents import Hub, _newest_commit
+    from growbench.data.sources import Hub, _newest_commit
 
     def no_network(*_: Any) -> None:
         raise ConnectionError("Name or service not known")

@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from growbench import cli, config, results
-from growbench.plan import plan, plan_source
+from growbench import cli
+from growbench.config import loading, schema
+from growbench.planning.plan import plan, plan_source
 from growbench.registry import get_all
+from growbench.runs import store
 
 PAPER = ["scratch", "stackbert", "mslt", "bert2bert", "ki", "ligo"]
-LITE = [name for name in config.available() if name.endswith("-lite")]
+LITE = [name for name in loading.available() if name.endswith("-lite")]
 
 # FLOPs per step of source and target by the paper's counter, batch 256 x 128
 GOLDEN = {
@@ -27,11 +29,11 @@ GOLDEN = {
 SOURCES = {"bert-small-base": 1.0950e18, "bert-small50k-base": 2.489e17, "bert-base-large": 6.0273e18}
 
 
-@pytest.mark.parametrize("name", config.available())
+@pytest.mark.parametrize("name", loading.available())
 def test_every_method_of_the_paper_can_be_planned(name: str) -> None:
     """No network, no weights in memory; the paper's own figures where it has some."""
-    experiment = config.load(name)
-    vocabulary = experiment.data.classes if isinstance(experiment.data, config.ImageConfig) else experiment.data.vocabulary
+    experiment = loading.load(name)
+    vocabulary = experiment.data.classes if isinstance(experiment.data, schema.ImageConfig) else experiment.data.vocabulary
     (source,) = plan_source(experiment, vocabulary, torch.device("cuda"))
     methods = PAPER if f"{name}-lite" in LITE else ["scratch", "ligo"]
     plans = {
@@ -51,7 +53,7 @@ def test_every_method_of_the_paper_can_be_planned(name: str) -> None:
 
 @pytest.mark.parametrize("name", LITE)
 def test_a_lite_experiment_keeps_the_proportions(name: str) -> None:
-    lite, full = config.load(name), config.load(name.removesuffix("-lite"))
+    lite, full = loading.load(name), loading.load(name.removesuffix("-lite"))
     for key in ("layers", "width", "heads", "ffn"):
         ratios = [getattr(each.source, key) / getattr(each.target, key) for each in (lite, full)]
         assert ratios[0] == ratios[1], key
@@ -71,7 +73,7 @@ def tiny(name: str, *overrides: str) -> list[str]:
 
 def check_run(arguments: list[str], folder: Path) -> None:
     assert cli.main([*arguments, "--results", str(folder)]) == 0
-    run = results.load(folder / arguments[1] / "ligo-seed0")
+    run = store.load(folder / arguments[1] / "ligo-seed0")
     assert run is not None and run.record["status"] == "finished" and run.record["steps"] == 6
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from growbench.config import ImageConfig, TextConfig
+from growbench.config.schema import ImageConfig, TextConfig
 from growbench.data import Batch, Data, load
 from growbench.data.feed import Feed, spare
 

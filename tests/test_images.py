@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from growbench.config import ImageConfig, UsageError
+from growbench.config.schema import ImageConfig
 from growbench.data import Batch, ImageData, load, records
+from growbench.errors import UsageError
 
 CLASSES = ("ant", "bee", "cat")
 EACH = 120  # images a class

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from growbench import analysis, ladder
-from growbench.results import Run
+from growbench.analysis import ladder
+from growbench.analysis.comparison import compare
+from growbench.runs.store import Run
 
 BUDGETS = (0.4, 0.55, 0.7, 0.85, 1.0)
 
@@ -37,7 +38,7 @@ def power_law(method: str, seed: int, head_start: float, source: float = 0.0, sh
 
 
 def saving(runs: list[Run], method: str, column: str = "flops_saving_reuse", target: float | None = None) -> dict[str, Any]:
-    comparison = analysis.compare(runs, target)
+    comparison = compare(runs, target)
     return comparison.ladder.set_index("method").loc[method].to_dict() | {"notes": comparison.notes}
 
 
@@ -116,10 +117,10 @@ def test_what_was_inherited_is_charged_but_not_spent() -> None:
 
 
 def test_without_shorter_budgets_there_is_no_ladder() -> None:
-    comparison = analysis.compare([run("scratch", 0, 1.0, 4.0, 100.0)])
+    comparison = compare([run("scratch", 0, 1.0, 4.0, 100.0)])
     assert comparison.ladder.empty and comparison.rungs.empty
     one_budget = run("b", 0, 1.0, 3.0, 100.0)
-    assert list(analysis.compare([*power_law("scratch", 0, 0), one_budget]).ladder["method"]) == ["scratch"]
+    assert list(compare([*power_law("scratch", 0, 0), one_budget]).ladder["method"]) == ["scratch"]
 
 
 @given(

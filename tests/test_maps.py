@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from growbench.config import ModelConfig, UsageError
-from growbench.maps import copying, even, head_maps, interleave, random, stack, stack_and_top
-from growbench.weights import Axis, Select, length
+from growbench.config.schema import ModelConfig
+from growbench.errors import UsageError
+from growbench.growth.maps import copying, even, head_maps, interleave, random, stack, stack_and_top
+from growbench.growth.weights import Axis, Select, length
 
 seeds = st.integers(0, 1000)
 old_and_new = st.integers(1, 12).flatmap(lambda old: st.tuples(st.just(old), st.integers(old, 40)))

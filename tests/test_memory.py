@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 import torch
 
-from growbench import memory
+from growbench.costs import memory
 from tests.processes import FORKED
 
 Result = TypeVar("Result")

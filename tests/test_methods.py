@@ -11,21 +11,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from growbench import architectures, check, registry, schedule
+from growbench import architectures, registry
 from growbench.architectures import sizes_of
-from growbench.check import CPU, VOCABULARY, Cell, RandomData, broken_promises
-from growbench.config import Experiment, ImageConfig, ModelConfig, TextConfig, Training, UsageError
-from growbench.cost import Costs, count
-from growbench.maps import copying
-from growbench.method import Method, Phase, Phases, Task, Trained, interleave, stack, stack_and_top, task_loss
-from growbench.plan import plan
-from growbench.progress import Progress
+from growbench.config.schema import Experiment, ImageConfig, ModelConfig, TextConfig, Training
+from growbench.console import Progress
+from growbench.costs.flops import count
+from growbench.costs.ledger import Costs
+from growbench.errors import UsageError
+from growbench.growth.maps import copying
+from growbench.growth.weights import Axis, Select, Weights, deepen, widen
+from growbench.method import Method, Phase, Phases, Task, Trained, interleave, schedule, stack, stack_and_top, task_loss
+from growbench.planning.plan import plan
 from growbench.registry import get
-from growbench.trainer import Outcome, Trainer
-from growbench.weights import Axis, Select, Weights, deepen, widen
+from growbench.tools import check, miniatures
+from growbench.tools.check import broken_promises
+from growbench.tools.miniatures import CPU, VOCABULARY, Cell, RandomData
+from growbench.training.state import Outcome
+from growbench.training.trainer import Trainer
 
 META = torch.device("meta")
-CELLS = check.cells()
+CELLS = miniatures.cells()
 SMALL = ModelConfig(layers=3, width=16, heads=2)
 LARGE = ModelConfig(layers=7, width=24, heads=3)  # no integer ratio anywhere
 GROUPED = {"heads": 4, "kv_heads": 2}

@@ -19,17 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from growbench import architectures, results
-from growbench import parallel as parallel_module
-from growbench.benchmark import Benchmark
-from growbench.config import Machine, ModelConfig, Training, UsageError, load
+from growbench import architectures
+from growbench.config.loading import load
+from growbench.config.schema import Machine, ModelConfig, Training
 from growbench.data import Batch
+from growbench.errors import UsageError
 from growbench.method import Method, Phase, Phases, Task, task_loss
-from growbench.parallel import Averaged, Divided, Parallel, start
 from growbench.registry import Found, get_all
-from growbench.signals import Interruption
-from growbench.step import Step
-from growbench.tensor_parallel import Cut, check
+from growbench.runs import store
+from growbench.runs.benchmark import Benchmark
+from growbench.runs.signals import Interruption
+from growbench.training.parallel import Averaged, Divided, Parallel, start
+from growbench.training.step import Step
+from growbench.training.tensor_parallel import Cut, check
 from tests.processes import work_together
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -111,7 +113,7 @@ def fail_alone(rank: int, experiment: Path, folder: Path, parallel: Parallel) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "_exit", ended)
         alike = Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("scratch", Fails(), "here")], [0])
-        patch.setattr(parallel_module, "PATIENCE", 1.0)
+        patch.setattr(parallel, "PATIENCE", 1.0)
         try:
             Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("alone", Fails((1,)), "here")], [0])
             code = 0
@@ -176,10 +178,10 @@ def test_a_process_that_fails_alone_ends(done: Path) -> None:
 @pytest.mark.parametrize(("architecture", "division"), CASES)
 def test_several_processes_give_what_one_gives(done: Path, architecture: str, division: str) -> None:
     """The same curves to float tolerance, and the same FLOPs, at the same global batch."""
-    two = results.load_all(done / division / architecture)
+    two = store.load_all(done / division / architecture)
     assert {run.folder.name for run in two} - {"source-seed0"} == {f"{name}-seed0" for name in CASES[architecture, division]}
     for run in two:
-        one = results.load(done / "alone" / architecture / run.folder.name)
+        one = store.load(done / "alone" / architecture / run.folder.name)
         assert one is not None
         assert run.record["hardware"]["processes"] == DIVISIONS[division].describe()
         assert [row["step"] for row in run.curve] == [row["step"] for row in one.curve]
@@ -194,7 +196,7 @@ def test_several_processes_give_what_one_gives(done: Path, architecture: str, di
 def test_one_process_goes_on_where_several_stopped(done: Path, division: str) -> None:
     """A checkpoint holds whole models and optimizers, however they were divided."""
     folder = done / "interrupted" / division
-    stopped = results.load(folder / "scratch-seed0")
+    stopped = store.load(folder / "scratch-seed0")
     assert stopped is not None
     assert (stopped.record["status"], stopped.record["steps"]) == ("interrupted", 7)
     benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN])
@@ -208,7 +210,7 @@ def test_several_processes_go_on_where_they_stopped(done: Path, division: str) -
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    runs = [run for path in (one, other) if (run := results.load(path))]
+    runs = [run for path in (one, other) if (run := store.load(path))]
     steps, losses = ([[row[key] for row in run.curve] for run in runs] for key in ("step", "val_loss"))
     assert steps[0] == steps[1]
     assert runs[0].record["cost"]["flops"]["train"] == runs[1].record["cost"]["flops"]["train"]

@@ -11,10 +11,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from growbench import bench, cli, config, plan
-from growbench.footprint import Footprint, Kernels
-from growbench.plan import CPU, META
+from growbench import cli
+from growbench.config import loading, schema
+from growbench.costs.flops import count
+from growbench.planning import plan
+from growbench.planning.memory_estimate import Footprint, Kernels
+from growbench.planning.plan import CPU, META
 from growbench.registry import get
+from growbench.tools import phase_costs
 from tests.processes import FORKED
 
 CUDA = torch.device("cuda")
@@ -79,17 +83,17 @@ def test_half_precision_keeps_halves() -> None:
 
 def test_a_plan_counts_the_same_with_and_without_a_footprint(miniature: Path) -> None:
     """What is remembered of shapes changes no count: the FLOPs are those of a real step."""
-    experiment = config.load(str(miniature))
+    experiment = loading.load(str(miniature))
     (planned,) = plan.plan(experiment, get("scratch"), 300)
-    real = bench.PhaseStep.of(experiment, "scratch", 0, 300, CPU)
-    flops, _ = plan.count(lambda: real.step.phase.loss(real.step.module, real.batch, 0).backward())
+    real = phase_costs.PhaseStep.of(experiment, "scratch", 0, 300, CPU)
+    flops, _ = count(lambda: real.step.phase.loss(real.step.module, real.batch, 0).backward())
     assert planned.flops_per_step == {"train": flops}
 
 
 def test_memory_holds_weights_gradients_moments_and_the_source(miniature: Path) -> None:
     """With hardly any activations: four times the parameters, and the source once where a method uses one."""
     sizes = ["source.width=512", "source.heads=4", "target.width=1024", "target.heads=8", "train.batch=1", "target.layers=1"]
-    experiment = config.load(str(miniature), [*sizes, "data.sequence_length=4"])
+    experiment = loading.load(str(miniature), [*sizes, "data.sequence_length=4"])
     parameters = [4 * (12 * width**2 + 300 * width) for width in (512, 1024)]
     (scratch,), (grown,) = (plan.plan(experiment, get(name), 300) for name in ("scratch", "bert2bert"))
     assert 4 * parameters[1] < scratch.memory < 4.5 * parameters[1]
@@ -97,18 +101,18 @@ def test_memory_holds_weights_gradients_moments_and_the_source(miniature: Path) 
 
 
 def test_frozen_parameters_have_no_gradients_and_moments(miniature_bert: Path) -> None:
-    experiment = config.load(str(miniature_bert), ["target.layers=4", "target.width=256", "train.batch=1"])
+    experiment = loading.load(str(miniature_bert), ["target.layers=4", "target.width=256", "train.batch=1"])
     phases = {phase.name: phase.memory for phase in plan.plan(experiment, get("mslt"), 300)}
     assert phases["top of 4"] < 0.75 * phases["all layers"]
 
 
 def test_micro_batches_save_memory_and_no_flops(miniature: Path) -> None:
-    experiment = config.load(str(miniature), ["train.batch=64"])
+    experiment = loading.load(str(miniature), ["train.batch=64"])
     (whole,) = plan.plan(experiment, get("scratch"), 300)
-    (parts,) = plan.plan(replace(experiment, machine=config.Machine(micro_batch=8)), get("scratch"), 300)
+    (parts,) = plan.plan(replace(experiment, machine=schema.Machine(micro_batch=8)), get("scratch"), 300)
     assert parts.flops_per_step == whole.flops_per_step
     assert parts.memory < 0.3 * whole.memory
-    (one,) = plan.plan(replace(experiment, machine=config.Machine(micro_batch=128)), get("scratch"), 300)
+    (one,) = plan.plan(replace(experiment, machine=schema.Machine(micro_batch=128)), get("scratch"), 300)
     assert one == whole, "a batch of fewer is worked on whole"
 
 
@@ -117,12 +121,12 @@ def test_micro_batches_save_memory_and_no_flops(miniature: Path) -> None:
 def test_the_estimate_is_near_the_measured_peak(method: str, phase: int) -> None:
     """GPT-2 3x384 on 1,024 tokens, in processes of their own; the first one to run also holds code that was just read."""
     sizes = ["source.width=192", "source.heads=3", "target.layers=3", "target.width=384", "target.heads=6", "train.batch=16"]
-    experiment = config.load("gpt2-tiny", sizes)
+    experiment = loading.load("gpt2-tiny", sizes)
     planned = plan.plan(experiment, get(method), 2048)[phase].memory
     measured = []
     for _ in range(2):
         with ProcessPoolExecutor(1, FORKED) as alone:
-            measured.append(alone.submit(bench._step_memory, 1, experiment, method, phase, 2048, CPU).result())
+            measured.append(alone.submit(phase_costs._step_memory, 1, experiment, method, phase, 2048, CPU).result())
     assert planned == pytest.approx(min(measured), rel=0.25)
 
 
@@ -138,7 +142,7 @@ def test_hours_follow_from_the_throughput(miniature: Path, capsys: pytest.Captur
     assert dry_run(miniature, "--methods", "ki,ligo", "--throughput", "1e6") == 0
     out = capsys.readouterr().out
     assert "at 1 MFLOP/s\ngiven with --throughput, on cpu" in out
-    (planned,) = plan.plan(config.load(str(miniature)), get("scratch"), 300)
+    (planned,) = plan.plan(loading.load(str(miniature)), get("scratch"), 300)
     assert rows(out)["scratch"][-1] == f"{planned.flops / 1e6 / 3600:.3g}"
     assert "inherit: 4 x " in out and "learn operator: 3 x " in out
     assert all(len(line) <= 120 for line in out.splitlines())

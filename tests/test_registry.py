@@ -14,7 +14,7 @@ import pytest
 
 import growbench
 from growbench import registry
-from growbench.config import UsageError
+from growbench.errors import UsageError
 
 PLUGIN = '''
 from dataclasses import dataclass

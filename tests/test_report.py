@@ -21,9 +21,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from growbench import analysis, registry, report, results
-from growbench.config import UsageError
+from growbench import registry, report
+from growbench.analysis import tables
+from growbench.analysis.comparison import Comparison, analyse
+from growbench.costs import accounts
+from growbench.errors import UsageError
 from growbench.report import drawing, overview, page, plots, units
+from growbench.runs import store
 
 Figures = Callable[[], AbstractContextManager[None]]
 STEPS, STEP_FLOPS, STEP_SECONDS = 400, 4.2e10, 0.031
@@ -89,7 +93,7 @@ def write_run(
         step += 0 if name == "operator" else steps
     source = 0.35 * STEPS * STEP_FLOPS * grown
     spent_by_operator = operator * 1.5 * STEP_FLOPS
-    path = folder / results.name(method.replace("/", "_"), seed, budget)
+    path = folder / store.name(method.replace("/", "_"), seed, budget)
     path.mkdir(parents=True)
     (path / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     record = {
@@ -265,19 +269,19 @@ def test_built_in_methods_are_told_apart_by_the_colour_blind() -> None:
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> analysis.Comparison:
+def many(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     """All built-in methods and a plugin with a long name, on images, all with almost the same curves, at two budgets."""
     folder = tmp_path_factory.mktemp("many")
     for index, method in enumerate(sorted({*registry.built_in(), "a_plugin_whose_name_is_long"})):
         for budget in (0.5, 1):
             write_run(folder, method, 0, *METHODS["bert2bert"], noise=np.random.default_rng(index), budget=budget)
     change(folder / "ligo-seed0", keeps_source=True)
-    return analysis.analyse(of_images(folder))
+    return analyse(of_images(folder))
 
 
 @pytest.mark.parametrize("width", [drawing.WIDE, drawing.NARROW])
 @pytest.mark.parametrize("name", plots.PLOTS)
-def test_labels_of_many_methods_neither_overlap_nor_leave_the_figure(many: analysis.Comparison, name: str, width: float) -> None:
+def test_labels_of_many_methods_neither_overlap_nor_leave_the_figure(many: Comparison, name: str, width: float) -> None:
     plot = plots.PLOTS[name]
     with style.context(["default", drawing.PARAMETERS]):
         figure = plot.draw(many, plot.data(many), width)
@@ -439,7 +443,7 @@ def test_the_ladder_says_what_was_charged_and_what_was_spent(climbed: Path) -> N
     text = (climbed / "index.html").read_text(encoding="utf-8")
     assert f"The 24 runs of the ladder were charged {charged / 1e12:.0f} TFLOP in all" in text
     assert f"really spent were {spent / 1e12:.0f} TFLOP" in text
-    comparison = analysis.analyse(climbed.parent)
+    comparison = analyse(climbed.parent)
     alone = dataclasses.replace(comparison, rungs=comparison.rungs.assign(spent_flops=comparison.rungs["flops_reuse"]))
     assert "and spent as much" in page.html(alone, {})
 
@@ -449,7 +453,7 @@ def test_the_ladder_is_drawn_in_both_ledgers(climbed: Path, made: Path) -> None:
     runs = pd.read_csv(climbed / "ladder_by_seed.csv")
     ligo = runs[(runs["method"] == "ligo") & (runs["budget"] == 0.7)]
     for ledger in ("reuse", "build"):
-        (found,) = analysis.records(curve[(curve["method"] == "ligo") & (curve["budget"] == 0.7) & (curve["ledger"] == ledger)])
+        (found,) = tables.records(curve[(curve["method"] == "ligo") & (curve["budget"] == 0.7) & (curve["ledger"] == ledger)])
         assert found["flops"] == pytest.approx(ligo[f"flops_{ledger}"].mean())
     assert (curve["low"] <= curve["val_loss"]).all() and (curve["val_loss"] <= curve["high"]).all()
     assert (climbed / "ladder.png").stat().st_size and (climbed / "ladder.svg").stat().st_size
@@ -495,7 +499,7 @@ def test_a_loss_that_never_recovers_in_some_seed_is_a_dash(tmp_path: Path) -> No
 
 
 def test_tests_are_shown_where_there_are_any(made: Path) -> None:
-    comparison = analysis.analyse(made.parent)
+    comparison = analyse(made.parent)
     p = {"flops_p_scratch_reuse": [math.nan, 0.0004, 0.0123, math.nan], "flops_p_scratch_build": [math.nan, 0.2, 1.0, math.nan]}
     p |= {"flops_p_best_reuse": [math.nan] * 4, "flops_p_best_build": [math.nan] * 4}
     tested = dataclasses.replace(comparison, savings=comparison.savings.assign(**p))
@@ -628,7 +632,10 @@ def test_labels_of_the_performance_profile_fit(width: float) -> None:
         method: method for method in ["scratch", *sorted(set(registry.built_in()) - {"scratch"}), "a_plugin_with_a_long_name"]
     }
     rows = [
-        (method, ledger, tau, share) for method in labels for ledger in results.LEDGERS for tau, share in ((1, 0), (2, 1), (4, 1))
+        (method, ledger, tau, share)
+        for method in labels
+        for ledger in accounts.LEDGERS
+        for tau, share in ((1, 0), (2, 1), (4, 1))
     ]
     with style.context(["default", drawing.PARAMETERS]):
         figure = overview.performance_profile(labels, pd.DataFrame(rows, columns=["method", "ledger", "tau", "share"]), width)

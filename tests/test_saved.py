@@ -18,9 +18,14 @@ import pytest
 import torch
 from torch import nn
 
-from growbench import analysis, architectures, cli, config, ladder, profile, saved
-from growbench.config import DataConfig, Experiment, ImageConfig, ModelConfig, Pretrained, TextConfig, Training, UsageError
+from growbench import architectures, cli
+from growbench.analysis import ladder, profiles
+from growbench.analysis.comparison import analyse
+from growbench.config import loading
+from growbench.config.schema import DataConfig, Experiment, ImageConfig, ModelConfig, Pretrained, TextConfig, Training
 from growbench.data import load, tokenizer
+from growbench.errors import UsageError
+from growbench.runs import saved_models
 
 SIZES = ModelConfig(layers=2, width=16, heads=2, ffn=40, vocabulary=300, positions=9)
 ACCOUNTS = {account: 1.0 for account in ("source", "growth", "operator", "teacher", "train", "evaluation", "overhead")}
@@ -71,7 +76,7 @@ def checkpoint(tmp_path: Path, corpus: Path) -> Checkpoint:
     def save(name: str, model: nn.Module) -> Path:
         folder, sizes = tmp_path / f"{name}-model", architectures.sizes_of(model)
         own = tokenizer.for_transformers(*trained_tokenizer(name, corpus), sizes.positions) if name in TEXT else None
-        saved.save(folder, architectures.get(name), model, sizes, own, RECORD)
+        saved_models.save(folder, architectures.get(name), model, sizes, own, RECORD)
         return folder
 
     return save
@@ -89,7 +94,7 @@ def experiment_from(name: str, folder: Path, length: int = 9, **target: Any) -> 
 
 
 def taken_over(name: str, folder: Path, length: int = 9, **target: Any) -> nn.Module:
-    return saved.load(saved.resolved(experiment_from(name, folder, length, **target)), torch.device("cpu"))
+    return saved_models.load(saved_models.resolved(experiment_from(name, folder, length, **target)), torch.device("cpu"))
 
 
 def by_the_library(name: str, folder: Path) -> Any:
@@ -138,7 +143,7 @@ def test_sizes_are_read_from_the_checkpoint(name: str, options: dict[str, Any], 
     folder = checkpoint(name, random_model(name, sizes))
     assert architectures.get(name).library.sizes(folder) == sizes
     target = {"width": 32, "heads": 8, "kv_heads": 4} if name == "llama" else {"class_layers": options.get("class_layers", 2)}
-    resolved = saved.resolved(experiment_from(name, folder, **target))
+    resolved = saved_models.resolved(experiment_from(name, folder, **target))
     assert resolved.source == replace(sizes, vocabulary=0, positions=0, patch=0)
 
 
@@ -185,15 +190,15 @@ def test_the_cost_of_a_source_is_what_its_card_or_the_experiment_says(checkpoint
     """Its own and its source's; seconds on the same hardware only; what nobody knows is None."""
     folder = checkpoint("gpt2", random_model("gpt2", sizes_for("gpt2")))
     pretrained = Pretrained(str(folder))
-    assert saved.cost(pretrained, RECORD["hardware"]) == {"flops": 30.0, "seconds": None}
+    assert saved_models.cost(pretrained, RECORD["hardware"]) == {"flops": 30.0, "seconds": None}
     card = json.loads((folder / "growbench.json").read_text())
     card["cost"]["seconds"]["total"] = 5.0
     (folder / "growbench.json").write_text(json.dumps(card))
-    assert saved.cost(pretrained, RECORD["hardware"]) == {"flops": 30.0, "seconds": 5.0}
-    assert saved.cost(pretrained, {"device": "cuda"}) == {"flops": 30.0, "seconds": None}
-    assert saved.cost(replace(pretrained, flops=8.0, seconds=9.0), {"device": "cuda"}) == {"flops": 8.0, "seconds": 9.0}
+    assert saved_models.cost(pretrained, RECORD["hardware"]) == {"flops": 30.0, "seconds": 5.0}
+    assert saved_models.cost(pretrained, {"device": "cuda"}) == {"flops": 30.0, "seconds": None}
+    assert saved_models.cost(replace(pretrained, flops=8.0, seconds=9.0), {"device": "cuda"}) == {"flops": 8.0, "seconds": 9.0}
     (folder / "growbench.json").unlink()
-    assert saved.cost(pretrained, RECORD["hardware"]) == {"flops": None, "seconds": None}
+    assert saved_models.cost(pretrained, RECORD["hardware"]) == {"flops": None, "seconds": None}
 
 
 # What does not fit
@@ -201,7 +206,7 @@ def test_the_cost_of_a_source_is_what_its_card_or_the_experiment_says(checkpoint
 
 def refusal(experiment: Experiment) -> str:
     with pytest.raises(UsageError) as refused:
-        saved.load(saved.resolved(experiment), torch.device("cpu"))
+        saved_models.load(saved_models.resolved(experiment), torch.device("cpu"))
     text = str(refused.value)
     assert text.startswith(("source", "tokenizer")) and "\n" not in text
     return text
@@ -224,7 +229,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint: Checkpoint) -> No
 def test_another_tokenizer_than_the_models_own_is_refused(checkpoint: Checkpoint) -> None:
     folder, other = (checkpoint(name, random_model(name, sizes_for(name))) for name in ("gpt2", "roberta"))
     fits = experiment_from("gpt2", folder)
-    assert saved.resolved(fits).pretrained
+    assert saved_models.resolved(fits).pretrained
     message = refusal(replace(fits, data=replace(fits.data, tokenizer=str(other))))
     assert f"data.tokenizer = {str(other)!r} is another one than the model's own" in message
 
@@ -296,7 +301,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[...
 def test_run_saves_what_it_scored(done: tuple[Path, Path, str]) -> None:
     """transformers alone gets the run's final validation loss from the model; the card has the costs of the chain."""
     miniature, folder, _ = done
-    experiment = config.load(str(miniature))
+    experiment = loading.load(str(miniature))
     batches = load(experiment.data, "causal", "bytes", experiment.train.batch).validation_batches()
     losses = {}
     for run in ("source-seed0", "scratch-seed0", "bert2bert-seed0"):
@@ -360,9 +365,9 @@ def test_a_run_starts_from_a_saved_model_and_is_charged_for_it(done: tuple[Path,
     assert "what the small model&#x27;s own training cost is not known" in page
     savings = pd.read_csv(results / "report" / "savings.csv").set_index("method").loc["bert2bert"]
     assert savings.filter(like="build").isna().all() and savings.filter(regex="saving_reuse$").notna().all()
-    comparison = analysis.analyse(results, 5.6)
+    comparison = analyse(results, 5.6)
     assert not comparison.savings["control"].any()
-    table = profile.savings({"one": comparison}).set_index("method")
+    table = profiles.savings({"one": comparison}).set_index("method")
     assert math.isnan(table.loc["bert2bert", "to_best_build"]) and table.loc["scratch", "to_best_build"] == 1
 
     code, table, said = growbench(*start, "--set", "source.flops=1e7", "--set", "source.seconds=2")
@@ -402,7 +407,7 @@ def test_a_file_names_its_source_in_a_line_and_in_place_of_the_one_it_extends(mi
     short, full = tmp_path / "short.toml", tmp_path / "full.toml"
     short.write_text(f'extends = "{miniature.name}"\nsource = "somewhere"\n')
     full.write_text(f'extends = "{miniature.name}"\n[source]\ncheckpoint = "somewhere"\nflops = 1e18\n')
-    assert config.load(str(short)).pretrained == Pretrained("somewhere")
-    assert config.load(str(full)).pretrained == Pretrained("somewhere", flops=1e18)
-    usual = config.load(str(miniature)).identity()
+    assert loading.load(str(short)).pretrained == Pretrained("somewhere")
+    assert loading.load(str(full)).pretrained == Pretrained("somewhere", flops=1e18)
+    usual = loading.load(str(miniature)).identity()
     assert "pretrained" not in usual and usual["source_train"]["steps"] == 12

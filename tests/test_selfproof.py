@@ -9,8 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from growbench import cli, config, results, selfproof
-from growbench.selfproof import miniature, promises
+from growbench import cli
+from growbench.config import loading
+from growbench.runs import store
+from growbench.tools import aa_test
+from growbench.tools.aa_test import miniature, promises
 
 SHORT = ["train.steps=10", "train.warmup=1", "source.layers=1", "target.layers=1"]
 
@@ -18,8 +21,8 @@ SHORT = ["train.steps=10", "train.warmup=1", "source.layers=1", "target.layers=1
 @pytest.fixture
 def check(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     """The check of the miniature experiment by the command, with two seeds each and a second of training."""
-    monkeypatch.setattr(selfproof, "TWIN_SEEDS", 2)
-    monkeypatch.setattr(selfproof, "PLANTED_SEEDS", 2)
+    monkeypatch.setattr(aa_test, "TWIN_SEEDS", 2)
+    monkeypatch.setattr(aa_test, "PLANTED_SEEDS", 2)
     settings = [part for override in SHORT for part in ("--set", override)]
     return lambda: cli.main(["check", "--aa", str(miniature), "--repetitions", "2", "--out", str(tmp_path), *settings])
 
@@ -44,7 +47,7 @@ def test_the_command_writes_what_it_measured(
         assert planted_row["reuse"] - planted_row["build"] == pytest.approx(planted_row["share"], rel=0.2)
 
     # every run was another seed's, and none is trained twice
-    runs = results.load_all(folder / "runs" / "aa")
+    runs = store.load_all(folder / "runs" / "aa")
     assert sorted(run.record["seed"] for run in runs) == list(range(8))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")}
     assert check() == code
@@ -53,7 +56,7 @@ def test_the_command_writes_what_it_measured(
     # the planted method takes scratch up where it was after so many steps
     for share, steps in ((0.2, 2), (0.4, 4)):
         place = folder / "runs" / f"planted-{share}"
-        source, scratch, grown = (results.load(place / f"{name}-seed1") for name in ("source", "scratch", "planted"))
+        source, scratch, grown = (store.load(place / f"{name}-seed1") for name in ("source", "scratch", "planted"))
         assert source and scratch and grown
         assert source.record["final_val_loss"] == pytest.approx(scratch.curve[steps]["val_loss"], rel=1e-5)
         assert source.record["final_val_loss"] == pytest.approx(grown.curve[0]["val_loss"], rel=1e-5)
@@ -68,9 +71,9 @@ def test_a_run_that_fails_is_one_line(miniature: Path, tmp_path: Path, capsys: p
     assert "a run of the check failed: scratch-seed0" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", sorted(config.available()))
+@pytest.mark.parametrize("name", sorted(loading.available()))
 def test_every_experiment_has_a_miniature(name: str) -> None:
-    large, small = config.load(name), miniature(name, ["train.batch=4"])
+    large, small = loading.load(name), miniature(name, ["train.batch=4"])
     assert (small.target.layers, small.target.width, small.train.batch, small.train.steps) == (2, 32, 4, 120)
     assert small.source == small.target and small.source_train == small.train
     assert (small.architecture, small.data.corpus) == (large.architecture, large.data.corpus)

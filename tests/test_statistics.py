@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from growbench.statistics import holm, interval, paired_p, percentile_interval, smallest_detectable, student_interval
+from growbench.analysis.statistics import holm, interval, paired_p, percentile_interval, smallest_detectable, student_interval
 
 savings = st.lists(st.floats(-2, 1), min_size=2, max_size=5)
 

@@ -17,12 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from growbench import analysis, benchmark, checkpoint, cli, report, results, trainer
+from growbench import cli, report
+from growbench.analysis.comparison import analyse
+from growbench.costs import accounts, hardware
+from growbench.runs import store
+from growbench.training import checkpoint, trainer
 
 RECORD: dict[str, Any] = {
     "status": "finished", "experiment": "e", "title": "E", "method": "scratch", "seed": 0, "steps": 2, "tokens": 20,
     "config": {"experiment": {"train": {"steps": 2}}, "method": {}}, "phases": [{"steps": 2, "median_step_seconds": 0.5}],
-    "cost": {unit: {"train": 10.0} for unit in results.UNITS}, "final_val_loss": 2.0,
+    "cost": {unit: {"train": 10.0} for unit in accounts.UNITS}, "final_val_loss": 2.0,
     "hardware": {"device": "cpu", "name": "Some CPU", "threads": 1, "precision": "float32"},
 }  # fmt: skip
 ROWS = [
@@ -31,7 +35,7 @@ ROWS = [
 ]
 
 
-def store(folder: Path, record: str = json.dumps(RECORD), curve: str = "".join(json.dumps(row) + "\n" for row in ROWS)) -> Path:
+def stored(folder: Path, record: str = json.dumps(RECORD), curve: str = "".join(json.dumps(row) + "\n" for row in ROWS)) -> Path:
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(record)
     (folder / "curve.jsonl").write_text(curve)
@@ -53,20 +57,20 @@ def store(folder: Path, record: str = json.dumps(RECORD), curve: str = "".join(j
 def test_a_record_that_cannot_be_read_is_named_and_the_others_are_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], record: str, reason: str
 ) -> None:
-    store(tmp_path / "scratch-seed0")
-    broken = store(tmp_path / "ligo-seed0", record)
-    comparison = analysis.analyse(tmp_path)
+    stored(tmp_path / "scratch-seed0")
+    broken = stored(tmp_path / "ligo-seed0", record)
+    comparison = analyse(tmp_path)
     assert comparison.methods == ["scratch"]
     said = capsys.readouterr().err
     assert said.startswith(f"{broken} is left out: run.json cannot be read: ") and reason in said
-    assert results.load(broken) is None
+    assert store.load(broken) is None
     assert capsys.readouterr().err == "", "said once"
 
 
 def test_a_record_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = store(tmp_path / "ligo-seed0")
+    folder = stored(tmp_path / "ligo-seed0")
     (folder / "run.json").write_bytes(b"\xff\xfe\x00")
-    assert results.load(folder) is None
+    assert store.load(folder) is None
     assert f"{folder} is left out" in capsys.readouterr().err
 
 
@@ -75,27 +79,27 @@ def test_a_curve_is_used_up_to_what_is_no_evaluation(tmp_path: Path, capsys: pyt
     for number, garbage in enumerate(
         ["{", "\0\0\0", "3", '{"step": 1}', '{"step": 1, "val_loss": "low", "flops": 0, "seconds": 0}']
     ):
-        folder = store(tmp_path / f"ligo-seed{number}", curve="\n".join([lines[0], garbage, *lines[1:]]))
-        run = results.load(folder)
+        folder = stored(tmp_path / f"ligo-seed{number}", curve="\n".join([lines[0], garbage, *lines[1:]]))
+        run = store.load(folder)
         assert run is not None and run.curve == ROWS[:1]
         assert "line 2 is no evaluation: it and the 2 after it are left out" in capsys.readouterr().err
     (folder / "curve.jsonl").unlink()
-    run = results.load(folder)
+    run = store.load(folder)
     assert run is not None and run.curve == []
 
 
 @given(cut=st.integers(0, 200))
 def test_a_curve_cut_off_anywhere_keeps_its_whole_lines(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     text = "".join(json.dumps(row) + "\n" for row in ROWS)
-    folder = store(tmp_path_factory.mktemp("cut") / "ligo-seed0", curve=text[:cut])
-    run = results.load(folder)
+    folder = stored(tmp_path_factory.mktemp("cut") / "ligo-seed0", curve=text[:cut])
+    run = store.load(folder)
     whole = text[:cut].count("\n") + (text[cut : cut + 1] == "\n")
     assert run is not None and run.curve == ROWS[:whole]
 
 
 def test_a_record_of_an_older_version_is_used(tmp_path: Path) -> None:
     """What came later has the value that it had then, and the page does without."""
-    run = results.load(store(tmp_path / "scratch-seed0"))
+    run = store.load(stored(tmp_path / "scratch-seed0"))
     assert run is not None
     assert (run.budget, run.record["inherited"], run.record["peak_memory_bytes"], run.record["error"]) == (1.0, None, None, None)
     assert "E" in report.make(tmp_path).read_text()
@@ -109,10 +113,10 @@ def test_a_finished_run_of_another_configuration_is_put_aside(miniature: Path, t
         assert cli.main([*arguments, f"train.lr={rate}"]) == 0
     folder = tmp_path / "results" / "miniature"
     stored = [folder / "replaced" / "scratch-seed0-1", folder / "replaced" / "scratch-seed0-2", folder / "scratch-seed0"]
-    runs = [results.load(path) for path in stored]
+    runs = [store.load(path) for path in stored]
     assert [run.record["config"]["experiment"]["train"]["lr"] for run in runs if run] == rates
     assert runs[0] is not None and runs[2] is not None and runs[0].curve[-1]["val_loss"] == runs[2].curve[-1]["val_loss"]
-    assert [run.folder.name for run in results.load_all(folder)] == ["scratch-seed0"]
+    assert [run.folder.name for run in store.load_all(folder)] == ["scratch-seed0"]
 
 
 def test_impossible_sizes_are_refused_before_the_data_are_read(
@@ -128,20 +132,20 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run under way is marked failed with the reason, what it had measured is kept, and the others go on."""
-    append, written = results.CurveFile.append, 0
+    append, written = store.CurveFile.append, 0
 
-    def until_full(self: results.CurveFile, row: Any) -> None:
+    def until_full(self: store.CurveFile, row: Any) -> None:
         nonlocal written
         written += "scratch" not in str(self.path)
         if written == 5:
             raise OSError(errno.ENOSPC, "No space left on device")
         append(self, row)
 
-    monkeypatch.setattr(results.CurveFile, "append", until_full)
+    monkeypatch.setattr(store.CurveFile, "append", until_full)
     arguments = ["run", str(miniature), "--methods", "stackbert,mslt", "--results", str(tmp_path)]
     assert cli.main(arguments) == 1
     assert "stackbert-seed0    failed: [Errno 28] No space left on device" in capsys.readouterr().err
-    runs = {run.folder.name: run for run in results.load_all(tmp_path / "miniature")}
+    runs = {run.folder.name: run for run in store.load_all(tmp_path / "miniature")}
     assert {name: run.record["status"] for name, run in runs.items()} == {
         "scratch-seed0": "finished", "stackbert-seed0": "failed", "mslt-seed0": "finished"
     }  # fmt: skip
@@ -214,7 +218,7 @@ def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last bytes on the disk: the methods after it run, and the next call makes the record from the last checkpoint."""
-    write, arguments = results._write, ["run", str(miniature), "--methods", "stackbert", "--results", str(tmp_path)]
+    write, arguments = store._write, ["run", str(miniature), "--methods", "stackbert", "--results", str(tmp_path)]
 
     def full(folder: Path, record: Any) -> None:
         if record["method"] == "scratch":
@@ -222,7 +226,7 @@ def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
         write(folder, record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "_write", full)
+        patch.setattr(store, "_write", full)
         assert cli.main(arguments) == 1
     said = capsys.readouterr().err
     assert "run.json cannot be written: No space left on device" in said and "stackbert-seed0    finished" in said
@@ -233,20 +237,20 @@ def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
 def test_a_run_that_was_gone_on_with_elsewhere_says_so(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its seconds are of two machines, and compare with those of neither."""
     arguments = ["run", str(miniature), "--methods", "stackbert", "--results", str(tmp_path)]
-    append, machine = results.CurveFile.append, {"device": "cuda", "name": "Another one", "threads": 8}
+    append, machine = store.CurveFile.append, {"device": "cuda", "name": "Another one", "threads": 8}
 
-    def interrupted(self: results.CurveFile, row: Any) -> None:
+    def interrupted(self: store.CurveFile, row: Any) -> None:
         append(self, row)
         if "stackbert" in str(self.path) and self.rows == 6:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(results.CurveFile, "append", interrupted)
+        patch.setattr(store.CurveFile, "append", interrupted)
         patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(benchmark, "hardware", lambda device: machine)
+        patch.setattr(hardware, "hardware", lambda device: machine)
         assert cli.main(arguments) == 130
     assert cli.main(arguments) == 0
-    run = results.load(tmp_path / "miniature" / "stackbert-seed0")
+    run = store.load(tmp_path / "miniature" / "stackbert-seed0")
     assert run is not None and run.finished
     assert run.record["hardware"]["elsewhere"] == "device cuda, name Another one, threads 8, precision float32"
     assert "begun on device cuda, name Another one" in (tmp_path / "miniature" / "report" / "index.html").read_text()
@@ -258,12 +262,12 @@ def test_seconds_of_a_source_trained_elsewhere_are_not_known(
     """Its FLOPs are: they are the same everywhere."""
     arguments = ["run", str(miniature), "--methods", "bert2bert", "--target-loss", "9", "--results", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "hardware", lambda device: {"device": "cuda", "name": "Another one", "threads": 8})
+        patch.setattr(hardware, "hardware", lambda device: {"device": "cuda", "name": "Another one", "threads": 8})
         assert cli.main(arguments) == 0
     for name in ("bert2bert-seed0", "scratch-seed0"):
         shutil.rmtree(tmp_path / "miniature" / name)
     assert cli.main(arguments) == 0
-    source, grown = (results.load(tmp_path / "miniature" / f"{name}-seed0") for name in ("source", "bert2bert"))
+    source, grown = (store.load(tmp_path / "miniature" / f"{name}-seed0") for name in ("source", "bert2bert"))
     assert source is not None and grown is not None
     assert grown.record["cost"]["flops"]["source"] == source.record["cost"]["flops"]["train"]
     assert grown.record["cost"]["seconds"]["source"] is None

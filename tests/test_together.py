@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from growbench.benchmark import Benchmark
-from growbench.config import load
-from growbench.parallel import Parallel
+from growbench.config.loading import load
 from growbench.registry import get_all
+from growbench.runs.benchmark import Benchmark
+from growbench.training.parallel import Parallel
 from tests.processes import ended, start
 
 METHODS = ["scratch", "stackbert", "ligo"]

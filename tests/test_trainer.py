@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from growbench import architectures, schedule
-from growbench.checkpoint import Checkpoints
-from growbench.config import Experiment, Machine, ModelConfig, TextConfig, Training
-from growbench.cost import Costs
+from growbench import architectures
+from growbench.config.schema import Experiment, Machine, ModelConfig, TextConfig, Training
+from growbench.console import Progress
+from growbench.costs.ledger import Costs
 from growbench.data import Batch, TextData, load
-from growbench.method import Method, Phase, Phases, Task, constant, task_loss
-from growbench.parallel import Spread
-from growbench.progress import Progress
+from growbench.method import Method, Phase, Phases, Task, constant, schedule, task_loss
 from growbench.registry import get
-from growbench.state import Outcome, TrainingFailed
-from growbench.step import Step
-from growbench.trainer import Trainer
+from growbench.training.checkpoint import Checkpoints
+from growbench.training.parallel import Spread
+from growbench.training.state import Outcome, TrainingFailed
+from growbench.training.step import Step
+from growbench.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 

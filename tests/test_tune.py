@@ -16,11 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import growbench.tune
-from growbench import cli, config, registry, results
-from growbench.benchmark import Benchmark
+import growbench.tools.tune
+from growbench import cli, errors, registry
+from growbench.config import loading
 from growbench.method import tunable
-from growbench.tune import Range, best, defaults, space, with_values
+from growbench.runs import store
+from growbench.runs.benchmark import Benchmark
+from growbench.tools.search_space import Range, best, defaults, space, with_values
 from tests.processes import ended, start
 
 PLUGIN = """
@@ -131,7 +133,7 @@ def test_a_range_over_a_factor_of_ten_is_searched_by_ratio(low: float) -> None:
 
 def test_every_method_has_the_same_learning_rates_and_warm_ups(tuned: Tuned) -> None:
     """And what it declares of its own: a plugin's as a built-in's."""
-    experiment = config.load(str(tuned.experiment))
+    experiment = loading.load(str(tuned.experiment))
     spaces = {found.name: space(experiment, found) for found in registry.get_all(["scratch", "ligo", str(tuned.plugin)], {})}
     shared = {"train.lr": Range(0.3e-3, 3e-3), "train.warmup": Range(0, 2)}
     assert spaces == {
@@ -143,7 +145,7 @@ def test_every_method_has_the_same_learning_rates_and_warm_ups(tuned: Tuned) -> 
 
 def test_a_default_outside_of_a_range_widens_it(tuned: Tuned) -> None:
     """The first trial is what the experiment says, whatever that is."""
-    experiment = config.load(str(tuned.experiment), ["train.warmup=6"])
+    experiment = loading.load(str(tuned.experiment), ["train.warmup=6"])
     found = registry.get("ligo", {"operator_lr": 1.0})
     assert space(experiment, found)["train.warmup"] == Range(0, 6)
     assert space(experiment, found)["operator_lr"] == Range(3e-4, 1.0)
@@ -161,7 +163,7 @@ def test_a_card_shows_default_and_range() -> None:
 
 @pytest.mark.parametrize("name", registry.names())
 def test_a_method_accepts_the_ends_of_its_ranges(tuned: Tuned, name: str) -> None:
-    found, experiment = registry.get(name), config.load(str(tuned.experiment))
+    found, experiment = registry.get(name), loading.load(str(tuned.experiment))
     ranges = space(experiment, found)
     assert with_values(found, defaults(experiment, found)).method == found.method
     for end in ("low", "high"):
@@ -192,7 +194,7 @@ def test_a_trial_that_fails_is_kept_with_its_error(tuned: Tuned) -> None:
 def test_trials_are_runs_of_their_own_that_no_report_compares(tuned: Tuned) -> None:
     """All from the experiment's own source model, trained once, with the experiment's own values."""
     folder = tuned.results / "miniature"
-    runs = {run.folder.name: run.record for run in results.load_all(folder / "tuning")}
+    runs = {run.folder.name: run.record for run in store.load_all(folder / "tuning")}
     names = [f"{name}-trial{number}-seed{SEED}" for name in ("scratch", "ligo", "mine") for number in (0, 1)]
     assert runs.keys() == {f"source-seed{SEED}", *names}
     assert len({json.dumps(run["config"]["experiment"]) for run in runs.values()}) == 1
@@ -200,7 +202,7 @@ def test_trials_are_runs_of_their_own_that_no_report_compares(tuned: Tuned) -> N
         run = runs[f"{row['method']}-trial{row['trial']}-seed{SEED}"]
         if row["status"] == "finished":
             assert run["final_val_loss"] == float(row["loss"])
-    assert results.load_all(folder) == []
+    assert store.load_all(folder) == []
 
 
 def test_the_best_trial_is_chosen(tuned: Tuned) -> None:
@@ -247,7 +249,7 @@ def test_another_experiment_is_tuned_anew(miniature: Path, tmp_path: Path) -> No
 def test_a_loss_is_the_mean_over_seeds(miniature: Path, tmp_path: Path) -> None:
     command = [miniature, "--methods", "scratch", "--results", tmp_path / "results", "--trials", 1, "--seeds", "7,8"]
     assert tune(*command) == 0
-    losses = [run.record["final_val_loss"] for run in results.load_all(tmp_path / "results" / "miniature" / "tuning")]
+    losses = [run.record["final_val_loss"] for run in store.load_all(tmp_path / "results" / "miniature" / "tuning")]
     (row,) = rows(tmp_path / "results")
     assert row["seeds"] == "7 8" and float(row["loss"]) == pytest.approx(sum(losses) / 2) and losses[0] != losses[1]
 
@@ -304,7 +306,7 @@ def test_what_is_not_the_values_fault_is_no_trial(
     command = [miniature, "--methods", "mslt", "--results", tmp_path / "results", "--trials", 2]
 
     def full(self: Benchmark, methods: Any, seeds: Any) -> bool:
-        raise config.UsageError("cannot write results: No space left on device")
+        raise errors.UsageError("cannot write results: No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(Benchmark, "run", full)
@@ -320,7 +322,7 @@ def test_what_is_not_the_values_fault_is_no_trial(
 
 def refuse_all_but_the_default(ki: Any) -> None:
     if ki.share != 0.3:
-        raise config.UsageError(f"share = {ki.share}: too much")
+        raise errors.UsageError(f"share = {ki.share}: too much")
 
 
 # One folder, several commands
@@ -357,7 +359,7 @@ def untrained(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         trial.set_user_attr("flops", 1.0)
         study.tell(trial, number)
 
-    monkeypatch.setattr("growbench.tune._try_next", try_next)
+    monkeypatch.setattr("growbench.tools.tune._try_next", try_next)
     return Folder(miniature, tmp_path / "results")
 
 
@@ -395,7 +397,7 @@ def test_files_are_whole_whenever_tuning_is_broken_off(untrained: Folder, monkey
 
     assert untrained.tune("net2net,ki") == 0
     before = untrained.trials(), untrained.file.read_text()
-    for place in ("growbench.tune.best", "growbench.tune.os.replace"):
+    for place in ("growbench.tools.tune.best", "growbench.tools.tune.os.replace"):
         with monkeypatch.context() as patch:
             patch.setattr(place, broken)
             assert untrained.tune("net2net,ki,ligo", 2) == 130
@@ -414,7 +416,7 @@ def test_what_another_process_tunes_is_waited_for(
     other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
     tuned: list[str] = []
-    search = growbench.tune._search
+    search = growbench.tools.tune._search
 
     def noted(study: Any, tuning: Any, benchmark: Any, found: Any, vocabulary: int) -> Any:
         assert found.name != "ki" or other.poll() is not None
@@ -427,8 +429,8 @@ def test_what_another_process_tunes_is_waited_for(
             other.kill()
             other.wait()
 
-    monkeypatch.setattr("growbench.tune._search", noted)
-    monkeypatch.setattr("growbench.tune.say", until_it_dies)
+    monkeypatch.setattr("growbench.tools.tune._search", noted)
+    monkeypatch.setattr("growbench.tools.tune.say", until_it_dies)
     try:
         assert untrained.tune("ki,ligo") == 0
     finally:
@@ -440,7 +442,7 @@ def test_what_another_process_tunes_is_waited_for(
 def test_the_searches_lock_leads_to_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else optuna waits for ever for a process that was killed with it."""
     monkeypatch.chdir(tmp_path)
-    storage: Any = growbench.tune._storage(Path("tuning"))
+    storage: Any = growbench.tools.tune._storage(Path("tuning"))
     storage._backend._lock.acquire()
     assert Path("tuning/studies.jsonl.lock").exists()
     storage._backend._lock.release()
@@ -472,7 +474,7 @@ def test_tuned_values_reach_their_method_alone(tuned: Tuned, tmp_path: Path) -> 
     file.write_text(tuned.file.read_text().partition("[methods.ligo]")[0] + written(table["methods"], "ligo", "mine"))
     command = ["run", tuned.experiment, "--methods", tuned.methods, "--results", tmp_path, "--tuned", file]
     assert cli.main([str(part) for part in [*command, "--set", "mine.repeats=4"]]) == 0
-    runs = {run.record["method"]: run for run in results.load_all(tmp_path / "miniature")}
+    runs = {run.record["method"]: run for run in store.load_all(tmp_path / "miniature")}
     peak = {name: max(row["lr"] for row in run.curve if row["scored"]) for name, run in runs.items()}
     assert peak["ligo"] == pytest.approx(5e-4)
     assert peak["scratch"] == pytest.approx(table["methods"]["scratch"]["train"]["lr"])

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from growbench.config import ModelConfig
-from growbench.weights import Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, length, widen
+from growbench.config.schema import ModelConfig
+from growbench.growth.weights import Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, length, widen
 
 LAYERS, WIDTH, HEADS, FFN = 3, 16, 2, 5
 WIDE = {Axis.WIDTH: 23, Axis.HEAD_COUNT: 5, Axis.FFN: 9}

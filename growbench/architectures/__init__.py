@@ -1,6 +1,6 @@
 """Architectures: which tensor of a model is what. One file an architecture, holding one `ARCHITECTURE`.
 
-A table is a list of `Tensors` rows that map a model's parameters to canonical weights (growbench.weights) and back.
+A table is a list of `Tensors` rows that map a model's parameters to canonical weights (growbench.growth.weights) and back.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from growbench.config import Experiment, ImageConfig, ModelConfig, UsageError, did_you_mean
-from growbench.library import Library
-from growbench.weights import Axis, Weight, Weights
+from growbench.architectures import families
+from growbench.architectures.library import Library
+from growbench.config.schema import Experiment, ImageConfig, ModelConfig
+from growbench.errors import UsageError, did_you_mean
+from growbench.growth.weights import Axis, Weight, Weights
 
 # The sizes that not every architecture has, and what they are where it has none.
 OPTIONS = {key: getattr(ModelConfig, key) for key in ("kv_heads", "class_layers", "dropout", "drop_path", "tied")}
@@ -225,14 +227,14 @@ def embedding(name: str, native: str, *axes: Axis) -> Row:
 
 def names() -> list[str]:
     """The known architectures, without importing them."""
-    return [module.name for module in pkgutil.iter_modules(__path__)]
+    return [module.name for module in pkgutil.iter_modules(families.__path__)]
 
 
 def get(name: str) -> Architecture:
     """The architecture of that name. Raises UsageError for an unknown one."""
     if name not in names():
         raise UsageError(f"unknown architecture {name!r}: {did_you_mean(name, names())}")
-    architecture: Architecture = importlib.import_module(f"{__name__}.{name}").ARCHITECTURE
+    architecture: Architecture = importlib.import_module(f"{families.__name__}.{name}").ARCHITECTURE
     return architecture
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from growbench.config import DataConfig, ImageConfig
+from growbench.config.schema import DataConfig, ImageConfig
 from growbench.data import images, text
 from growbench.data.images import ImageData
 from growbench.data.text import Batch, TextData, scored_per_row

@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from growbench.config import ImageConfig, UsageError
+from growbench.config.schema import ImageConfig
 from growbench.data.records import Corpus, Record, corpus_of
 from growbench.data.text import AUGMENTATION, Batch, evenly_spread, rows_of_batch
 from growbench.data.tokens import VALIDATION_EVERY, cached, memory_map
+from growbench.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from growbench.config import ImageConfig, UsageError
-from growbench.data.documents import Hub, cell, digest, matching_files, one_line_errors, parquet_rows, sample_file
+from growbench.config.schema import ImageConfig
+from growbench.data.sources import Hub, cell, digest, matching_files, one_line_errors, parquet_rows, sample_file
+from growbench.errors import UsageError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

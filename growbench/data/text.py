@@ -13,9 +13,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
-from growbench.config import TextConfig, UsageError
+from growbench.config.schema import TextConfig
 from growbench.data.tokenizer import Kind, Vocabulary, for_transformers, pretrained
 from growbench.data.tokens import Objective, Tokens, prepare
+from growbench.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from growbench.config import UsageError
+from growbench.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from growbench.config import TextConfig, UsageError
-from growbench.data import documents as corpora
-from growbench.data import processes
+from growbench.config.schema import TextConfig
+from growbench.data import documents, processes, sources
 from growbench.data import tokenizer as tokenizers
 from growbench.data.tokenizer import Kind, Vocabulary
+from growbench.errors import UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,9 +53,9 @@ def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
     smallest = tokenizers.SMALLEST[kind]
     if not config.tokenizer and config.vocabulary < smallest:
         raise UsageError(f"vocabulary = {config.vocabulary}: a {kind} tokenizer needs at least {smallest}")
-    fingerprint = corpora.fingerprint(config)
+    fingerprint = documents.fingerprint(config)
     named = Path(config.tokenizer)
-    tokenizer = corpora.folder_digest(named) if config.tokenizer and named.is_dir() else config.tokenizer
+    tokenizer = sources.folder_digest(named) if config.tokenizer and named.is_dir() else config.tokenizer
     settings = [FORMAT, fingerprint, objective, tokenizer or [kind, config.vocabulary]]
     if config.documents:
         settings.append(config.documents)
@@ -68,7 +68,7 @@ def cached(settings: list[Any], fill: Callable[[Path], None]) -> Path:
 
     Raises UsageError if it cannot be written.
     """
-    folder = corpora.cache_folder() / hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    folder = sources.cache_folder() / hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     try:
         if not folder.exists():
             _build(folder, fill)
@@ -133,7 +133,7 @@ class Progress:
 
 def _tokenize(folder: Path, config: TextConfig, objective: Objective, kind: Kind) -> None:
     progress = Progress(**json.loads((folder / PROGRESS).read_text())) if (folder / PROGRESS).exists() else Progress()
-    chunks = _chunks(corpora.Documents(config, progress.place), f"preparing {config.corpus}")
+    chunks = _chunks(documents.Documents(config, progress.place), f"preparing {config.corpus}")
     head: list[Chunk] = []
     if not (folder / "meta.json").exists():
         if config.tokenizer:
@@ -158,7 +158,7 @@ class Chunk(NamedTuple):
     place: Any  # in the corpus, after it
 
 
-def _chunks(documents: corpora.Documents, title: str) -> Iterator[Chunk]:
+def _chunks(documents: documents.Documents, title: str) -> Iterator[Chunk]:
     from tqdm import tqdm
 
     first, chunk, characters = documents.done, list[str](), 0

@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from growbench import analysis, results
-from growbench.analysis import Comparison
-from growbench.config import UsageError
-from growbench.progress import say
+from growbench.analysis import tables
+from growbench.analysis.comparison import Comparison, analyse
+from growbench.console import say
+from growbench.errors import UsageError
 from growbench.report import overview, page, plots
+from growbench.runs import store
 
-NO_EXPERIMENTS = ("report", results.TUNING, results.REPLACED)  # folders among experiments, or among runs, that are neither
+NO_EXPERIMENTS = ("report", store.TUNING, store.REPLACED)  # folders among experiments, or among runs, that are neither
 
 
 def make(folder: Path, out: Path | None = None, target_loss: float | None = None) -> Path:
@@ -27,7 +28,7 @@ def make(folder: Path, out: Path | None = None, target_loss: float | None = None
 
     Raises UsageError when there is nothing to compare, or `out` cannot be written.
     """
-    return _write(analysis.analyse(folder, target_loss), out or folder / "report")
+    return _write(analyse(folder, target_loss), out or folder / "report")
 
 
 def make_all(folder: Path, out: Path | None = None, target_loss: float | None = None) -> list[Path]:
@@ -56,7 +57,7 @@ def _compare(folders: list[Path]) -> dict[str, Comparison]:
     comparisons = {}
     for folder in folders:
         try:
-            comparisons[folder.name] = analysis.analyse(folder)
+            comparisons[folder.name] = analyse(folder)
         except UsageError as error:
             say(f"left out: {folder.name}: {error}")
     if not comparisons:
@@ -67,8 +68,8 @@ def _compare(folders: list[Path]) -> dict[str, Comparison]:
 def _write(comparison: Comparison, out: Path) -> Path:
     with _writing(out) as folder:
         comparison.outcomes.to_csv(folder / "savings_by_seed.csv", index=False)
-        analysis.phases(comparison).to_csv(folder / "phases.csv", index=False)
-        analysis.growth(comparison).to_csv(folder / "growth.csv", index=False)
+        tables.phases(comparison).to_csv(folder / "phases.csv", index=False)
+        tables.growth(comparison).to_csv(folder / "growth.csv", index=False)
         if not comparison.ladder.empty:
             comparison.ladder.to_csv(folder / "ladder_savings.csv", index=False)
             comparison.rungs.to_csv(folder / "ladder_by_seed.csv", index=False)

@@ -21,9 +21,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from scipy.optimize import isotonic_regression
 
 from growbench import registry
+from growbench.registry import SCRATCH
 from growbench.report import units
 from growbench.report.units import Scale
-from growbench.results import SCRATCH
 
 GREY, INK = "#4d4d4d", "#222222"
 # Okabe and Ito's palette without black and yellow, the indigo and the wine of Paul Tol's muted one, and his dark brown:

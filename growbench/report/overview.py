@@ -12,11 +12,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from growbench import analysis, profile
-from growbench.analysis import KEEPS, Comparison
+from growbench.analysis import profiles, tables
+from growbench.analysis.comparison import KEEPS, Comparison
+from growbench.costs.accounts import LEDGERS
+from growbench.registry import SCRATCH
 from growbench.report import drawing, parts, units
 from growbench.report.drawing import LEDGER_TITLES, WIDE
-from growbench.results import LEDGERS, SCRATCH
 
 Row = Mapping[str, Any]
 
@@ -37,8 +38,8 @@ PROFILE = (
 
 def save(comparisons: Mapping[str, Comparison], pages: Mapping[str, str], out: Path) -> str:
     """Write tables and figure to `out`, and give the page. Both by experiment; `pages`: addresses of their own pages."""
-    table = profile.savings(comparisons)
-    means = profile.mean_ratios(table)
+    table = profiles.savings(comparisons)
+    means = profiles.mean_ratios(table)
     table.to_csv(out / "overview.csv", index=False)
     means.to_csv(out / "mean_ratios.csv", index=False)
     labels = _labels(comparisons)
@@ -75,7 +76,7 @@ def _columns(comparisons: Mapping[str, Comparison]) -> dict[str, dict[str, Row]]
     for name, found in comparisons.items():
         for head, table in ((name, found.savings), (f"{name}, ladder", found.ladder)):
             if not table.empty:
-                columns[head] = {row["method"]: row for row in analysis.records(table)}
+                columns[head] = {row["method"]: row for row in tables.records(table)}
     return columns
 
 
@@ -88,7 +89,7 @@ def _table(
 ) -> str:
     """Methods by experiments."""
     looks = drawing.looks(labels)
-    mean = {row["method"]: row for row in analysis.records(means)}
+    mean = {row["method"]: row for row in tables.records(means)}
     methods = []
     for method in labels:
         rows = [
@@ -112,10 +113,10 @@ def markdown(columns: Mapping[str, Mapping[str, Row]], labels: Mapping[str, str]
 
 def _profile(table: pd.DataFrame, labels: Mapping[str, str], out: Path) -> str:
     """The performance profile, where there are experiments enough."""
-    if table["experiment"].nunique() < profile.FEW:
+    if table["experiment"].nunique() < profiles.FEW:
         return ""
-    cuts = drawing.save("performance_profile", profile.profiles(table), partial(performance_profile, labels), out)
-    left_out = [labels[method] for method in labels if method not in profile.everywhere(table)]
+    cuts = drawing.save("performance_profile", profiles.profiles(table), partial(performance_profile, labels), out)
+    left_out = [labels[method] for method in labels if method not in profiles.everywhere(table)]
     note = f" Not run in every experiment, hence not shown: {escape(', '.join(left_out))}." if left_out else ""
     return parts.figure("performance_profile", PROFILE[0], PROFILE[1] + note, cuts)
 
@@ -129,7 +130,7 @@ def performance_profile(labels: Mapping[str, str], data: pd.DataFrame, width: fl
     looks = drawing.looks(labels)
     for axes, ledger in zip(both, LEDGERS, strict=True):
         axes.set_xscale("log")
-        axes.set_xlim(1, profile.FURTHEST)
+        axes.set_xlim(1, profiles.FURTHEST)
         axes.set_ylim(-0.06, 1.06)
         ends = []
         for place, method in enumerate(methods):
@@ -138,7 +139,7 @@ def performance_profile(labels: Mapping[str, str], data: pd.DataFrame, width: fl
                 continue
             shares = steps["share"] + min(0.008, 0.08 / len(methods)) * (place - (len(methods) - 1) / 2)
             axes.plot(steps["tau"], shares, look.line, color=look.colour, linewidth=1.4, markersize=4, drawstyle="steps-post")
-            ends.append((profile.FURTHEST, shares.iloc[-1], labels[method], look))
+            ends.append((profiles.FURTHEST, shares.iloc[-1], labels[method], look))
         drawing.label_ends(axes, ends)
         drawing.percent_axis(axes.yaxis)
         axes.xaxis.set_major_locator(FixedLocator([1, 1.5, 2, 3, 4]))

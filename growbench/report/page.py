@@ -10,10 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from growbench import analysis, results
-from growbench.analysis import Comparison
+from growbench.analysis import notes, savings, tables
+from growbench.analysis.comparison import Comparison
+from growbench.costs.accounts import LEDGERS, UNITS
+from growbench.registry import SCRATCH
 from growbench.report import drawing, parts, units
-from growbench.results import LEDGERS, SCRATCH, UNITS, Run
+from growbench.runs import store
+from growbench.runs.store import Run
 
 FIGURES = {
     "ladder": (
@@ -119,7 +122,7 @@ def html(comparison: Comparison, images: Mapping[str, tuple[bytes, bytes]]) -> s
 
 def headline(comparison: Comparison) -> str:
     """The result in a few sentences: the best method, and what the best control saves."""
-    rows = [row for row in analysis.records(comparison.savings) if row["method"] != SCRATCH]
+    rows = [row for row in tables.records(comparison.savings) if row["method"] != SCRATCH]
     target = f"the target loss of {comparison.target:.3f}"
     if not rows:
         return f"Only scratch has been run. Its mean final loss is {target} that other methods will have to meet."
@@ -136,7 +139,7 @@ def headline(comparison: Comparison) -> str:
             f"{start}{comparison.label(best['method'])} meets {target} with {reuse} FLOPs than scratch{_certainty(best)}; "
             f"{charged}"
         )
-        for climbed in analysis.records(comparison.ladder):
+        for climbed in tables.records(comparison.ladder):
             if climbed["method"] == best["method"]:
                 text += f" On the ladder it saves {units.saving_of(climbed, 'flops', 'reuse')}."
     if control:
@@ -191,7 +194,7 @@ def _savings_table(comparison: Comparison) -> str:
     }
     rows = [
         (_method_cell(row["method"], comparison), _cells(row, scales, comparison)[1:])
-        for row in analysis.records(comparison.savings)
+        for row in tables.records(comparison.savings)
     ]
     return (
         f"{parts.grouped_table('savings-table', own, groups, rows)}"
@@ -250,7 +253,7 @@ def _ladder(comparison: Comparison) -> str:
     """What one budget says and what several say, side by side."""
     if comparison.ladder.empty:
         return ""
-    single = {row["method"]: row for row in analysis.records(comparison.savings)}
+    single = {row["method"]: row for row in tables.records(comparison.savings)}
     columns = [(unit, ledger) for unit in UNITS for ledger in LEDGERS]
     groups = {
         f"{GROUPS[unit]} saved, {ledger}": {
@@ -263,7 +266,7 @@ def _ladder(comparison: Comparison) -> str:
             _method_cell(row["method"], comparison),
             [cell for pair in columns for cell in (units.saving_of(single[row["method"]], *pair), units.saving_of(row, *pair))],
         )
-        for row in analysis.records(comparison.ladder)
+        for row in tables.records(comparison.ladder)
     ]
     return (
         f"<h2>One budget and several</h2>{LADDER}{parts.grouped_table('ladder-table', ['method'], groups, rows)}"
@@ -314,7 +317,7 @@ def _papers(comparison: Comparison) -> str:
                 units.percent(row["published_seconds_saving"]),
             ],
         )
-        for row in analysis.records(comparison.savings[claims])
+        for row in tables.records(comparison.savings[claims])
     ]  # fmt: skip
     return f"<h2>Beside the papers</h2>{PAPERS}{parts.grouped_table('papers', ['method'], groups, rows)}"
 
@@ -336,7 +339,7 @@ def _tests(comparison: Comparison) -> str:
         return ""
     rows = [
         (_method_cell(row["method"], comparison), [_p_value(row[column]) for column in columns])
-        for row in analysis.records(comparison.savings[tested])
+        for row in tables.records(comparison.savings[tested])
     ]
     return f"<h2>Tests</h2>{TESTS}{parts.grouped_table('tests', ['method'], groups, rows)}"
 
@@ -356,7 +359,7 @@ its state was kept.</p>
 
 def _growth(comparison: Comparison) -> str:
     """What growth did to each model, and how long that took to mend."""
-    table = analysis.growth(comparison)
+    table = tables.growth(comparison)
     if table.empty:
         return ""
     table["place"] = table.groupby(["method", "seed"]).cumcount()
@@ -375,7 +378,7 @@ def _growth(comparison: Comparison) -> str:
 
 def _growth_cells(seeds: pd.DataFrame) -> list[str]:
     """One phase's row: figures averaged over seeds, blank where nothing was recorded."""
-    mean = {key: pd.to_numeric(seeds[key]).mean() for key in analysis.GROWTH if key != "optimizer"}
+    mean = {key: pd.to_numeric(seeds[key]).mean() for key in tables.GROWTH if key != "optimizer"}
     steps = pd.to_numeric(seeds["steps_to_recover"])
     recovered = (
         f"– ({(steps < math.inf).sum()} of {len(steps)})" if math.isinf(steps.max()) else f"{mean['steps_to_recover']:.0f}"
@@ -400,7 +403,7 @@ and by account: below 1 where the model is still smaller, or layers are frozen a
 
 def _phases_table(comparison: Comparison) -> str:
     """What each method did in order, and what a step of it cost beside a step of scratch."""
-    table = analysis.phases(comparison)
+    table = tables.phases(comparison)
     if table["flops_per_step"].isna().all():
         return '<p class="soft">These runs did not record their phases.</p>'
     scale = units.scale(table["flops_per_step"].max(), "flops")
@@ -409,7 +412,7 @@ def _phases_table(comparison: Comparison) -> str:
     works = [names[account] for account in accounts]
     heads = ["phase", "steps", f"{scale.name} per step", "of scratch's step", *works]
     methods = [
-        (_method_cell(str(method), comparison), [_phase_cells(row, accounts, scale) for row in analysis.records(rows)])
+        (_method_cell(str(method), comparison), [_phase_cells(row, accounts, scale) for row in tables.records(rows)])
         for method, rows in table.groupby("method", sort=False)
     ]
     return PHASES + parts.table_by_method("phases", heads, methods)
@@ -451,10 +454,10 @@ def _runs_table(runs: Sequence[Run]) -> str:
 
 def _run_row(run: Run) -> list[str]:
     record, seconds = run.record, run.record["cost"]["seconds"]
-    loss, per_parameter = record["final_val_loss"], analysis.tokens_per_parameter(run)
+    loss, per_parameter = record["final_val_loss"], savings.tokens_per_parameter(run)
     times = (
         run.cost("seconds", "reuse"),
-        analysis.nominal_seconds(run),
+        savings.nominal_seconds(run),
         seconds.get("evaluation", 0.0),
         seconds.get("compilation", 0.0),
         seconds.get("overhead", 0.0),
@@ -476,7 +479,7 @@ def _tuning(comparison: Comparison) -> str:
     """Which methods ran with tuned values, and every trial of the tuning that lies beside the runs."""
     settings = {run.record["method"]: run.record["config"]["method"] for run in comparison.runs}
     untuned = [method for method in comparison.methods if "train.lr" not in settings[method]]
-    file = comparison.runs[0].folder.parent / results.TUNING / "trials.csv"
+    file = comparison.runs[0].folder.parent / store.TUNING / "trials.csv"
     text = ""
     if tuned := [method for method in comparison.methods if method not in untuned]:
         text += f"<p>Learning rate, warm-up and hyperparameters as tuned: {escape(', '.join(tuned))}.</p>"
@@ -486,7 +489,7 @@ def _tuning(comparison: Comparison) -> str:
         trials = pd.read_csv(file, dtype=str)
         scale = units.scale(trials["flops"].astype(float).max(), "flops")
         heads = ("method", "trial", "final loss", scale.name, "values")
-        rows = [_trial_row(row, scale) for row in analysis.records(trials)]
+        rows = [_trial_row(row, scale) for row in tables.records(trials)]
         if elsewhere := [method for method in tuned if method not in set(trials["method"])]:
             text += f'<p class="note">Tuned elsewhere or earlier, so without trials here: {escape(", ".join(elsewhere))}.</p>'
         text += (
@@ -536,10 +539,10 @@ def markdown(comparison: Comparison) -> str:
     scales = _scales(comparison)
     heads = _own_heads(comparison) + [head for unit in UNITS for head in _cost_heads(scales, unit)]
     rows = []
-    for row in analysis.records(comparison.savings):
+    for row in tables.records(comparison.savings):
         name, *cells = _cells(row, scales, comparison)
         rows.append([name + " (control)" * row["control"], *cells])
     keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
-    urgent = [note for note in comparison.notes if results.UNKNOWN_SOURCE in note or note.startswith(analysis.LEFT_OUT)]
+    urgent = [note for note in comparison.notes if store.UNKNOWN_SOURCE in note or note.startswith(notes.LEFT_OUT)]
     notes = " ".join([f"Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}", *urgent])
     return f"{parts.markdown_table(heads, rows)}\n{notes}\n"

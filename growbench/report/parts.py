@@ -6,7 +6,7 @@ import base64
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 
-from growbench.analysis import KEEPS, Comparison
+from growbench.analysis.comparison import KEEPS, Comparison
 from growbench.report.drawing import Look
 
 STYLE = """

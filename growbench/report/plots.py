@@ -17,8 +17,11 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from growbench import analysis
-from growbench.analysis import ACCOUNTS, Comparison
+from growbench.analysis import tables
+from growbench.analysis.comparison import Comparison
+from growbench.analysis.tables import ACCOUNTS
+from growbench.costs.accounts import LEDGERS, UNITS
+from growbench.registry import SCRATCH
 from growbench.report import drawing, units
 from growbench.report.drawing import (
     GREY,
@@ -37,7 +40,6 @@ from growbench.report.drawing import (
     room,
     title,
 )
-from growbench.results import LEDGERS, SCRATCH, UNITS
 
 
 def labels(comparison: Comparison) -> list[str]:
@@ -131,7 +133,7 @@ def _touches_unscored(scored: pd.Series) -> pd.Series:
 
 def _target(axes: Axes, comparison: Comparison, unit: str, drawn: Mapping[str, Look]) -> None:
     target_line(axes, comparison.target)
-    for row in analysis.records(comparison.savings):
+    for row in tables.records(comparison.savings):
         look = drawn[row["method"]]
         reuse, build = (row[f"{unit}_to_target_{ledger}"] for ledger in LEDGERS)
         if np.isfinite(reuse):
@@ -155,7 +157,7 @@ def target_line(axes: Axes, target: float) -> None:
 
 def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     """Savings over scratch with their intervals: full dots with the source free, open ones with the source charged."""
-    rows = [row for row in analysis.records(data) if row["method"] != SCRATCH] or analysis.records(data)
+    rows = [row for row in tables.records(data) if row["method"] != SCRATCH] or tables.records(data)
     methods = [row["method"] for row in rows]
     height = 0.46 * len(rows) + 0.1
     figure, both = panels(width, [height, height], room(labels(comparison)), 2.2 if width == WIDE else 1.35, below=0.42)
@@ -248,7 +250,7 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
     figure, both = panels(width, [height, height], room(labels(comparison)), 0.6)
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, UNITS, strict=True):
-        costs = {(row["method"], row["account"]): row["cost"] for row in analysis.records(data[data["unit"] == unit])}
+        costs = {(row["method"], row["account"]): row["cost"] for row in tables.records(data[data["unit"] == unit])}
         totals = [np.nansum([costs[method, account] for account in ACCOUNTS]) for method in methods]
         scale = units.scale(max(totals, default=0.0), unit)
         for place, method in enumerate(reversed(methods)):
@@ -342,18 +344,18 @@ class Plot:
 
 def _accuracy_curves(comparison: Comparison) -> pd.DataFrame:
     """Of images only."""
-    return analysis.mean_curves(comparison) if comparison.has_accuracy else pd.DataFrame()
+    return tables.mean_curves(comparison) if comparison.has_accuracy else pd.DataFrame()
 
 
 PLOTS = {
-    "loss_vs_flops": Plot(analysis.mean_curves, curves("flops")),
-    "loss_vs_seconds": Plot(analysis.mean_curves, curves("seconds")),
+    "loss_vs_flops": Plot(tables.mean_curves, curves("flops")),
+    "loss_vs_seconds": Plot(tables.mean_curves, curves("seconds")),
     "accuracy_vs_flops": Plot(_accuracy_curves, curves("flops", "val_accuracy")),
     "savings": Plot(lambda comparison: comparison.savings, savings),
-    "savings_curve": Plot(analysis.savings_curve, savings_curve),
-    "ladder": Plot(analysis.ladder_curves, ladder),
-    "amortised": Plot(analysis.amortised, amortised),
-    "cost_breakdown": Plot(analysis.cost_breakdown, cost_breakdown),
+    "savings_curve": Plot(tables.savings_curve, savings_curve),
+    "ladder": Plot(tables.ladder_curves, ladder),
+    "amortised": Plot(tables.amortised, amortised),
+    "cost_breakdown": Plot(tables.cost_breakdown, cost_breakdown),
 }
 
 

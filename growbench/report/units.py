@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from growbench.results import SCRATCH
+from growbench.registry import SCRATCH
 
 PREFIXES = (("G", 1e9), ("T", 1e12), ("P", 1e15), ("E", 1e18), ("Z", 1e21))
 CLOCK = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("days", 86400.0))

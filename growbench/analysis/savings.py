@@ -1,0 +1,152 @@
+"""What each method saves over scratch, by unit and ledger, with intervals and tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from growbench.analysis.crossing import cost_to_loss, cost_to_target, reference_cost
+from growbench.analysis.selection import is_scratch
+from growbench.analysis.statistics import holm, interval, paired_p
+from growbench.costs.accounts import LEDGERS, UNITS
+from growbench.registry import SCRATCH
+from growbench.runs.store import Run
+
+
+def nominal_seconds(run: Run) -> float:
+    """Steps x median step time, summed over the phases: wall time without a noisy machine's outliers."""
+    return sum(phase["steps"] * (phase["median_step_seconds"] or 0.0) for phase in run.record["phases"])
+
+
+def tokens_per_parameter(run: Run) -> float:
+    """Training tokens per parameter of the target; NaN for a run that did not finish, or does not say how many it has."""
+    return run.record["tokens"] / run.record["parameters"] if run.finished and run.record["parameters"] else math.nan
+
+
+def outcomes(runs: Iterable[Run], target: float, target_given: bool) -> pd.DataFrame:
+    """One row a run: cost to target as `{unit}_{ledger}` (inf: not reached), saving as `{unit}_saving_{ledger}` (NaN: none)."""
+    runs = list(runs)
+    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and run.finished}
+    given = target if target_given else None
+    return pd.DataFrame([_outcome(run, scratch.get(run.record["seed"]), target, given) for run in runs])
+
+
+def _outcome(run: Run, scratch: Run | None, target: float, given: float | None) -> dict[str, Any]:
+    row = {key: run.record[key] for key in ("method", "seed", "status", "final_val_loss")}
+    if run.record.get("final_val_accuracy") is not None:
+        row["final_val_accuracy"] = run.record["final_val_accuracy"]
+    row |= {"nominal_seconds": nominal_seconds(run), "tokens_per_parameter": tokens_per_parameter(run)}
+    for unit in UNITS:
+        for ledger in LEDGERS:
+            reference = reference_cost(scratch, unit, ledger, given) if scratch else math.nan
+            # By definition scratch meets its own mean loss at the end of its budget, in every seed.
+            cost = reference if run is scratch and given is None else cost_to_target(run, target, unit, ledger)
+            row[f"{unit}_{ledger}"] = cost
+            row[f"{unit}_saving_{ledger}"] = _saving(run, scratch, unit, cost, reference)
+    row["flops_saving_paper_counter"] = _paper_saving(run, scratch, target, given)
+    return row
+
+
+def _paper_saving(run: Run, scratch: Run | None, target: float, given: float | None) -> float:
+    """The saving with the source free, in the counter of LiGO's paper; NaN if there is none, or the counter knows too little."""
+    until = cost_to_loss(run.curve, target, "step") if run.finished else math.inf
+    if run is scratch or scratch is None or math.isinf(until):
+        return math.nan
+    whole = math.inf if given is None else cost_to_loss(scratch.curve, given, "step")
+    reference = paper_flops(scratch, whole)
+    return 1 - paper_flops(run, until) / reference if reference > 0 else math.nan
+
+
+def paper_flops(run: Run, steps: float) -> float:
+    """A run's first steps in the counter of LiGO's paper; NaN where it knows one of their phases not, as those of images."""
+    total, left = 0.0, steps
+    for phase in run.record["phases"]:
+        each = phase.get("paper_flops_per_step")
+        if left > 0:
+            total += min(phase["steps"], left) * (math.nan if each is None else each)
+            left -= phase["steps"]
+    return total
+
+
+def _saving(run: Run, scratch: Run | None, unit: str, cost: float, reference: float) -> float:
+    """1 - cost / reference; 0 for the reference itself; NaN if not reached, not paired, or timed on other hardware."""
+    if run is scratch:
+        return 0.0
+    if scratch is None or math.isinf(cost) or reference <= 0 or (unit == "seconds" and run.hardware != scratch.hardware):
+        return math.nan
+    return 1 - cost / reference
+
+
+def published(runs: Iterable[Run]) -> dict[str, Mapping[str, float | None]]:
+    """By method, the paper's savings in percent: {"flops": x or None, "seconds": y or None}."""
+    return {run.record["method"]: run.record["published"] for run in runs if run.record.get("published")}
+
+
+def savings(
+    table: pd.DataFrame, methods: Sequence[str], target: float, claims: Mapping[str, Mapping[str, float | None]]
+) -> pd.DataFrame:
+    """One row a method: seeds, how many reached the target, mean savings with intervals, the paper's claims; all as shares.
+
+    A method that missed the target in any seed has no saving (NaN): an average over the lucky seeds would flatter it.
+    """
+    rows = {method: table[table["method"] == method] for method in methods}
+    return pd.DataFrame([_method_row(rows[method], method, target, claims.get(method, {})) for method in methods])
+
+
+def _method_row(table: pd.DataFrame, method: str, target: float, claim: Mapping[str, float | None]) -> dict[str, Any]:
+    reached = int(np.isfinite(table["flops_reuse"]).sum())
+    row: dict[str, Any] = {"method": method, "seeds": len(table), "reached": reached, "target_loss": target}
+    for unit in UNITS:
+        for ledger in LEDGERS:
+            column = f"{unit}_saving_{ledger}"
+            values = _by_seed(table, column).to_numpy()
+            row[column] = values.mean() if len(values) else math.nan
+            row[f"{column}_low"], row[f"{column}_high"] = interval(values, most=1)
+    for unit in UNITS:
+        percent = claim.get(unit)
+        row[f"published_{unit}_saving"] = math.nan if percent is None else percent / 100
+    row["flops_saving_paper_counter"] = table["flops_saving_paper_counter"].mean() if reached == len(table) else math.nan
+    for unit in UNITS:
+        for ledger in LEDGERS:
+            costs = table[f"{unit}_{ledger}"]  # inf as soon as one seed missed, NaN as soon as one source's cost is not known
+            row[f"{unit}_to_target_{ledger}"] = costs.mean() if reached < len(table) else costs.mean(skipna=False)
+    for column in table.columns.intersection(["final_val_loss", "final_val_accuracy", "nominal_seconds", "tokens_per_parameter"]):
+        row[column] = table.loc[table["status"] == "finished", column].astype(float).mean()
+    return row
+
+
+def _by_seed(table: pd.DataFrame, column: str) -> pd.Series:
+    """The savings of one method in each seed; none where it missed the target in any, unless it is scratch.
+
+    None either where the cost of any seed's source is not known.
+    """
+    counts = np.isfinite(table["flops_reuse"]).all() or (table["method"] == SCRATCH).all()
+    counts = counts and table[column.replace("_saving", "")].notna().all()
+    return table.set_index("seed")[column].dropna() if counts else pd.Series(dtype=float)
+
+
+def p_values(table: pd.DataFrame, methods: Sequence[str], rivals: Sequence[str]) -> pd.DataFrame:
+    """By method, p-values of its saving in FLOPs, paired by seed: that it is 0, and that it is its best rival's.
+
+    Two-sided, Holm-corrected over the methods. The best rival is the other method of `rivals` that saves most on average. NaN
+    for scratch, with fewer than two seeds, and where a seed missed the target.
+    """
+    tested = [method for method in methods if method != SCRATCH]
+    found = pd.DataFrame(index=list(methods))
+    for ledger in LEDGERS:
+        saved = {method: _by_seed(table[table["method"] == method], f"flops_saving_{ledger}") for method in tested}
+        ahead = {method: _over_best_rival(method, saved, rivals) for method in tested}
+        for against, differences in (("scratch", saved), ("best", ahead)):
+            p = holm([paired_p(differences[method].to_numpy()) for method in tested])
+            found[f"flops_p_{against}_{ledger}"] = pd.Series(p, tested)
+    return found
+
+
+def _over_best_rival(method: str, saved: Mapping[str, pd.Series], rivals: Sequence[str]) -> pd.Series:
+    """In each seed, how much more a method saves than the best of the other `rivals`; empty if none shares two seeds with it."""
+    ahead = [(saved[method] - saved[rival]).dropna() for rival in rivals if rival != method]
+    return min((each for each in ahead if len(each) > 1), key=pd.Series.mean, default=pd.Series(dtype=float))

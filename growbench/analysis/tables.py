@@ -1,0 +1,216 @@
+"""The tables behind a report's figures, from a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from growbench.analysis.comparison import Comparison
+from growbench.analysis.crossing import cost_to_target
+from growbench.analysis.selection import first_run, is_scratch, target_of
+from growbench.costs.accounts import CHARGED, LEDGERS, UNITS
+from growbench.registry import SCRATCH
+from growbench.runs.store import Run
+
+ACCOUNTS = ("source", *CHARGED)
+
+
+WORK = ("train", "operator", "teacher", "overhead")  # accounts that a step may have
+
+
+LEVELS = 80  # loss levels of a savings curve
+
+
+MEASURES = ("val_loss", "val_accuracy")  # of a curve's rows; accuracy for images only
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as plain dictionaries."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def mean_curves(comparison: Comparison) -> pd.DataFrame:
+    """The curves: per method one averaged over its finished seeds (loss: mean, low, high), and one per unfinished run.
+
+    Seeds are averaged evaluation by evaluation, over those that all of them have. Of images, accuracy as well as loss.
+    """
+    groups = [comparison.of(method) for method in comparison.methods]
+    groups += [[run] for method in comparison.methods for run in comparison.of(method, finished=False)]
+    with_curve = [[run for run in group if run.curve] for group in groups]
+    return pd.concat([_mean_curve(group) for group in with_curve if group], ignore_index=True)
+
+
+def _mean_curve(runs: Sequence[Run]) -> pd.DataFrame:
+    rows = pd.concat([pd.DataFrame(run.curve) for run in runs], keys=range(len(runs)), names=["run", None]).reset_index("run")
+    rows["place"] = rows.groupby("run")["phase"].transform(lambda phase: phase.ne(phase.shift()).cumsum())
+    grouped = rows.groupby(["place", "step"], sort=False)  # a step is evaluated again in the next phase, after growth
+    columns = {
+        "phase": ("phase", "first"),
+        "scored": ("scored", "first"),
+        "flops": ("flops", "mean"),
+        "seconds": ("seconds", "mean"),
+    }
+    for measure in MEASURES:
+        if measure in rows:
+            columns |= {measure + end: (measure, how) for end, how in (("", "mean"), ("_low", "min"), ("_high", "max"))}
+    curve = grouped.agg(**columns)  # type: ignore[call-overload]
+    curve = curve[grouped.size() == len(runs)].reset_index().drop(columns="place")
+    curve.insert(0, "method", runs[0].record["method"])
+    curve.insert(1, "seeds", " ".join(str(run.record["seed"]) for run in runs))
+    curve.insert(2, "status", runs[0].record["status"])
+    return curve
+
+
+def savings_curve(comparison: Comparison, unit: str = "flops") -> pd.DataFrame:
+    """The saving over scratch at every loss level that scratch passed, its own cost to that level being the reference.
+
+    Rows (method, ledger, loss, saving, low, high; low and high over the seeds) stand only where both reached the level in
+    every seed. Levels run from scratch's loss at 5 % of its budget down to its final loss.
+    """
+    scratch = {run.record["seed"]: run for run in comparison.of(SCRATCH)}
+    rows = []
+    for ledger in LEDGERS:
+        for method in comparison.methods:
+            pairs = [(run, scratch[run.record["seed"]]) for run in comparison.of(method) if run.record["seed"] in scratch]
+            if method == SCRATCH or not pairs or comparison.of(method, finished=False):
+                continue
+            for level in _levels(list(scratch.values())):
+                values = [_saving_at(run, reference, level, unit, ledger) for run, reference in pairs]
+                if np.isfinite(values).all():
+                    rows.append((method, ledger, level, np.mean(values), min(values), max(values)))
+    return pd.DataFrame(rows, columns=["method", "ledger", "loss", "saving", "low", "high"])
+
+
+def _levels(scratch: Sequence[Run]) -> list[float]:
+    early = [row["val_loss"] for run in scratch for row in run.curve if row["flops"] >= 0.05 * run.cost("flops", "reuse")]
+    return list(np.linspace(max(early), target_of(scratch), LEVELS))
+
+
+def _saving_at(run: Run, scratch: Run, level: float, unit: str, ledger: str) -> float:
+    cost, reference = cost_to_target(run, level, unit, ledger), cost_to_target(scratch, level, unit, ledger)
+    return 1 - cost / reference if math.isfinite(cost) and math.isfinite(reference) and reference > 0 else math.nan
+
+
+def cost_breakdown(comparison: Comparison) -> pd.DataFrame:
+    """What a whole run cost by account, the mean over a method's finished seeds. Columns: method, unit, account, cost.
+
+    NaN: a source whose cost is not known.
+    """
+    rows = [
+        (method, unit, account, np.mean([_spent(run, unit, account) for run in comparison.of(method)]))
+        for unit in UNITS
+        for method in comparison.methods
+        if comparison.of(method)
+        for account in ACCOUNTS
+    ]
+    return pd.DataFrame(rows, columns=["method", "unit", "account", "cost"])
+
+
+def _spent(run: Run, unit: str, account: str) -> float:
+    return run.source_cost(unit) if account == "source" else run.record["cost"][unit].get(account, 0.0)
+
+
+def phases(comparison: Comparison) -> pd.DataFrame:
+    """Each method's phases in order, as its first finished seed had them; older runs leave blank what they did not record.
+
+    FLOPs per step in all that is charged, also as a share of scratch's step, and by account (`overhead`: a teacher whose
+    outputs count as stored).
+    """
+    firsts = [first_run(comparison.runs, method) for method in comparison.methods]
+    reference = (
+        _charged_per_step(firsts[0].record["phases"][-1]) if is_scratch(firsts[0]) and firsts[0].record["phases"] else math.nan
+    )
+    rows = [
+        {
+            "method": run.record["method"],
+            "seed": run.record["seed"],
+            "phase": phase.get("name"),
+            "scored": phase.get("scored"),
+            "steps": phase["steps"],
+            "flops_per_step": _charged_per_step(phase),
+            "share_of_scratch": _charged_per_step(phase) / reference,
+            **{account: phase.get("flops_per_step", {}).get(account, math.nan) for account in WORK},
+            "growth_flops": phase.get("growth_flops"),
+        }
+        for run in firsts
+        for phase in run.record["phases"]
+    ]
+    columns = ["method", "seed", "phase", "scored", "steps", "flops_per_step", "share_of_scratch", *WORK]
+    return pd.DataFrame(rows, columns=[*columns, "growth_flops"])
+
+
+def _charged_per_step(phase: Mapping[str, Any]) -> float:
+    spent = phase.get("flops_per_step", {})
+    return float(sum(spent.get(account, 0.0) for account in CHARGED)) if spent else math.nan
+
+
+GROWTH = ("loss_before", "loss_after", "output_change", "steps_to_recover", "duplicates", "duplicates_end", "optimizer")
+
+
+def growth(comparison: Comparison) -> pd.DataFrame:
+    """What became of each model that a phase took over, from the phase before or the source: one row a finished run and phase.
+
+    Validation loss before and after; `output_change` of the logits on validation data; `steps_to_recover` until the loss is
+    as low as before (inf: never); the share of FFN units that are `duplicates` of another after growth and at the phase's end
+    (of target-sized models); the optimizer's state, `new` or `kept`. Blank: what older runs did not record.
+    """
+    rows = [
+        {"method": method, "seed": run.record["seed"], "phase": phase.get("name")}
+        | {key: phase.get(key) for key in GROWTH}
+        | {"steps_to_recover": steps_to_recover(run, phase)}
+        for method in comparison.methods
+        for run in comparison.of(method)
+        for phase in run.record["phases"]
+        if phase.get("loss_before") is not None or phase.get("output_change") is not None
+    ]
+    return pd.DataFrame(rows, columns=["method", "seed", "phase", *GROWTH])
+
+
+def steps_to_recover(run: Run, phase: Mapping[str, Any]) -> float:
+    """Steps from a phase's start until a loss as low as that before it; inf if never, NaN if that was not recorded."""
+    before, start = phase.get("loss_before"), phase.get("first_step", 0)
+    if before is None:
+        return math.nan
+    if phase["loss_after"] <= before:
+        return 0
+    return next((row["step"] - start for row in run.curve if row["step"] > start and row["val_loss"] <= before), math.inf)
+
+
+TARGETS = (*range(1, 11), math.inf)  # grown from one source
+
+
+def amortised(comparison: Comparison) -> pd.DataFrame:
+    """The FLOPs saving when `targets` are grown from one source, each paying its share of it: from the build to the reuse value.
+
+    One row a method and number of targets; low and high over the seeds. A method without a saving has no row.
+    """
+    rows = []
+    known = comparison.savings[[f"flops_saving_{ledger}" for ledger in LEDGERS]].notna().all(axis=1)
+    reached = known & (comparison.savings["method"] != SCRATCH)
+    for method in comparison.savings.loc[reached, "method"]:
+        seeds = comparison.outcomes[comparison.outcomes["method"] == method]
+        reuse, build = (seeds[f"flops_saving_{ledger}"].dropna() for ledger in LEDGERS)
+        for targets in TARGETS:
+            values = reuse + (build - reuse) / targets  # 1 - (cost + source / targets) / reference
+            rows.append((method, targets, values.mean(), values.min(), values.max()))
+    return pd.DataFrame(rows, columns=["method", "targets", "saving", "low", "high"])
+
+
+def ladder_curves(comparison: Comparison) -> pd.DataFrame:
+    """Final loss against cost over the budgets of the ladder, in either ledger; means over seeds, the loss with low and high."""
+    if comparison.rungs.empty:
+        return comparison.rungs
+    rungs = comparison.rungs.dropna(subset="final_val_loss")
+    rows = [
+        (method, ledger, budget, runs[f"flops_{ledger}"].mean(skipna=False), losses.mean(), losses.min(), losses.max())
+        for ledger in LEDGERS
+        for method in comparison.methods
+        for budget, runs in rungs[rungs["method"] == method].groupby("budget")
+        for losses in [runs["final_val_loss"]]
+    ]
+    curves = pd.DataFrame(rows, columns=["method", "ledger", "budget", "flops", "val_loss", "low", "high"])
+    return curves.dropna(subset="flops")  # of a source whose cost is not known

@@ -1,0 +1,76 @@
+"""BERT: masked, post-norm, learned positions; the head (transform, norm, decoder) sees the masked positions only."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM
+
+from growbench.architectures import Architecture, Row, embedding, linear, norm
+from growbench.architectures.library import Transformers
+from growbench.config.schema import ModelConfig
+from growbench.growth.weights import Axis
+
+
+class Bert(BertForMaskedLM):
+    """transformers' BERT, from tokens (B, T) straight to the logits of the scored positions."""
+
+    def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        hidden = self.bert(inputs).last_hidden_state.flatten(0, 1)
+        return self.cls(hidden if positions is None else hidden[positions])
+
+
+NAMES = {
+    "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads", "intermediate_size": "ffn",
+    "vocab_size": "vocabulary", "max_position_embeddings": "positions", "tie_word_embeddings": "tied",
+}  # fmt: skip
+LIBRARY = Transformers(BertForMaskedLM, NAMES)
+
+
+def make(config: ModelConfig) -> Bert:
+    model = Bert(
+        BertConfig(
+            **LIBRARY.settings(config),
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
+        )
+    )
+    model.cls.predictions.bias = model.cls.predictions.decoder.bias  # untied, transformers leaves a second, unused one
+    return model
+
+
+def table(config: ModelConfig) -> list[Row]:
+    head = "cls.predictions"
+    return encoder_rows(
+        config, "bert", f"{head}.transform.dense", f"{head}.transform.LayerNorm", f"{head}.decoder.weight", f"{head}.bias"
+    )
+
+
+def encoder_rows(config: ModelConfig, trunk: str, transform: str, head_norm: str, decoder: str, bias: str) -> list[Row]:
+    """The table of BERT and its kin, which differ in the names of trunk and head."""
+    layer = f"{trunk}.encoder.layer.{{}}"
+    # A tied decoder reads the embedding's columns, so the head's transform writes the residual axis.
+    head = Axis.WIDTH if config.tied else Axis.HEAD_TRANSFORM
+    rows = [
+        embedding("embeddings.token", f"{trunk}.embeddings.word_embeddings.weight", Axis.VOCAB),
+        embedding("embeddings.position", f"{trunk}.embeddings.position_embeddings.weight", Axis.POSITION),
+        embedding("embeddings.type", f"{trunk}.embeddings.token_type_embeddings.weight", Axis.TYPE),
+        *norm("embeddings.norm", f"{trunk}.embeddings.LayerNorm"),
+        *linear("attention.query", f"{layer}.attention.self.query", Axis.HEADS, Axis.WIDTH, "query"),
+        *linear("attention.key", f"{layer}.attention.self.key", Axis.HEADS, Axis.WIDTH, "key"),
+        *linear("attention.value", f"{layer}.attention.self.value", Axis.HEADS, Axis.WIDTH, "value"),
+        *linear("attention.out", f"{layer}.attention.output.dense", Axis.WIDTH, Axis.HEADS, "attention_out"),
+        *norm("attention.norm", f"{layer}.attention.output.LayerNorm"),
+        *linear("ffn.up", f"{layer}.intermediate.dense", Axis.FFN, Axis.WIDTH, "ffn_up"),
+        *linear("ffn.down", f"{layer}.output.dense", Axis.WIDTH, Axis.FFN, "ffn_down"),
+        *norm("ffn.norm", f"{layer}.output.LayerNorm"),
+        *linear("head.transform", transform, head, Axis.WIDTH, "head_transform"),
+        *norm("head.norm", head_norm, head, consumes=config.tied),
+        Row("head.bias", bias, (Axis.VOCAB,), "head"),
+    ]
+    if not config.tied:
+        rows.append(Row("head.weight", decoder, (Axis.VOCAB, head), "head", consumes=True))
+    return rows
+
+
+ARCHITECTURE = Architecture("bert", "masked", "wordpiece", "post", make, table, ("dropout", "tied"), LIBRARY)

@@ -1,0 +1,79 @@
+"""CaiT: image patches, talking heads, LayerScale, pre-norm; then a few layers of class attention, which do not grow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from timm.models.cait import Cait as TimmCait
+from torch import Tensor
+
+from growbench.architectures import Architecture, Row, linear, norm
+from growbench.architectures.families.vit import block_rows, embedding_rows, timm_dropout, timm_sizes
+from growbench.architectures.families.vit import read as read_vit
+from growbench.architectures.library import Timm
+from growbench.config.schema import ModelConfig
+from growbench.growth.weights import Axis
+
+
+class Cait(TimmCait):
+    """timm's CaiT; `positions` is for text."""
+
+    def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        logits: Tensor = super().forward(inputs)
+        return logits
+
+
+def make(config: ModelConfig) -> Cait:
+    return Cait(
+        **options(config),
+        **timm_dropout(config),
+        # LayerScale's start by depth, as in the CaiT paper
+        init_values=0.1 if config.layers <= 18 else 1e-5 if config.layers <= 24 else 1e-6,
+    )
+
+
+def options(config: ModelConfig) -> dict[str, Any]:
+    """What timm's CaiT takes."""
+    common = timm_sizes(config)
+    return {**common, "depth_token_only": config.class_layers, "mlp_ratio_token_only": common["mlp_ratio"]}
+
+
+def read(model: Any) -> ModelConfig:
+    """The sizes of a model of timm's."""
+    return replace(read_vit(model), class_layers=len(model.blocks_token_only))
+
+
+def table(config: ModelConfig) -> list[Row]:
+    return [
+        *embedding_rows(),
+        *block_rows(),
+        *linear("attention.talk_before", "blocks.{}.attn.proj_l", Axis.HEAD_COUNT, Axis.HEAD_COUNT, "talking_heads"),
+        *linear("attention.talk_after", "blocks.{}.attn.proj_w", Axis.HEAD_COUNT, Axis.HEAD_COUNT, "talking_heads"),
+        Row("attention.scale", "blocks.{}.gamma_1", (Axis.WIDTH,), "layer_scale"),
+        Row("ffn.scale", "blocks.{}.gamma_2", (Axis.WIDTH,), "layer_scale"),
+        *class_rows(),
+        *norm("norm", "norm"),
+        *linear("head", "head", Axis.VOCAB, Axis.WIDTH, "head"),
+    ]
+
+
+def class_rows() -> list[Row]:
+    """The layers of class attention. Their roles are their own, so that a learned operator can tell them from the others."""
+    top = "blocks_token_only.{}"
+    return [
+        *norm("attention.norm", f"{top}.norm1", group="class_layers"),
+        *linear("attention.query", f"{top}.attn.q", Axis.HEADS, Axis.WIDTH, "class_query", group="class_layers"),
+        *linear("attention.key", f"{top}.attn.k", Axis.HEADS, Axis.WIDTH, "class_key", group="class_layers"),
+        *linear("attention.value", f"{top}.attn.v", Axis.HEADS, Axis.WIDTH, "class_value", group="class_layers"),
+        *linear("attention.out", f"{top}.attn.proj", Axis.WIDTH, Axis.HEADS, "class_attention_out", group="class_layers"),
+        Row("attention.scale", f"{top}.gamma_1", (Axis.WIDTH,), "layer_scale", group="class_layers"),
+        *norm("ffn.norm", f"{top}.norm2", group="class_layers"),
+        *linear("ffn.up", f"{top}.mlp.fc1", Axis.FFN, Axis.WIDTH, "class_ffn_up", group="class_layers"),
+        *linear("ffn.down", f"{top}.mlp.fc2", Axis.WIDTH, Axis.FFN, "class_ffn_down", group="class_layers"),
+        Row("ffn.scale", f"{top}.gamma_2", (Axis.WIDTH,), "layer_scale", group="class_layers"),
+    ]
+
+
+LIBRARY = Timm("cait_s24_224", TimmCait, options, read)
+ARCHITECTURE = Architecture("cait", "classes", None, "pre", make, table, ("class_layers", "dropout", "drop_path"), LIBRARY)

@@ -1,0 +1,73 @@
+"""GPT-2: causal, pre-norm, learned positions, Conv1D weights (in, out), query-key-value fused in one matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from growbench.architectures import Architecture, Row, embedding, linear, norm
+from growbench.architectures.library import Transformers
+from growbench.config.schema import ModelConfig
+from growbench.growth.weights import Axis
+
+
+class GPT2(GPT2LMHeadModel):
+    """transformers' GPT-2, from tokens (B, T) straight to the logits of the scored positions."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        for block in self.transformer.h:
+            block.mlp.act = nn.GELU(approximate="tanh")  # type: ignore[union-attr]  # gelu_new, in one fused kernel
+
+    def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        trunk = self.transformer
+        # block by block: the trunk's own forward builds masks for padding, and waits for the device to look at them
+        hidden = trunk.drop(trunk.wte(inputs) + trunk.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
+        for block in trunk.h:
+            hidden = block(hidden)
+        hidden = trunk.ln_f(hidden).flatten(0, 1)
+        return self.lm_head(hidden if positions is None else hidden[positions])
+
+
+NAMES = {
+    "n_layer": "layers", "n_embd": "width", "n_head": "heads", "n_inner": "ffn",
+    "vocab_size": "vocabulary", "n_positions": "positions", "tie_word_embeddings": "tied",
+}  # fmt: skip
+LIBRARY = Transformers(GPT2LMHeadModel, NAMES)
+
+
+def make(config: ModelConfig) -> GPT2:
+    return GPT2(
+        GPT2Config(
+            **LIBRARY.settings(config),
+            embd_pdrop=config.dropout,
+            attn_pdrop=config.dropout,
+            resid_pdrop=config.dropout,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
+
+
+def table(config: ModelConfig) -> list[Row]:
+    block = "transformer.h.{}"
+    rows = [
+        embedding("embeddings.token", "transformer.wte.weight", Axis.VOCAB),
+        embedding("embeddings.position", "transformer.wpe.weight", Axis.POSITION),
+        *norm("attention.norm", f"{block}.ln_1"),
+        *linear("attention.query", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "query", transposed=True, part=(0, 3)),
+        *linear("attention.key", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "key", transposed=True, part=(1, 3)),
+        *linear("attention.value", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "value", transposed=True, part=(2, 3)),
+        *linear("attention.out", f"{block}.attn.c_proj", Axis.WIDTH, Axis.HEADS, "attention_out", transposed=True),
+        *norm("ffn.norm", f"{block}.ln_2"),
+        *linear("ffn.up", f"{block}.mlp.c_fc", Axis.FFN, Axis.WIDTH, "ffn_up", transposed=True),
+        *linear("ffn.down", f"{block}.mlp.c_proj", Axis.WIDTH, Axis.FFN, "ffn_down", transposed=True),
+        *norm("norm", "transformer.ln_f", consumes=config.tied),
+    ]
+    if not config.tied:
+        rows.append(Row("head.weight", "lm_head.weight", (Axis.VOCAB, Axis.WIDTH), "head", consumes=True))
+    return rows
+
+
+ARCHITECTURE = Architecture("gpt2", "causal", "bytes", "pre", make, table, ("dropout", "tied"), LIBRARY)

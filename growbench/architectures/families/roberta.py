@@ -1,0 +1,73 @@
+"""RoBERTa: masked, post-norm like BERT, byte-level tokens, learned positions that begin at 2, one token type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import RobertaConfig, RobertaForMaskedLM
+
+from growbench.architectures import Architecture, Row
+from growbench.architectures.families.bert import NAMES, encoder_rows
+from growbench.architectures.library import Transformers
+from growbench.config.schema import ModelConfig
+
+FIRST_POSITION = 2  # transformers keeps the first two rows for padding
+
+
+class Roberta(RobertaForMaskedLM):
+    """transformers' RoBERTa, from tokens (B, T) straight to the logits of the scored positions."""
+
+    def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        places = torch.arange(FIRST_POSITION, FIRST_POSITION + inputs.shape[1], device=inputs.device)
+        hidden = self.roberta(inputs, position_ids=places[None]).last_hidden_state.flatten(0, 1)
+        return self.lm_head(hidden if positions is None else hidden[positions])
+
+
+class RobertaLibrary(Transformers):
+    """transformers numbers positions from pad_token_id + 1, and leaves that token out: -1 is no token, and begins at 0."""
+
+    table = "roberta.embeddings.position_embeddings.weight"
+
+    def settings(self, sizes: ModelConfig) -> dict[str, Any]:
+        return {**super().settings(sizes), "max_position_embeddings": sizes.positions + FIRST_POSITION}
+
+    def sizes(self, folder: Path) -> ModelConfig:
+        sizes = super().sizes(folder)
+        return replace(sizes, positions=sizes.positions - FIRST_POSITION)
+
+    def leave(self, config: Any, state: dict[str, Tensor]) -> None:
+        config.pad_token_id = -1
+        state[self.table] = state[self.table].roll(-FIRST_POSITION, 0)
+
+    def enter(self, config: Any, state: dict[str, Tensor]) -> None:
+        state[self.table] = state[self.table].roll(FIRST_POSITION - 1 - config.pad_token_id, 0)
+
+
+LIBRARY = RobertaLibrary(RobertaForMaskedLM, NAMES)
+
+
+def make(config: ModelConfig) -> Roberta:
+    model = Roberta(
+        RobertaConfig(
+            **LIBRARY.settings(config),
+            type_vocab_size=1,
+            layer_norm_eps=1e-5,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
+        )
+    )
+    model.lm_head.bias = model.lm_head.decoder.bias  # untied, transformers leaves a second, unused one
+    return model
+
+
+def table(config: ModelConfig) -> list[Row]:
+    head = "lm_head"
+    return encoder_rows(config, "roberta", f"{head}.dense", f"{head}.layer_norm", f"{head}.decoder.weight", f"{head}.bias")
+
+
+ARCHITECTURE = Architecture("roberta", "masked", "bytes", "post", make, table, ("dropout", "tied"), LIBRARY)

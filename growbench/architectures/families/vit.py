@@ -1,0 +1,94 @@
+"""ViT, as DeiT trains it: image patches, a class token, learned positions, pre-norm, query-key-value fused in one matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from growbench.architectures import Architecture, Row, embedding, linear, norm
+from growbench.architectures.library import Timm
+from growbench.config.schema import ModelConfig
+from growbench.growth.weights import Axis
+
+
+class ViT(VisionTransformer):
+    """timm's vision transformer; `positions` is for text."""
+
+    def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        logits: Tensor = super().forward(inputs)
+        return logits
+
+
+def make(config: ModelConfig) -> ViT:
+    return ViT(**timm_sizes(config), **timm_dropout(config))
+
+
+def timm_sizes(config: ModelConfig) -> dict[str, Any]:
+    """What timm's vision transformers take."""
+    return {
+        "img_size": config.patch * round(config.positions**0.5),
+        "patch_size": config.patch,
+        "num_classes": config.vocabulary,
+        "depth": config.layers,
+        "embed_dim": config.width,
+        "num_heads": config.heads,
+        "mlp_ratio": (config.ffn + 0.5) / config.width,  # timm rounds width x ratio down
+    }
+
+
+def timm_dropout(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "pos_drop_rate": config.dropout,
+        "proj_drop_rate": config.dropout,
+        "attn_drop_rate": config.dropout,
+        "drop_path_rate": config.drop_path,
+    }
+
+
+def read(model: Any) -> ModelConfig:
+    """The sizes of a model of timm's."""
+    block, patches = model.blocks[0], model.patch_embed
+    return ModelConfig(
+        layers=len(model.blocks),
+        width=model.embed_dim,
+        heads=block.attn.num_heads,
+        ffn=block.mlp.fc1.out_features,
+        vocabulary=model.num_classes,
+        positions=patches.num_patches,
+        patch=patches.patch_size[0],
+    )
+
+
+def table(config: ModelConfig) -> list[Row]:
+    return [*embedding_rows(), *block_rows(), *norm("norm", "norm"), *linear("head", "head", Axis.VOCAB, Axis.WIDTH, "head")]
+
+
+def embedding_rows() -> list[Row]:
+    """Patches, class token and positions."""
+    return [
+        Row("embeddings.patch.weight", "patch_embed.proj.weight", (Axis.WIDTH, *[Axis.PATCH] * 3), "embedding"),
+        Row("embeddings.patch.bias", "patch_embed.proj.bias", (Axis.WIDTH,), "embedding"),
+        embedding("embeddings.class", "cls_token", Axis.SINGLE, Axis.SINGLE),
+        embedding("embeddings.position", "pos_embed", Axis.SINGLE, Axis.POSITION),
+    ]
+
+
+def block_rows() -> list[Row]:
+    """The growing layers."""
+    block, fused = "blocks.{}", "blocks.{}.attn.qkv"
+    return [
+        *norm("attention.norm", f"{block}.norm1"),
+        *linear("attention.query", fused, Axis.HEADS, Axis.WIDTH, "query", part=(0, 3)),
+        *linear("attention.key", fused, Axis.HEADS, Axis.WIDTH, "key", part=(1, 3)),
+        *linear("attention.value", fused, Axis.HEADS, Axis.WIDTH, "value", part=(2, 3)),
+        *linear("attention.out", f"{block}.attn.proj", Axis.WIDTH, Axis.HEADS, "attention_out"),
+        *norm("ffn.norm", f"{block}.norm2"),
+        *linear("ffn.up", f"{block}.mlp.fc1", Axis.FFN, Axis.WIDTH, "ffn_up"),
+        *linear("ffn.down", f"{block}.mlp.fc2", Axis.WIDTH, Axis.FFN, "ffn_down"),
+    ]
+
+
+LIBRARY = Timm("vit_base_patch16_224", VisionTransformer, timm_sizes, read)
+ARCHITECTURE = Architecture("vit", "classes", None, "pre", make, table, ("dropout", "drop_path"), LIBRARY)

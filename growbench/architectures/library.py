@@ -1,0 +1,174 @@
+"""The libraries that our models come from: how a model is stored as theirs, for use anywhere, and how one of theirs is read.
+
+Safetensors only; code that lies beside weights is never run.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from growbench.config.schema import ModelConfig
+from growbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+META = torch.device("meta")
+
+
+class Library(Protocol):
+    """One architecture in its library. What cannot be read raises UsageError, or the library's own errors."""
+
+    def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Store a model of ours, and the tokenizer of its text, as a checkpoint of the library's own class."""
+
+    def sizes(self, folder: Path) -> ModelConfig:
+        """The sizes of the model in a folder, complete with vocabulary, positions and patch."""
+
+    def load(self, folder: Path) -> nn.Module:
+        """The model in a folder: the library's own class, in float32, in evaluation mode."""
+
+    def state(self, stock: nn.Module) -> dict[str, Tensor]:
+        """Its tensors, named and laid out as ours are."""
+
+    def example(self, stock: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+        """Inputs, of text a sequence of `length`, and the logits (N, vocabulary) that it gives for them."""
+
+    def unusual(self, stock: nn.Module, ours: nn.Module) -> list[str]:
+        """Settings other than sizes that it has and our model has not."""
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state on the CPU, copied: tied tensors lie apart."""
+    state = model.state_dict()
+    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """An architecture in transformers. `names`: by key of its configuration, which of our sizes it is."""
+
+    stock: Any  # the class
+    names: Mapping[str, str]
+
+    def settings(self, sizes: ModelConfig) -> dict[str, Any]:
+        """Sizes in the words of transformers' configuration."""
+        return {key: getattr(sizes, name) for key, name in self.names.items()}
+
+    def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        assert tokenizer is not None
+        config, state = copy.deepcopy(model.config), tensors(model)
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id  # type: ignore[union-attr]
+        self.leave(config, state)
+        with META:
+            stock = self.stock(config)
+        stock.load_state_dict(state, assign=True)
+        stock.tie_weights()
+        stock.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    def sizes(self, folder: Path) -> ModelConfig:
+        from transformers import AutoConfig
+
+        config, own = AutoConfig.from_pretrained(folder), self.stock.config_class.model_type
+        if config.model_type != own:
+            raise UsageError(f"is a model of type {config.model_type!r}, the experiment's are of type {own!r}")
+        found: dict[str, Any] = {name: getattr(config, key) for key, name in self.names.items()}
+        return ModelConfig(**{name: size for name, size in found.items() if size is not None})
+
+    def load(self, folder: Path) -> nn.Module:
+        found, report = self.stock.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise UsageError(f"lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
+        stock: nn.Module = found.eval()
+        return stock
+
+    def state(self, stock: nn.Module) -> dict[str, Tensor]:
+        state = dict(stock.state_dict())
+        self.enter(stock.config, state)
+        return state
+
+    def example(self, stock: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+        config: Any = stock.config
+        inputs = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+        inputs[inputs == config.pad_token_id] = ((config.pad_token_id or 0) + 1) % config.vocab_size  # ours are never padded
+        with torch.no_grad():
+            return inputs, stock(inputs).logits.flatten(0, 1)
+
+    def unusual(self, stock: nn.Module, ours: nn.Module) -> list[str]:
+        usual, found = (model.config.to_diff_dict() for model in (ours, stock))  # type: ignore[operator, union-attr]
+        known = {*self.names, "architectures", "dtype", "model_type", "transformers_version", "use_cache"}
+        differ = {key: value for key, value in found.items() if key not in known and usual.get(key) != value}
+        return [f"{key} = {value}" for key, value in differ.items() if not key.endswith(("_token_id", "dropout", "_prob"))]
+
+    def leave(self, config: Any, state: dict[str, Tensor]) -> None:
+        """Change, in place, what the library's class must find otherwise than ours to compute the same."""
+
+    def enter(self, config: Any, state: dict[str, Tensor]) -> None:
+        """The way back."""
+
+
+@dataclass(frozen=True)
+class Timm:
+    """An architecture in timm. `entry`: a model of its registry that is ours but for the `options`."""
+
+    entry: str
+    stock: type[nn.Module]
+    options: Callable[[ModelConfig], dict[str, Any]]
+    read: Callable[[Any], ModelConfig]
+
+    def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        import timm
+        from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        from timm.models import save_for_hf
+
+        options, side = self.options(sizes), sizes.patch * math.isqrt(sizes.positions)
+        with META:
+            stock = timm.create_model(self.entry, **options)
+        stock.load_state_dict(tensors(model), assign=True)
+        images = {"input_size": (3, side, side), "interpolation": "bicubic", "crop_pct": 1.0}
+        images |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+        save_for_hf(stock, str(folder), {"pretrained_cfg": images}, model_args=options, safe_serialization=True)
+
+    def sizes(self, folder: Path) -> ModelConfig:
+        with META:
+            stock = self._built(folder)
+        if type(stock) is not self.stock:
+            raise UsageError(f"is a {type(stock).__name__}, the experiment's models are {self.stock.__name__}")
+        return self.read(stock)
+
+    def load(self, folder: Path) -> nn.Module:
+        from safetensors.torch import load_file
+
+        stock = self._built(folder)
+        stock.load_state_dict(load_file(folder / "model.safetensors"))
+        return stock.float().eval()
+
+    def state(self, stock: nn.Module) -> dict[str, Tensor]:
+        return dict(stock.state_dict())
+
+    def example(self, stock: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+        size: Any = stock.patch_embed.img_size  # type: ignore[union-attr]
+        inputs = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return inputs, stock(inputs)
+
+    def unusual(self, stock: nn.Module, ours: nn.Module) -> list[str]:
+        return []
+
+    def _built(self, folder: Path) -> nn.Module:
+        import timm
+
+        stock: nn.Module = timm.create_model(f"local-dir:{folder.resolve()}")
+        return stock

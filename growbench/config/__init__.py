@@ -1,0 +1,1 @@
+"""Experiments: what they are, and how they are read."""

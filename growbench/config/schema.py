@@ -1,0 +1,285 @@
+"""Experiments: what a person may ask for, as frozen dataclasses. What they refuse is one line that says what is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from growbench.errors import UsageError
+
+T = TypeVar("T")
+
+
+def later(default: T) -> T:
+    """A key that came when runs had been stored without it: a run's identity has it only where it is not at its default."""
+    return field(default=default, metadata={"later": True})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of one transformer. The last three come from the data, not from the [source] and [target] of the file."""
+
+    layers: int
+    width: int
+    heads: int
+    ffn: int = 0  # 0: four times the width
+    kv_heads: int = 0  # 0: as many as heads; grouped-query attention has fewer
+    class_layers: int = 2  # of class attention, on top of the layers that grow
+    dropout: float = 0.0  # of embeddings, attention and residual branches
+    drop_path: float = 0.0  # share of residual branches dropped (stochastic depth)
+    tied: bool = True  # output embedding shared with the input embedding
+    vocabulary: int = 0  # tokens, or classes of images
+    positions: int = 0  # tokens of a sequence, or patches of an image
+    patch: int = 0  # pixels a side of an image patch
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "width", "heads", "class_layers"):
+            if getattr(self, key) < 1:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1")
+        for key in ("ffn", "kv_heads"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1, or 0 for the default")
+        if self.width % self.heads:
+            raise UsageError(
+                f"width = {self.width} is not divisible by heads = {self.heads}: every head has width / heads dimensions"
+            )
+        for key in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0 and below 1")
+        if not self.ffn:
+            object.__setattr__(self, "ffn", 4 * self.width)
+        if self.heads % self.key_value_heads:
+            raise UsageError(
+                f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}: heads share them in equal groups"
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained. One budget of `steps` for every method."""
+
+    batch: int  # sequences per step
+    steps: int  # the budget: scratch's number of steps
+    lr: float  # peak learning rate
+    warmup: int = 0  # steps of linear warm-up
+    schedule: Literal["linear", "cosine", "wsd"] = "linear"
+    decay: float = 0.2  # wsd: share of the budget that decays
+    weight_decay: float = 0.01  # on matrices and embeddings; not on norms and biases
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 1.0  # largest gradient norm
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, float32 elsewhere
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "steps", "lr", "clip", "eps"):
+            if not 0 < getattr(self, key) < math.inf:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be above 0 and finite")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UsageError(f"weight_decay = {self.weight_decay}: must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas = {self.betas}: must be at least 0 and below 1")
+        if not 0 <= self.warmup < self.steps:
+            raise UsageError(f"warmup = {self.warmup}: must be at least 0 and below steps = {self.steps}")
+        if not 0 < self.decay <= 1:
+            raise UsageError(f"decay = {self.decay}: must be above 0 and at most 1")
+
+    def precision_on(self, device: str) -> str:
+        """float32 or bf16: what `auto` means on this type of device."""
+        if self.precision == "auto":
+            return "bf16" if device == "cuda" else "float32"
+        return self.precision
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How the work is done. It decides on speed and memory; the outcome is the same but for rounding."""
+
+    micro_batch: int = 0  # sequences or images at a time, their gradients added up to the batch's; 0: the whole batch
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA
+    workers: int = -1  # processes that prepare the batches of images; -1: as many as there are cores to spare
+
+    def __post_init__(self) -> None:
+        for key, least in ("micro_batch", 0), ("workers", -1):
+            if getattr(self, key) < least:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least {least}")
+
+    def rows(self, batch: int) -> int:
+        """How many sequences or images of a batch are worked on at a time: never more than it has."""
+        return min(self.micro_batch or batch, batch)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text to train on."""
+
+    corpus: str  # wikipedia-sample, files:GLOB or hub:NAME[:CONFIG]
+    sequence_length: int
+    vocabulary: int = 0  # train a tokenizer of this size on the corpus...
+    tokenizer: str = ""  # ...or take this one (a name on the hub, or a folder), of this size if it is given too
+    text_column: str = "text"  # of JSON lines, parquet and hub datasets
+    documents: int = later(0)  # take the corpus' first so many; 0: all
+    evaluation_batches: int = 4  # fixed batches, the same for every method
+    mask_share: float = 0.15  # masked models: share of positions to predict
+
+    def __post_init__(self) -> None:
+        if not (self.vocabulary or self.tokenizer):
+            raise UsageError("vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name) is missing")
+        if self.vocabulary < 0:
+            raise UsageError(f"vocabulary = {self.vocabulary}: must be a number of tokens")
+        if self.documents < 0:
+            raise UsageError(f"documents = {self.documents}: must be a number of documents, or 0 for all")
+        if self.sequence_length < 4:
+            raise UsageError(f"sequence_length = {self.sequence_length}: must be at least 4")
+        if not 0 < self.mask_share < 1:
+            raise UsageError(f"mask_share = {self.mask_share}: must be above 0 and below 1")
+        _check_source(self, "wikipedia-sample")
+
+    @property
+    def positions(self) -> int:
+        """Tokens of a sequence."""
+        return self.sequence_length
+
+    @property
+    def patch(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Images to classify, and their augmentation: each key as in the recipe of DeiT, but off unless asked for."""
+
+    corpus: str  # mnist-sample, files:GLOB (a folder a class, or parquet) or hub:NAME[:CONFIG]
+    image_size: int  # pixels a side
+    patch: int  # pixels a side of a patch: one token
+    classes: int
+    image_column: str = "image"  # of parquet and hub datasets
+    label_column: str = "label"
+    evaluation_batches: int = 4  # fixed batches, the same for every method
+    flip: float = 0.0  # probability of mirroring left and right
+    crop: float = 1.0  # smallest share of the image that a random crop keeps; 1: no random crop
+    auto_augment: str = ""  # timm's name of a policy, as rand-m9-mstd0.5-inc1
+    erase: float = 0.0  # probability of erasing a random rectangle
+    mixup: float = 0.0  # alpha
+    cutmix: float = 0.0  # alpha
+    smoothing: float = 0.0  # of the labels
+
+    def __post_init__(self) -> None:
+        if self.patch < 1 or self.image_size < self.patch or self.image_size % self.patch:
+            raise UsageError(f"image_size = {self.image_size}: must be a multiple of patch = {self.patch}, which is at least 1")
+        if self.classes < 2:
+            raise UsageError(f"classes = {self.classes}: must be at least 2")
+        for key in ("flip", "erase"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0 and at most 1")
+        if not 0 < self.crop <= 1:
+            raise UsageError(f"crop = {self.crop}: must be above 0 and at most 1")
+        for key in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0")
+        if not 0 <= self.smoothing < 1:
+            raise UsageError(f"smoothing = {self.smoothing}: must be at least 0 and below 1")
+        _check_source(self, "mnist-sample")
+
+    @property
+    def positions(self) -> int:
+        """Patches of an image."""
+        return (self.image_size // self.patch) ** 2
+
+
+DataConfig = TextConfig | ImageConfig
+
+
+def _check_source(data: DataConfig, sample: str) -> None:
+    if data.evaluation_batches < 1:
+        raise UsageError(f"evaluation_batches = {data.evaluation_batches}: must be at least 1")
+    if not data.corpus.startswith(("files:", "hub:")) and data.corpus != sample:
+        raise UsageError(f"corpus = {data.corpus!r}: allowed are {sample}, files:GLOB and hub:NAME[:CONFIG]")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A paper's figures for one method, in percent of scratch's cost saved."""
+
+    flops: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Somebody's trained model to start from, in place of training one. Its sizes are read from it."""
+
+    checkpoint: str  # a folder, or an id on the hub
+    flops: float | None = None  # of its training, and of what it was itself grown from; None: as its growbench.json says
+    seconds: float | None = None  # likewise
+    sha256: str = ""  # of its configuration and weights, once they were read
+
+    def __post_init__(self) -> None:
+        for key in ("flops", "seconds"):
+            if (cost := getattr(self, key)) is not None and not 0 < cost < math.inf:
+                raise UsageError(f"{key} = {cost}: must be above 0 and finite")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A source, a target, data and a budget: everything that the compared methods share."""
+
+    name: str
+    title: str
+    architecture: str
+    source: ModelConfig  # of a pretrained one that was not read yet, the target's
+    target: ModelConfig
+    data: DataConfig
+    train: Training
+    source_train: Training
+    machine: Machine = field(default_factory=Machine)
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [methods.NAME]: hyperparameters
+    published: Mapping[str, Published] = field(default_factory=dict)
+    pretrained: Pretrained | None = None  # the source, where it is not trained here
+
+    def __post_init__(self) -> None:
+        for key in ("layers", "width", "heads", "ffn", "key_value_heads"):
+            source, target = getattr(self.source, key), getattr(self.target, key)
+            if source > target:
+                raise UsageError(f"source.{key} = {source} is larger than target.{key} = {target}: a source can only grow")
+        for key in ("class_layers", "tied"):
+            source, target = getattr(self.source, key), getattr(self.target, key)
+            if source != target:
+                raise UsageError(f"source.{key} = {source} differs from target.{key} = {target}: it does not grow")
+        for training in (self.train, self.source_train):
+            if training.batch % self.machine.rows(training.batch):
+                raise UsageError(f"machine.micro_batch = {self.machine.micro_batch}: must divide batch = {training.batch}")
+
+    def sizes(self, which: Literal["source", "target"], vocabulary: int) -> ModelConfig:
+        """The source's or the target's sizes, complete with what follows from the data."""
+        model = self.source if which == "source" else self.target
+        return dataclasses.replace(model, vocabulary=vocabulary, positions=self.data.positions, patch=self.data.patch)
+
+    def at(self, budget: float, training: Mapping[str, Any]) -> Experiment:
+        """The experiment at a share of its budget, with other values of training."""
+        steps = round(budget * self.train.steps)
+        return dataclasses.replace(self, train=dataclasses.replace(self.train, steps=steps, **training))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
+        own = ["source_train"] if self.pretrained is None else []
+        sections = {key: getattr(self, key) for key in ("source", "target", "data", "train", *own)}
+        identity = {"architecture": self.architecture} | {key: _identity(section) for key, section in sections.items()}
+        if self.pretrained:
+            identity["pretrained"] = {key: getattr(self.pretrained, key) for key in ("checkpoint", "sha256")}
+        return identity
+
+
+def _identity(section: Any) -> dict[str, Any]:
+    left_out = {f.name for f in dataclasses.fields(section) if "later" in f.metadata and getattr(section, f.name) == f.default}
+    return {key: value for key, value in dataclasses.asdict(section).items() if key not in left_out}

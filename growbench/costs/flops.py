@@ -1,0 +1,96 @@
+"""The FLOP counter.
+
+Multiply-add = 2, matrix products only, attention in full even if causal, nothing recomputed, no optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from growbench.data import Batch
+
+T = TypeVar("T")
+
+
+aten = torch.ops.aten
+
+
+def _mv(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _addmv(bias: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _dot(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * a[0]
+
+
+# torch's counter knows products of matrices, but not of matrix and vector
+VECTOR_PRODUCTS = {aten.mv: _mv, aten.addmv: _addmv, aten.dot: _dot}
+
+
+class _NoModules:
+    """Takes the place of torch's ModuleTracker, which fails where a module gets a view of a parameter under no_grad (CaiT)."""
+
+    parents = frozenset({"Global"})  # only totals are read
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *args: Any) -> None: ...
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count the FLOPs of what runs inside. Attention takes the math path: the fused CPU kernels are invisible to the counter."""
+    counter = FlopCounterMode(display=False, custom_mapping=VECTOR_PRODUCTS)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        yield counter
+
+
+def count(function: Callable[[], T]) -> tuple[int, T]:
+    """FLOPs of `function()`, and what it returned."""
+    with counting() as counter:
+        result = function()
+    return counter.get_total_flops(), result
+
+
+def fvcore_forward(model: nn.Module, batch: Batch) -> int:
+    """FLOPs of a forward pass by fvcore, an independent counter, which must equal ours.
+
+    fvcore counts a multiply-add as 1, counts norms, and does not know fused attention: here it is doubled, norms are left
+    out, and attention is two products.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore traces, which torch has deprecated
+        return _fvcore_forward(model, batch)
+
+
+def _fvcore_forward(model: nn.Module, batch: Batch) -> int:
+    from fvcore.nn import FlopCountAnalysis
+    from fvcore.nn.jit_handles import get_shape
+
+    def attention(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        *rows, queries, head_size = get_shape(inputs[0])
+        keys, value_size = get_shape(inputs[1])[-2], get_shape(inputs[2])[-1]
+        return Counter({"attention": math.prod(rows) * queries * keys * (head_size + value_size)})
+
+    def nothing(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        return Counter()
+
+    arguments = (batch.inputs,) if batch.positions is None else (batch.inputs, batch.positions)
+    analysis = FlopCountAnalysis(model.eval(), arguments).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", attention, "aten::layer_norm", nothing)
+    return 2 * int(analysis.total())

@@ -1,0 +1,160 @@
+"""Where documents and images come from: samples that arrive by pip, files, and datasets of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from glob import escape, glob
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from growbench.console import say
+from growbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+# --- what text and images share
+
+
+@dataclass(frozen=True)
+class Hub:
+    """The `train` split of a dataset on the Hugging Face hub, or of a local folder in the same layout, read as a stream."""
+
+    name: str
+    configuration: str | None
+
+    @classmethod
+    def of(cls, text: str) -> Hub:
+        """What stands after `hub:` in the name of a corpus."""
+        name, _, configuration = text.partition(":")
+        if not name:
+            raise UsageError(f"corpus = 'hub:{text}': must be hub:NAME[:CONFIG], as in hub:wikimedia/wikipedia:20231101.en")
+        return cls(name, configuration or None)
+
+    def fingerprint(self, columns: str) -> str:
+        """The dataset's commit (a folder: sha256 of its content), and which configuration and columns are read."""
+        if Path(self.name).is_dir():
+            return folder_digest(Path(self.name), f"{self.configuration} {columns}")
+        return f"{self._commit()}:{self.configuration or 'default'}:{columns}"
+
+    def rows(self) -> IterableDataset:
+        from datasets import load_dataset
+
+        commit = None if Path(self.name).is_dir() else self._commit()
+        return load_dataset(self.name, self.configuration, split="train", streaming=True, revision=commit)
+
+    def label(self) -> str:
+        return f"corpus = 'hub:{self.name}{f':{self.configuration}' if self.configuration else ''}'"
+
+    def _commit(self) -> str:
+        """The dataset's newest commit; where the hub cannot be asked, the one that it answered last."""
+        remembered = cache_folder() / "hub" / f"{hashlib.sha256(self.name.encode()).hexdigest()}.txt"
+        try:
+            commit = _newest_commit(self.name, self.label())
+        except UsageError as error:
+            if not remembered.is_file():
+                raise
+            say(f"{error}: taking the version that was read last")
+            return remembered.read_text(encoding="utf-8")
+        with suppress(OSError):  # a cache that cannot be written is refused where it is needed
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            remembered.write_text(commit, encoding="utf-8")
+        return commit
+
+
+@cache
+def _newest_commit(dataset: str, label: str) -> str:
+    """Asked once, so that a run reads one version."""
+    from huggingface_hub import HfApi
+
+    with one_line_errors(label):
+        return str(HfApi().dataset_info(dataset).sha)
+
+
+def cache_folder() -> Path:
+    """$GROWBENCH_CACHE, else growbench in $XDG_CACHE_HOME, else ~/.cache/growbench."""
+    if own := os.environ.get("GROWBENCH_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "growbench"
+
+
+def sample_file(corpus: str, package: str, path: str, sha256: str) -> Path:
+    """The file at `path` inside an installed package. Raises UsageError if it is not there, or its content is another."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UsageError(f'corpus = {corpus} needs {package}: pip install "growbench[samples]"')
+    file = Path(spec.origin).parent / path
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise UsageError(f'{file} is not the expected sample: pip install "growbench[samples]" gets the {package} that has it')
+    return file
+
+
+def matching_files(globs: str, allowed: Collection[str], folders: bool = False) -> list[Path]:
+    """The files that comma-separated globs match, by name; with `folders`, also what is allowed below a folder that matches.
+
+    `allowed` are the endings, in lower case. Raises UsageError for a glob without a file, another ending, or an empty file.
+    """
+    found = set()
+    for pattern in map(str.strip, globs.split(",")):
+        matches = [Path(path) for path in glob(str(Path(pattern).expanduser()), recursive=True)]
+        files = {path for path in matches if path.is_file()}
+        if folders:
+            below = (path for folder in matches if folder.is_dir() for path in folder.rglob("*"))
+            files.update(path for path in below if path.suffix.lower() in allowed and path.is_file())
+        if not files:
+            raise UsageError(f"corpus = 'files:{pattern}': no file matches")
+        found |= files
+    for path in found:
+        if path.suffix.lower() not in allowed:
+            raise UsageError(f"{path}: cannot read files ending in {path.suffix!r}; allowed are {', '.join(allowed)}")
+        if path.stat().st_size == 0:
+            raise UsageError(f"{path} is empty")
+    return sorted(found)
+
+
+def parquet_rows(path: Path) -> IterableDataset:
+    from datasets import load_dataset
+
+    return load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True)
+
+
+def cell(row: dict[str, Any], key: str, column: str, where: str) -> Any:
+    """The value of the column that `key` of the configuration names. Raises UsageError if there is no such column."""
+    if column not in row:
+        raise UsageError(f"{where}: no column {key} = {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
+    return row[column]
+
+
+def folder_digest(folder: Path, options: str = "") -> str:
+    """sha256 over the names and the content of all files below a folder."""
+    return digest(options, ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")) if path.is_file()))
+
+
+@contextmanager
+def one_line_errors(where: str) -> Iterator[None]:
+    """Whatever a library raises in here (no network, no such dataset, a broken file) as one line that says where."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{where}: cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})") from error
+
+
+def digest(options: str, files: Iterable[tuple[str, Path]]) -> str:
+    """sha256 over reading options, and label and content of every file."""
+    digest = hashlib.sha256(options.encode())
+    for label, path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(f"\0{label}\0{hashlib.file_digest(file, 'sha256').hexdigest()}".encode())
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    return digest.hexdigest()

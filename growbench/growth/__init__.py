@@ -1,0 +1,1 @@
+"""Canonical weights, and the maps that grow them."""

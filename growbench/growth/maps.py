@@ -1,0 +1,80 @@
+"""Which old unit each new one copies: the index maps that growth methods share, for widths and for layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from growbench.config.schema import ModelConfig
+from growbench.errors import UsageError
+from growbench.growth.weights import Axis, Maps, Select
+
+
+def even(old: int, new: int, rng: torch.Generator) -> Tensor:
+    """(new,) old units, each copied equally often as far as possible: what a norm needs to be preserved."""
+    whole = torch.arange(old).repeat(new // old)
+    return torch.cat([whole, torch.randperm(old, generator=rng)[: new % old]])
+
+
+def random(old: int, new: int, rng: torch.Generator) -> Tensor:
+    """(new,) old units: the first keep their place, the new ones copy uniformly random old ones (Net2Net, section 2.2)."""
+    return torch.cat([torch.arange(old), torch.randint(old, (new - old,), generator=rng)])
+
+
+def copying(source: ModelConfig, target: ModelConfig, rng: torch.Generator) -> Maps:
+    """The maps of function-preserving width growth (Net2Net; FPI of bert2BERT): whole heads and FFN neurons are copied.
+
+    Heads and neurons are copied at random; the residual axis evenly. Growing by a whole factor preserves the function; else
+    the norms see a changed mean and variance. Raises UsageError where heads cannot be copied whole.
+    """
+    heads, key_value_heads = head_maps(source, target, rng)
+    residual = Select(even(source.width, target.width, rng))
+    return {
+        Axis.WIDTH: residual,
+        Axis.HEAD_TRANSFORM: residual,
+        Axis.HEADS: Select(_dimensions(heads, source.head_size)),
+        Axis.KV_HEADS: Select(_dimensions(key_value_heads, source.head_size)),
+        Axis.HEAD_COUNT: Select(heads),
+        Axis.FFN: Select(random(source.ffn, target.ffn, rng)),
+    }
+
+
+def head_maps(source: ModelConfig, target: ModelConfig, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(heads,) and (key-value heads,): the old head of each new one, so that every head keeps its own keys and values.
+
+    Raises UsageError if the head size changes, or if a group of heads becomes too small for the heads it had.
+    """
+    if source.head_size != target.head_size:
+        sizes = f"target.width / target.heads = {target.head_size} must equal the source's {source.head_size}"
+        raise UsageError(f"heads are copied whole: {sizes}")
+    old_group, new_group = source.heads // source.key_value_heads, target.heads // target.key_value_heads
+    copies = random if new_group >= old_group else even  # a group that spreads over smaller ones needs enough of them
+    key_value_heads = copies(source.key_value_heads, target.key_value_heads, rng)
+    heads = torch.empty(target.heads, dtype=torch.int64)
+    for old in range(source.key_value_heads):
+        groups = (key_value_heads == old).nonzero()  # every new group that shares this key-value head
+        places = (groups * new_group + torch.arange(new_group)).flatten()
+        if len(places) < old_group:
+            grown = f"from {source.heads} / {source.key_value_heads} to {target.heads} / {target.key_value_heads}"
+            raise UsageError(f"heads / kv_heads {grown}: a group of {old_group} heads has only {len(places)} places to go")
+        heads[places] = old * old_group + torch.arange(len(places)) % old_group
+    return heads, key_value_heads
+
+
+def _dimensions(heads: Tensor, head_size: int) -> Tensor:
+    return (heads[:, None] * head_size + torch.arange(head_size)).flatten()
+
+
+def stack(old: int, new: int) -> list[int]:
+    """Layer l copies layer l mod `old` (StackBERT, algorithm 1)."""
+    return [layer % old for layer in range(new)]
+
+
+def stack_and_top(old: int, new: int) -> list[int]:
+    """Whole copies of the stack, then the remaining layers from the top of the old model (bert2BERT)."""
+    return list(range(old)) * (new // old) + list(range(old - new % old, old))
+
+
+def interleave(old: int, new: int) -> list[int]:
+    """Layer l copies layer floor(l old / new): every old layer is repeated in place."""
+    return [layer * old // new for layer in range(new)]

@@ -1,0 +1,233 @@
+"""Canonical weights, and the pure functions on them: widen, deepen.
+
+A canonical weight is one named tensor with one axis per dimension. What a model repeats layer by layer is one tensor
+with a leading LAYER axis: `layers.attention.query.weight` is (LAYER, HEADS, WIDTH). So a growth operator is written once,
+runs on every architecture, and grows all layers in one product. Matrices are (out, in). Everything here works under
+autograd, so that a learned operator is the same code with learnable maps.
+
+Shape legend: L layers, N grown size of an axis, n its size before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from growbench.config.schema import ModelConfig
+
+
+class Axis(Enum):
+    """What a dimension of a weight ranges over. LAYER and the WIDTHS grow; the others keep their size."""
+
+    LAYER = "layer"
+    WIDTH = "width"  # the residual stream: one for the whole network
+    HEADS = "heads"  # heads x head size
+    KV_HEADS = "kv_heads"  # key-value heads x head size; consumed by the attention itself
+    HEAD_COUNT = "head_count"  # heads as such, where attention mixes them (talking heads)
+    FFN = "ffn"
+    HEAD_TRANSFORM = "head_transform"  # between a masked model's head transform and its untied decoder
+    CLASS_LAYER = "class_layer"  # layers of class attention
+    VOCAB = "vocab"  # tokens, or classes
+    POSITION = "position"
+    TYPE = "type"
+    PATCH = "patch"  # colours, rows and columns of an image patch
+    SINGLE = "single"  # of length one
+
+
+WIDTHS = (Axis.WIDTH, Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN, Axis.HEAD_TRANSFORM)
+
+
+def length(axis: Axis, sizes: ModelConfig) -> int:
+    """The length of a growing axis in a model of these sizes."""
+    return {
+        Axis.LAYER: sizes.layers,
+        Axis.WIDTH: sizes.width,
+        Axis.HEADS: sizes.width,
+        Axis.KV_HEADS: sizes.key_value_heads * sizes.head_size,
+        Axis.HEAD_COUNT: sizes.heads,
+        Axis.FFN: sizes.ffn,
+        Axis.HEAD_TRANSFORM: sizes.width,
+    }[axis]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One canonical tensor. `role` says what it does (query, ffn_up, norm, ...), in the words of the architecture tables.
+
+    `consumes`: the last axis is the input side of a product, so that growing it must keep the product's sum. It is the
+    producing side otherwise. A norm before a tied decoder consumes too: the tied matrix itself cannot be divided.
+    `residual`: writes into the residual stream (attention output, second FFN matrix, and their biases).
+    """
+
+    value: Tensor
+    axes: tuple[Axis, ...]
+    role: str
+    consumes: bool = False
+    residual: bool = False
+
+
+Weights = dict[str, Weight]
+
+
+class AxisMap(Protocol):
+    """How one axis grows: `produce` applies the producing side along dimension `dim`, `consume` the consuming side."""
+
+    def produce(self, value: Tensor, dim: int) -> Tensor: ...
+
+    def consume(self, value: Tensor, dim: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Select:
+    """Unit i of the grown axis is unit `index[i]` of the old one; consumers divide by the number of copies.
+
+    The function-preserving map of Net2Net and bert2BERT (FPI): all copies are divided, the original included.
+    """
+
+    index: Tensor  # (N,) int64
+
+    def produce(self, value: Tensor, dim: int) -> Tensor:
+        return value.index_select(dim, self.index.to(value.device))
+
+    def consume(self, value: Tensor, dim: int) -> Tensor:
+        copies = torch.bincount(self.index)[self.index].to(value)
+        return self.produce(value, dim) / copies.reshape([-1] + [1] * (value.dim() - 1 - dim))
+
+    def further(self) -> Tensor:
+        """The new units, (k,), that are not the first copy of their old unit."""
+        first = torch.full((int(self.index.max()) + 1,), len(self.index)).scatter_reduce(
+            0, self.index, torch.arange(len(self.index)), "amin"
+        )
+        return (first[self.index] < torch.arange(len(self.index))).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class Project:
+    """A linear map: (N, n), or (L, N, n) for one map a layer. Consumers use `consuming`, by default the same matrix."""
+
+    matrix: Tensor
+    consuming: Tensor | None = None
+
+    def produce(self, value: Tensor, dim: int) -> Tensor:
+        return _multiply(self.matrix, value, dim)
+
+    def consume(self, value: Tensor, dim: int) -> Tensor:
+        return _multiply(self.matrix if self.consuming is None else self.consuming, value, dim)
+
+
+@dataclass(frozen=True)
+class Extend:
+    """The linear map B = [I; M]: old units stay, new ones are M (N-n, n), or (L, N-n, n), times the old.
+
+    `divided`: consumers use B / B's column sums instead of B, which undoes the growth of their sum (Net2Net's division).
+    """
+
+    matrix: Tensor
+    divided: bool = False
+
+    def produce(self, value: Tensor, dim: int) -> Tensor:
+        matrix = self.matrix.to(value)
+        if dim == value.dim() - 1:
+            batch = matrix.reshape(-1, *matrix.shape[-2:])
+            blocks = value.reshape(len(batch), -1, value.shape[-1])
+            return cast(Tensor, _Extended.apply(blocks, batch, -1)).reshape(*value.shape[:-1], -1)
+        before, after = value.shape[:dim], value.shape[dim + 1 :]
+        blocks = value.reshape(before.numel(), value.shape[dim], after.numel())
+        grown = cast(Tensor, _Extended.apply(blocks, matrix.expand(len(blocks), -1, -1), -2))
+        return grown.reshape(*before, -1, *after)
+
+    def consume(self, value: Tensor, dim: int) -> Tensor:
+        """`dim` is the last one."""
+        if not self.divided:
+            return self.produce(value, dim)
+        copies = (1 + self.matrix.sum(-2)).to(value)  # (n,) or (L, n)
+        between = value.dim() - copies.dim()
+        return self.produce(value / (copies if copies.dim() == 1 else copies.reshape(-1, *[1] * between, copies.shape[-1])), dim)
+
+
+class _Extended(torch.autograd.Function):
+    """[V; M V] along dimension -2, or [V, V M^T] along -1: a concatenation and a product without copies between them.
+
+    V is (B, n, m) or (B, m, n), M is (B, N-n, n). What cat and matmul do, in three quarters of the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, matrix: Tensor, dim: int) -> Tensor:
+        ctx.save_for_backward(value, matrix)
+        ctx.dim = dim
+        old, new = value.shape[dim], matrix.shape[1]
+        shape = list(value.shape)
+        shape[dim] += new
+        out = value.new_empty(shape)
+        out.narrow(dim, 0, old).copy_(value)
+        torch.bmm(*((matrix, value) if dim == -2 else (value, matrix.mT)), out=out.narrow(dim, old, new))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        value, matrix = ctx.saved_tensors
+        old_grad, new_grad = grad.split([value.shape[ctx.dim], matrix.shape[1]], ctx.dim)
+        rows = ctx.dim == -2
+        for_value = for_matrix = None
+        if ctx.needs_input_grad[0]:
+            for_value = torch.baddbmm(old_grad, *((matrix.mT, new_grad) if rows else (new_grad, matrix)))
+        if ctx.needs_input_grad[1]:
+            for_matrix = torch.bmm(*((new_grad, value.mT) if rows else (new_grad.mT, value)))
+        return for_value, for_matrix, None
+
+
+# The map of each growing axis; one under (axis, role) goes before that of the axis.
+Maps = dict[Axis | tuple[Axis, str], AxisMap]
+
+
+def widen(weights: Weights, maps: Maps) -> Weights:
+    """Grow every dimension whose axis has a map; the last one on its consuming side where the weight consumes it."""
+
+    def grown(weight: Weight) -> Tensor:
+        value = weight.value
+        for dim in sorted(range(value.dim()), key=lambda dim: -weight.value.shape[dim]):  # the longest first: smaller products
+            axis = weight.axes[dim]
+            axis_map = maps.get((axis, weight.role), maps.get(axis))
+            if axis_map is not None:
+                consuming = weight.consumes and dim == len(weight.axes) - 1
+                value = axis_map.consume(value, dim) if consuming else axis_map.produce(value, dim)
+        return value
+
+    return {name: replace(weight, value=grown(weight)) for name, weight in weights.items()}
+
+
+LayerMap = Sequence[int] | Tensor | Callable[[str, Weight], Tensor]
+
+
+def deepen(weights: Weights, layer_map: LayerMap, axis: Axis = Axis.LAYER) -> Weights:
+    """Grow the LAYER axis (or CLASS_LAYER) of every weight that has one.
+
+    `layer_map` is the list of old layers that the new ones copy, a matrix (new layers, old layers) of mixing weights,
+    or a function from a weight's name and the weight to its new value.
+    """
+
+    def grown(name: str, weight: Weight) -> Tensor:
+        if callable(layer_map):
+            return layer_map(name, weight)
+        if isinstance(layer_map, Tensor):
+            return torch.tensordot(layer_map.to(weight.value), weight.value, 1)
+        return weight.value.index_select(0, torch.tensor(layer_map, device=weight.value.device))
+
+    return {
+        name: replace(weight, value=grown(name, weight)) if axis in weight.axes else weight for name, weight in weights.items()
+    }
+
+
+def _multiply(matrix: Tensor, value: Tensor, dim: int) -> Tensor:
+    """A matrix (N, n), or (L, N, n) for a `value` that begins with L, along dimension `dim`, as one matrix product."""
+    matrix = matrix.to(value)
+    if dim == value.dim() - 2:
+        return matrix @ value
+    if matrix.dim() > value.dim():
+        return (matrix @ value.unsqueeze(-1)).squeeze(-1)
+    return (value.movedim(dim, -1) @ matrix.mT).movedim(-1, dim)

@@ -1,0 +1,239 @@
+"""What a training step takes in memory, found without taking it: tensors without values are followed through their lives."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry, shape_wrapper
+
+from growbench.costs.flops import VECTOR_PRODUCTS
+
+attend = functional.scaled_dot_product_attention
+
+
+# what autocast on CUDA does in half precision, and what in float32, of the functions that models use
+HALVED = {
+    functional.linear, torch.conv2d, torch.matmul, Tensor.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm,
+    torch.einsum, torch.tensordot, attend,
+}  # fmt: skip
+
+
+PRECISE = {
+    functional.layer_norm, functional.softmax, torch.softmax, Tensor.softmax, functional.log_softmax, torch.log_softmax,
+    Tensor.log_softmax, functional.cross_entropy, functional.kl_div, functional.rms_norm,
+}  # fmt: skip
+
+
+FLOPS = flop_registry | {func: shape_wrapper(formula) for func, formula in VECTOR_PRODUCTS.items()}
+
+
+RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
+
+
+LARGEST_RANDOM = 2**20  # larger ones are weights: they need no values
+
+
+class Footprint(TorchDispatchMode):
+    """Follows every tensor made inside, all on the meta device, until it is freed. Bytes: `live` now, `peak` since `reset`.
+
+    Counts `flops` on the way, by the formulas of torch's own counter, which would take as long again. On the meta device torch
+    works out the results' shapes in Python: here that is done once for all operations with equal arguments.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = self.flops = 0
+        self._results: dict[Any, Any] = {}  # of operations that make new tensors: what these are like
+        self._followed: dict[int, weakref.ref[Any]] = {}  # storages
+        self._paused = False
+
+    def reset(self) -> None:
+        """Start a new peak."""
+        self.peak = self.live
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is made inside takes no memory."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if _changes_values(func) and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        if func in RANDOM and math.prod(args[0]) > LARGEST_RANDOM:
+            kwargs = kwargs | {"device": "meta", "generator": None}
+        key = func, _key(args), _key(kwargs)
+        like = self._results.get(key)
+        if like is not None:
+            result = _made(like)
+        else:
+            if not func._schema.is_mutable and len({each.is_meta for each in _tensors(args) if each.dim()}) > 1:
+                args = tree_map_only(Tensor, lambda each: each.to("meta"), args)  # small random ones join the others
+            result = func(*args, **kwargs)
+            if _makes_new(func, args, kwargs, result):
+                self._results[key] = _like(result)
+        if func._overloadpacket in FLOPS:
+            self.flops += FLOPS[func._overloadpacket](*args, **kwargs, out_val=result)
+        if not self._paused:
+            for each in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(each, Tensor) and each.is_meta:
+                    self._follow(each.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        place = storage._cdata
+        if place not in self._followed:
+            size = storage.nbytes()
+
+            def freed(_: Any) -> None:
+                del self._followed[place]
+                self.live -= size
+
+            self._followed[place] = weakref.ref(storage, freed)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+
+
+@cache
+def _changes_values(func: Any) -> bool:
+    """Whether an operation changes its first argument in place, and that no further than its values."""
+    return func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
+
+
+def _key(argument: Any) -> Any:
+    """What the shapes of an operation's results depend on."""
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.stride(), argument.dtype, argument.is_meta
+    if isinstance(argument, (tuple, list)):
+        return tuple(map(_key, argument))
+    if isinstance(argument, dict):
+        return tuple((name, _key(value)) for name, value in argument.items())
+    return type(argument), argument
+
+
+def _tensors(*values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _tensors(*value)
+
+
+def _makes_new(func: Any, args: Any, kwargs: Any, result: Any) -> bool:
+    """Whether an operation's results are new tensors on the meta device: none of its arguments, and no views of them."""
+    made = list(_tensors(result))
+    if func._schema.is_mutable or func.is_view or not made or not all(each.is_meta for each in made):
+        return False
+    given = {each.untyped_storage()._cdata for each in _tensors(args, *kwargs.values()) if each.is_meta}
+    return not any(each.untyped_storage()._cdata in given for each in made)
+
+
+def _like(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return tuple(result.shape), result.stride(), result.dtype
+    return [each if each is None else _like(each) for each in result]
+
+
+def _made(like: Any) -> Any:
+    if isinstance(like, tuple):
+        shape, stride, dtype = like
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+    return [each if each is None else _made(each) for each in like]
+
+
+class Kernels(TorchFunctionMode):
+    """Lets tensors on the meta device be computed as on `device`, as far as that decides what is kept for the backward pass.
+
+    Attention in one kernel keeps query, key, value and output, and no weights: everywhere but with dropout on the CPU. Half
+    precision on CUDA goes by autocast's lists of functions, as autocast itself leaves meta tensors alone: an estimate.
+    """
+
+    def __init__(self, device: torch.device, bf16: bool, footprint: Footprint) -> None:
+        super().__init__()
+        self.gpu, self.bf16, self.footprint = device.type != "cpu", bf16, footprint
+        self._halves: dict[int, Tensor] = {}  # of parameters, which autocast keeps
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.bf16 and func in HALVED:
+            args, kwargs = tree_map_only(Tensor, self._half, (args, kwargs))
+        elif self.bf16 and func in PRECISE:
+            args, kwargs = tree_map_only(Tensor, _single, (args, kwargs))
+        if func is attend and (self.gpu or not kwargs.get("dropout_p")):
+            return _Fused.apply(*args[:3], self.footprint)  # type: ignore[no-untyped-call]
+        if func is functional.dropout and self.gpu and kwargs["training"]:
+            return torch.native_dropout(args[0], kwargs["p"], True)[0]  # keeps a mask of a byte an element
+        return func(*args, **kwargs)
+
+    def _half(self, value: Tensor) -> Tensor:
+        if value.dtype != torch.float32:
+            return value
+        if not (value.is_leaf and value.requires_grad and torch.is_grad_enabled()):
+            return value.to(torch.bfloat16)
+        if id(value) not in self._halves:
+            self._halves[id(value)] = value.to(torch.bfloat16)
+        return self._halves[id(value)]
+
+
+def _single(value: Tensor) -> Tensor:
+    return value.float() if value.dtype == torch.bfloat16 else value
+
+
+class _Fused(torch.autograd.Function):
+    """Attention in one kernel. Its products are carried out, so that they are counted, but take no memory.
+
+    Legend: B rows, H heads, T queries, S keys, D head size; grouped keys and values have fewer heads.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, footprint: Footprint) -> Tensor:
+        with footprint.paused():
+            weights = query @ _for_each_head(key, query).mT  # (B, H, T, S)
+            weights @ _for_each_head(value, query)
+        output = _rows_first(query, value.shape[-1])
+        sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        ctx.footprint = footprint
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        of_query, of_key, of_value, _ = ctx.needs_input_grad
+        with ctx.footprint.paused():
+            weights = gradient.new_empty((*query.shape[:-1], key.shape[-2]))
+            if of_query or of_key:
+                gradient @ _for_each_head(value, query).mT
+            if of_query:
+                weights @ _for_each_head(key, query)
+            if of_key:
+                weights.mT @ query
+            if of_value:
+                weights.mT @ gradient
+        given = zip((query, key, value), (of_query, of_key, of_value), strict=True)
+        return *(_rows_first(each, each.shape[-1]) if needed else None for each, needed in given), None
+
+
+def _for_each_head(grouped: Tensor, query: Tensor) -> Tensor:
+    return grouped.repeat_interleave(query.shape[1] // grouped.shape[1], 1)
+
+
+def _rows_first(like: Tensor, head_size: int) -> Tensor:
+    """A new (B, H, T, D) that lies in memory as (B, T, H, D), as the kernels make it."""
+    rows, heads, length, _ = like.shape
+    return like.new_empty(rows, length, heads, head_size).transpose(1, 2)

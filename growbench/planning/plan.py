@@ -1,0 +1,238 @@
+"""What a run would cost, without training it: every phase probed on the meta device, where tensors have shapes but no values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
+
+from growbench import architectures
+from growbench.architectures import sizes_of
+from growbench.config.schema import Experiment
+from growbench.costs.accounts import CHARGED
+from growbench.costs.ledger import Costs
+from growbench.costs.published import paper_step
+from growbench.data.shapes import shape_batch
+from growbench.errors import UsageError
+from growbench.method import Method, Phase, Task, Trained, task_loss
+from growbench.method.interface import one_kind
+from growbench.planning.memory_estimate import Footprint, Kernels
+from growbench.registry import Found, get
+
+T = TypeVar("T")
+
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+class Unplannable(UsageError):
+    """A method that can be run, perhaps, but not planned."""
+
+
+@dataclass(frozen=True)
+class PlannedPhase:
+    """One phase of a plan. FLOPs as in growbench.costs; `paper_flops_per_step` by the counter of LiGO's paper."""
+
+    name: str
+    steps: int
+    scored: bool
+    flops_per_step: dict[str, float]  # by account; the mean where steps differ in kind
+    growth_flops: int  # of the growth before the phase
+    paper_flops_per_step: int | None  # None: the paper's counter does not know this kind of phase
+    memory: int  # bytes at most in use in a step: all models alive, gradients, Adam's moments, what is kept for backward
+
+    @property
+    def flops(self) -> float:
+        """What is charged for the phase and the growth before it."""
+        return self.steps * self.charged_per_step + self.growth_flops
+
+    def charged(self, account: str) -> float:
+        """FLOPs charged to an account for the phase and the growth before it."""
+        return self.growth_flops if account == "growth" else self.steps * self.flops_per_step.get(account, 0.0)
+
+    @property
+    def charged_per_step(self) -> float:
+        return sum(each for account, each in self.flops_per_step.items() if account in CHARGED)
+
+
+def plan(experiment: Experiment, found: Found, vocabulary: int, device: torch.device = CPU) -> list[PlannedPhase]:
+    """Every phase of a method with its steps, FLOPs, and memory on this type of device. Uses no memory for weights.
+
+    Raises UsageError if the method refuses the experiment, and Unplannable if it fails without values to look at.
+    """
+    check_sizes(experiment, vocabulary)
+    try:
+        return _plan(experiment, found.method, vocabulary, device)
+    except UsageError as error:
+        raise UsageError(f"{found.name}: {error}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise Unplannable(f"{found.name} cannot be planned without values of weights: {reason}") from error
+
+
+def check_sizes(experiment: Experiment, vocabulary: int) -> None:
+    """Refuse sizes that no method can build, in the architecture's own words: raises UsageError."""
+    sizes: tuple[Literal["source", "target"], ...] = ("source", "target")
+    for which in sizes:
+        architectures.of(experiment).shapes(experiment.sizes(which, vocabulary))
+
+
+class Walked(NamedTuple):
+    """One phase of a method as it would be trained."""
+
+    phase: Phase
+    model: nn.Module  # on the device, in training mode
+    optimizer: Optimizer
+    steps: int
+    growth_flops: int  # of the growth before the phase
+
+
+def walk(experiment: Experiment, method: Method, vocabulary: int, costs: Costs) -> Iterator[Walked]:
+    """Every phase of a method in order, as if each had been trained when the next one is asked for; the source is random."""
+    source = None
+    if method.uses_source:
+        with costs.device:
+            source = architectures.of(experiment).build(experiment.sizes("source", vocabulary)).requires_grad_(False).eval()
+    task = Task.of(experiment, "target", vocabulary, costs, source=source)
+    phases, done = method.phases(task), 0
+    trained: Any = None
+    while True:
+        before = costs.flops["growth"]
+        try:
+            phase = costs.charged("growth", partial(phases.send, trained))
+        except StopIteration:
+            return
+        if phase.scored and done >= task.budget:
+            return
+        model = phase.model.to(costs.device).train()
+        optimizer = phase.optimizer or task.optimizer(model)
+        steps = phase.length(task.budget, done)
+        yield Walked(phase, model, optimizer, steps, costs.flops["growth"] - before)
+        done += steps if phase.scored else 0
+        trained = Trained(model, optimizer, steps, float("nan"))
+
+
+def _plan(experiment: Experiment, method: Method, vocabulary: int, device: torch.device) -> list[PlannedPhase]:
+    architecture, training = architectures.of(experiment), experiment.train
+    planned: list[PlannedPhase] = []
+    with Footprint() as footprint:
+        costs = PlannedCosts(footprint)
+        step = StepOnMeta(experiment, vocabulary, device, costs, footprint)
+        for phase, model, optimizer, steps, growth_flops in walk(experiment, method, vocabulary, costs):
+            remember_moments(optimizer)
+            times = Counter({0: steps} if phase.kind is one_kind else map(phase.kind, range(steps)))
+            flops: Counter[str] = Counter()
+            memory = 0
+            for kind, first in phase.first_steps(steps).items():
+                spent, taken = step(phase, model, first)
+                flops.update({account: times[kind] * one for account, one in spent.items()})
+                memory = max(memory, taken)
+            per_step = {account: spent / steps for account, spent in flops.items()}
+            teacher = experiment.sizes("source", vocabulary) if "teacher" in flops else None
+            one = phase.kind is one_kind
+            paper = paper_step(architecture, model, training.batch, experiment.data.positions, teacher) if one else None
+            planned.append(PlannedPhase(phase.name, steps, phase.scored, per_step, growth_flops, paper, memory))
+    return planned
+
+
+def remember_moments(optimizer: Optimizer) -> None:
+    """Give the optimizer the state that it has after its first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter not in optimizer.state:
+                moments = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+
+
+# A plain step's FLOPs and memory by everything that they depend on: most methods end in the same one.
+_plain_steps: dict[Any, tuple[int, int]] = {}
+
+
+class PlannedCosts(Costs):
+    """A ledger whose FLOPs are counted by the footprint: torch's counter would take as long again."""
+
+    def __init__(self, footprint: Footprint) -> None:
+        super().__init__(META)
+        self.footprint = footprint
+
+    def charged(self, account: str, function: Callable[[], T]) -> T:
+        before = self.footprint.flops
+        with sdpa_kernel(SDPBackend.MATH):
+            result = function()
+        self.flops[account] += self.footprint.flops - before
+        return result
+
+    @contextmanager
+    def teacher(self, precomputed: bool = False) -> Iterator[None]:
+        self.teacher_account, before = "overhead" if precomputed else "teacher", self.footprint.flops
+        with torch.no_grad():
+            yield
+        self._teacher_flops += self.footprint.flops - before
+
+    def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
+        self._teacher_flops, before = 0, self.footprint.flops
+        with sdpa_kernel(SDPBackend.MATH):
+            step()
+        taught = {self.teacher_account: self._teacher_flops} if self._teacher_flops else {}
+        return {account: self.footprint.flops - before - self._teacher_flops} | taught
+
+
+@dataclass
+class StepOnMeta:
+    """Carries out training steps of one experiment without values: FLOPs by account, and the most memory in use, in bytes."""
+
+    experiment: Experiment
+    vocabulary: int
+    device: torch.device  # on which the memory would be used
+    costs: Costs
+    footprint: Footprint
+
+    def __post_init__(self) -> None:
+        architecture, batch = architectures.of(self.experiment), self.experiment.train.batch
+        rows = self.experiment.machine.rows(batch)
+        self.times = batch // rows
+        self.bf16 = self.experiment.train.precision_on(self.device.type) == "bf16"
+        self.batch = shape_batch(self.experiment.data, architecture.objective, rows, self.vocabulary, META)
+
+    def __call__(self, phase: Phase, model: nn.Module, step: int) -> tuple[dict[str, int], int]:
+        """Of this step of the phase. Gradients are there from its start: micro-batches add theirs up, and a freed tensor's place
+        seldom suits the next one."""
+        account, before = "train" if phase.scored else "operator", self.footprint.live
+        key = self._plain(phase, model)
+        if key in _plain_steps:
+            flops, taken = _plain_steps[key]
+            return {account: self.times * flops}, before + taken
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        self.footprint.reset()
+        with Kernels(self.device, self.bf16, self.footprint):
+            spent = self.costs.probe(lambda: phase.loss(model, self.batch, step).backward(), account)
+        for parameter in model.parameters():
+            parameter.grad = None
+        if key is not None:
+            _plain_steps[key] = spent[account], self.footprint.peak - before
+        return {account: self.times * flops for account, flops in spent.items()}, self.footprint.peak
+
+    def _plain(self, phase: Phase, model: nn.Module) -> Any:
+        """All that a step depends on where the model and its loss are the architecture's own; else None."""
+        architecture = architectures.of(self.experiment)
+        own = type(model).__module__ == architecture.make.__module__ and phase.loss is task_loss and phase.kind is one_kind
+        if not own or any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules()):
+            return None
+        parameters = tuple((name, parameter.shape, parameter.requires_grad) for name, parameter in model.named_parameters())
+        shapes = tuple(None if each is None else each.shape for each in self.batch)
+        return parameters, shapes, sizes_of(model), architecture.name, self.device.type, self.bf16
+
+
+def plan_source(experiment: Experiment, vocabulary: int, device: torch.device = CPU) -> list[PlannedPhase]:
+    """The phases of the source model's own training."""
+    alone = replace(experiment, target=experiment.source, train=experiment.source_train)
+    return plan(alone, get("scratch"), vocabulary, device)

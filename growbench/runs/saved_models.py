@@ -1,0 +1,217 @@
+"""Trained models that leave a run, and pretrained ones that an experiment starts from: checkpoints of the models' own libraries.
+
+Beside a model's weights and configuration lies growbench.json: what it is, and what it cost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from growbench import architectures
+from growbench.architectures import Architecture
+from growbench.config.schema import Experiment, ImageConfig, ModelConfig, Pretrained
+from growbench.costs.accounts import CHARGED, UNITS
+from growbench.data.shapes import vocabulary_size
+from growbench.data.sources import digest
+from growbench.data.tokenizer import named
+from growbench.errors import UsageError
+from growbench.growth.weights import Axis
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+CARD = "growbench.json"
+
+
+FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", CARD)
+
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+
+SAME = 1e-4  # relative difference of logits: less is rounding
+
+
+Cost = dict[str, float | None]  # by unit, FLOPs and seconds; None: not known
+
+
+def save(
+    folder: Path,
+    architecture: Architecture,
+    model: nn.Module,
+    sizes: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    record: Mapping[str, Any],
+) -> None:
+    """Store a run's model in `folder`, in full or not at all. `record`: the run's."""
+    draft = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    architecture.library.save(model, sizes, draft, tokenizer)
+    (draft / CARD).write_text(json.dumps(_card(architecture, sizes, record), indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, folder)
+
+
+def _card(architecture: Architecture, sizes: ModelConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What growbench.json says. Cost: the run's own, the source's (None: not known), and both."""
+    about = (
+        "experiment",
+        "title",
+        "method",
+        "origin",
+        "seed",
+        "budget",
+        "final_val_loss",
+        "final_val_accuracy",
+        "steps",
+        "tokens",
+    )
+    cost = {}
+    for unit in UNITS:
+        accounts = record["cost"][unit]
+        own, source = sum(accounts[account] for account in CHARGED), accounts["source"]
+        cost[unit] = {"own": own, "source": source, "total": None if source is None else own + source}
+    card = {key: record[key] for key in about} | {"architecture": architecture.name, "sizes": asdict(sizes), "cost": cost}
+    return card | {key: record[key] for key in ("hardware", "versions", "data")}
+
+
+def resolved(experiment: Experiment) -> Experiment:
+    """The experiment with the sizes of its pretrained source, and the digest of its content.
+
+    Raises UsageError if there is none, or it does not fit the target and the data.
+    """
+    pretrained = experiment.pretrained
+    if pretrained is None:
+        return experiment
+    where, architecture = _where(pretrained), architectures.of(experiment)
+    folder = _folder(pretrained)
+    with _one_line(where):
+        sizes = architecture.library.sizes(folder)
+        files = [(path.name, path) for pattern in FILES[:2] for path in sorted(folder.glob(pattern))]
+        if len(files) < 2:
+            raise UsageError("holds no safetensors, the only format that is read")
+    _check_data(where, sizes, experiment, folder)
+    sha256 = digest("", files)
+    source = replace(sizes, vocabulary=0, positions=0, patch=0)
+    return replace(experiment, source=source, pretrained=replace(pretrained, sha256=sha256))
+
+
+def load(experiment: Experiment, device: torch.device) -> nn.Module:
+    """The pretrained source of a resolved experiment, as a model of ours: frozen, in evaluation mode.
+
+    Raises UsageError if it cannot be read, or computes something else than a model of ours.
+    """
+    pretrained = experiment.pretrained
+    assert pretrained is not None
+    where, architecture = _where(pretrained), architectures.of(experiment)
+    folder, library = _folder(pretrained), architecture.library
+    with _one_line(where):
+        found = library.sizes(folder)
+        sizes = experiment.sizes("source", found.vocabulary)
+        stock = library.load(folder)
+        model = _taken_over(architecture, sizes, library.state(stock)).requires_grad_(False).eval()
+        inputs, expected = library.example(stock, sizes.positions)
+        difference = float((model(inputs) - expected).norm() / expected.norm())
+        if not difference < SAME:
+            reasons = "; ".join(library.unusual(stock, model)) or "its class has other settings"
+            raise UsageError(
+                f"does not compute what growbench's {architecture.name} does, whose settings are the usual: {reasons}"
+            )
+    return model.to(device)
+
+
+def _taken_over(architecture: Architecture, sizes: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
+    """A model of ours with these weights; of more positions than it has, the first."""
+    model = architecture.build(sizes)
+    own = model.state_dict()
+    if missing := sorted(own.keys() - state.keys()):
+        raise UsageError(f"lacks weights: {', '.join(missing[:3])}")
+    positions = {row.native for row in architecture.table(sizes) if Axis.POSITION in row.axes}
+    taken = {name: state[name][: len(own[name])] if name in positions else state[name] for name in own}
+    for name, value in taken.items():
+        if value.shape != own[name].shape:
+            raise UsageError(
+                f"{name} has shape {tuple(value.shape)}, in growbench's {architecture.name} {tuple(own[name].shape)}"
+            )
+    model.load_state_dict(taken)
+    return model
+
+
+def cost(pretrained: Pretrained, hardware: Mapping[str, Any] | None) -> Cost:
+    """What the model's training cost, with what it was itself grown from: as stated, or as its growbench.json says.
+
+    Seconds of other `hardware` than the run's are not known.
+    """
+    file = _folder(pretrained) / CARD
+    with _one_line(f"{_where(pretrained)}: {CARD}"):
+        card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        known: Cost = {unit: card["cost"][unit]["total"] if card else None for unit in UNITS}
+        if card and hardware != card["hardware"]:
+            known["seconds"] = None
+    stated: Cost = {unit: getattr(pretrained, unit) for unit in UNITS}
+    return {unit: known[unit] if stated[unit] is None else stated[unit] for unit in UNITS}
+
+
+def _check_data(where: str, sizes: ModelConfig, experiment: Experiment, folder: Path) -> None:
+    """Refuse a model of other tokens, positions or classes than the experiment's."""
+    data = experiment.data
+    if isinstance(data, ImageConfig):
+        if (sizes.patch, sizes.positions) != (data.patch, data.positions):
+            side = sizes.patch * round(sizes.positions**0.5)
+            raise UsageError(f"{where}: needs data.image_size = {side} and data.patch = {sizes.patch}")
+        if sizes.vocabulary != data.classes:
+            raise UsageError(f"{where}: needs data.classes = {sizes.vocabulary}")
+        return
+    if not data.tokenizer:
+        own = "; for its own: --set data.tokenizer=" + (experiment.pretrained.checkpoint if experiment.pretrained else "")
+        raise UsageError(f"{where}: data.tokenizer is missing: one trained on the corpus knows other tokens than the model{own}")
+    if sizes.positions < data.positions:
+        raise UsageError(f"{where}: data.sequence_length = {data.positions}: must be at most its {sizes.positions} positions")
+    vocabulary = vocabulary_size(data)
+    if sizes.vocabulary != vocabulary:
+        raise UsageError(f"{where}: has a vocabulary of {sizes.vocabulary}, [data] one of {vocabulary}: set data.vocabulary")
+    if any((folder / name).is_file() for name in TOKENIZERS):
+        masked = architectures.of(experiment).objective == "masked"
+        if named(str(folder), masked)[0].get_vocab() != named(data.tokenizer, masked)[0].get_vocab():
+            raise UsageError(f"{where}: data.tokenizer = {data.tokenizer!r} is another one than the model's own")
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """Whatever is wrong with the checkpoint as one line that says where."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{where}: cannot be read ({reason})") from error
+
+
+def _where(pretrained: Pretrained) -> str:
+    return f"source = {pretrained.checkpoint!r}"
+
+
+def _folder(pretrained: Pretrained) -> Path:
+    """Where the checkpoint lies on this machine, fetched from the hub if it is no folder."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(pretrained.checkpoint)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(pretrained.checkpoint, allow_patterns=[*FILES, *TOKENIZERS]))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{_where(pretrained)}: no folder, and not to be had from the hub ({reason})") from error

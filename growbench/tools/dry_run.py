@@ -1,0 +1,152 @@
+"""What `growbench run` would take, as text: FLOPs by account, tokens, memory, hours. Nothing is trained."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from growbench import architectures
+from growbench.config.schema import Experiment
+from growbench.console import duration, human
+from growbench.costs.accounts import CHARGED
+from growbench.costs.flops import count
+from growbench.costs.hardware import hardware
+from growbench.data.shapes import shape_batch, vocabulary_size
+from growbench.method import task_loss
+from growbench.planning.branches import branching_step, shared
+from growbench.planning.plan import PlannedPhase, Unplannable, plan, plan_source
+from growbench.registry import Found
+from growbench.runs import saved_models
+
+
+def throughput(experiment: Experiment, vocabulary: int, device: torch.device) -> float:
+    """FLOPs per second of this device on one layer of the target: median of a few training steps of a fitting batch."""
+    architecture = architectures.of(experiment)
+    with device:
+        model = architecture.build(replace(experiment.sizes("target", vocabulary), layers=1))
+    one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)
+    flops_of_one, _ = count(lambda: task_loss(model, one).backward())
+    fitting = 2e13 if device.type == "cuda" else 2e10  # FLOPs: well below a second
+    rows = max(1, min(experiment.machine.rows(experiment.train.batch), int(fitting / flops_of_one)))
+    batch = shape_batch(experiment.data, architecture.objective, rows, vocabulary, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision_on(device.type) == "bf16")
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with autocast:
+            loss = task_loss(model, batch)
+        loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return rows * flops_of_one / sorted(seconds[1:])[1]
+
+
+MEMORY = "memory: an estimate of what tensors take at most in a step: weights, gradients, moments, what backward needs"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at a budget."""
+
+    name: str
+    phases: list[PlannedPhase] | Unplannable
+    source: float | None  # FLOPs that the build ledger charges; None: not known
+    inherited: float = 0.0  # FLOPs that are charged, but were spent on a trunk of the ladder
+
+    @property
+    def flops(self) -> float:
+        return 0.0 if isinstance(self.phases, Unplannable) else sum(phase.flops for phase in self.phases)
+
+
+def forecast(
+    experiment: Experiment,
+    methods: Sequence[Found],
+    seeds: int,
+    budgets: Sequence[float],
+    device: torch.device,
+    speed: float | None,
+) -> str:
+    """The plan of all methods at all budgets. `speed` is in FLOP/s; None: measured. The device need not be there otherwise."""
+    vocabulary = vocabulary_size(experiment.data)
+    sources, charge = _source(experiment, methods, vocabulary, device)
+    rows = [_row(experiment, found, budget, vocabulary, device, charge) for found in methods for budget in sorted(budgets)[::-1]]
+    named = f"given with --throughput, on {device.type}"
+    if speed is None:
+        speed, named = throughput(experiment, vocabulary, device), f"measured just now on {hardware(device)['name']}"
+    total, inherited = (sum(each) for each in zip(*((row.flops, row.inherited) for row in [*sources, *rows]), strict=True))
+    spent = seeds * (total - inherited)
+    in_all = f"{human(seeds * total, 'FLOP')} charged, {human(spent, 'FLOP')} spent" if inherited else human(spent, "FLOP")
+    return "\n".join(
+        [
+            *_head(experiment, seeds, device),
+            *(line for row in [*sources, *rows] for line in _lines(row, experiment, speed)),
+            f"\nin all {in_all}, about {duration(spent / speed)} of training at {human(speed, 'FLOP/s')}",
+            f"{named}; without evaluations",
+            MEMORY,
+        ]
+    )
+
+
+def _source(
+    experiment: Experiment, methods: Sequence[Found], vocabulary: int, device: torch.device
+) -> tuple[list[Row], float | None]:
+    """The small model's row, if one is trained, and what the build ledger charges for it."""
+    if experiment.pretrained:
+        return [], saved_models.cost(experiment.pretrained, None)["flops"]
+    if not any(found.method.uses_source for found in methods):
+        return [], 0.0
+    row = Row("(source)", plan_source(experiment, vocabulary, device), 0.0)
+    return [row], row.flops
+
+
+def _row(experiment: Experiment, found: Found, budget: float, vocabulary: int, device: torch.device, charge: float | None) -> Row:
+    own, name = experiment.at(budget, found.training), found.name + f" x {budget:g}" * (budget < 1)
+    source = charge if found.method.uses_source else 0.0
+    try:
+        phases = plan(own, found, vocabulary, device)
+    except Unplannable as error:
+        return Row(name, error, source)
+    full = experiment.at(1.0, found.training)
+    branch = branching_step(full, own, found.method, vocabulary) if budget < 1 else None
+    return Row(name, phases, source, 0.0 if branch is None else shared(phases, branch))
+
+
+def _head(experiment: Experiment, seeds: int, device: torch.device) -> list[str]:
+    training, length = experiment.train, experiment.data.positions
+    pretrained = f"; the source is pretrained: {experiment.pretrained.checkpoint}" if experiment.pretrained else ""
+    return [
+        f"{experiment.name}: {experiment.title}{pretrained}",
+        f"{seeds} seed{'s' if seeds > 1 else ''}, {training.batch} x {length} tokens per step, "
+        f"{experiment.machine.rows(training.batch)} x {length} at a time, {training.precision_on(device.type)} on {device.type}",
+        "",
+        f"{'':<22} {'':>8} {'':>8}   FLOPs charged to",
+        f"{'method':<22} {'steps':>8} {'tokens':>8}   {'train':>7} {'growth':>7} {'operator':>8} {'teacher':>7} {'in all':>7}"
+        f" {'source':>7} {'memory':>8} {'hours':>8}",
+    ]
+
+
+def _lines(row: Row, experiment: Experiment, speed: float) -> list[str]:
+    """A method's line, and below it its phases where there are several."""
+    phases = row.phases
+    if isinstance(phases, Unplannable):
+        return [f"{row.name:<22} {phases}"]
+    accounts = {account: sum(phase.charged(account) for phase in phases) for account in CHARGED}
+    steps, memory = sum(phase.steps for phase in phases), max(phase.memory for phase in phases)
+    tokens = steps * experiment.train.batch * experiment.data.positions
+    flops = [accounts[account] for account in ("train", "growth", "operator", "teacher")] + [row.flops]
+    train, growth, operator, teacher, whole = (human(each) if each else "-" for each in flops)
+    source = "unknown" if row.source is None else human(row.source) if row.source else "-"
+    lines = [
+        f"{row.name:<22} {steps:>8} {human(tokens):>8}   {train:>7} {growth:>7} {operator:>8} {teacher:>7} {whole:>7}"
+        f" {source:>7} {human(memory, 'B'):>8} {row.flops / speed / 3600:>8.3g}"
+    ]
+    if len(phases) > 1:
+        parts = [f"{p.name}: {p.steps} x {human(p.charged_per_step, 'FLOP')}, {human(p.memory, 'B')}" for p in phases]
+        whole = "; ".join(part.replace(" ", "\0") for part in parts)  # no line break within a phase
+        lines.append(textwrap.fill(whole, 120, initial_indent=" " * 4, subsequent_indent=" " * 4).replace("\0", " "))
+    return lines

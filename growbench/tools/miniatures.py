@@ -1,0 +1,107 @@
+"""Miniatures of every architecture, on random data, for checking a method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from growbench import architectures
+from growbench.config.schema import DataConfig, Experiment, ImageConfig, ModelConfig, TextConfig, Training
+from growbench.data import Batch
+from growbench.data.shapes import shape_batch
+
+CPU = torch.device("cpu")
+
+
+SEED = 0
+
+
+BUDGET = 6
+
+
+VOCABULARY = 32
+
+
+VALIDATION = -1  # the step that validation's batch is made from
+
+
+TEXT = TextConfig(corpus="wikipedia-sample", sequence_length=8, vocabulary=VOCABULARY)
+
+
+IMAGES = ImageConfig(corpus="mnist-sample", image_size=8, patch=4, classes=VOCABULARY)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One miniature: an architecture, text models tied or untied, heads grouped or not."""
+
+    architecture: str
+    tied: bool = True
+    grouped: bool = False
+
+    def __str__(self) -> str:
+        tying = [] if self.images else ["tied" if self.tied else "untied"]
+        return ", ".join([self.architecture, *["grouped heads"] * self.grouped, *tying])
+
+    @property
+    def images(self) -> bool:
+        return architectures.get(self.architecture).objective == "classes"
+
+    @property
+    def plain(self) -> bool:
+        """One cell of each architecture."""
+        return self.tied and not self.grouped
+
+    @property
+    def experiment(self) -> Experiment:
+        """From 2 to 3 layers and from 16 to 24 in width: no size is a multiple of the source's."""
+        few = {"class_layers": 1} if "class_layers" in architectures.get(self.architecture).options else {}
+        heads = [(4, 2), (6, 3)] if self.grouped else [(2, 0), (3, 0)]
+        source, target = (
+            ModelConfig(layers, width, number, kv_heads=kv_heads, tied=self.tied, **few)
+            for layers, width, (number, kv_heads) in zip((2, 3), (16, 24), heads, strict=True)
+        )
+        training = Training(batch=2, steps=BUDGET, lr=1e-3, warmup=2)
+        data: DataConfig = IMAGES if self.images else TEXT
+        return Experiment("check", "check", self.architecture, source, target, data, training, training)
+
+
+def cells() -> list[Cell]:
+    """Every architecture; of text tied and untied, and once with grouped heads where it can."""
+    found = []
+    for name in architectures.names():
+        options = architectures.get(name).options
+        found += [Cell(name, tied) for tied in ([True, False] if "tied" in options else [True])]
+        found += [Cell(name, grouped=True)] if "kv_heads" in options else []
+    return found
+
+
+@dataclass(frozen=True)
+class RandomData:
+    """Batches of random tokens or images, each a function of (seed, step)."""
+
+    config: DataConfig
+    objective: str
+    batch: int
+    name: str = "random"
+    fingerprint: str = "random"
+    vocabulary: int = VOCABULARY
+    evaluation_batches: int = 1
+    costly: bool = False
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batch * self.config.positions
+
+    def train_batch(self, step: int, seed: int) -> Batch:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1000 * seed + step + 1)  # torch.manual_seed is slow: it seeds every device
+            return shape_batch(self.config, self.objective, self.batch, self.vocabulary, CPU)
+
+    def validation_batches(self) -> list[Batch]:
+        return [self.train_batch(VALIDATION, 0)]
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name}

@@ -1,0 +1,92 @@
+"""What tuning searches: the same learning rates and warm-ups for every method, and what each declares tunable."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optuna.trial import FrozenTrial, Trial
+
+from growbench import architectures, data
+from growbench.config.schema import Experiment
+from growbench.errors import UsageError
+from growbench.registry import Found
+
+LR = (0.3, 3.0)  # times the experiment's
+WARMUP = 0.2  # of the budget, at most
+Values = Mapping[str, Any]  # of a trial: train.lr, train.warmup in steps, and the method's own hyperparameters
+Trials = Mapping[str, Sequence[FrozenTrial]]  # by method
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a value is looked for, ends included: by ratio if it spans a factor of ten; whole numbers if both ends are."""
+
+    low: float
+    high: float
+
+    @property
+    def log(self) -> bool:
+        return self.low > 0 and round(self.high / self.low, 6) >= 10
+
+    def holding(self, value: float) -> Range:
+        """The range, wide enough for a value, and of its type."""
+        kind = type(value)
+        return Range(kind(min(self.low, value)), kind(max(self.high, value)))
+
+    def suggest(self, trial: Trial, name: str) -> float:
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(name, self.low, self.high, log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+def defaults(experiment: Experiment, found: Found) -> dict[str, Any]:
+    """The first trial of a method: what it runs with untuned."""
+    own = {name: getattr(found.method, name) for name in _tunable(found)}
+    return {"train.lr": experiment.train.lr, "train.warmup": experiment.train.warmup, **own}
+
+
+def space(experiment: Experiment, found: Found) -> dict[str, Range]:
+    """What is searched: the same learning rates and warm-ups for every method, and what it declares `tunable` of its own."""
+    train = experiment.train
+    shared = {"train.lr": Range(LR[0] * train.lr, LR[1] * train.lr), "train.warmup": Range(0, round(WARMUP * train.steps))}
+    ranges = shared | _tunable(found)
+    return {key: ranges[key].holding(default) for key, default in defaults(experiment, found).items()}
+
+
+def _tunable(found: Found) -> dict[str, Range]:
+    fields = dataclasses.fields(found.method)  # type: ignore[arg-type]
+    return {each.name: Range(*each.metadata["range"]) for each in fields if "range" in each.metadata}
+
+
+def with_values(found: Found, values: Values) -> Found:
+    """The method with other values of its hyperparameters, and of training."""
+    training = {key.removeprefix("train."): value for key, value in values.items() if key.startswith("train.")}
+    own = {key: value for key, value in values.items() if not key.startswith("train.")}
+    try:
+        return replace(found, method=replace(found.method, **own), training=training)
+    except UsageError as error:
+        raise UsageError(f"{found.name}: {error}") from None
+
+
+def best(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
+    """The trial of the lowest loss; None if all failed."""
+    return min(
+        (trial for trial in trials if trial.value is not None), key=lambda trial: (trial.value, trial.number), default=None
+    )
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """Of all that the runs of an experiment share, its data included."""
+    architecture = architectures.of(experiment)
+    corpus = data.load(experiment.data, architecture.objective, architecture.tokenizer, experiment.train.batch)
+    return digest(experiment.identity() | {"fingerprint": corpus.fingerprint})
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that stand for a value of plain JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

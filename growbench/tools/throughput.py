@@ -1,0 +1,264 @@
+"""Throughput on one experiment's target: the bare loop, growbench's loop, transformers.Trainer, in turn in one process.
+
+And what a step of each phase of a method costs in FLOPs, memory and time, against a plain step.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from growbench import architectures
+from growbench.config.schema import Experiment
+from growbench.console import Progress, human
+from growbench.costs import memory
+from growbench.costs.flops import count
+from growbench.costs.hardware import hardware
+from growbench.costs.ledger import Costs
+from growbench.data import Batch, Data, load
+from growbench.errors import UsageError
+from growbench.method import Method, Phase, Phases, Task, task_loss
+from growbench.training.parallel import Spread
+from growbench.training.step import Step
+from growbench.training.trainer import Trainer
+
+SECONDS = 3.0  # of training per measurement, about
+
+
+WARM_UP = 3  # steps
+
+
+def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
+    """The comparison as a text: matrix-product peak, tokens/s and share of the peak, medians over `rounds` alternations, ratios.
+
+    Every loop trains the experiment's target from scratch on the same batches, at the same precision, with gradient clipping, in
+    the same micro-batches, compiled or not. transformers.Trainer runs on the same architecture as transformers ships it. Raises
+    UsageError without the packages that transformers.Trainer needs.
+    """
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise UsageError('transformers.Trainer needs accelerate: pip install "growbench[bench]"') from error
+    architecture = architectures.of(experiment)
+    training = experiment.train
+    data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
+    precision = training.precision_on(device.type)
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        with device:
+            return architecture.build(experiment.sizes("target", data.vocabulary))
+
+    def shipped() -> nn.Module:
+        return as_shipped(fresh()).to(device)
+
+    part = data.train_batch(0, 0).part(0, training.batch // experiment.machine.rows(training.batch)).to(device)
+    flops_of_part, _ = count(lambda: task_loss(fresh(), part).backward())
+    flops_per_step = flops_of_part * training.batch // len(part.inputs)
+    bare = BareLoop(experiment, data, device, fresh())
+    bare.train(WARM_UP)
+    steps = max(5, round(SECONDS / _seconds(bare.train, 1, device)))
+    compiled = bare.step.compiled
+    del bare  # its memory is not growbench's
+    waited: list[float] = []
+    largest: list[int] = []
+
+    def ours(steps: int) -> float:
+        memory.reset_peak(device)
+        seconds, waiting, peak = growbench_seconds(experiment, data, device, steps, compiled)
+        waited.append(waiting / seconds)
+        largest.append(peak)
+        return seconds
+
+    loops: dict[str, Callable[[int], float]] = {
+        "bare loop": lambda n: bare_seconds(experiment, data, device, fresh(), n),
+        "growbench": ours,
+        "transformers.Trainer": lambda n: trainer_seconds(experiment, data, device, shipped(), n, compiled),
+    }
+    per_step: dict[str, list[float]] = {name: [] for name in loops}
+    peaks = []
+    for loop in loops.values():
+        loop(WARM_UP)
+    for _ in range(rounds):
+        peaks.append(matrix_peak(device, precision == "bf16"))
+        for name, loop in loops.items():
+            per_step[name].append(loop(steps) / steps)
+    peak = max(peaks)
+    lines = [
+        f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {hardware(device)['name']}, "
+        f"{torch.get_num_threads()} threads, {precision}{', compiled' * compiled}; "
+        f"medians of {rounds} alternations of {steps} steps",
+        f"matrix-product peak: {human(peak, 'FLOP/s')} (largest of {rounds})",
+        f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
+    ]
+    for name in loops:
+        middle = statistics.median(per_step[name])
+        ratios = [other / own for own, other in zip(per_step[name], per_step["transformers.Trainer"], strict=True)]
+        lines.append(
+            f"{name:<22} {data.tokens_per_batch / middle:>12.0f} {flops_per_step / middle / peak:>13.1%} {1000 * middle:>12.1f}"
+            f" {statistics.median(ratios):>14.2f} x"
+        )
+    overhead = [own / base - 1 for own, base in zip(per_step["growbench"], per_step["bare loop"], strict=True)]
+    flags = ", ".join(f"{key} {value}" for key, value in trainer_flags(experiment, device, compiled).items())
+    lines.append(f"transformers.Trainer: {type(shipped()).__name__} as its library ships it, {flags}")
+    lines.append(f"growbench's loop over the bare loop: {statistics.median(overhead):+.1%} time per step")
+    lines.append(f"growbench waits for data {statistics.median(waited):.1%} of the time; peak memory {human(max(largest), 'B')}")
+    return "\n".join(lines)
+
+
+class Labelled(nn.Module):
+    """An image model as transformers.Trainer wants it: it returns its own loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.model(pixel_values)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def as_shipped(model: nn.Module) -> nn.Module:
+    """The model's own library's class for it."""
+    if not hasattr(model, "config"):  # timm's models are ours but for the signature
+        return Labelled(model)
+    config = copy.deepcopy(model.config)
+    if config.pad_token_id is None:  # type: ignore[union-attr]
+        config.pad_token_id = 0  # type: ignore[union-attr]  # RoBERTa as shipped asks for one
+    return type(model).__base__(config)  # type: ignore[misc, no-any-return]
+
+
+class BareLoop:
+    """Forward, backward, clipping and optimizer on batches that lie ready: what a loop cannot do without."""
+
+    def __init__(self, experiment: Experiment, data: Data, device: torch.device, model: nn.Module) -> None:
+        optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model.train())
+        live, training = Spread(model, model, optimizer), experiment.train
+        self.step = Step.of(Phase(model=model), live, training, experiment.machine, device, training.steps)
+        self.batches = itertools.cycle([data.train_batch(step, 0).to(device) for step in range(8)])
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step.backward(next(self.batches), 0)
+            self.step.update()
+
+
+def bare_seconds(experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int) -> float:
+    """Seconds of `steps` steps of the bare loop, after a few more."""
+    loop = BareLoop(experiment, data, device, model)
+    loop.train(WARM_UP)
+    return _seconds(loop.train, steps, device)
+
+
+@dataclass(frozen=True)
+class Stretch(Method):
+    """The first steps of training from scratch, at the cadence of the whole budget."""
+
+    paper: ClassVar[str] = ""
+    uses_source: ClassVar[bool] = False
+    steps: int = 1
+
+    def phases(self, task: Task) -> Phases:
+        yield Phase(model=task.build(), steps=self.steps)
+
+
+def growbench_seconds(
+    experiment: Experiment, data: Data, device: torch.device, steps: int, compiled: bool
+) -> tuple[float, float, int]:
+    """Charged seconds of `steps` steps of the runner's own loop, from scratch; those of waiting for data; peak memory."""
+    torch.manual_seed(0)
+    costs = Costs(device)
+    task = Task.of(experiment, "target", data.vocabulary, costs)
+    machine = replace(experiment.machine, compile="on" if compiled else "off")  # as in a run at the whole budget
+    trainer = Trainer(task, data, 0, costs, [], Progress("bench", steps, None, shown=False), machine=machine)
+    outcome = trainer.run(Stretch(steps))
+    return costs.seconds["train"], outcome.waited, costs.peak_memory()
+
+
+def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) -> dict[str, Any]:
+    """What transformers.Trainer is told, so that it is as fast as it can be."""
+    rows = experiment.machine.rows(experiment.train.batch)
+    return {
+        "bf16": experiment.train.precision_on(device.type) == "bf16",
+        "torch_compile": compiled,
+        "optim": "adamw_torch_fused",
+        "dataloader_num_workers": 4 if device.type == "cuda" else 0,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": experiment.train.batch // rows,
+    }
+
+
+def trainer_seconds(
+    experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int, compiled: bool
+) -> float:
+    """Seconds of `steps` steps of transformers.Trainer, after a few more."""
+    from transformers import Trainer as TransformersTrainer
+    from transformers import TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import PrinterCallback
+
+    class Timer(TrainerCallback):
+        start = seconds = 0.0
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step in (WARM_UP, WARM_UP + steps):
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                self.start, self.seconds = time.perf_counter(), time.perf_counter() - self.start
+
+    timer = Timer()
+    rows = [row for step in range(8) for row in _rows(data.train_batch(step, 0))]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=WARM_UP + steps,
+            learning_rate=experiment.train.lr,
+            max_grad_norm=experiment.train.clip,
+            use_cpu=device.type == "cpu",
+            **trainer_flags(experiment, device, compiled),
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several it would use by nn.DataParallel, with as many batches a step
+        trainer = TransformersTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[timer])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return timer.seconds
+
+
+def _rows(batch: Batch) -> list[dict[str, Tensor]]:
+    """A batch as transformers' collator wants it: one mapping an image or a sequence, -100 where nothing is scored."""
+    if batch.inputs.dim() == 4:
+        return [{"pixel_values": image, "labels": label} for image, label in zip(batch.inputs, batch.labels, strict=True)]
+    labels = batch.inputs
+    if batch.positions is not None:
+        labels = torch.full_like(batch.inputs, -100)
+        labels.view(-1)[batch.positions] = batch.labels
+    return [{"input_ids": row, "labels": answer} for row, answer in zip(batch.inputs, labels, strict=True)]
+
+
+def matrix_peak(device: torch.device, bf16: bool) -> float:
+    """FLOPs per second of a large square matrix product on this device, at this precision: the best of a few."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+    return max(2 * size**3 / _seconds(lambda _: a @ a, 1, device) for _ in range(5))
+
+
+def _seconds(train: Callable[[int], Any], steps: int, device: torch.device) -> float:
+    """Wall seconds of `train(steps)`, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    train(steps)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

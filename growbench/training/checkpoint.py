@@ -1,0 +1,177 @@
+"""Checkpoints of a run: what training needs to go on as if it had never stopped. Safetensors with JSON inside; no pickle.
+
+A run resumes by replay. Its method's generator runs again from the start; a phase that had ended is loaded in place of being
+trained, and the one that was under way goes on where it was. A run that branches off another one resumes from that one's files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from growbench.console import say
+
+KEPT = 2  # newest checkpoints of a phase under way
+
+
+RandomStates = dict[str, Tensor]  # of torch's own generators
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model, its optimizer and the random states at a moment, and `state`: the run's own counters as plain JSON."""
+
+    tensors: Mapping[str, Tensor]
+    state: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer,
+        rng: torch.Generator,
+        state: dict[str, Any],
+        randomness: RandomStates | None = None,
+    ) -> Checkpoint:
+        """The present moment. `rng`: the task's generator. `randomness`: what is kept of torch's own; None: as they are."""
+        tensors = {f"model.{name}": tensor for name, tensor in _tensors(model).items()}
+        for index, parameter in enumerate(_parameters(optimizer)):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{index}.{key}"] = value
+        tensors |= {"rng.task": rng.get_state()} | (randomness or random_states())
+        return cls(tensors, state)
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a file. Raises OSError or SafetensorError if it cannot be read."""
+        with safe_open(path, framework="pt") as file:
+            return cls({key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["state"]))  # noqa: SIM118
+
+    def save(self, path: Path) -> None:
+        """Write a file, in full or not at all."""
+        draft = path.with_suffix(".part")
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self.tensors.items()}
+        save_file(tensors, draft, {"state": json.dumps(self.state)})
+        os.replace(draft, path)
+
+    def restore(self, model: nn.Module, optimizer: Optimizer, rng: torch.Generator, moments: torch.device) -> None:
+        """Bring model, optimizer (its moments to that device) and random states back, in place.
+
+        Raises ValueError if they are not of the same make.
+        """
+        own = _tensors(model)
+        if own.keys() != {key.removeprefix("model.") for key in self.tensors if key.startswith("model.")}:
+            raise ValueError("the checkpoint is of another model")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(self.tensors[f"model.{name}"])
+        parameters = _parameters(optimizer)
+        for name, value in self.tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                parameter = parameters[int(index)]
+                optimizer.state[parameter][key] = value.to(moments if value.dim() else parameter.device)
+        rng.set_state(self.tensors["rng.task"])
+        torch.set_rng_state(self.tensors["rng.cpu"])
+        if "rng.cuda" in self.tensors and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(self.tensors["rng.cuda"])
+
+
+def random_states() -> RandomStates:
+    """Of torch's generators on the CPU and on the CUDA device, by their names in a checkpoint."""
+    states = {"rng.cpu": torch.get_rng_state()}
+    return states | {"rng.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else states
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own tensors, tied ones once; parameters without elements are shells, and left out."""
+    persistent = model.state_dict(keep_vars=True)
+    named = {**dict(model.named_parameters()), **{name: b for name, b in model.named_buffers() if name in persistent}}
+    return {name: tensor for name, tensor in named.items() if tensor.numel()}
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class Checkpoints:
+    """The checkpoints of one run in a folder of their own: the end of each phase, the newest of the one under way, branches."""
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder = folder
+        self.writes = writes  # of several processes, one does
+
+    def ended(self, phase: int) -> Checkpoint | None:
+        """The end of a phase, by its number; None if it has not ended, or its file cannot be read."""
+        return _read(self.folder / f"phase-{phase}.safetensors")
+
+    def newest(self, phase: int) -> Checkpoint | None:
+        """The newest readable one within a phase."""
+        return next((found for path in self._within(phase) if (found := _read(path))), None)
+
+    def save_end(self, phase: int, checkpoint: Checkpoint) -> None:
+        self._save(f"phase-{phase}", checkpoint)
+
+    def save_step(self, phase: int, step: int, checkpoint: Checkpoint) -> None:
+        self._save(f"phase-{phase}-step-{step}", checkpoint)
+        if self.writes:
+            for path in self._within(phase)[KEPT:]:
+                path.unlink()
+
+    def save_branch(self, scored_steps: int, checkpoint: Checkpoint) -> None:
+        """Keep this moment for a run that is to branch off after so many scored steps."""
+        self._save(f"branch-{scored_steps}", checkpoint)
+
+    def branch(self, scored_steps: int) -> Checkpoint | None:
+        """What was kept there, if the ends of all phases before it are kept too."""
+        found = _read(self.folder / f"branch-{scored_steps}.safetensors")
+        before = range(len(found.state["phases"])) if found else ()
+        return found if all((self.folder / f"phase-{phase}.safetensors").is_file() for phase in before) else None
+
+    def branch_off(self, trunk: Checkpoints, branch: Checkpoint) -> None:
+        """Begin where another run was, at a branch of its own; a run that has begun already goes on."""
+        number = len(branch.state["phases"])
+        if self.writes and not any(self.folder.glob("phase-*")):
+            for phase in range(number):
+                shutil.copy2(trunk.folder / f"phase-{phase}.safetensors", self.folder)
+            self.save_step(number, branch.state["stretch"]["done"], branch)
+
+    def remove(self) -> None:
+        """The run has ended, and no other one will branch off."""
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _save(self, name: str, checkpoint: Checkpoint) -> None:
+        """A checkpoint that cannot be written (a full disk) is said, and training goes on without it."""
+        if self.writes:
+            path = self.folder / f"{name}.safetensors"
+            try:
+                checkpoint.save(path)
+            except (OSError, SafetensorError) as error:
+                say(f"{path}: this checkpoint could not be kept: {error}")
+                path.with_suffix(".part").unlink(missing_ok=True)
+
+    def _within(self, phase: int) -> list[Path]:
+        """The files of a phase under way, the newest first."""
+        pattern = re.compile(rf"phase-{phase}-step-(\d+)\.safetensors")
+        found = [(int(match[1]), path) for path in self.folder.glob("*") if (match := pattern.fullmatch(path.name))]
+        return [path for _, path in sorted(found, reverse=True)]
+
+
+def _read(path: Path) -> Checkpoint | None:
+    try:
+        return Checkpoint.load(path)
+    except (OSError, SafetensorError):
+        return None

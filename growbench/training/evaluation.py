@@ -1,0 +1,94 @@
+"""What a model says on the fixed validation batches: its loss, how growth changed its outputs; its duplicates. Never charged."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from growbench.costs.ledger import Costs
+from growbench.data import Data
+from growbench.growth.weights import Axis, Weights
+from growbench.method.loss import cross_entropy
+
+OUTPUTS = 1024  # rows of logits that outputs are compared on
+
+
+class Evaluation:
+    """Evaluates models of one run. Leaves them in their mode, and everything it spends in the account `evaluation`."""
+
+    def __init__(self, data: Data, rows: int, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]) -> None:
+        """`rows`: how many of a batch are worked on at a time."""
+        self.batches = [
+            batch.part(number, parts).to(costs.device)
+            for batch in data.validation_batches()
+            for parts in [len(batch.inputs) // rows]
+            for number in range(parts)
+        ]
+        self.classifies, self.costs, self.autocast = classifies, costs, autocast
+        self.flops_each = 0  # of one evaluation
+        self.before: Tensor | None = None  # outputs before the next growth
+
+    def scores(self, model: nn.Module, counted: bool) -> tuple[float, float | None]:
+        """Mean loss over the batches, and of images the accuracy. `counted`: count FLOPs anew, as for a new phase."""
+
+        def means() -> list[float]:
+            rows = []
+            for batch in self.batches:
+                logits = model(batch.inputs, batch.positions)
+                row = [cross_entropy(logits, batch.labels)]
+                if self.classifies:
+                    row.append((logits.argmax(-1) == batch.labels).float().mean())
+                rows.append(torch.stack(row))
+            return torch.stack(rows).mean(0).tolist()  # type: ignore[no-any-return]
+
+        mode = model.training
+        model.eval()
+        with torch.no_grad(), self.autocast:
+            if counted:
+                before = self.costs.flops["evaluation"]
+                loss, *accuracy = self.costs.charged("evaluation", means)
+                self.flops_each = self.costs.flops["evaluation"] - before
+            else:
+                with self.costs.clocked("evaluation"):
+                    loss, *accuracy = means()
+                self.costs.flops["evaluation"] += self.flops_each
+        model.train(mode)
+        return loss, accuracy[0] if accuracy else None
+
+    def remember(self, model: nn.Module) -> None:
+        """Keep this model's outputs, to compare a grown one with."""
+        self.before = self._outputs(model)
+
+    def change(self, model: nn.Module) -> float | None:
+        """Norm of the difference of outputs to the remembered ones, over their norm; None if there are none."""
+        if self.before is None:
+            return None
+        return ((self._outputs(model) - self.before).norm() / self.before.norm()).item()
+
+    def _outputs(self, model: nn.Module) -> Tensor:
+        """Logits (N, vocabulary) of the first positions of validation, in evaluation mode."""
+        batch, mode = self.batches[0], model.training
+        with torch.no_grad(), self.autocast:
+            logits = self.costs.charged("evaluation", lambda: model.eval()(batch.inputs, batch.positions))
+        model.train(mode)
+        return logits[:OUTPUTS].float()
+
+
+SAME = 0.99  # cosine above which two units are duplicates
+
+
+def duplicates(weights: Weights) -> float:
+    """The share of FFN units whose incoming weights point the same way as those of another unit of their layer.
+
+    Growth by copying starts near 1 where every unit was copied; as long as it stays there the copies have not parted, and the
+    larger model is no richer than the small one.
+    """
+    shares = []
+    for weight in weights.values():
+        if weight.role == "ffn_up" and weight.axes == (Axis.LAYER, Axis.FFN, Axis.WIDTH):
+            for layer in torch.nn.functional.normalize(weight.value.float(), dim=-1):
+                likeness = layer @ layer.mT
+                shares.append((likeness.fill_diagonal_(0).amax(-1) > SAME).float().mean())
+    return torch.stack(shares).mean().item()
