@@ -384,7 +384,7 @@ def test_cells_carry_their_heads_for_narrow_screens(made: Path) -> None:
 
 
 def test_the_committed_report_is_what_its_runs_give(tmp_path: Path, figures: Figures) -> None:
-    folder = Path(__file__).parents[1] / "results/reference/gpt2-tiny"
+    folder = Path(__file__).parents[2] / "results/reference/gpt2-tiny"
     with figures():
         out = report.make(folder, tmp_path).parent
     assert {path.name for path in out.iterdir()} == {path.name for path in (folder / "report").iterdir()}

@@ -1,6 +1,6 @@
 """Throw nonsense at the command line, experiment files and corpora: each case ends in success, or in exit code 2 with one line.
 
-    python -m tests.fuzz --cases 5000
+    python -m tests.soak.fuzz --cases 5000
 
 Never a traceback, never a partial folder of results. `make test` throws a few hundred.
 """
@@ -151,7 +151,7 @@ def throw(name: str, cases: int) -> Counter[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.fuzz", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--cases", type=int, default=5000)
     cases = parser.parse_args().cases
     os.environ |= {"HF_HUB_OFFLINE": "1"}

@@ -1,6 +1,6 @@
 """Kill real runs at random moments, start them again, and compare what they leave with runs that were left alone: bit for bit.
 
-    python -m tests.crash --kills 20
+    python -m tests.soak.crash --kills 20
 
 The moments are counted in lines of progress, from 1 to 60 after each start, so that every kill hits training.
 """
@@ -87,7 +87,7 @@ def crash(experiment: list[str], methods: str, kills: int, seed: int, folder: Pa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.crash", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(prog="python -m tests.soak.crash", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", default=METHODS)
