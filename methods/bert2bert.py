@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from growbench.errors import UsageError
 from growbench.method import (
     Axis,
     Batch,
@@ -18,6 +17,7 @@ from growbench.method import (
     Phases,
     Select,
     Task,
+    UsageError,
     Weights,
     copying,
     deepen,
@@ -27,7 +27,6 @@ from growbench.method import (
 )
 
 
-@dataclass(frozen=True)
 class Bert2Bert(Method):
     """Copy the source's neurons and heads into the wider model, then stack its layers to the target's depth.
 
@@ -58,13 +57,13 @@ class Bert2Bert(Method):
             raise UsageError(f"sub_model_layers = {self.sub_model_layers}: must be at least 1")
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source_sizes, task.target
+        source, target = task.source_config, task.target_config
         maps = copying(source, target, task.rng)
         weights = task.read(task.source)
         grown = widen(weights, maps)
         if self.init == "aki":
             grown = with_new_units(grown, widen(upper_layers(weights), maps), maps)
-        model = task.grow(deepen(grown, stack_and_top(source.layers, target.layers)))
+        model = task.model_from(deepen(grown, stack_and_top(source.layers, target.layers)))
         if self.sub_model_share:
             yield self.sub_models(task, model)
         yield Phase(model=model)
@@ -73,8 +72,8 @@ class Bert2Bert(Method):
         """The first stage: sub-models of rising depth, one picked at random for each step."""
         depths = sorted(
             {
-                min(depth + self.sub_model_layers, task.target.layers)
-                for depth in range(0, task.target.layers, self.sub_model_layers)
+                min(depth + self.sub_model_layers, task.target_config.layers)
+                for depth in range(0, task.target_config.layers, self.sub_model_layers)
             }
         )
         picks = torch.randint(len(depths), (task.budget,), generator=task.rng).tolist()
@@ -94,7 +93,7 @@ class Bert2Bert(Method):
             model.requires_grad_(True)  # the graph is built: the optimizer skips what has no gradient
             return value
 
-        return Phase(model=model, steps=self.sub_model_share, loss=loss, kind=depth_at, name="sub-models")
+        return Phase(model=model, share=self.sub_model_share, loss=loss, workload=depth_at, name="sub-models")
 
 
 @contextmanager

@@ -1,15 +1,13 @@
 """Direct copy: the small model in the corner of a random large one."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from growbench.errors import UsageError
-from growbench.method import Method, Phase, Phases, Task, deepen, stack
+from growbench.method import Method, Phase, Phases, Task, UsageError, deepen, stack
 
 
-@dataclass(frozen=True)
 class DirectCopy(Method):
     """Copy the small model's weights into the corner of a freshly initialised large one; stack its layers.
 
@@ -25,7 +23,7 @@ class DirectCopy(Method):
     new: Literal["random", "morph"] = "random"  # morph: random incoming weights, zero outgoing ones
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source_sizes, task.target
+        source, target = task.source_config, task.target_config
         for what, old, grown in (
             ("width / heads", source.head_size, target.head_size),
             ("heads / kv_heads", source.heads // source.key_value_heads, target.heads // target.key_value_heads),
@@ -42,4 +40,4 @@ class DirectCopy(Method):
             value[tuple(slice(size) for size in corner.shape)] = corner
             return value
 
-        yield Phase(model=task.grow({name: replace(weight, value=filled(name)) for name, weight in large.items()}))
+        yield Phase(model=task.model_from({name: replace(weight, value=filled(name)) for name, weight in large.items()}))

@@ -1,12 +1,10 @@
 """Interpolation: every layer repeated in place."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from growbench.method import Method, Phase, Phases, Task, copying, deepen, interleave, widen
 
 
-@dataclass(frozen=True)
 class Interpolation(Method):
     """Copy the source's neurons and heads into the wider model, then repeat each of its layers in place.
 
@@ -21,6 +19,6 @@ class Interpolation(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/1710.10348"
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source_sizes, task.target
+        source, target = task.source_config, task.target_config
         wide = widen(task.read(task.source), copying(source, target, task.rng))
-        yield Phase(model=task.grow(deepen(wide, interleave(source.layers, target.layers))))
+        yield Phase(model=task.model_from(deepen(wide, interleave(source.layers, target.layers))))

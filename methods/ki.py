@@ -1,16 +1,13 @@
 """KI: knowledge inheritance."""
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from growbench.errors import UsageError
-from growbench.method import Batch, Method, Phase, Phases, Task, cross_entropy, tunable
+from growbench.method import Batch, Method, Phase, Phases, Task, UsageError, cross_entropy, tunable
 
 
-@dataclass(frozen=True)
 class Ki(Method):
     """Train the large model from random initialisation, at first with the small one as its teacher.
 
@@ -53,7 +50,7 @@ class Ki(Method):
             a = self.weight * (1 - step / guided_steps)
             return (1 - a) * cross_entropy(logits, batch.labels) + a * distillation(logits, taught, self.temperature)
 
-        trained = yield Phase(model=student, steps=self.share, loss=loss, name="inherit")
+        trained = yield Phase(model=student, share=self.share, loss=loss, name="inherit")
         yield Phase(model=student, optimizer=trained.optimizer)
 
 

@@ -1,6 +1,5 @@
 """LiGO: a learned linear growth operator."""
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -8,8 +7,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import one_hot
 
-from growbench.costs.published import ligo_paper_construction, ligo_paper_step
-from growbench.errors import UsageError
 from growbench.method import (
     WIDTHS,
     Axis,
@@ -19,12 +16,15 @@ from growbench.method import (
     Phase,
     Phases,
     Task,
+    UsageError,
     Weight,
     Weights,
     constant,
     deepen,
     interleave,
     length,
+    ligo_paper_construction,
+    ligo_paper_step,
     stack,
     tunable,
     widen,
@@ -41,7 +41,7 @@ class Operator(nn.Module):
     def __init__(self, task: Task, settings: "Ligo") -> None:
         super().__init__()
         self.settings, self.architecture = settings, task.architecture
-        self.sizes, self.source_sizes = task.target, task.source_sizes
+        self.sizes, self.source_sizes = task.target_config, task.source_config
         self.source = task.read(task.source)  # constants
         self.large = task.build().requires_grad_(False)
         for parameter in self.large.parameters():
@@ -114,7 +114,6 @@ def _key(name: str) -> str:
     return name.replace(".", "-")  # a parameter's name holds no dot
 
 
-@dataclass(frozen=True)
 class Ligo(Method):
     """Learn a linear map from the small model's weights to the large one's, grow once, then train the large model.
 
@@ -160,8 +159,9 @@ class Ligo(Method):
                 steps=self.operator_steps,
                 optimizer=task.optimizer(operator, lr=self.operator_lr, weight_decay=0.0),
                 schedule=constant,
-                scored=False,
+                account="operator",
                 name="learn operator",
+                paper_step_flops=operator.paper_step_flops,
             )
         yield Phase(model=operator.materialise())
 

@@ -1,15 +1,13 @@
 """MSLT: multi-stage layer-wise training."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from growbench.errors import UsageError
-from growbench.method import Method, Phase, Phases, Task, Weight, Weights, deepen
+from growbench.method import Method, Phase, Phases, Task, UsageError, Weight, Weights, deepen
 
 
-@dataclass(frozen=True)
 class Mslt(Method):
     """Train a shallow model; add copies of its top layers and train only those, stage by stage; then train all layers.
 
@@ -36,23 +34,23 @@ class Mslt(Method):
             raise UsageError(f"shares = {list(self.shares)}: at least one, each above 0, their sum below 1")
 
     def phases(self, task: Task) -> Phases:
-        (depth, share), *later = self.stages(task.target.layers).items()
-        model = task.build(replace(task.target, layers=depth))
-        trained = yield Phase(model=model, steps=share, name=f"depth {depth}")
+        (depth, share), *later = self.stages(task.target_config.layers).items()
+        model = task.build(replace(task.target_config, layers=depth))
+        trained = yield Phase(model=model, share=share, name=f"depth {depth}")
         untied = self.tied_embedding == "untied" and "head.weight" not in task.read(model)
         for deeper, share in later:
             weights = deepen(task.read(trained.model), [*range(depth), *range(2 * depth - deeper, depth)])
-            sizes = replace(task.target, layers=deeper)
+            sizes = replace(task.target_config, layers=deeper)
             if untied:
                 weights, sizes = untie(weights), replace(sizes, tied=False)
-            model = task.grow(weights, sizes)
+            model = task.model_from(weights, sizes)
             detached = self.freeze_below(task, model, depth)
-            trained = yield Phase(model=model, steps=share, name=f"top of {deeper}")
+            trained = yield Phase(model=model, share=share, name=f"top of {deeper}")
             if detached:
                 detached.remove()
             depth = deeper
         if untied and later:
-            model = task.grow(tie(task.read(model)))
+            model = task.model_from(tie(task.read(model)))
         yield Phase(model=model.requires_grad_(True), name="all layers")
 
     def stages(self, layers: int) -> dict[int, float]:

@@ -1,16 +1,29 @@
 """Net2Net: wider by copies, deeper by identities."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from growbench.errors import UsageError
-from growbench.method import Axis, Maps, Method, Phase, Phases, Select, Task, Weight, Weights, copying, deepen, tunable, widen
+from growbench.method import (
+    Axis,
+    Maps,
+    Method,
+    Phase,
+    Phases,
+    Select,
+    Task,
+    UsageError,
+    Weight,
+    Weights,
+    copying,
+    deepen,
+    tunable,
+    widen,
+)
 
 
-@dataclass(frozen=True)
 class Net2Net(Method):
     """Copy neurons and heads with division and a little noise, then add layers on top that change nothing yet.
 
@@ -32,12 +45,12 @@ class Net2Net(Method):
             raise UsageError(f"noise = {self.noise}: must be at least 0")
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source_sizes, task.target
+        source, target = task.source_config, task.target_config
         maps = copying(source, target, task.rng)
         wide = widen(task.read(task.source), maps)
         if self.noise:
             wide = self.noisy(wide, maps, task.rng)
-        yield Phase(model=task.grow(with_identities(wide, source.layers, target.layers)))
+        yield Phase(model=task.model_from(with_identities(wide, source.layers, target.layers)))
 
     def noisy(self, weights: Weights, maps: Maps, rng: torch.Generator) -> Weights:
         """Noise on every entry of a matrix that belongs to a further copy of a unit."""

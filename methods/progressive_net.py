@@ -2,15 +2,13 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from growbench.costs.published import ligo_paper_step
-from growbench.method import Method, Phase, Phases, Task, interleave, tunable
+from growbench.method import Method, Phase, Phases, Task, interleave, ligo_paper_step, tunable
 
 
 class Columns(nn.Module):
@@ -18,10 +16,13 @@ class Columns(nn.Module):
 
     def __init__(self, task: Task, alpha: float) -> None:
         super().__init__()
-        self.sizes, self.source_sizes = task.target, task.source_sizes
+        small, large = task.source_config, task.target_config
+        self.sizes, self.source_sizes = large, small
         self.column, self.source = task.build(), copy.deepcopy(task.source)  # other methods use the source without hooks
         with task.device:
-            adapters = [Adapter(task.source_sizes.width, task.target.width, alpha) for _ in range(task.target.layers)]
+            adapters = [
+                Adapter(task.source_config.width, task.target_config.width, alpha) for _ in range(task.target_config.layers)
+            ]
         self.adapters = nn.ModuleList(adapters)
         self.states: list[Tensor] = []  # what entered each layer of the source
 
@@ -33,7 +34,7 @@ class Columns(nn.Module):
 
         for layer in layers_of(task, self.source):
             layer.register_forward_pre_hook(keep)
-        places = interleave(task.source_sizes.layers, task.target.layers)
+        places = interleave(small.layers, large.layers)
         for layer, adapter, place in zip(layers_of(task, self.column), adapters, places, strict=True):
             layer.register_forward_pre_hook(join(adapter, place))
 
@@ -75,7 +76,6 @@ def layers_of(task: Task, model: nn.Module) -> list[nn.Module]:
     return list(getattr(parent, name))
 
 
-@dataclass(frozen=True)
 class ProgressiveNet(Method):
     """Train the target from random initialisation beside the frozen source, which it reads through lateral adapters.
 
@@ -92,4 +92,5 @@ class ProgressiveNet(Method):
     alpha: float = tunable(0.1, 0.01, 1.0)
 
     def phases(self, task: Task) -> Phases:
-        yield Phase(model=Columns(task, self.alpha))
+        columns = Columns(task, self.alpha)
+        yield Phase(model=columns, target=columns.column, paper_step_flops=columns.paper_step_flops)

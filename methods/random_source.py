@@ -1,14 +1,11 @@
 """Growth from an untrained source."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from growbench.errors import UsageError
-from growbench.method import Method, Phases, Task
+from growbench.method import Method, Phases, Task, UsageError
 from growbench.registry import get
 
 
-@dataclass(frozen=True)
 class RandomSource(Method):
     """Grow a small model that was never trained, by the operator of another method: a control.
 
@@ -28,5 +25,5 @@ class RandomSource(Method):
         method = get(self.like).method
         if not method.uses_source or method.keeps_source:
             raise UsageError(f"random_source.like = {self.like!r}: must be a method that grows a source, and does not keep it")
-        untrained = task.build(task.source_sizes).requires_grad_(False).eval()
+        untrained = task.build(task.source_config).requires_grad_(False).eval()
         yield from method.phases(task.with_source(untrained))

@@ -1,12 +1,10 @@
 """Training from random initialisation."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from growbench.method import Method, Phase, Phases, Task
 
 
-@dataclass(frozen=True)
 class Scratch(Method):
     """Train the target from random initialisation: the baseline.
 

@@ -1,13 +1,10 @@
 """Control: scratch with a new optimizer on the way."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from growbench.errors import UsageError
-from growbench.method import Method, Phase, Phases, Task
+from growbench.method import Method, Phase, Phases, Task, UsageError
 
 
-@dataclass(frozen=True)
 class ScratchRestart(Method):
     """Control: scratch that throws its optimizer's state away after a share of the budget, as growth does.
 
@@ -28,5 +25,5 @@ class ScratchRestart(Method):
             raise UsageError(f"share = {self.share}: must be above 0 and below 1")
 
     def phases(self, task: Task) -> Phases:
-        trained = yield Phase(model=task.build(), steps=self.share, name="before the restart")
+        trained = yield Phase(model=task.build(), share=self.share, name="before the restart")
         yield Phase(model=trained.model)

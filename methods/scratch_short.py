@@ -1,13 +1,10 @@
 """Training from random initialisation on a shorter budget."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from growbench.errors import UsageError
-from growbench.method import Method, Phase, Phases, Task
+from growbench.method import Method, Phase, Phases, Task, UsageError
 
 
-@dataclass(frozen=True)
 class ScratchShort(Method):
     """Train the target from random initialisation with a shorter schedule of its own: a control.
 
@@ -28,4 +25,4 @@ class ScratchShort(Method):
             raise UsageError(f"share = {self.share}: must be above 0 and at most 1")
 
     def phases(self, task: Task) -> Phases:
-        yield Phase(model=task.build(), steps=self.share, schedule=task.schedule)
+        yield Phase(model=task.build(), share=self.share, schedule=task.schedule)

@@ -1,15 +1,13 @@
 """StackBERT: progressive stacking."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import nn
 
-from growbench.errors import UsageError
-from growbench.method import Method, Phase, Phases, Task, deepen, stack
+from growbench.method import Method, Phase, Phases, Task, UsageError, deepen, stack
 
 
-@dataclass(frozen=True)
 class StackBert(Method):
     """Train a shallow model of the target's width, double its layers, go on; the last stage has the target's depth.
 
@@ -36,20 +34,20 @@ class StackBert(Method):
         return self.from_source
 
     def phases(self, task: Task) -> Phases:
-        depths = [task.target.layers]
+        depths = [task.target_config.layers]
         for _ in self.shares:
             depths.insert(0, (depths[0] + 1) // 2)
         if self.from_source:
-            small = task.source_sizes
-            if replace(small, layers=task.target.layers) != task.target:
+            small = task.source_config
+            if replace(small, layers=task.target_config.layers) != task.target_config:
                 raise UsageError("from_source: stackbert grows in depth only, so the source's other sizes must be the target's")
             depths = [depth for depth in depths if depth > small.layers] or depths[-1:]
             model = self.deeper(task, task.source, depths[0])
         else:
-            model = task.build(replace(task.target, layers=depths[0]))
+            model = task.build(replace(task.target_config, layers=depths[0]))
         shares = self.shares[len(self.shares) + 1 - len(depths) :]
         for share, depth, next_depth in zip(shares, depths, depths[1:], strict=False):
-            trained = yield Phase(model=model, steps=share, name=f"depth {depth}")
+            trained = yield Phase(model=model, share=share, name=f"depth {depth}")
             model = self.deeper(task, trained.model, next_depth)
         yield Phase(model=model, name=f"depth {depths[-1]}")
 
@@ -57,4 +55,4 @@ class StackBert(Method):
         """The model with its stack of layers repeated up to `depth`."""
         weights = task.read(model)
         layers = len(weights["layers.attention.out.weight"].value)
-        return task.grow(deepen(weights, stack(layers, depth)), replace(task.target, layers=depth))
+        return task.model_from(deepen(weights, stack(layers, depth)), replace(task.target_config, layers=depth))

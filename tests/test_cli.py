@@ -22,7 +22,6 @@ from typing import ClassVar
 import torch
 from growbench.method import Method, Phase, Phases, Task, task_loss
 
-@dataclass(frozen=True)
 class Mine(Method):
     "Start from scratch, a little differently."
     paper: ClassVar[str] = "https://example.org"
@@ -45,12 +44,12 @@ TEN_LINES = """
 from dataclasses import dataclass
 from growbench.method import Method, Phase, Phases, Task, deepen
 
-@dataclass(frozen=True)
 class Copy(Method):
     \"\"\"Train a target of one layer for a share of the budget, then repeat the layer.\"\"\"
     paper, uses_source, share = "https://example.org", False, 0.5
     def phases(self, task: Task) -> Phases:
-        trained = yield Phase(model=task.grow(deepen(task.read(task.build()), [0] * task.target.layers)), steps=self.share)
+        weights = deepen(task.read(task.build()), [0] * task.target_config.layers)
+        trained = yield Phase(model=task.model_from(weights), share=self.share)
         yield Phase(model=trained.model)
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from growbench.architectures import Architecture, sizes_of
@@ -41,18 +43,22 @@ def ligo_paper_construction(small: ModelConfig, large: ModelConfig) -> int:
 
 
 def paper_step(
-    architecture: Architecture, model: nn.Module, batch: int, sequence: int, teacher: ModelConfig | None = None
+    architecture: Architecture,
+    model: nn.Module,
+    batch: int,
+    sequence: int,
+    teacher: ModelConfig | None = None,
+    own: Callable[[int, int], int] | None = None,
 ) -> int | None:
-    """A step of any phase's model in the paper's counter; a model that is no plain transformer brings its own count.
+    """A step of any phase's model in the paper's counter; `own`: that of a model that is no plain transformer.
 
     A teacher's forward is charged as half a step of the teacher. None for what the counter does not know: images, other models.
     """
     if architecture.objective == "classes":
         return None
     taught = ligo_paper_step(teacher, batch, sequence) // 2 if teacher else 0
-    own = getattr(model, "paper_step_flops", None)
     if own:
-        return int(own(batch, sequence)) + taught
+        return own(batch, sequence) + taught
     try:
         trained = {(name.partition(".")[0], layer) for name, layer, p in architecture.parameters(model) if p.requires_grad}
     except AttributeError:

@@ -6,11 +6,13 @@ runner carries out, and what it computes between two yields is its growth. The r
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +22,46 @@ from growbench import architectures
 from growbench.architectures import Architecture
 from growbench.config.schema import Experiment, ModelConfig, Training
 from growbench.costs.ledger import Costs
+from growbench.costs.published import ligo_paper_construction, ligo_paper_step
 from growbench.data import Batch
 from growbench.errors import UsageError
 from growbench.growth.maps import copying, interleave, stack, stack_and_top
-from growbench.growth.weights import WIDTHS, Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, length, widen
+from growbench.growth.weights import WIDTHS, Axis, AxisMap, Extend, Maps, Select, Weight, Weights, deepen, length, widen
 from growbench.method import schedule
 from growbench.method.loss import cross_entropy
 from growbench.method.schedule import Schedule, constant
 
 __all__ = [
-    "WIDTHS", "Axis", "AxisMap", "Batch", "Extend", "Maps", "Method", "ModelConfig", "Phase", "Phases", "Project", "Schedule",
-    "Select", "Task", "Trained", "Weight", "Weights", "constant", "copying", "cross_entropy", "deepen", "interleave", "length",
-    "stack", "stack_and_top", "task_loss", "tunable", "widen",
+    "WIDTHS",
+    "Axis",
+    "AxisMap",
+    "Batch",
+    "Extend",
+    "Maps",
+    "Method",
+    "ModelConfig",
+    "Phase",
+    "Phases",
+    "Schedule",
+    "Select",
+    "Task",
+    "Trained",
+    "UsageError",
+    "Weight",
+    "Weights",
+    "constant",
+    "copying",
+    "cross_entropy",
+    "deepen",
+    "interleave",
+    "length",
+    "ligo_paper_construction",
+    "ligo_paper_step",
+    "stack",
+    "stack_and_top",
+    "task_loss",
+    "tunable",
+    "widen",
 ]  # fmt: skip
 
 
@@ -46,39 +76,71 @@ def task_loss(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
     return cross_entropy(model(batch.inputs, batch.positions), batch.labels)
 
 
-def one_kind(step: int) -> int:
-    """Every step does the same work."""
-    return 0
-
-
 @dataclass(kw_only=True)
 class Phase:
-    """A stretch of training that the runner carries out. The work per step must not change within a phase, but by `kind`.
+    """A stretch of training that the runner carries out.
 
-    An optimizer of the method's own, best made by `task.optimizer(model)`, brings what the phase starts with: its state,
-    and for each of its param groups a peak `lr`, and a `schedule` if the group is not to follow the phase's.
+    Its length is `steps`, or a `share` of the budget, or neither: the rest of the budget. Every step does the same work; where
+    it does not, `workload` says which of several workloads a step has. An optimizer of the method's own, best made by
+    `task.optimizer(model)`, brings its state, and for each of its param groups a peak `lr`.
     """
 
     model: nn.Module  # trained in place; requires_grad says what is frozen
-    steps: int | float | None = None  # a number of steps, a share of the budget, or None: the rest of the budget
+    steps: int | None = None
+    share: float | None = None  # of the budget, above 0 and up to 1
     loss: LossFn = task_loss
     optimizer: Optimizer | None = None  # None: task.optimizer(model)
-    schedule: Schedule | None = None  # None: the run's schedule goes on where it is (constant in unscored phases)
-    scored: bool = True  # False: charged as operator, outside the budget, and cannot reach the target
+    schedule: Schedule | None = None  # None: the run's schedule goes on where it is (constant in an operator's phase)
+    group_schedules: Sequence[Schedule | None] = ()  # one a param group of `optimizer`; None: the phase's
+    account: Literal["train", "operator"] = "train"  # operator: outside of the budget, and its losses reach no target
     name: str = "train"
-    kind: Callable[[int], int] = one_kind  # where steps differ in their work: which kind of work a step of the phase is
+    target: nn.Module | None = None  # the part of `model` that is the target, where `model` holds more
+    workload: Callable[[int], int] | None = None  # step within the phase -> number of its workload
+    paper_step_flops: Callable[[int, int], int] | None = None  # (batch, sequence length) -> FLOPs by the counter of LiGO's paper
+
+    @property
+    def scored(self) -> bool:
+        """Whether its steps are steps of the budget, and its losses can reach the target."""
+        return self.account == "train"
+
+    def workload_of(self, step: int) -> int:
+        """The workload of a step; 0 where all are the same."""
+        return 0 if self.workload is None else self.workload(step)
 
     def first_steps(self, steps: int) -> dict[int, int]:
-        """The first step of each kind of work among `steps`."""
-        return {0: 0} if self.kind is one_kind else {self.kind(step): step for step in reversed(range(steps))}
+        """The first step of each workload among `steps`."""
+        return {0: 0} if self.workload is None else {self.workload(step): step for step in reversed(range(steps))}
+
+    def workloads(self, steps: range) -> Counter[int]:
+        """How many of these steps have each workload."""
+        return Counter({0: len(steps)}) if self.workload is None else Counter(map(self.workload, steps))
 
     def length(self, budget: int, done: int) -> int:
-        """Steps of this phase when `done` of the budget's scored steps lie behind. Raises UsageError if it has none."""
+        """Steps of this phase when `done` of the budget's steps lie behind. Raises UsageError if it has none."""
         left = budget - done if self.scored else budget
-        steps = left if self.steps is None else round(self.steps * budget) if isinstance(self.steps, float) else self.steps
-        if steps < 1 or (self.steps is None and not self.scored):
-            raise UsageError(f"phase {self.name!r}: {self.steps} of {budget} steps: needs at least one step, unscored a number")
-        return min(steps, left) if self.scored else steps
+        asked = self._asked(budget, left)
+        if asked < 1:
+            raise UsageError(f"phase {self.name!r}: {asked} steps of a budget of {budget}: must have at least one")
+        return min(asked, left) if self.scored else asked
+
+    def _asked(self, budget: int, left: int) -> int:
+        if self.steps is not None and self.share is not None:
+            raise UsageError(f"phase {self.name!r}: steps = {self.steps} and share = {self.share}: give one of them")
+        if self.steps is not None:
+            if not isinstance(self.steps, int):
+                raise UsageError(
+                    f"phase {self.name!r}: steps = {self.steps}: must be a whole number; share= takes a share of the budget"
+                )
+            return self.steps
+        if self.share is not None:
+            if not 0 < self.share <= 1:
+                raise UsageError(
+                    f"phase {self.name!r}: share = {self.share}: must be above 0 and at most 1; steps= takes a number of steps"
+                )
+            return round(self.share * budget)
+        if not self.scored:
+            raise UsageError(f"phase {self.name!r}: is outside of the budget, so it must say steps= or share=")
+        return left
 
 
 @dataclass(frozen=True)
@@ -99,13 +161,13 @@ class Task:
     """What a method has to work with. Everything random in a method comes from `rng`."""
 
     architecture: Architecture
-    target: ModelConfig  # what to grow to
+    target_config: ModelConfig  # the sizes to grow to
     budget: int  # scored steps
     training: Training
     device: torch.device
     rng: torch.Generator  # on the CPU, seeded by the run's seed
     teacher: Callable[..., AbstractContextManager[None]]  # with task.teacher(): no gradients, its costs apart
-    source_sizes: ModelConfig
+    source_config: ModelConfig
     _source: nn.Module | None = field(default=None, repr=False)
 
     @classmethod
@@ -122,13 +184,13 @@ class Task:
         training = experiment.train if which == "target" else experiment.source_train
         return cls(
             architecture=architectures.of(experiment),
-            target=experiment.sizes(which, vocabulary),
+            target_config=experiment.sizes(which, vocabulary),
             budget=training.steps,
             training=training,
             device=costs.device,
             rng=torch.Generator().manual_seed(seed),
             teacher=costs.teacher,
-            source_sizes=experiment.sizes("source", vocabulary),
+            source_config=experiment.sizes("source", vocabulary),
             _source=source,
         )
 
@@ -148,18 +210,22 @@ class Task:
         """The same task from another small model."""
         return replace(self, _source=source)
 
-    def build(self, sizes: ModelConfig | None = None) -> nn.Module:
+    def build(self, config: ModelConfig | None = None) -> nn.Module:
         """A freshly initialised model, of the target's sizes unless told otherwise."""
         with self.device:
-            return self.architecture.build(sizes or self.target)
+            return self.architecture.build(config or self.target_config)
 
     def read(self, model: nn.Module) -> Weights:
-        """A model's canonical weights, without gradients."""
-        return self.architecture.read(model)
+        """A copy of a model's canonical weights, without gradients."""
+        weights = self.architecture.read(model)
+        return {name: replace(weight, value=weight.value.clone()) for name, weight in weights.items()}
 
-    def grow(self, weights: Weights, sizes: ModelConfig | None = None) -> nn.Module:
-        """A model holding these canonical weights. Raises ValueError if a parameter is missing or misshapen."""
-        return self.architecture.write(weights, self.build(sizes))
+    def model_from(self, weights: Weights, config: ModelConfig | None = None) -> nn.Module:
+        """A model that holds these canonical weights, of the target's sizes unless told otherwise.
+
+        Raises ValueError if a parameter is missing or misshapen.
+        """
+        return self.architecture.write(weights, self.build(config))
 
     def train_only(self, model: nn.Module, trained: Callable[[str, int | None], bool]) -> nn.Module:
         """Freeze all weights but those that `trained`(canonical name, layer or None) says; returns the model.
@@ -202,13 +268,31 @@ def tunable(default: Number, low: Number, high: Number, /) -> Number:
     return field(default=default, metadata={"range": (low, high)})
 
 
+CLASS_FIELDS = ("paper", "uses_source", "keeps_source")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 @dataclass(frozen=True)
 class Method(ABC):
-    """A growth method. Its docstring is its card; its first line says what the method does."""
+    """A growth method. Its annotated fields are its hyperparameters: each subclass is made a frozen dataclass.
+
+    Its docstring is its card; the first line says what the method does.
+    """
 
     paper: ClassVar[str]  # URL
     uses_source: ClassVar[bool] = True  # False: starts from nothing, and is charged no source
-    keeps_source: ClassVar[bool] = False  # True: the final model needs the source; the target is its submodule `column`
+    keeps_source: ClassVar[bool] = False  # True: the final model needs the source; each phase says which part is its `target`
+
+    def __init_subclass__(cls) -> None:
+        """Raises UsageError for a field that has no type, which would be no hyperparameter."""
+        for name, value in vars(cls).items():
+            is_data = not (name.startswith("_") or callable(value) or hasattr(value, "__get__"))
+            if is_data and name not in CLASS_FIELDS and name not in inspect.get_annotations(cls):
+                raise UsageError(
+                    f"{cls.__name__}.{name} = {value!r} has no type: write {name}: {type(value).__name__} = {value!r} for a "
+                    f"hyperparameter, or {name}: ClassVar[{type(value).__name__}] for a constant"
+                )
+        dataclass(frozen=True)(cls)
 
     @abstractmethod
     def phases(self, task: Task) -> Phases:

@@ -24,10 +24,9 @@ def branching_step(longer: Experiment, shorter: Experiment, method: Method, voca
     except Exception:  # a method that cannot be planned: nothing is known of it
         return None
     same = len(walks[0]) == len(walks[1]) and all(
-        (a.phase.name, a.phase.scored, a.phase.loss, a.phase.schedule, a.phase.kind)
-        == (b.phase.name, b.phase.scored, b.phase.loss, b.phase.schedule, b.phase.kind)
-        and (a.steps == b.steps or a.phase.steps is b.phase.steps is None)
-        and not any("schedule" in group for group in a.optimizer.param_groups)
+        (a.phase.name, a.phase.scored, a.phase.loss, a.phase.schedule, a.phase.workload, *a.phase.group_schedules)
+        == (b.phase.name, b.phase.scored, b.phase.loss, b.phase.schedule, b.phase.workload, *b.phase.group_schedules)
+        and (a.steps == b.steps or (a.phase.steps, a.phase.share) == (b.phase.steps, b.phase.share) == (None, None))
         for a, b in zip(*walks, strict=True)
     )
     return stable_steps(shorter.train, shorter.train.steps) if same else None

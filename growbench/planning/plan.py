@@ -23,7 +23,6 @@ from growbench.costs.published import paper_step
 from growbench.data.shapes import shape_batch
 from growbench.errors import UsageError
 from growbench.method import Method, Phase, Task, Trained, task_loss
-from growbench.method.interface import one_kind
 from growbench.planning.memory_estimate import Footprint, Kernels
 from growbench.registry import Found, get
 
@@ -128,17 +127,21 @@ def _plan(experiment: Experiment, method: Method, vocabulary: int, device: torch
         step = StepOnMeta(experiment, vocabulary, device, costs, footprint)
         for phase, model, optimizer, steps, growth_flops in walk(experiment, method, vocabulary, costs):
             remember_moments(optimizer)
-            times = Counter({0: steps} if phase.kind is one_kind else map(phase.kind, range(steps)))
+            times = phase.workloads(range(steps))
             flops: Counter[str] = Counter()
             memory = 0
-            for kind, first in phase.first_steps(steps).items():
+            for workload, first in phase.first_steps(steps).items():
                 spent, taken = step(phase, model, first)
-                flops.update({account: times[kind] * one for account, one in spent.items()})
+                flops.update({account: times[workload] * one for account, one in spent.items()})
                 memory = max(memory, taken)
             per_step = {account: spent / steps for account, spent in flops.items()}
             teacher = experiment.sizes("source", vocabulary) if "teacher" in flops else None
-            one = phase.kind is one_kind
-            paper = paper_step(architecture, model, training.batch, experiment.data.positions, teacher) if one else None
+            one = phase.workload is None
+            paper = (
+                paper_step(architecture, model, training.batch, experiment.data.positions, teacher, phase.paper_step_flops)
+                if one
+                else None
+            )
             planned.append(PlannedPhase(phase.name, steps, phase.scored, per_step, growth_flops, paper, memory))
     return planned
 
@@ -224,7 +227,7 @@ class StepOnMeta:
     def _plain(self, phase: Phase, model: nn.Module) -> Any:
         """All that a step depends on where the model and its loss are the architecture's own; else None."""
         architecture = architectures.of(self.experiment)
-        own = type(model).__module__ == architecture.make.__module__ and phase.loss is task_loss and phase.kind is one_kind
+        own = type(model).__module__ == architecture.make.__module__ and phase.loss is task_loss and phase.workload is None
         if not own or any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules()):
             return None
         parameters = tuple((name, parameter.shape, parameter.requires_grad) for name, parameter in model.named_parameters())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -65,7 +65,6 @@ PLANTED_SEEDS = 6
 NEAR = 0.03  # promised distance of a planted saving from its share
 
 
-@dataclass(frozen=True)
 class Planted(Method):
     """Start from scratch's own weights after so many steps, and go through the rest of its schedule."""
 
@@ -76,7 +75,7 @@ class Planted(Method):
         def later(step: int, steps: int) -> float:
             return task.schedule(self.steps + step, self.steps + steps)
 
-        yield Phase(model=task.grow(task.read(task.source)), steps=task.budget - self.steps, schedule=later)
+        yield Phase(model=task.model_from(task.read(task.source)), steps=task.budget - self.steps, schedule=later)
 
 
 class Promise(NamedTuple):

@@ -130,7 +130,6 @@ class Poisoned(Architecture):
         return super().write(weights, model)
 
 
-@dataclass(frozen=True)
 class Shortened(Method):
     """A method whose phases of a fixed number of steps are cut short."""
 
@@ -257,7 +256,6 @@ class Run:
         experiment = cell.experiment
         self.curve: list[dict[str, Any]] = []
         self.error: Exception | None = None
-        self.keeps_source = method.keeps_source
         torch.manual_seed(SEED)
         self.task = Task.of(experiment, "target", VOCABULARY, costs, SEED, source if method.uses_source else None)
         kind = self.task.architecture
@@ -275,8 +273,8 @@ class Run:
         trainer, outcome = self.trainer, self.trainer.outcome
         broken = [f"{place}: {what}" for what, place in trainer.broken.items()]
         ended = trainer.growing and isinstance(self.error, TrainingFailed)  # the loop's own look at the last model
-        if outcome.model is not None and (ended or not self.error):
-            broken += self._last_model(outcome.model)
+        if outcome.target is not None and (ended or not self.error):
+            broken += self._last_model(outcome.target)
         if ended and not trainer.scored:
             broken.append("no phase is scored: nothing is trained within the budget")
         if self.error and not (ended and broken):
@@ -287,12 +285,10 @@ class Run:
         return broken
 
     def _last_model(self, model: nn.Module) -> list[str]:
-        """What is wrong with the last scored model, or its column where the source is kept."""
-        if self.keeps_source:
-            model = model.get_submodule("column")
-        sizes, target = getattr(model, "sizes", None), self.task.target
+        """What is wrong with the last scored model, or its part that is the target."""
+        sizes, target = getattr(model, "sizes", None), self.task.target_config
         if not isinstance(sizes, ModelConfig):
-            return [f"{self.trainer.place}: the last scored model was not made by task.build or task.grow"]
+            return [f"{self.trainer.place}: the last scored model was not made by task.build or task.model_from"]
         wrong = [each.name for each in fields(target) if getattr(sizes, each.name) != getattr(target, each.name)]
         broken = [f"the last scored model has {key} = {getattr(sizes, key)}, the target {getattr(target, key)}" for key in wrong]
         if self.task.architecture.objective != "classes":

@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -159,7 +159,6 @@ def bare_seconds(experiment: Experiment, data: Data, device: torch.device, model
     return _seconds(loop.train, steps, device)
 
 
-@dataclass(frozen=True)
 class Stretch(Method):
     """The first steps of training from scratch, at the cadence of the whole budget."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,6 +41,7 @@ class Outcome:
 
     costs: Costs
     model: nn.Module | None = None  # the last scored one
+    target: nn.Module | None = None  # its part that is the target
     steps: int = 0
     tokens: int = 0
     scored_steps: int = 0
@@ -69,7 +70,7 @@ class Stretch:
     steps: int
     first_step: int  # of the run
     full_size: bool
-    flops: dict[int, dict[str, int]] = field(default_factory=dict)  # of a step of each kind of work, by account
+    flops: dict[int, dict[str, int]] = field(default_factory=dict)  # of a step of each workload, by account
     paper_flops: int | None = None  # of a step, by the counter of LiGO's paper
     done: int = 0
     laps: list[float] = field(default_factory=list)  # seconds of each step
@@ -85,8 +86,10 @@ class Stretch:
 
     def set_rates(self, step: int, share: float) -> None:
         """The learning rates of a step: this share of each peak, or what a param group's own schedule says."""
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * (group["schedule"](step, self.steps) if "schedule" in group else share)
+        schedules = dict(enumerate(self.phase.group_schedules))
+        for place, (group, peak) in enumerate(zip(self.optimizer.param_groups, self.peaks, strict=True)):
+            schedule = schedules.get(place)
+            group["lr"] = peak * (share if schedule is None else schedule(step, self.steps))
 
     def reset_rates(self) -> None:
         """Back to the peaks, so that the next phase can go on with this optimizer."""
@@ -102,7 +105,7 @@ class Stretch:
     def record(self) -> dict[str, Any]:
         """What run.json says of it when it has ended."""
         spent: Counter[str] = Counter()
-        charge(spent, self.flops, map(self.phase.kind, range(self.done)))
+        charge(spent, self.flops, self.phase.workloads(range(self.done)))
         return {
             "name": self.phase.name,
             "scored": self.phase.scored,
@@ -116,11 +119,11 @@ class Stretch:
         }
 
 
-def charge(flops: MutableMapping[str, int], by_kind: Mapping[int, dict[str, int]], kinds: Iterable[int]) -> None:
-    """Add the FLOPs of steps of these kinds of work to `flops`, by account."""
-    for kind, steps in Counter(kinds).items():
-        for account, each in by_kind[kind].items():
-            flops[account] += steps * each
+def charge(flops: MutableMapping[str, int], of_a_step: Mapping[int, dict[str, int]], steps: Mapping[int, int]) -> None:
+    """Add to `flops`, by account, those of so many steps of each workload. `of_a_step`: of one step, by workload."""
+    for workload, number in steps.items():
+        for account, each in of_a_step[workload].items():
+            flops[account] += number * each
 
 
 def pack(outcome: Outcome, now: Stretch) -> dict[str, Any]:

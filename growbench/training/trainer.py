@@ -19,7 +19,6 @@ from growbench.costs.published import paper_step
 from growbench.data import Batch, Data
 from growbench.data.feed import Feed
 from growbench.method import Method, Phase, Task, Trained, schedule
-from growbench.method.interface import one_kind
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.evaluation import Evaluation, duplicates
 from growbench.training.parallel import Parallel
@@ -62,7 +61,7 @@ class Trainer:
         precision = autocast(self.training, self.device)
         rows = machine.rows(self.training.batch)
         self.evaluation = Evaluation(data, rows, task.architecture.objective == "classes", costs, precision)
-        self.target_shapes = task.architecture.shapes(task.target)
+        self.target_shapes = task.architecture.shapes(task.target_config)
         self.outcome = Outcome(costs)
         self.costs = costs
         self.reached = False
@@ -74,7 +73,6 @@ class Trainer:
         self.started = self.saved = time.perf_counter()
         self.feed = Feed(self.data, self.seed, self.device, self.machine.workers, self.parallel.share, self.parallel.shares)
         phases = method.phases(self.task)
-        self.column = "column" if method.keeps_source else ""
         trained: Any = None
         try:
             if method.uses_source:
@@ -89,7 +87,7 @@ class Trainer:
                 if phase.scored and self.outcome.scored_steps >= self.task.budget:
                     break
                 trained = self._train(phase, self.costs.flops["growth"] - before)
-            if self.outcome.model is None or not self._target_sized(self.outcome.model):
+            if self.outcome.model is None or not self._target_sized(self.outcome.target):
                 raise TrainingFailed(self.outcome.steps, "the last scored model does not have the target's sizes")
         finally:
             phases.close()
@@ -121,11 +119,13 @@ class Trainer:
         optimizer = phase.optimizer or self.task.optimizer(model)
         outcome = self.outcome
         if phase.scored:
-            outcome.model = model
+            outcome.model, outcome.target = model, phase.target or model
         steps = phase.length(self.task.budget, outcome.scored_steps)
         left = self.task.budget - outcome.scored_steps
         self.progress.extend(phase.name, self.progress.done + (left if phase.scored else left + steps))
-        return Stretch(phase, len(outcome.phases), model, optimizer, steps, outcome.steps, self._target_sized(model))
+        return Stretch(
+            phase, len(outcome.phases), model, optimizer, steps, outcome.steps, self._target_sized(phase.target or model)
+        )
 
     def _open(self, now: Stretch, growth_flops: int) -> None:
         """Evaluate before the first step, and record what growth did to the model."""
@@ -145,7 +145,7 @@ class Trainer:
     def _steps(self, now: Stretch) -> None:
         """Train to the phase's end, or to the target, evaluating at the run's cadence."""
         outcome, phase, watch = self.outcome, now.phase, Stopwatch(self.device)
-        now.live = self.parallel.spread(now.model, now.optimizer, self.task.architecture, phase.kind is one_kind)
+        now.live = self.parallel.spread(now.model, now.optimizer, self.task.architecture, phase.workload is None)
         do = Step.of(phase, now.live, self.training, self.machine, self.device, now.steps)
         if do.compiled:
             for first in phase.first_steps(now.steps).values():
@@ -203,17 +203,18 @@ class Trainer:
 
     def _paper_flops(self, now: Stretch) -> int | None:
         """FLOPs of a step by the counter of LiGO's paper; None where steps differ in kind."""
-        if now.phase.kind is not one_kind:
+        if now.phase.workload is not None:
             return None
-        teacher = self.task.source_sizes if "teacher" in now.flops[0] else None
-        return paper_step(self.task.architecture, now.model, self.training.batch, self.task.target.positions, teacher)
+        teacher = self.task.source_config if "teacher" in now.flops[0] else None
+        batch, sequence_length = self.training.batch, self.task.target_config.positions
+        return paper_step(self.task.architecture, now.model, batch, sequence_length, teacher, now.phase.paper_step_flops)
 
     def _charge(self, now: Stretch, laps: list[float]) -> None:
         """Charge the steps since the last time."""
         costs, teacher = self.costs, self.costs.teacher_seconds()
         costs.seconds[costs.teacher_account] += teacher
         costs.seconds["train" if now.phase.scored else "operator"] += sum(laps) - teacher
-        charge(costs.flops, now.flops, map(now.phase.kind, range(len(now.laps), now.done)))
+        charge(costs.flops, now.flops, now.phase.workloads(range(len(now.laps), now.done)))
         now.laps += laps
         self.outcome.waited += self.feed.waited
         self.feed.waited = 0.0
@@ -227,7 +228,7 @@ class Trainer:
 
     def _end(self, now: Stretch) -> None:
         """Check that the work per step was what was charged, and record the phase."""
-        first, last = now.flops[now.phase.kind(now.done - 1)], self._probe(now, now.done - 1)
+        first, last = now.flops[now.phase.workload_of(now.done - 1)], self._probe(now, now.done - 1)
         if last != first:
             raise TrainingFailed(
                 self.outcome.steps,
@@ -265,7 +266,7 @@ class Trainer:
 
     def _duplicates(self, now: Stretch) -> float | None:
         """The share of duplicated FFN units; None for what is not the target."""
-        return duplicates(self.task.read(now.model.get_submodule(self.column))) if now.full_size else None
+        return duplicates(self.task.read(now.phase.target or now.model)) if now.full_size else None
 
     def _share(self, phase: Phase, step: int, steps: int) -> float:
         """The share of the peak learning rate at this step of the phase."""
@@ -291,6 +292,6 @@ class Trainer:
         self.progress.evaluated(val_loss, flops)
         self.reached = scored and val_loss <= self.stop_below
 
-    def _target_sized(self, model: nn.Module) -> bool:
-        """Whether a model, or its part that is the target where the method keeps the source, has the target's parameters."""
-        return parameter_shapes(model.get_submodule(self.column)) == self.target_shapes
+    def _target_sized(self, model: nn.Module | None) -> bool:
+        """Whether a model has the target's parameters."""
+        return model is not None and parameter_shapes(model) == self.target_shapes

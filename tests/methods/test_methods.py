@@ -297,8 +297,8 @@ def test_a_sub_models_step_costs_that_of_a_model_of_its_depth_frozen_below(archi
     batch, costs = data_of(experiment).train_batch(0, 0), Costs(CPU)
     forwards = {}
     for depth, step in {phase.kind(step): step for step in range(20)}.items():
-        shallow = task.build(replace(task.target, layers=depth))
-        head = count(lambda: task.build(replace(task.target, layers=1))(*batch[:2]))[0]
+        shallow = task.build(replace(task.target_config, layers=depth))
+        head = count(lambda: task.build(replace(task.target_config, layers=1))(*batch[:2]))[0]
         task.train_only(shallow, lambda name, at: at >= depth - 2 if at is not None else not (depth > 2 and "embed" in name))  # noqa: B023
         expected, _ = count(lambda: task_loss(shallow, batch).backward())  # noqa: B023
         assert costs.probe(lambda: phase.loss(phase.model, batch, step).backward(), "train") == {"train": expected}  # noqa: B023
@@ -604,7 +604,7 @@ def test_random_source_grows_what_was_never_trained() -> None:
     torch.manual_seed(3)
     weights = task.read(grown(task, "random_source"))
     torch.manual_seed(3)
-    untrained = task.build(task.source_sizes)
+    untrained = task.build(task.source_config)
     kept = weights["embeddings.token"].value[:, :16]
     assert torch.equal(kept, task.read(untrained)["embeddings.token"].value)
     assert not get("random_source").method.uses_source
@@ -757,7 +757,7 @@ def test_ligo_knows_no_heads(architecture: str, target: ModelConfig) -> None:
     """More heads of another size, or as many larger ones."""
     task = task_of(experiment_of(architecture, target=target))
     model = grown(task, "ligo", operator_steps=0)
-    assert sizes_of(model) == task.target
+    assert sizes_of(model) == task.target_config
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 

@@ -160,7 +160,7 @@ def test_a_method_that_cannot_be_planned_has_a_row_that_says_so(
     miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine = tmp_path / "mine.py"
-    looks = "yield Phase(model=task.grow({n: w for n, w in task.read(task.build()).items() if w.value.sum().item() < 9}))"
+    looks = "yield Phase(model=task.model_from({n: w for n, w in task.read(task.build()).items() if w.value.sum().item() < 9}))"
     scratch = (Path(cli.__file__).parents[1] / "methods" / "scratch.py").read_text()
     mine.write_text(scratch.replace("yield Phase(model=task.build())", looks))
     assert dry_run(miniature, "--methods", f"{mine},ligo", "--throughput", "1e9") == 0

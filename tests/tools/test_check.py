@@ -25,7 +25,6 @@ import torch
 from growbench.config import UsageError
 from growbench.method import Method, Phase, Phases, Task, deepen, task_loss
 
-@dataclass(frozen=True)
 class Mine(Method):
     """Break a promise."""
 
@@ -52,11 +51,11 @@ def broken(folder: Path, body: str, cell: Cell | None = None) -> str:
 # What a plugin does, and the line that says so.
 BREACHES = {
     "wrong depth": (
-        "yield Phase(model=task.build(replace(task.target, layers=2)), name='shallow')",
+        "yield Phase(model=task.build(replace(task.target_config, layers=2)), name='shallow')",
         "after phase 'shallow': the last scored model has layers = 2, the target 3",
     ),
     "wrong heads": (
-        "yield Phase(model=task.build(replace(task.target, heads=6)))",
+        "yield Phase(model=task.build(replace(task.target_config, heads=6)))",
         "after phase 'train': the last scored model has heads = 6, the target 3",
     ),
     "a frozen parameter moved by hand": (
@@ -153,12 +152,12 @@ BREACHES = {
         "phase 'torn': parameters that are not finite when it begins, unwritten perhaps: transformer.h.1.mlp.c_fc.weight",
     ),
     "never scored": (
-        "yield Phase(model=model, steps=3, scored=False, name='aside')",
+        "yield Phase(model=model, steps=3, account='operator', name='aside')",
         "no phase is scored",
     ),
     "no phase at all": ("return\nyield", "no phase is scored"),
     "without end": (
-        "while True:\n    yield Phase(model=model, steps=1, scored=False, name='again')",
+        "while True:\n    yield Phase(model=model, steps=1, account='operator', name='again')",
         "after phase 'again': RuntimeError: phases() still goes on after 20 phases",
     ),
     "trained between phases": (
@@ -216,13 +215,13 @@ def test_what_cannot_be_planned_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_no_breach(tmp_path: Path) -> None:
-    method = registry.get(str(written(tmp_path, f"if task.target.tied: raise UsageError('untied only')\n{SIMPLY}"))).method
+    method = registry.get(str(written(tmp_path, f"if task.target_config.tied: raise UsageError('untied only')\n{SIMPLY}"))).method
     assert verdict(method, Cell("gpt2")).lines() == ["gpt2, tied: refused: untied only"]
     assert verdict(method, Cell("gpt2", tied=False)).lines() == ["gpt2, untied: kept, 1 phase: train"]
 
 
 def test_a_phase_of_many_steps_is_cut_short(tmp_path: Path) -> None:
-    body = f"yield Phase(model=model, steps=1_000_000, scored=False, name='long')\n{SIMPLY}"
+    body = f"yield Phase(model=model, steps=1_000_000, account='operator', name='long')\n{SIMPLY}"
     assert broken(tmp_path, body) == ""
 
 

@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 from growbench.method import Method, Phase, Phases, Task, tunable
 
-@dataclass(frozen=True)
 class Mine(Method):
     "Scratch, but its weights may start out smaller; with the second trial's learning rate it breaks."
     paper: ClassVar[str] = "https://example.org"

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,7 +53,6 @@ CASES = {
 }
 
 
-@dataclass(frozen=True)
 class Reborn(Method):
     """Most of the training, then a fresh model for the rest: what it starts with hangs on torch's own generator."""
 
@@ -89,7 +88,6 @@ def averaged(rank: int) -> list[list[float]]:
     return [parameter.tolist() for parameter in model]
 
 
-@dataclass(frozen=True)
 class Fails(Method):
     """Fails at step 3, in these processes."""
 

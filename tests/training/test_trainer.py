@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,6 @@ def test_evaluations_are_at_most_one_percent_of_the_budget_apart(train: Train) -
     assert max(b - a for a, b in itertools.pairwise(steps)) == 2
 
 
-@dataclass(frozen=True)
 class Planned(Method):
     """Phases from outside, for what follows."""
 
@@ -150,7 +149,7 @@ def test_a_budget_is_shared_by_the_scored_phases_and_ends_the_run(train: Train) 
 def test_the_runs_schedule_goes_on_across_phases_but_not_through_unscored_ones(train: Train) -> None:
     def phases(task: Task) -> Phases:
         model = task.build()
-        yield Phase(model=model, steps=4, scored=False, name="aside")
+        yield Phase(model=model, steps=4, account="operator", name="aside")
         yield Phase(model=model, steps=4)
         yield Phase(model=model, schedule=lambda step, steps: 0.5)
 
@@ -251,7 +250,7 @@ def one_phase(phase: Phase) -> Phases:
 
 def test_a_run_that_does_not_end_with_the_targets_sizes_is_refused(train: Train) -> None:
     with pytest.raises(TrainingFailed, match="does not have the target"):
-        train(Planned(make=lambda task: one_phase(Phase(model=task.build(replace(task.target, layers=1))))))
+        train(Planned(make=lambda task: one_phase(Phase(model=task.build(replace(task.target_config, layers=1))))))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
