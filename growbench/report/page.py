@@ -10,8 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from growbench.analysis import notes, savings, tables
+from growbench.analysis import savings, tables
 from growbench.analysis.comparison import Comparison
+from growbench.analysis.notes import LEFT_OUT
 from growbench.costs.accounts import LEDGERS, UNITS
 from growbench.registry import SCRATCH
 from growbench.report import drawing, parts, units
@@ -543,6 +544,6 @@ def markdown(comparison: Comparison) -> str:
         name, *cells = _cells(row, scales, comparison)
         rows.append([name + " (control)" * row["control"], *cells])
     keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
-    urgent = [note for note in comparison.notes if store.UNKNOWN_SOURCE in note or note.startswith(notes.LEFT_OUT)]
+    urgent = [note for note in comparison.notes if store.UNKNOWN_SOURCE in note or note.startswith(LEFT_OUT)]
     notes = " ".join([f"Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}", *urgent])
     return f"{parts.markdown_table(heads, rows)}\n{notes}\n"

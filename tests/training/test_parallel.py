@@ -29,6 +29,7 @@ from growbench.registry import Found, get_all
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.signals import Interruption
+from growbench.training import parallel as parallel_module
 from growbench.training.parallel import Averaged, Divided, Parallel, start
 from growbench.training.step import Step
 from growbench.training.tensor_parallel import Cut, check
@@ -111,7 +112,7 @@ def fail_alone(rank: int, experiment: Path, folder: Path, parallel: Parallel) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "_exit", ended)
         alike = Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("scratch", Fails(), "here")], [0])
-        patch.setattr(parallel, "PATIENCE", 1.0)
+        patch.setattr(parallel_module, "PATIENCE", 1.0)
         try:
             Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("alone", Fails((1,)), "here")], [0])
             code = 0
