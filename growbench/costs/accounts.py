@@ -1,14 +1,38 @@
-"""The accounts that costs are kept in."""
+"""What costs are kept by: units, accounts and ledgers. Their values are the words of run.json and of the reports' CSV files."""
 
 from __future__ import annotations
 
-UNITS = ("flops", "seconds")
+from enum import StrEnum
 
 
-LEDGERS = ("reuse", "build")  # the source model is free; the source model is charged
+class Unit(StrEnum):
+    """What a cost is measured in."""
+
+    FLOPS = "flops"  # multiply-add = 2, matrix products only
+    SECONDS = "seconds"  # wall time
 
 
-CHARGED = ("growth", "operator", "teacher", "train")  # accounts of the reuse ledger; the build ledger adds `source`
+class Account(StrEnum):
+    """What a run's costs are for: every FLOP and every second of it is in one account."""
+
+    SOURCE = "source"  # training of the small model, in a run of its own: charged in the build ledger only
+    GROWTH = "growth"  # what a method computes between two phases: charged
+    OPERATOR = "operator"  # training steps outside of the budget, as those that learn a growth operator: charged
+    TEACHER = "teacher"  # a teacher's forward passes in training steps: charged
+    TRAIN = "train"  # training steps of the budget: charged
+    EVALUATION = "evaluation"  # losses on held-out data: recorded, never charged
+    COMPILATION = "compilation"  # torch.compile at a phase's start: recorded, never charged
+    OVERHEAD = "overhead"  # counting FLOPs, saving, a teacher whose outputs count as stored, all the rest: never charged
 
 
-UNCHARGED = ("evaluation", "compilation", "overhead")
+class Ledger(StrEnum):
+    """Which accounts a method is charged for."""
+
+    REUSE = "reuse"  # the source model is there already, and free
+    BUILD = "build"  # the source model is trained for this, and charged
+
+
+UNITS = tuple(Unit)
+LEDGERS = tuple(Ledger)
+CHARGED = (Account.GROWTH, Account.OPERATOR, Account.TEACHER, Account.TRAIN)  # build adds the source
+UNCHARGED = (Account.EVALUATION, Account.COMPILATION, Account.OVERHEAD)

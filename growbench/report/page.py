@@ -333,7 +333,9 @@ saves more, the savings tell.</p>
 def _tests(comparison: Comparison) -> str:
     """The p-values, where the seeds are enough for any."""
     others = {"scratch": "against scratch", "best": "against the best other"}
-    groups = {title.capitalize(): {ledger: f"p {title}, {ledger}" for ledger in LEDGERS} for title in others.values()}
+    groups: dict[str, dict[str, str]] = {
+        title.capitalize(): {ledger: f"p {title}, {ledger}" for ledger in LEDGERS} for title in others.values()
+    }
     columns = [f"flops_p_{other}_{ledger}" for other in others for ledger in LEDGERS]
     tested = comparison.savings[columns].notna().any(axis=1)
     if not tested.any():

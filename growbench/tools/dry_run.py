@@ -12,7 +12,7 @@ import torch
 from growbench import architectures
 from growbench.config.schema import Experiment
 from growbench.console import duration, human
-from growbench.costs.accounts import CHARGED
+from growbench.costs.accounts import CHARGED, Account
 from growbench.costs.flops import count
 from growbench.costs.hardware import hardware
 from growbench.data.shapes import shape_batch, vocabulary_size
@@ -138,7 +138,7 @@ def _lines(row: Row, experiment: Experiment, speed: float) -> list[str]:
     accounts = {account: sum(phase.charged(account) for phase in phases) for account in CHARGED}
     steps, memory = sum(phase.steps for phase in phases), max(phase.memory for phase in phases)
     tokens = steps * experiment.train.batch * experiment.data.positions
-    flops = [accounts[account] for account in ("train", "growth", "operator", "teacher")] + [row.flops]
+    flops = [accounts[account] for account in (Account.TRAIN, Account.GROWTH, Account.OPERATOR, Account.TEACHER)] + [row.flops]
     train, growth, operator, teacher, whole = (human(each) if each else "-" for each in flops)
     source = "unknown" if row.source is None else human(row.source) if row.source else "-"
     lines = [

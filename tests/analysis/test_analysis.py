@@ -75,7 +75,7 @@ def test_a_tie_is_a_crossing_and_the_first_one_counts() -> None:
 
 
 def test_unscored_rows_cannot_reach_nor_carry_a_line() -> None:
-    small = curve((0, 6.0), (10, 1.0), account="operator")
+    small = curve((0, 6.0), (10, 1.0), scored=False)
     assert cost_to_loss(small, 3.0, "flops") == math.inf
     assert cost_to_loss([*small, *curve((12, 2.5), (20, 2.0))], 3.0, "flops") == 12
     assert cost_to_loss([*curve((0, 6.0)), *small, *curve((12, 2.5))], 3.0, "flops") == 12
@@ -395,7 +395,7 @@ def phase(name: str, work: dict[str, float], change: float | None = None, **chan
 
 def test_phases_in_order_beside_a_step_of_scratch() -> None:
     phases = [
-        phase("learn", {"operator": 12.0}, 0.8, account="operator", target_sized=False),
+        phase("learn", {"operator": 12.0}, 0.8, scored=False, target_sized=False),
         phase("frozen", {"train": 4.0}, 0.25),
         phase("inherit", {"train": 10.0, "teacher": 2.0}),
         phase("stored", {"train": 10.0, "overhead": 2.0}, 0.0),
@@ -521,7 +521,7 @@ def test_the_papers_counter_of_a_target_by_hand_is_measured_against_scratchs_way
 def test_what_has_no_trained_small_model_behind_it_is_a_control() -> None:
     whole = [phase("train", {"train": 10.0})]
     small = [phase("small", {"train": 4.0}, target_sized=False), *whole]
-    operator = [phase("learn", {"operator": 12.0}, account="operator", target_sized=False), *whole]
+    operator = [phase("learn", {"operator": 12.0}, scored=False, target_sized=False), *whole]
     rows = curve((0, 4.0), (50, 2.0))
     comparison = compare(
         [
