@@ -8,20 +8,7 @@ import time
 
 from tqdm import tqdm
 
-
-def human(value: float, unit: str = "") -> str:
-    """1234567 as '1.23 M': three digits and a prefix."""
-    for limit, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g} {prefix}{unit}"
-    return f"{value:.3g} {unit}".rstrip()
-
-
-def duration(seconds: float) -> str:
-    """90 as '1:30'."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+from growbench.formatting import duration, quantity
 
 
 def say(text: str) -> None:
@@ -63,7 +50,7 @@ class Progress:
         """Show an evaluation."""
         goal = "" if self.target is None else f" -> {self.target:.4f}"
         if not self.bar.disable:
-            self.bar.set_postfix_str(f"loss {val_loss:.4f}{goal}, {human(flops, 'FLOP')}")
+            self.bar.set_postfix_str(f"loss {val_loss:.4f}{goal}, {quantity(flops, 'FLOP')}")
             return
         if not self.shown:
             return
@@ -72,7 +59,7 @@ class Progress:
         left = duration(spent / now * (self.steps - self.done)) if now else "-"
         say(
             f"{self.label:<18} {self.phase:<16} step {self.done:>6}/{self.steps:<6} loss {val_loss:8.4f}{goal}"
-            f"  {human(flops, 'FLOP'):>11}  {left:>8} left"
+            f"  {quantity(flops, 'FLOP'):>11}  {left:>8} left"
         )
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from growbench.analysis.crossing import cost_to_loss
 from growbench.analysis.selection import is_scratch
 from growbench.analysis.statistics import smallest_detectable
 from growbench.costs.accounts import UNITS
+from growbench.formatting import percent
 from growbench.runs import store
 from growbench.runs.store import Run
 
@@ -60,7 +61,7 @@ def _noise_note(scratch: Sequence[Run]) -> list[str]:
         return []
     deviation = np.std([run.record["final_val_loss"] for run in scratch], ddof=1)
     least = detectable_saving(scratch)
-    found = f"only a saving of about {100 * least:.1f} % or more" if least < 1 else "no saving"
+    found = f"only a saving of about {percent(least)} or more" if least < 1 else "no saving"
     return [
         f"Noise floor: scratch's final loss varies by {deviation:.4f} (standard deviation over {len(scratch)} seeds). Of a "
         f"method whose cost varies as much as scratch's near its final loss, these seeds would find {found}; steadier ones need "

@@ -21,9 +21,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from scipy.optimize import isotonic_regression
 
 from growbench import registry
+from growbench.formatting import Scale, percent
 from growbench.registry import SCRATCH
-from growbench.report import units
-from growbench.report.units import Scale
 
 GREY, INK = "#4d4d4d", "#222222"
 # Okabe and Ito's palette without black and yellow, the indigo and the wine of Paul Tol's muted one, and his dark brown:
@@ -203,7 +202,7 @@ def human_axis(axes: Axes, scale: Scale, log: Sequence[float] = ()) -> None:
 
 
 def percent_axis(axis: Axis) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda share, _: units.percent(share, 0)))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: percent(share, 0)))
 
 
 def save(name: str, data: pd.DataFrame, draw: Callable[[pd.DataFrame, float], Figure], out: Path) -> tuple[bytes, bytes]:

@@ -15,8 +15,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from growbench.analysis import profiles, tables
 from growbench.analysis.comparison import KEEPS, Comparison
 from growbench.costs.accounts import LEDGERS
+from growbench.formatting import counted, ratio
 from growbench.registry import SCRATCH
-from growbench.report import drawing, parts, units
+from growbench.report import drawing, parts
+from growbench.report.cells import saving_of
 from growbench.report.drawing import LEDGER_TITLES, WIDE
 
 Row = Mapping[str, Any]
@@ -46,7 +48,7 @@ def save(comparisons: Mapping[str, Comparison], pages: Mapping[str, str], out: P
     controls = {method for found in comparisons.values() for method in found.where("control")}
     columns = _columns(comparisons)
     (out / "overview.md").write_text(markdown(columns, labels, controls), encoding="utf-8")
-    body = f"""<h1>{parts.count(len(comparisons), "experiment")}</h1>
+    body = f"""<h1>{counted(len(comparisons), "experiment")}</h1>
 {_links(comparisons, pages)}
 {READING}
 {_table(columns, means, labels, controls)}
@@ -65,7 +67,7 @@ def _labels(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
 def _links(comparisons: Mapping[str, Comparison], pages: Mapping[str, str]) -> str:
     rows = ""
     for name, found in comparisons.items():
-        seeds = parts.count(len({run.record["seed"] for run in found.runs}), "seed")
+        seeds = counted(len({run.record["seed"] for run in found.runs}), "seed")
         rows += f'<li><a href="{escape(pages[name])}">{escape(name)}</a>: {escape(found.title)}, {seeds}</li>'
     return f"<ul>{rows}</ul>"
 
@@ -81,7 +83,7 @@ def _columns(comparisons: Mapping[str, Comparison]) -> dict[str, dict[str, Row]]
 
 
 def _savings(columns: Mapping[str, Mapping[str, Row]], method: str, ledger: str) -> list[str]:
-    return [units.saving_of(rows.get(method), "flops", ledger) for rows in columns.values()]
+    return [saving_of(rows.get(method), "flops", ledger) for rows in columns.values()]
 
 
 def _table(
@@ -92,9 +94,7 @@ def _table(
     mean = {row["method"]: row for row in tables.records(means)}
     methods = []
     for method in labels:
-        rows = [
-            [ledger, *_savings(columns, method, ledger), units.ratio(mean[method][f"to_scratch_{ledger}"])] for ledger in LEDGERS
-        ]
+        rows = [[ledger, *_savings(columns, method, ledger), ratio(mean[method][f"to_scratch_{ledger}"])] for ledger in LEDGERS]
         methods.append((parts.method_name(labels[method], looks[method], method in controls), rows))
     return parts.table_by_method("overview", ("ledger", *columns, "cost over scratch's"), methods)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,8 +13,10 @@ from growbench.analysis import savings, tables
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.notes import LEFT_OUT
 from growbench.costs.accounts import LEDGERS, UNITS
+from growbench.formatting import Scale, counted, data_size, digits, p_value, percent, settings
 from growbench.registry import SCRATCH
-from growbench.report import drawing, parts, units
+from growbench.report import drawing, parts
+from growbench.report.cells import UNKNOWN, cost_scale, saving_of, unknown
 from growbench.runs import store
 from growbench.runs.store import Run
 
@@ -111,7 +112,7 @@ def html(comparison: Comparison, images: Mapping[str, tuple[bytes, bytes]]) -> s
 {CONVENTIONS}
 {_failures([run for run in (*comparison.runs, *comparison.shorter) if not run.finished])}
 <h2>The runs</h2>
-<details><summary>{parts.count(len(comparison.runs), "run")}: losses, steps, seconds, memory</summary>
+<details><summary>{counted(len(comparison.runs), "run")}: losses, steps, seconds, memory</summary>
 {_runs_table(comparison.runs)}</details>
 <h2>Methods as run</h2>
 {_methods_table(comparison)}
@@ -133,7 +134,7 @@ def headline(comparison: Comparison) -> str:
     else:
         reuse = _more_or_less(best["flops_saving_reuse"])
         charged = f"with {_more_or_less(best['flops_saving_build'])}, once the small model's own training is charged."
-        if units.unknown(best, "flops_saving_build"):
+        if unknown(best, "flops_saving_build"):
             charged = "what the small model's own training cost is not known."
         start = "" if best["flops_saving_reuse"] > 0 else "No method saves training. At best, "
         text = (
@@ -142,7 +143,7 @@ def headline(comparison: Comparison) -> str:
         )
         for climbed in tables.records(comparison.ladder):
             if climbed["method"] == best["method"]:
-                text += f" On the ladder it saves {units.saving_of(climbed, 'flops', 'reuse')}."
+                text += f" On the ladder it saves {saving_of(climbed, 'flops', 'reuse')}."
     if control:
         text += f" The best control, {control['method']}, needs {_more_or_less(control['flops_saving_reuse'])}."
     return text
@@ -157,12 +158,12 @@ def _best(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
 def _certainty(row: Mapping[str, Any]) -> str:
     if row["seeds"] == 1:
         return " (one seed)"
-    low, high = (units.percent(row[f"flops_saving_reuse_{end}"], 0) for end in ("low", "high"))
+    low, high = (percent(row[f"flops_saving_reuse_{end}"], 0) for end in ("low", "high"))
     return f" (95\N{NO-BREAK SPACE}% interval of the saving {low} to {high}, {row['seeds']} seeds)"
 
 
 def _more_or_less(saving: float) -> str:
-    return f"{units.percent(abs(saving), 0)} {'fewer' if saving > 0 else 'more'}"
+    return f"{percent(abs(saving), 0)} {'fewer' if saving > 0 else 'more'}"
 
 
 def _setting(comparison: Comparison) -> str:
@@ -170,12 +171,12 @@ def _setting(comparison: Comparison) -> str:
     machines = _distinct(_machine(run) for run in comparison.runs)
     methods = len(comparison.methods)
     experiment = comparison.runs[0].record["experiment"]
-    return " · ".join((experiment, parts.count(methods, "method"), parts.count(seeds, "seed"), machines))
+    return " · ".join((experiment, counted(methods, "method"), counted(seeds, "seed"), machines))
 
 
 def _machine(run: Run) -> str:
     device, name, threads, precision, processes, micro_batch, compiled, elsewhere = run.hardware
-    details = [device, parts.count(threads, "thread"), precision, processes]
+    details = [device, counted(threads, "thread"), precision, processes]
     details += [micro_batch and f"micro-batches of {micro_batch}", compiled and f"compile {compiled}"]
     details += [elsewhere and f"begun on {elsewhere}"]
     return f"{name} ({', '.join(filter(None, details))})"
@@ -217,29 +218,29 @@ def _own_heads(comparison: Comparison) -> list[str]:
     return ["method", "final loss", *(["final accuracy"] if comparison.has_accuracy else []), "reached"]
 
 
-def _cost_heads(scales: Mapping[str, units.Scale], unit: str) -> list[str]:
+def _cost_heads(scales: Mapping[str, Scale], unit: str) -> list[str]:
     """The heads of a unit's columns, each readable by itself."""
     return [f"{scales[unit].name} {measure}" for measure in MEASURES[:2]] + [
         f"{TITLES[unit]} {measure}" for measure in MEASURES[2:]
     ]
 
 
-def _scales(comparison: Comparison) -> dict[str, units.Scale]:
+def _scales(comparison: Comparison) -> dict[str, Scale]:
     """One unit a column: the one that suits the most expensive finished run."""
     costs = {unit: [run.curve[-1][unit] for run in comparison.runs if run.curve] for unit in UNITS}
-    return {unit: units.scale(max(costs[unit]), unit) for unit in UNITS}
+    return {unit: cost_scale(max(costs[unit]), unit) for unit in UNITS}
 
 
-def _cells(row: Mapping[str, Any], scales: Mapping[str, units.Scale], comparison: Comparison) -> list[str]:
+def _cells(row: Mapping[str, Any], scales: Mapping[str, Scale], comparison: Comparison) -> list[str]:
     """A method's name and figures as plain text, in the order of the heads."""
     cells = [comparison.label(row["method"]), "–" if math.isnan(row["final_val_loss"]) else f"{row['final_val_loss']:.3f}"]
     if comparison.has_accuracy:
-        cells.append(units.percent(row["final_val_accuracy"]))
+        cells.append(percent(row["final_val_accuracy"]))
     cells.append(f"{row['reached']} of {row['seeds']}")
     for unit in UNITS:
         costs = [row[f"{unit}_to_target_{ledger}"] for ledger in LEDGERS]
-        cells += [units.UNKNOWN if math.isnan(cost) else scales[unit].text(cost) for cost in costs]
-        cells += [units.saving_of(row, unit, ledger) for ledger in LEDGERS]
+        cells += [UNKNOWN if math.isnan(cost) else scales[unit].text(cost) for cost in costs]
+        cells += [saving_of(row, unit, ledger) for ledger in LEDGERS]
     return cells
 
 
@@ -265,7 +266,7 @@ def _ladder(comparison: Comparison) -> str:
     rows = [
         (
             _method_cell(row["method"], comparison),
-            [cell for pair in columns for cell in (units.saving_of(single[row["method"]], *pair), units.saving_of(row, *pair))],
+            [cell for pair in columns for cell in (saving_of(single[row["method"]], *pair), saving_of(row, *pair))],
         )
         for row in tables.records(comparison.ladder)
     ]
@@ -278,8 +279,8 @@ def _ladder(comparison: Comparison) -> str:
 def _spent(rungs: pd.DataFrame) -> str:
     """What the ladder's runs were charged, and what they really cost."""
     charged, spent = rungs["flops_reuse"].sum(), rungs["spent_flops"].sum()
-    scale = units.scale(charged, "flops")
-    text = f"The {parts.count(len(rungs), 'run')} of the ladder were charged {scale.text(charged)} {scale.name} in all, "
+    scale = cost_scale(charged, "flops")
+    text = f"The {counted(len(rungs), 'run')} of the ladder were charged {scale.text(charged)} {scale.name} in all, "
     if spent < charged:
         text += (
             f"each as if trained alone; really spent were {scale.text(spent)} {scale.name}, since runs that branch off a longer "
@@ -313,9 +314,9 @@ def _papers(comparison: Comparison) -> str:
         (
             _method_cell(row["method"], comparison),
             [
-                units.saving_of(row, "flops", "reuse"), units.percent(row["flops_saving_paper_counter"]),
-                units.percent(row["published_flops_saving"]), units.saving_of(row, "seconds", "reuse"),
-                units.percent(row["published_seconds_saving"]),
+                saving_of(row, "flops", "reuse"), percent(row["flops_saving_paper_counter"]),
+                percent(row["published_flops_saving"]), saving_of(row, "seconds", "reuse"),
+                percent(row["published_seconds_saving"]),
             ],
         )
         for row in tables.records(comparison.savings[claims])
@@ -341,14 +342,10 @@ def _tests(comparison: Comparison) -> str:
     if not tested.any():
         return ""
     rows = [
-        (_method_cell(row["method"], comparison), [_p_value(row[column]) for column in columns])
+        (_method_cell(row["method"], comparison), [p_value(row[column]) for column in columns])
         for row in tables.records(comparison.savings[tested])
     ]
     return f"<h2>Tests</h2>{TESTS}{parts.grouped_table('tests', ['method'], groups, rows)}"
-
-
-def _p_value(p: float) -> str:
-    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 GROWTH = """
@@ -391,9 +388,7 @@ def _growth_cells(seeds: pd.DataFrame) -> list[str]:
         "" if math.isnan(mean["loss_before"]) else f"{mean['loss_before']:.3f} → {mean['loss_after']:.3f}",
         _change(mean["output_change"]),
         "" if math.isnan(mean["steps_to_recover"]) else recovered,
-        ""
-        if math.isnan(mean["duplicates"])
-        else " → ".join(units.percent(mean[key]) for key in ("duplicates", "duplicates_end")),
+        "" if math.isnan(mean["duplicates"]) else " → ".join(percent(mean[key]) for key in ("duplicates", "duplicates_end")),
         _distinct(seeds["optimizer"].dropna()),
     ]
 
@@ -409,7 +404,7 @@ def _phases_table(comparison: Comparison) -> str:
     table = tables.phases(comparison)
     if table["flops_per_step"].isna().all():
         return '<p class="soft">These runs did not record their phases.</p>'
-    scale = units.scale(table["flops_per_step"].max(), "flops")
+    scale = cost_scale(table["flops_per_step"].max(), "flops")
     names = {"train": "train", "operator": "operator", "teacher": "teacher", "overhead": "teacher, not charged"}
     accounts = [account for account in names if (table[account] > 0).any()]
     works = [names[account] for account in accounts]
@@ -421,16 +416,16 @@ def _phases_table(comparison: Comparison) -> str:
     return PHASES + parts.table_by_method("phases", heads, methods)
 
 
-def _phase_cells(row: Mapping[str, Any], accounts: Sequence[str], scale: units.Scale) -> list[str]:
+def _phase_cells(row: Mapping[str, Any], accounts: Sequence[str], scale: Scale) -> list[str]:
     share = row["share_of_scratch"]
     shares = [share, *(share * row[account] / row["flops_per_step"] for account in accounts)]
-    shown = (units.digits(share) if share > 0 else "" for share in shares)
+    shown = (digits(share) if share > 0 else "" for share in shares)
     return [str(row["phase"]), f"{row['steps']:,}", scale.text(row["flops_per_step"]), *shown]
 
 
 def _change(change: float) -> str:
     """A relative change of outputs; blank where there was nothing to compare with."""
-    return "" if math.isnan(change) else units.digits(change) if change >= 0.001 else "< 0.001"
+    return "" if math.isnan(change) else digits(change) if change >= 0.001 else "< 0.001"
 
 
 def _failures(runs: Sequence[Run]) -> str:
@@ -467,14 +462,14 @@ def _run_row(run: Run) -> list[str]:
     )
     return [
         run.name, record["status"], "–" if loss is None else f"{loss:.4f}", f"{record['steps']:,}", f"{record['tokens']:,}",
-        "–" if math.isnan(per_parameter) else units.digits(per_parameter), *(units.digits(time) for time in times),
-        units.data_size(record["peak_memory_bytes"]) if record["peak_memory_bytes"] else "–",
+        digits(per_parameter), *(digits(time) for time in times),
+        data_size(record["peak_memory_bytes"]) if record["peak_memory_bytes"] else "–",
     ]  # fmt: skip
 
 
 def _methods_table(comparison: Comparison) -> str:
     first = {run.record["method"]: run.record for run in reversed(comparison.runs)}
-    rows = [(method, _settings(first[method]["config"]["method"]), first[method]["origin"]) for method in comparison.methods]
+    rows = [(method, settings(first[method]["config"]["method"]), first[method]["origin"]) for method in comparison.methods]
     return parts.table(("method", "hyperparameters", "from"), rows, text_columns=(1, 2))
 
 
@@ -490,46 +485,37 @@ def _tuning(comparison: Comparison) -> str:
             text += f'<p class="note">Not tuned, and at a disadvantage: {escape(", ".join(untuned))}.</p>'
     if file.is_file():
         trials = pd.read_csv(file, dtype=str)
-        scale = units.scale(trials["flops"].astype(float).max(), "flops")
+        scale = cost_scale(trials["flops"].astype(float).max(), "flops")
         heads = ("method", "trial", "final loss", scale.name, "values")
         rows = [_trial_row(row, scale) for row in tables.records(trials)]
         if elsewhere := [method for method in tuned if method not in set(trials["method"])]:
             text += f'<p class="note">Tuned elsewhere or earlier, so without trials here: {escape(", ".join(elsewhere))}.</p>'
         text += (
-            f"<details><summary>{parts.count(len(trials), 'trial')} on seed {escape(trials['seeds'][0].replace(' ', ', '))}; "
+            f"<details><summary>{counted(len(trials), 'trial')} on seed {escape(trials['seeds'][0].replace(' ', ', '))}; "
             f"the first of each method has its defaults</summary>{parts.table(heads, rows, text_columns=[4])}</details>"
         )
     return f"<h2>Tuning</h2>{text}" if text else ""
 
 
-def _trial_row(row: Mapping[str, Any], scale: units.Scale) -> tuple[str, ...]:
+def _trial_row(row: Mapping[str, Any], scale: Scale) -> tuple[str, ...]:
     """A trial as trials.csv has it, its values under the names that --set knows."""
     values = {key: text for key, text in row.items() if "." in key and isinstance(text, str)}
-    shown = ", ".join(f"{key} {text if text.isdigit() else f'{float(text):.3g}'}" for key, text in values.items())
+    shown = settings({key: text if text.isdigit() else float(text) for key, text in values.items()})
     finished = row["status"] == "finished"
     loss, note = (f"{float(row['loss']):.4f}", "") if finished else ("failed", f"; {row['error']}")
     return row["method"], row["trial"], loss, scale.text(float(row["flops"])), shown + note
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    """A table's keys and values in one line."""
-    return ", ".join(f"{key} = {_value(value)}" for key, value in values.items()) or "none"
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _provenance(runs: Sequence[Run]) -> str:
     """Hardware, versions, data, parameters and the experiment itself; one line each, several values where the runs differ."""
     rows = {
         "hardware": _distinct(_machine(run) for run in runs),
-        "versions": _distinct(_settings(run.record["versions"]) for run in runs),
-        "data": _distinct(_settings(run.record["data"]) for run in runs),
+        "versions": _distinct(settings(run.record["versions"]) for run in runs),
+        "data": _distinct(settings(run.record["data"]) for run in runs),
         "target parameters": _distinct(f"{run.record['parameters']:,}" for run in runs if run.record["parameters"]),
     }
     for key, value in runs[0].record["config"]["experiment"].items():
-        rows[key.replace("_", " ")] = _settings(value) if isinstance(value, Mapping) else str(value)
+        rows[key.replace("_", " ")] = settings(value) if isinstance(value, Mapping) else str(value)
     return "<dl>" + "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows.items()) + "</dl>"
 
 

@@ -205,7 +205,3 @@ def method_name(label: str, look: Look, control: bool) -> str:
     """A method's name behind its marker, with a tag if it is a control."""
     tag = '<span class="tag">control</span>' * control
     return f'<span class="dot" style="color:{look.colour}">{look.glyph}</span>{escape(label)}{tag}'
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

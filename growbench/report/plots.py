@@ -22,7 +22,8 @@ from growbench.analysis.comparison import Comparison
 from growbench.analysis.tables import ACCOUNTS
 from growbench.costs.accounts import LEDGERS, UNITS
 from growbench.registry import SCRATCH
-from growbench.report import drawing, units
+from growbench.report import drawing
+from growbench.report.cells import UNKNOWN, cost_scale, outcome, unknown
 from growbench.report.drawing import (
     GREY,
     INK,
@@ -60,7 +61,7 @@ def curves(unit: str, measure: str = "val_loss") -> Callable[[Comparison, pd.Dat
         )
         log = unit == "flops"
         most = data[unit].max() or 1.0
-        scale = units.scale(most, unit)
+        scale = cost_scale(most, unit)
         shown = data[data[unit] >= 0.02 * most]
         if measure == "val_loss":
             _loss_limits(axes, shown, data, comparison.target)
@@ -205,9 +206,9 @@ def _saving_row(axes: Axes, row: Mapping[str, Any], column: str, seeds: pd.Serie
 
 def _saving_text(row: Mapping[str, Any], column: str, short: bool) -> str:
     """The saving with its interval; in the narrow cut, where that has no room, without."""
-    if units.unknown(row, column):
-        return units.UNKNOWN
-    text = units.outcome(row["reached"], row["seeds"], row[column], row[f"{column}_low"], row[f"{column}_high"])
+    if unknown(row, column):
+        return UNKNOWN
+    text = outcome(row, column)
     return text.partition(" (")[0] if short else text
 
 
@@ -252,7 +253,7 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
     for axes, unit in zip(both, UNITS, strict=True):
         costs = {(row["method"], row["account"]): row["cost"] for row in tables.records(data[data["unit"] == unit])}
         totals = [np.nansum([costs[method, account] for account in ACCOUNTS]) for method in methods]
-        scale = units.scale(max(totals, default=0.0), unit)
+        scale = cost_scale(max(totals, default=0.0), unit)
         for place, method in enumerate(reversed(methods)):
             total = 0.0
             for account in ACCOUNTS:
@@ -313,7 +314,7 @@ def ladder(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     height = high_enough(3.2 if width == WIDE else 2.8, labels(comparison))
     figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(labels(comparison)))
     drawn = looks(comparison.methods)
-    scale = units.scale(data["flops"].max(), "flops")
+    scale = cost_scale(data["flops"].max(), "flops")
     for axes, ledger in zip(both, LEDGERS, strict=True):
         rows, ends = data[data["ledger"] == ledger], []
         axes.set_xscale("log")

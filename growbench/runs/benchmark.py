@@ -25,12 +25,13 @@ from torch import nn
 
 from growbench import architectures, registry
 from growbench.config.schema import Experiment, Machine, Training
-from growbench.console import Progress, human, say
+from growbench.console import Progress, say
 from growbench.costs import accounts, memory
 from growbench.costs.hardware import hardware
 from growbench.costs.ledger import Costs, charged
 from growbench.data import Data, load, tokenizer_to_save
 from growbench.errors import UsageError
+from growbench.formatting import quantity
 from growbench.method import Task
 from growbench.planning.branches import branching_step
 from growbench.planning.plan import Unplannable, check_sizes, plan
@@ -280,7 +281,7 @@ class Benchmark:
             if folder and not folder.close(record(status, error)):
                 status = "unwritten"
         if status == "finished":
-            spent = f"{human(trainer.costs.total('flops'), 'FLOP')}, {trainer.costs.total('seconds'):.1f} s of training"
+            spent = f"{quantity(trainer.costs.total('flops'), 'FLOP')}, {trainer.costs.total('seconds'):.1f} s of training"
             say(f"{job.name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
         if status == "failed" and not self.parallel.all_failed(job.name):
             say(f"{job.name:<18} failed in this process alone, which ends, so that torchrun ends the others; start them again")

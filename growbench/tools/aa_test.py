@@ -26,9 +26,9 @@ from growbench.config.schema import Experiment, ImageConfig
 from growbench.console import say
 from growbench.costs.accounts import LEDGERS
 from growbench.errors import UsageError
+from growbench.formatting import percent, saving
 from growbench.method import Method, Phase, Phases, Task
 from growbench.registry import SCRATCH, Found, get
-from growbench.report.units import percent, saving
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.store import Run

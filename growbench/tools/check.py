@@ -26,6 +26,7 @@ from growbench.console import Progress
 from growbench.costs.ledger import Costs
 from growbench.data import Data
 from growbench.errors import UsageError
+from growbench.formatting import counted
 from growbench.growth.weights import Weights
 from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.planning.plan import Unplannable, plan
@@ -60,7 +61,7 @@ class Verdict:
         if self.refused:
             return [f"{self.cell}: refused: {self.refused}"]
         number = len(self.phases)
-        return [f"{self.cell}: kept, {number} phase{'s' if number > 1 else ''}: {', '.join(self.phases)}"]
+        return [f"{self.cell}: kept, {counted(number, 'phase')}: {', '.join(self.phases)}"]
 
 
 def report(found: Found) -> int:

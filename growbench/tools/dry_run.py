@@ -11,11 +11,11 @@ import torch
 
 from growbench import architectures
 from growbench.config.schema import Experiment
-from growbench.console import duration, human
 from growbench.costs.accounts import CHARGED, Account
 from growbench.costs.flops import count
 from growbench.costs.hardware import hardware
 from growbench.data.shapes import shape_batch, vocabulary_size
+from growbench.formatting import counted, data_size, digits, duration, quantity
 from growbench.method import task_loss
 from growbench.planning.branches import branching_step, shared
 from growbench.planning.plan import PlannedPhase, Unplannable, plan, plan_source
@@ -80,12 +80,12 @@ def forecast(
         speed, named = throughput(experiment, vocabulary, device), f"measured just now on {hardware(device)['name']}"
     total, inherited = (sum(each) for each in zip(*((row.flops, row.inherited) for row in [*sources, *rows]), strict=True))
     spent = seeds * (total - inherited)
-    in_all = f"{human(seeds * total, 'FLOP')} charged, {human(spent, 'FLOP')} spent" if inherited else human(spent, "FLOP")
+    in_all = f"{quantity(seeds * total, 'FLOP')} charged, " * bool(inherited) + f"{quantity(spent, 'FLOP')} spent"
     return "\n".join(
         [
             *_head(experiment, seeds, device),
             *(line for row in [*sources, *rows] for line in _lines(row, experiment, speed)),
-            f"\nin all {in_all}, about {duration(spent / speed)} of training at {human(speed, 'FLOP/s')}",
+            f"\nin all {in_all}, about {duration(spent / speed)} of training at {quantity(speed, 'FLOP/s')}",
             f"{named}; without evaluations",
             MEMORY,
         ]
@@ -121,12 +121,12 @@ def _head(experiment: Experiment, seeds: int, device: torch.device) -> list[str]
     pretrained = f"; the source is pretrained: {experiment.pretrained.checkpoint}" if experiment.pretrained else ""
     return [
         f"{experiment.name}: {experiment.title}{pretrained}",
-        f"{seeds} seed{'s' if seeds > 1 else ''}, {training.batch} x {length} tokens per step, "
+        f"{counted(seeds, 'seed')}, {training.batch} x {length} tokens per step, "
         f"{experiment.machine.rows(training.batch)} x {length} at a time, {training.precision_on(device.type)} on {device.type}",
         "",
         f"{'':<22} {'':>8} {'':>8}   FLOPs charged to",
         f"{'method':<22} {'steps':>8} {'tokens':>8}   {'train':>7} {'growth':>7} {'operator':>8} {'teacher':>7} {'in all':>7}"
-        f" {'source':>7} {'memory':>8} {'hours':>8}",
+        f" {'source':>7} {'memory':>9} {'hours':>9}",
     ]
 
 
@@ -139,14 +139,14 @@ def _lines(row: Row, experiment: Experiment, speed: float) -> list[str]:
     steps, memory = sum(phase.steps for phase in phases), max(phase.memory for phase in phases)
     tokens = steps * experiment.train.batch * experiment.data.positions
     flops = [accounts[account] for account in (Account.TRAIN, Account.GROWTH, Account.OPERATOR, Account.TEACHER)] + [row.flops]
-    train, growth, operator, teacher, whole = (human(each) if each else "-" for each in flops)
-    source = "unknown" if row.source is None else human(row.source) if row.source else "-"
+    train, growth, operator, teacher, whole = (quantity(each) if each else "-" for each in flops)
+    source = "unknown" if row.source is None else quantity(row.source) if row.source else "-"
     lines = [
-        f"{row.name:<22} {steps:>8} {human(tokens):>8}   {train:>7} {growth:>7} {operator:>8} {teacher:>7} {whole:>7}"
-        f" {source:>7} {human(memory, 'B'):>8} {row.flops / speed / 3600:>8.3g}"
+        f"{row.name:<22} {steps:>8} {quantity(tokens):>8}   {train:>7} {growth:>7} {operator:>8} {teacher:>7} {whole:>7}"
+        f" {source:>7} {data_size(memory):>9} {digits(row.flops / speed / 3600):>9}"
     ]
     if len(phases) > 1:
-        parts = [f"{p.name}: {p.steps} x {human(p.charged_per_step, 'FLOP')}, {human(p.memory, 'B')}" for p in phases]
+        parts = [f"{p.name}: {p.steps} x {quantity(p.charged_per_step, 'FLOP')}, {data_size(p.memory)}" for p in phases]
         whole = "; ".join(part.replace(" ", "\0") for part in parts)  # no line break within a phase
         lines.append(textwrap.fill(whole, 120, initial_indent=" " * 4, subsequent_indent=" " * 4).replace("\0", " "))
     return lines

@@ -13,12 +13,12 @@ import torch
 
 from growbench import architectures
 from growbench.config.schema import Experiment
-from growbench.console import human
 from growbench.costs import memory
 from growbench.costs.hardware import hardware
 from growbench.costs.ledger import Costs
 from growbench.data import Batch
 from growbench.data.shapes import shape_batch, vocabulary_size
+from growbench.formatting import data_size, quantity
 from growbench.planning.plan import META, plan, walk
 from growbench.registry import Found, get_all
 from growbench.tools.throughput import _seconds
@@ -45,7 +45,7 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
         f"{hardware(device)['name']}, {torch.get_num_threads()} threads, {experiment.train.precision_on(device.type)}; "
         f"medians of {rounds} alternations; in brackets against the plain step",
         f"{'':<34} {'FLOPs':>22} {'peak memory':>20} {'ms per step':>20}",
-        f"{'plain':<34} {human(plain_flops, 'FLOP'):>22} {human(plain_memory, 'B'):>20} {1000 * plain_seconds:>20.0f}",
+        f"{'plain':<34} {quantity(plain_flops, 'FLOP'):>22} {data_size(plain_memory):>20} {1000 * plain_seconds:>20.0f}",
     ]
     for spec in specs:
         for number, (phase, flops) in enumerate(_flops_of_phases(experiment, spec, vocabulary)):
@@ -54,8 +54,8 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
             seconds = [(_seconds(step, 1, device), _seconds(plain, 1, device)) for _ in range(rounds + 1)][1:]
             times = statistics.median(own for own, _ in seconds), statistics.median(own / other for own, other in seconds)
             lines.append(
-                f"{spec + ': ' + phase:<34} {human(flops, 'FLOP'):>12} ({flops / plain_flops:.3f} x)"
-                f" {human(peak, 'B'):>11} ({peak / plain_memory:.2f} x) {1000 * times[0]:>10.0f} ({times[1]:.2f} x)"
+                f"{spec + ': ' + phase:<34} {quantity(flops, 'FLOP'):>12} ({flops / plain_flops:.3f} x)"
+                f" {data_size(peak):>11} ({peak / plain_memory:.2f} x) {1000 * times[0]:>10.0f} ({times[1]:.2f} x)"
             )
     return "\n".join(lines)
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from growbench import architectures
 from growbench.config.schema import Experiment
-from growbench.console import Progress, human
+from growbench.console import Progress
 from growbench.costs import memory
 from growbench.costs.flops import count
 from growbench.costs.hardware import hardware
 from growbench.costs.ledger import Costs
 from growbench.data import Batch, Data, load
 from growbench.errors import UsageError
+from growbench.formatting import data_size, percent, quantity
 from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.training.parallel import Spread
 from growbench.training.step import Step
@@ -97,21 +98,24 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
         f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {hardware(device)['name']}, "
         f"{torch.get_num_threads()} threads, {precision}{', compiled' * compiled}; "
         f"medians of {rounds} alternations of {steps} steps",
-        f"matrix-product peak: {human(peak, 'FLOP/s')} (largest of {rounds})",
+        f"matrix-product peak: {quantity(peak, 'FLOP/s')} (largest of {rounds})",
         f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
     ]
     for name in loops:
         middle = statistics.median(per_step[name])
         ratios = [other / own for own, other in zip(per_step[name], per_step["transformers.Trainer"], strict=True)]
+        share = percent(flops_per_step / middle / peak)
         lines.append(
-            f"{name:<22} {data.tokens_per_batch / middle:>12.0f} {flops_per_step / middle / peak:>13.1%} {1000 * middle:>12.1f}"
+            f"{name:<22} {data.tokens_per_batch / middle:>12.0f} {share:>14} {1000 * middle:>12.1f}"
             f" {statistics.median(ratios):>14.2f} x"
         )
     overhead = [own / base - 1 for own, base in zip(per_step["growbench"], per_step["bare loop"], strict=True)]
     flags = ", ".join(f"{key} {value}" for key, value in trainer_flags(experiment, device, compiled).items())
     lines.append(f"transformers.Trainer: {type(shipped()).__name__} as its library ships it, {flags}")
-    lines.append(f"growbench's loop over the bare loop: {statistics.median(overhead):+.1%} time per step")
-    lines.append(f"growbench waits for data {statistics.median(waited):.1%} of the time; peak memory {human(max(largest), 'B')}")
+    lines.append(f"growbench's loop over the bare loop: {percent(statistics.median(overhead), signed=True)} time per step")
+    lines.append(
+        f"growbench waits for data {percent(statistics.median(waited))} of the time; peak memory {data_size(max(largest))}"
+    )
     return "\n".join(lines)
 
 

@@ -23,9 +23,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from growbench.config.schema import Experiment
-from growbench.console import human, say
+from growbench.console import say
 from growbench.data.shapes import vocabulary_size
 from growbench.errors import UsageError
+from growbench.formatting import quantity, setting
 from growbench.planning.plan import Unplannable, plan
 from growbench.registry import Found
 from growbench.runs import store
@@ -179,11 +180,11 @@ def summary(done: Trials) -> str:
         values = "its defaults" if chosen is trials[0] else _text(chosen.params) if chosen else "nothing"
         lines.append(f"{method:<18} {losses[0]:>12} {losses[1]:>10} {failed:>7}   {values}")
     spent = sum(trial.user_attrs["flops"] for trials in done.values() for trial in trials)
-    return "\n".join([*lines, f"{human(spent, 'FLOP')} in all, without the small model's training"])
+    return "\n".join([*lines, f"{quantity(spent, 'FLOP')} in all, without the small model's training"])
 
 
 def _text(values: Values) -> str:
-    return ", ".join(f"{key} {f'{value:.3g}' if isinstance(value, float) else value}" for key, value in values.items())
+    return ", ".join(f"{key} {setting(value)}" for key, value in values.items())
 
 
 def _store(folder: Path, tuning: Tuning, variants: Mapping[str, Sequence[str]], done: Trials) -> None:

@@ -338,7 +338,7 @@ def test_the_noise_floor_in_closed_form() -> None:
     assert notes.detectable_saving(runs) == pytest.approx(smallest_detectable(deviation, 3))
     (note,) = (note for note in compare(runs).notes if "Noise floor" in note)
     assert "varies by 0.2000 (standard deviation over 3 seeds)" in note
-    assert f"would find only a saving of about {100 * smallest_detectable(deviation, 3):.1f} % or more" in note
+    assert f"would find only a saving of about {100 * smallest_detectable(deviation, 3):.1f}\N{NO-BREAK SPACE}% or more" in note
 
 
 def test_noise_that_hides_every_saving_is_said_to() -> None:

@@ -141,7 +141,7 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_hours_follow_from_the_throughput(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert dry_run(miniature, "--methods", "ki,ligo", "--throughput", "1e6") == 0
     out = capsys.readouterr().out
-    assert "at 1 MFLOP/s\ngiven with --throughput, on cpu" in out
+    assert "at 1.00 MFLOP/s\ngiven with --throughput, on cpu" in out
     (planned,) = plan.plan(loading.load(str(miniature)), get("scratch"), 300)
     assert rows(out)["scratch"][-1] == f"{planned.flops / 1e6 / 3600:.3g}"
     assert "inherit: 4 x " in out and "learn operator: 3 x " in out

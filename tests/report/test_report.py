@@ -26,7 +26,8 @@ from growbench.analysis import tables
 from growbench.analysis.comparison import Comparison, analyse
 from growbench.costs import accounts
 from growbench.errors import UsageError
-from growbench.report import drawing, overview, page, plots, units
+from growbench.formatting import percent
+from growbench.report import drawing, overview, page, plots
 from growbench.runs import store
 
 Figures = Callable[[], AbstractContextManager[None]]
@@ -322,7 +323,7 @@ def test_an_image_experiment_has_accuracy_in_table_and_plot(tmp_path: Path, figu
     assert curve.loc[curve["method"] == "ligo", "val_accuracy"].iloc[-1] == pytest.approx(sum(finals) / 2)
     assert (curve["val_accuracy_low"] <= curve["val_accuracy"]).all()
     page = (out / "index.html").read_text(encoding="utf-8")
-    shown = units.percent(sum(finals) / 2)
+    shown = percent(sum(finals) / 2)
     assert f'data-head="final accuracy">{shown}</td>' in page and '<figure id="accuracy_vs_flops">' in page
     assert f"| {shown} |" in (out / "savings.md").read_text(encoding="utf-8")
     assert (out / "accuracy_vs_flops.png").stat().st_size and (out / "accuracy_vs_flops.svg").stat().st_size
@@ -427,9 +428,9 @@ def test_the_ladder_stands_beside_the_single_budget(climbed: Path) -> None:
         column = f"flops_saving_{ledger}"
         cells = [rows["bert2bert"][f"FLOPs saved, {ledger}: {protocol}"] for protocol in ("single", "ladder")]
         for cell, table in zip(cells, (single, ladder), strict=True):
-            ends = [units.percent(table.loc["bert2bert", column + end]) for end in ("", "_low", "_high")]
+            ends = [percent(table.loc["bert2bert", column + end]) for end in ("", "_low", "_high")]
             assert cell == f"{ends[0]} ({ends[1][:-2]} to {ends[2][:-2]})"
-        bound = units.percent(ladder.loc["ligo", column])
+        bound = percent(ladder.loc["ligo", column])
         assert rows["ligo"][f"FLOPs saved, {ledger}: ladder"] == f"≥ {bound}"
         assert rows["stackbert"][f"time saved, {ledger}: ladder"] == "not reached (1 of 2)"
 
@@ -469,10 +470,10 @@ def test_the_papers_figures_stand_beside_ours_by_counter(made: Path) -> None:
     table = pd.read_csv(made / "savings.csv").set_index("method")
     assert list(rows) == ["ligo"]
     ligo = rows["ligo"]
-    assert ligo["FLOPs saved, our counter"].startswith(units.percent(table.loc["ligo", "flops_saving_reuse"]))
-    assert ligo["FLOPs saved, the paper&#x27;s counter"] == units.percent(table.loc["ligo", "flops_saving_paper_counter"])
-    assert ligo["FLOPs saved, the paper claims"] == units.percent(0.447)
-    assert ligo["time saved, the paper claims"] == units.percent(0.407)
+    assert ligo["FLOPs saved, our counter"].startswith(percent(table.loc["ligo", "flops_saving_reuse"]))
+    assert ligo["FLOPs saved, the paper&#x27;s counter"] == percent(table.loc["ligo", "flops_saving_paper_counter"])
+    assert ligo["FLOPs saved, the paper claims"] == percent(0.447)
+    assert ligo["time saved, the paper claims"] == percent(0.407)
 
 
 def test_growth_is_told_phase_by_phase(made: Path) -> None:
@@ -486,7 +487,7 @@ def test_growth_is_told_phase_by_phase(made: Path) -> None:
     page = (made / "index.html").read_text(encoding="utf-8")
     (section,) = re.findall('<table id="growth".*?</table>', page, re.DOTALL)
     assert f'"loss before → after">{train["loss_before"].mean():.3f} → {train["loss_after"].mean():.3f}<' in section
-    assert f'"duplicates">{units.percent(0.5)} → {units.percent(0.125)}<' in section and '"optimizer">new<' in section
+    assert f'"duplicates">{percent(0.5)} → {percent(0.125)}<' in section and '"optimizer">new<' in section
     assert f'"steps to recover">{train["steps_to_recover"].mean():.0f}<' in section
 
 
@@ -568,7 +569,7 @@ def test_the_overview_holds_every_saving_in_both_ledgers(several: list[Path]) ->
     for index in several[:-1]:
         saved = pd.read_csv(index.with_name("savings.csv")).set_index("method").loc["bert2bert"]
         for ledger, row in zip(("reuse", "build"), rows, strict=True):
-            shown = units.percent(saved[f"flops_saving_{ledger}"])
+            shown = percent(saved[f"flops_saving_{ledger}"])
             assert f'"ledger">{ledger}<' in row and f'"{index.parents[1].name}">{shown}<' in row
     table = pd.read_csv(several[-1].with_name("overview.csv"))
     assert {("experiment 1", "<b>"), ("experiment 2", "ligo")} <= set(zip(table["experiment"], table["method"], strict=True))
@@ -580,7 +581,7 @@ def test_the_overview_has_a_column_for_a_ladder_and_is_there_as_markdown(several
     assert [name.strip() for name in head[2:]] == ["experiment 0", "experiment 1", "experiment 1, ladder", "experiment 2"]
     ladder = pd.read_csv(several[1].with_name("ladder_savings.csv")).set_index("method").loc["bert2bert"]
     (reuse,) = [row for row in rows if [cell.strip() for cell in row[:2]] == ["bert2bert", "reuse"]]
-    assert units.percent(ladder["flops_saving_reuse"]) in reuse[4] and units.percent(ladder["flops_saving_reuse"]) not in reuse[3]
+    assert percent(ladder["flops_saving_reuse"]) in reuse[4] and percent(ladder["flops_saving_reuse"]) not in reuse[3]
     assert "ligo†" in text and "keeps its source" in text
     assert '"experiment 1, ladder">' in several[-1].read_text(encoding="utf-8")
 
@@ -680,26 +681,3 @@ def test_out_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--out"):
         report.make(folder, tmp_path / "file")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.0, "0"),
-        (0.01234, "0.0123"),
-        (9.899, "9.90"),
-        (9.999, "10.0"),
-        (0.99999, "1.00"),
-        (123.4, "123"),
-        (54321, "54,321"),
-        (-1.5, "−1.50"),
-    ],
-)
-def test_digits(value: float, text: str) -> None:
-    assert units.digits(value) == text
-
-
-def test_units_fit_the_largest_cost() -> None:
-    assert units.scale(2.3e15, "flops").name == "PFLOP"
-    assert units.scale(100.0, "seconds").name == "s" and units.scale(7200.0, "seconds").name == "min"
-    assert units.scale(1.0, "flops").text(math.inf) == "∞"
