@@ -70,7 +70,7 @@ def run_experiment(options: argparse.Namespace) -> int:
     processes = parallel.start(device, options.tensor_parallel, options.shard)
     benchmark = Benchmark(experiment, folder, processes, options.target_loss, options.stop_at_target, budgets, options.save)
     succeeded = benchmark.run(methods, options.seeds)
-    if not processes.main:
+    if not processes.is_main_process:
         return 0 if succeeded else 1
 
     from filelock import FileLock

@@ -95,9 +95,9 @@ class Benchmark:
         for found, budget in itertools.product(methods, self.budgets):  # refuses impossible sizes before anything trains
             with contextlib.suppress(Unplannable):
                 plan(experiment.at(budget, found.training), found, data.vocabulary)
-        if self.parallel.main:
+        if self.parallel.is_main_process:
             _check_folder(self.folder)
-        self._check_shares()
+        self._check_parallelism()
         if pretrained and None in pretrained[1].values():
             say(f"source: {store.UNKNOWN_SOURCE}")
         if self.save:
@@ -143,9 +143,9 @@ class Benchmark:
         """Whether no other process on this results folder has a claim of that name; it has one no more once it is dead."""
         lock = FileLock(self.folder / ".locks" / f"{name}.lock")
         with contextlib.suppress(Timeout):
-            if self.parallel.main:
+            if self.parallel.is_main_process:
                 lock.acquire(blocking=False)
-        (mine,) = self.parallel.agree(lock.is_locked)
+        (mine,) = self.parallel.any_process(lock.is_locked)
         try:
             yield mine
         finally:
@@ -167,7 +167,7 @@ class Benchmark:
             if job != full
             and (step := branching_step(longest, at(job.budget, found.training), found.method, data.vocabulary)) is not None
         }
-        trunk = Checkpoints(self.folder / full.name / "checkpoints", self.parallel.main)
+        trunk = Checkpoints(self.folder / full.name / "checkpoints", self.parallel.is_main_process)
         succeeded = True
         for job in ladder:
             branch = trunk.branch(branches[job.budget]) if job.budget in branches else None
@@ -233,7 +233,7 @@ class Benchmark:
         if stored.record["config"] != self._config(job, data) or stored.record["origin"] != job.found.origin:
             say(f"{job.name:<18} was made with another configuration: training it again")
             return False
-        if self.experiment.pretrained and needs_source(job) and self.parallel.main:
+        if self.experiment.pretrained and needs_source(job) and self.parallel.is_main_process:
             store.state_source(stored, saved_models.cost(self.experiment.pretrained, stored.record["hardware"]))
         unsaved = self.save and job.which == "target" and not (stored.folder / "model").is_dir() and not _keeps_source(job)
         hint = ", but its model was not saved: remove its folder to train it again"
@@ -251,13 +251,13 @@ class Benchmark:
     ) -> bool:
         """Train and store one run, from where it was left or branches off its trunk. True if it finished."""
         config = self._config(job, data)
-        folder = self._run_folder(job, config) if self.parallel.main else None
-        checkpoints = Checkpoints(self.folder / job.name / "checkpoints", self.parallel.main)
+        folder = self._run_folder(job, config) if self.parallel.is_main_process else None
+        checkpoints = Checkpoints(self.folder / job.name / "checkpoints", self.parallel.is_main_process)
         if trunk:
             checkpoints.branch_off(*trunk)
             if folder:
                 folder.curve.begin_as(trunk[0].folder.parent / "curve.jsonl", trunk[1].state["rows"])
-        self.parallel.wait()  # what is there to go on from is complete
+        self.parallel.barrier()  # what is there to go on from is complete
         interruption = Interruption()
         trainer = self._trainer(job, data, target, source, folder, checkpoints, branches, interruption)
         record = partial(self._record, job, config, data, trainer, source, trunk)
@@ -288,7 +288,7 @@ class Benchmark:
             os._exit(1)  # an orderly end would wait for the others
         if status in ("finished", "failed") and not branches:
             checkpoints.remove()
-        self.parallel.wait()  # what the next run reads is complete
+        self.parallel.barrier()  # what the next run reads is complete
         return status == "finished"
 
     def _run_folder(self, job: Job, config: dict[str, Any]) -> store.RunFolder:
@@ -312,7 +312,7 @@ class Benchmark:
         costs = Costs(self.parallel.device)
         experiment = self.experiment.at(job.budget, job.found.training)
         task = Task.of(experiment, job.which, data.vocabulary, costs, job.seed, source[0] if source else None)
-        progress = Progress(job.name, task.budget, target, shown=self.parallel.main)
+        progress = Progress(job.name, task.budget, target, shown=self.parallel.is_main_process)
         stop_at = self.target_loss if self.stop_at_target and job.which == "target" else None
         memory.reset_peak(self.parallel.device)
         return Trainer(
@@ -323,7 +323,7 @@ class Benchmark:
     def _save(self, job: Job, data: Data, model: nn.Module | None, record: dict[str, Any]) -> None:
         """Keep a trained model for use elsewhere, unless it is kept already."""
         folder = self.folder / job.name / "model"
-        if not self.parallel.main:
+        if not self.parallel.is_main_process:
             return
         if _keeps_source(job):
             say(f"{job.name:<18} has a model that needs its source, which no library knows: it is not saved")
@@ -390,22 +390,29 @@ class Benchmark:
         device, machine = self.parallel.device, self.experiment.machine
         usual = dataclasses.asdict(Machine())
         unusual = {key: value for key, value in dataclasses.asdict(machine).items() if value != usual[key]}
-        several = {} if self.parallel.alone else {"processes": self.parallel.describe()}
+        several = {} if self.parallel.is_single_process else {"processes": self.parallel.describe()}
         return hardware(device) | {"precision": training.precision_on(device.type)} | unusual | several
 
-    def _check_shares(self) -> None:
-        """Refuse batches and models that cannot be divided among the processes."""
-        experiment, shares, parts = self.experiment, self.parallel.shares, self.parallel.parts
+    def _check_parallelism(self) -> None:
+        """Refuse batches and models that the processes cannot divide among them."""
+        experiment, dp_degree, tp_degree = self.experiment, self.parallel.dp_degree, self.parallel.tp_degree
         for training in (experiment.train, experiment.source_train):
-            share, left = divmod(training.batch, shares)
-            if left or share % experiment.machine.rows(share):
-                each = f" of micro-batches of {experiment.machine.rows(share)}" if experiment.machine.micro_batch else ""
-                raise UsageError(f"batch = {training.batch}: must divide into {shares} shares{each}")
-        if shares > 1 and parts > 1 and experiment.machine.compile == "on":
-            raise UsageError('machine.compile = "on": torch cannot compile models divided both ways; allowed here: auto, off')
-        if parts > 1:
+            rows, left = divmod(training.batch, dp_degree)
+            if left:
+                raise UsageError(f"batch = {training.batch}: must be divisible by the data-parallel degree, {dp_degree}")
+            if rows % experiment.machine.rows(rows):
+                raise UsageError(
+                    f"batch = {training.batch}: {rows} rows for each of {dp_degree} data-parallel processes: "
+                    f"must be divisible by micro_batch = {experiment.machine.micro_batch}"
+                )
+        if dp_degree > 1 and tp_degree > 1 and experiment.machine.compile == "on":
+            raise UsageError(
+                'machine.compile = "on": torch cannot compile models under data and tensor parallelism together; '
+                "allowed here: auto, off"
+            )
+        if tp_degree > 1:
             for which in ("source", "target"):
-                tensor_parallel.check(architectures.of(experiment), experiment.sizes(which, 1), parts)
+                tensor_parallel.check(architectures.of(experiment), experiment.sizes(which, 1), tp_degree)
 
 
 def needs_source(job: Job) -> bool:

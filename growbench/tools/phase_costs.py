@@ -22,7 +22,7 @@ from growbench.formatting import data_size, quantity
 from growbench.planning.plan import META, plan, walk
 from growbench.registry import Found, get_all
 from growbench.tools.throughput import _seconds
-from growbench.training.parallel import Spread
+from growbench.training.replicas import Replica
 from growbench.training.step import Step
 
 # --- what a step of each phase of a method costs, against a plain step
@@ -74,7 +74,7 @@ class PhaseStep:
         walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
         objective = architectures.of(experiment).objective
         batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
-        live = Spread(walked.model, walked.model, walked.optimizer)
+        live = Replica(walked.model, walked.model, walked.optimizer)
         return cls(Step.of(walked.phase, live, experiment.train, experiment.machine, device), batch)
 
     def __call__(self, steps: int) -> None:

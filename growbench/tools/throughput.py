@@ -28,7 +28,7 @@ from growbench.data import Batch, Data, load
 from growbench.errors import UsageError
 from growbench.formatting import data_size, percent, quantity
 from growbench.method import Method, Phase, Phases, Task, task_loss
-from growbench.training.parallel import Spread
+from growbench.training.replicas import Replica
 from growbench.training.step import Step
 from growbench.training.trainer import Trainer
 
@@ -146,7 +146,7 @@ class BareLoop:
 
     def __init__(self, experiment: Experiment, data: Data, device: torch.device, model: nn.Module) -> None:
         optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model.train())
-        live, training = Spread(model, model, optimizer), experiment.train
+        live, training = Replica(model, model, optimizer), experiment.train
         self.step = Step.of(Phase(model=model), live, training, experiment.machine, device, training.steps)
         self.batches = itertools.cycle([data.train_batch(step, 0).to(device) for step in range(8)])
 

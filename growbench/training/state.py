@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from growbench.costs.ledger import Costs
 from growbench.method import Phase
 from growbench.training.checkpoint import RandomStates
-from growbench.training.parallel import Spread
+from growbench.training.replicas import Replica
 
 
 class TrainingFailed(Exception):
@@ -81,7 +81,7 @@ class Stretch:
 
     def __post_init__(self) -> None:
         _check_parameters(self.model, self.optimizer)
-        self.live = self.whole = Spread(self.model, self.model, self.optimizer)
+        self.live = self.whole = Replica(self.model, self.model, self.optimizer)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def set_rates(self, step: int, share: float) -> None:

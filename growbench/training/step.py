@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from growbench.config.schema import Machine, Training
 from growbench.data import Batch
 from growbench.method import Phase
-from growbench.training.parallel import Spread
+from growbench.training.replicas import Replica
 
 WORTH_COMPILING = 1000  # steps: compiling a model takes as long as hundreds of them
 
@@ -27,14 +27,14 @@ class Step:
     """How the steps of a phase are done."""
 
     phase: Phase
-    live: Spread
+    live: Replica
     module: nn.Module  # what is called: the live one's module, or that compiled
     training: Training
     machine: Machine
     device: torch.device
 
     @classmethod
-    def of(cls, phase: Phase, live: Spread, training: Training, machine: Machine, device: torch.device, steps: int = 0) -> Step:
+    def of(cls, phase: Phase, live: Replica, training: Training, machine: Machine, device: torch.device, steps: int = 0) -> Step:
         """`steps`: how many there will be; many are worth compiling for."""
         worth = device.type == "cuda" and steps >= WORTH_COMPILING if machine.compile == "auto" else machine.compile == "on"
         if not (worth and steps and live.compiles):

@@ -35,17 +35,17 @@ class Cut:
     dim: int
     blocks: int = 1
 
-    def order(self, size: int, parts: int) -> Tensor:
+    def order(self, size: int, tp_degree: int) -> Tensor:
         """The indices along `dim` in the order in which consecutive parts hold a share of every block."""
-        return torch.arange(size).view(self.blocks, parts, -1).transpose(0, 1).flatten()
+        return torch.arange(size).view(self.blocks, tp_degree, -1).transpose(0, 1).flatten()
 
-    def scattered(self, value: Tensor, parts: int) -> Tensor:
+    def scattered(self, value: Tensor, tp_degree: int) -> Tensor:
         """The parameter in order of parts."""
-        return value if self.blocks == 1 else self._taken(value, self.order(value.shape[self.dim], parts))
+        return value if self.blocks == 1 else self._taken(value, self.order(value.shape[self.dim], tp_degree))
 
-    def gathered(self, value: Tensor, parts: int) -> Tensor:
+    def gathered(self, value: Tensor, tp_degree: int) -> Tensor:
         """The parameter in its model's own order, from the one in order of parts."""
-        return value if self.blocks == 1 else self._taken(value, self.order(value.shape[self.dim], parts).argsort())
+        return value if self.blocks == 1 else self._taken(value, self.order(value.shape[self.dim], tp_degree).argsort())
 
     def _taken(self, value: Tensor, order: Tensor) -> Tensor:
         return value.index_select(self.dim, order.to(value.device))
@@ -109,14 +109,14 @@ def split(model: nn.Module, architecture: Architecture, mesh: DeviceMesh) -> dic
     return cuts
 
 
-def check(architecture: Architecture, sizes: ModelConfig, parts: int) -> None:
+def check(architecture: Architecture, sizes: ModelConfig, tp_degree: int) -> None:
     """Raise UsageError unless a model of these sizes can be split into so many parts."""
     for axis in _split_axes(architecture, sizes):
         if axis is Axis.VOCAB:
             continue
         count = {Axis.HEADS: sizes.heads, Axis.KV_HEADS: sizes.key_value_heads}.get(axis) or length(axis, sizes)
-        if count % parts:
-            raise UsageError(f"--tensor-parallel {parts}: must divide the {axis.value} of every model, and one has {count}")
+        if count % tp_degree:
+            raise UsageError(f"--tensor-parallel {tp_degree}: must divide the {axis.value} of every model, and one has {count}")
 
 
 def _split_axes(architecture: Architecture, sizes: ModelConfig) -> set[Axis]:
@@ -147,9 +147,9 @@ def _holders(model: nn.Module) -> dict[str, list[tuple[str, str]]]:
     return holders
 
 
-def _keep_own_heads(attention: nn.Module, parts: int) -> None:
+def _keep_own_heads(attention: nn.Module, tp_degree: int) -> None:
     if not getattr(attention, "split_over", False):
         attention.split_over = True  # type: ignore[assignment]
         for key in PER_HEAD:
             if hasattr(attention, key):
-                setattr(attention, key, getattr(attention, key) // parts)
+                setattr(attention, key, getattr(attention, key) // tp_degree)

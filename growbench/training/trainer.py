@@ -22,6 +22,7 @@ from growbench.method import Method, Phase, Task, Trained, schedule
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.evaluation import Evaluation, duplicates
 from growbench.training.parallel import Parallel
+from growbench.training.replicas import place
 from growbench.training.state import Curve, Outcome, Stretch, TrainingFailed, charge, pack, refuse_not_finite, unpack
 from growbench.training.step import Step, autocast
 
@@ -71,7 +72,7 @@ class Trainer:
     def run(self, method: Method) -> Outcome:
         """Train every phase of `method`. Raises TrainingFailed; `self.outcome` then holds what came before."""
         self.started = self.saved = time.perf_counter()
-        self.feed = Feed(self.data, self.seed, self.device, self.machine.workers, self.parallel.share, self.parallel.shares)
+        self.feed = Feed(self.data, self.seed, self.device, self.machine.workers, self.parallel.dp_rank, self.parallel.dp_degree)
         phases = method.phases(self.task)
         trained: Any = None
         try:
@@ -109,7 +110,7 @@ class Trainer:
                 self._restore(now, newest)
             else:
                 self._open(now, growth_flops)
-            with self.parallel.own_randomness() as now.randomness:
+            with self.parallel.own_random_state() as now.randomness:
                 self._steps(now)
             self._end(now)
         return Trained(now.model, now.optimizer, now.done, now.train_loss)
@@ -145,7 +146,7 @@ class Trainer:
     def _steps(self, now: Stretch) -> None:
         """Train to the phase's end, or to the target, evaluating at the run's cadence."""
         outcome, phase, watch = self.outcome, now.phase, Stopwatch(self.device)
-        now.live = self.parallel.spread(now.model, now.optimizer, self.task.architecture, phase.workload is None)
+        now.live = place(now.model, now.optimizer, self.task.architecture, self.parallel, phase.workload is None)
         do = Step.of(phase, now.live, self.training, self.machine, self.device, now.steps)
         if do.compiled:
             for first in phase.first_steps(now.steps).values():
@@ -167,7 +168,7 @@ class Trainer:
             self.progress.step()
             ends, branches = now.done == now.steps, phase.scored and outcome.scored_steps in self.branches
             late = not ends and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
-            interrupted, late = self.parallel.agree(self.interrupted(), late)
+            interrupted, late = self.parallel.any_process(self.interrupted(), late)
             due = ends or now.done % self.every == 0
             if due or branches or late or interrupted:
                 self._charge(now, watch.read())
@@ -199,7 +200,7 @@ class Trainer:
         do = Step.of(now.phase, now.whole, self.training, self.machine, self.device)
         flops = self.costs.probe(lambda: do.backward(self._batch(now, step), step), "train" if now.phase.scored else "operator")
         now.optimizer.zero_grad()
-        return {account: each * self.parallel.shares for account, each in flops.items()}
+        return {account: each * self.parallel.dp_degree for account, each in flops.items()}
 
     def _paper_flops(self, now: Stretch) -> int | None:
         """FLOPs of a step by the counter of LiGO's paper; None where steps differ in kind."""
@@ -251,7 +252,7 @@ class Trainer:
 
     def _restore(self, now: Stretch, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, the end of the phase or within it: all is as it was, but for the time that replay takes."""
-        checkpoint.restore(now.model, now.optimizer, self.task.rng, self.parallel.resting)
+        checkpoint.restore(now.model, now.optimizer, self.task.rng, self.parallel.idle_state_device)
         state = checkpoint.state
         if len(state["phases"]) > now.number:
             self.evaluation.remember(now.model)

@@ -30,7 +30,8 @@ from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.signals import Interruption
 from growbench.training import parallel as parallel_module
-from growbench.training.parallel import Averaged, Divided, Parallel, start
+from growbench.training.parallel import Parallel, start
+from growbench.training.replicas import AveragedReplica, ShardedReplica, place
 from growbench.training.step import Step
 from growbench.training.tensor_parallel import Cut, check
 from tests.processes import work_together
@@ -38,10 +39,10 @@ from tests.processes import work_together
 CPU, META = torch.device("cpu"), torch.device("meta")
 METHODS = ("scratch", "stackbert", "mslt", "ki", "bert2bert", "ligo", "progressive_net")
 DIVISIONS = {
-    "replicated": Parallel(CPU, shares=2),
-    "sharded": Parallel(CPU, shares=2, sharded=True),
-    "tensor": Parallel(CPU, parts=2),
-    "both": Parallel(CPU, shares=2, parts=2),
+    "replicated": Parallel(CPU, dp_degree=2),
+    "sharded": Parallel(CPU, dp_degree=2, sharded=True),
+    "tensor": Parallel(CPU, tp_degree=2),
+    "both": Parallel(CPU, dp_degree=2, tp_degree=2),
 }
 FEW = ("mslt", "ligo")  # a plain model and then a partly frozen one, one that is no plain transformer
 OPTIONS = {"ligo": {"operator_steps": 3}, "bert2bert": {"sub_model_share": 0.3, "sub_model_layers": 1}}
@@ -83,7 +84,7 @@ def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
 def averaged(rank: int) -> list[list[float]]:
     """What becomes of the weights 0 when both processes use the first parameter, the second one the second, none the third."""
     model = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(3)])
-    live = Averaged(model, model, torch.optim.SGD(model.parameters(), lr=1.0), replace(DIVISIONS["replicated"], rank=rank))
+    live = AveragedReplica(model, model, torch.optim.SGD(model.parameters(), lr=1.0), replace(DIVISIONS["replicated"], rank=rank))
     (model[0] * torch.tensor([1.0, rank]) + (model[1] if rank else 0.0)).sum().backward()
     live.update(largest_norm=100.0)
     return [parameter.tolist() for parameter in model]
@@ -112,7 +113,7 @@ def fail_alone(rank: int, experiment: Path, folder: Path, parallel: Parallel) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "_exit", ended)
         alike = Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("scratch", Fails(), "here")], [0])
-        patch.setattr(parallel_module, "PATIENCE", 1.0)
+        patch.setattr(parallel_module, "FAILURE_TIMEOUT", 1.0)
         try:
             Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("alone", Fails((1,)), "here")], [0])
             code = 0
@@ -132,7 +133,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
     }
     torch.set_num_threads(1)
     store = start(CPU, 1, False).store
-    divisions = {name: each for name, each in DIVISIONS.items() if each.shares * each.parts == processes}
+    divisions = {name: each for name, each in DIVISIONS.items() if each.processes == processes}
     mine = {name: replace(each, rank=rank, store=store) for name, each in divisions.items()}
     for (architecture, division), methods in CASES.items():
         if division in mine:
@@ -140,7 +141,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
             benchmark(experiments[architecture], folder / division / architecture, mine[division], found)
     for division, parallel in mine.items():
         interrupted(experiments["gpt2"], folder / "interrupted" / division, parallel)
-        if parallel.main:
+        if parallel.is_main_process:
             shutil.copytree(folder / "interrupted" / division, folder / "resumed" / division)
         benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN])
     if processes == 2:
@@ -229,13 +230,15 @@ def test_moments_that_need_not_fit_wait_in_the_host_s_memory() -> None:
     pieces(torch.ones(2)).sum().backward()
     optimizers[0].step()
     pairs = [(name, parameter, pieces.get_parameter(name)) for name, parameter in whole.named_parameters()]
-    live = Divided(pieces, pieces, optimizers[0], whole, optimizers[1], Parallel(META, shares=2, sharded=True), {}, pairs)
+    live = ShardedReplica(
+        pieces, pieces, optimizers[0], whole, optimizers[1], Parallel(META, dp_degree=2, sharded=True), {}, pairs
+    )
     live.gather()
     assert devices(optimizers[1]) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
     optimizers[1].state = optimizers[0].state  # a host's moments
     live.close()
     assert devices(optimizers[1]) == {"step": CPU, "exp_avg": CPU, "exp_avg_sq": CPU}
-    live.parallel.spread(whole, optimizers[1], architectures.get("gpt2"), uniform=False)
+    place(whole, optimizers[1], architectures.get("gpt2"), live.parallel, uniform=False)
     assert devices(optimizers[1]) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
 
 
@@ -243,13 +246,13 @@ def devices(optimizer: torch.optim.Optimizer) -> dict[str, torch.device]:
     return {key: value.device for state in optimizer.state.values() for key, value in state.items()}
 
 
-@pytest.mark.parametrize(("shares", "parts"), [(2, 1), (1, 2), (2, 2)])
-def test_what_is_divided_both_ways_is_not_compiled(shares: int, parts: int) -> None:
+@pytest.mark.parametrize(("dp_degree", "tp_degree"), [(2, 1), (1, 2), (2, 2)])
+def test_what_is_divided_both_ways_is_not_compiled(dp_degree: int, tp_degree: int) -> None:
     model: Any = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    live = Divided(model, model, optimizer, model, optimizer, Parallel(CPU, shares=shares, parts=parts), {})
+    live = ShardedReplica(model, model, optimizer, model, optimizer, Parallel(CPU, dp_degree=dp_degree, tp_degree=tp_degree), {})
     step = Step.of(Phase(model=model), live, Training(batch=1, steps=1, lr=1.0), Machine(compile="on"), CPU, steps=1)
-    assert step.compiled == (shares == 1 or parts == 1)
+    assert step.compiled == (dp_degree == 1 or tp_degree == 1)
 
 
 def test_torchrun_starts_the_command_line(miniature: Path, tmp_path: Path) -> None:
@@ -294,18 +297,23 @@ def test_the_parts_of_a_batch_are_the_batch(parts: int, masked: bool) -> None:
 
 def test_what_cannot_be_divided_is_refused(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = load(str(miniature))
-    with pytest.raises(UsageError, match=r"^batch = 4: must divide into 3 shares$"):
-        Benchmark(experiment, tmp_path / "results", Parallel(CPU, shares=3)).run([], [0])
+    with pytest.raises(UsageError, match=r"^batch = 4: must be divisible by the data-parallel degree, 3$"):
+        Benchmark(experiment, tmp_path / "results", Parallel(CPU, dp_degree=3)).run([], [0])
     twelve = replace(experiment.train, batch=12)
     machine = replace(experiment.machine, micro_batch=4)
     odd = replace(experiment, train=twelve, source_train=twelve, machine=machine)
-    with pytest.raises(UsageError, match=r"^batch = 12: must divide into 2 shares of micro-batches of 4$"):
-        Benchmark(odd, tmp_path / "results", Parallel(CPU, shares=2)).run([], [0])
+    with pytest.raises(
+        UsageError, match=r"^batch = 12: 6 rows for each of 2 data-parallel processes: must be divisible by micro_batch = 4$"
+    ):
+        Benchmark(odd, tmp_path / "results", Parallel(CPU, dp_degree=2)).run([], [0])
     with pytest.raises(UsageError, match=r"^--tensor-parallel 4: must divide the heads of every model, and one has 2$"):
-        Benchmark(experiment, tmp_path / "results", Parallel(CPU, parts=4)).run([], [0])
+        Benchmark(experiment, tmp_path / "results", Parallel(CPU, tp_degree=4)).run([], [0])
     compiled = replace(experiment, machine=Machine(compile="on"))
-    with pytest.raises(UsageError, match=r'^machine.compile = "on": torch cannot compile models divided both ways; allowed here'):
-        Benchmark(compiled, tmp_path / "results", Parallel(CPU, shares=2, parts=2)).run([], [0])
+    with pytest.raises(
+        UsageError,
+        match=r'^machine.compile = "on": torch cannot compile models under data and tensor parallelism together; allowed here',
+    ):
+        Benchmark(compiled, tmp_path / "results", Parallel(CPU, dp_degree=2, tp_degree=2)).run([], [0])
     with pytest.raises(UsageError, match=r"^--tensor-parallel 2: must divide the number of processes, 1;"):
         start(CPU, 2, False)
     monkeypatch.setenv("WORLD_SIZE", "3")

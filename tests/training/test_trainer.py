@@ -22,7 +22,7 @@ from growbench.data import Batch, TextData, load
 from growbench.method import Method, Phase, Phases, Task, constant, schedule, task_loss
 from growbench.registry import get
 from growbench.training.checkpoint import Checkpoints
-from growbench.training.parallel import Spread
+from growbench.training.replicas import Replica
 from growbench.training.state import Outcome, TrainingFailed
 from growbench.training.step import Step
 from growbench.training.trainer import Trainer
@@ -349,6 +349,6 @@ def test_every_phase_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(batch=1, steps=1, lr=1.0)
     for width in range(1, 11):
         model = nn.Sequential(nn.Linear(width, 1))
-        live = Spread(model, model, torch.optim.AdamW(model.parameters()))
+        live = Replica(model, model, torch.optim.AdamW(model.parameters()))
         Step.of(Phase(model=model), live, training, Machine(compile="on"), CPU, steps=1).module(torch.ones(1, width))
         assert len(graphs) == width
