@@ -72,7 +72,7 @@ class Training:
     batch: int  # sequences per step
     steps: int  # the budget: scratch's number of steps
     lr: float  # peak learning rate
-    warmup: int = 0  # steps of linear warm-up
+    warmup: int | float = 0  # of the learning rate, linear: steps if it is a whole number, else a share of the budget
     schedule: Literal["linear", "cosine", "wsd"] = "linear"
     decay: float = 0.2  # wsd: share of the budget that decays
     weight_decay: float = 0.01  # on matrices and embeddings; not on norms and biases
@@ -89,10 +89,20 @@ class Training:
             raise UsageError(f"weight_decay = {self.weight_decay}: must be at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"betas = {self.betas}: must be at least 0 and below 1")
-        if not 0 <= self.warmup < self.steps:
-            raise UsageError(f"warmup = {self.warmup}: must be at least 0 and below steps = {self.steps}")
+        if not 0 <= self.warmup < (self.steps if isinstance(self.warmup, int) else 1):
+            allowed = f"at least 0 and below steps = {self.steps} (a whole number), or below 1 (a share of the steps)"
+            raise UsageError(f"warmup = {self.warmup}: must be {allowed}")
         if not 0 < self.decay <= 1:
             raise UsageError(f"decay = {self.decay}: must be above 0 and at most 1")
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up, always fewer than the budget's."""
+        return self.warmup if isinstance(self.warmup, int) else min(round(self.warmup * self.steps), self.steps - 1)
+
+    def in_steps(self) -> Training:
+        """The same training, its warm-up a number of steps: it stays as long in another budget."""
+        return dataclasses.replace(self, warmup=self.warmup_steps)
 
     def precision_on(self, device: str) -> str:
         """float32 or bf16: what `auto` means on this type of device."""
@@ -266,14 +276,15 @@ class Experiment:
         return dataclasses.replace(model, vocabulary=vocabulary, positions=self.data.positions, patch=self.data.patch)
 
     def at(self, budget: float, training: Mapping[str, Any]) -> Experiment:
-        """The experiment at a share of its budget, with other values of training."""
+        """The experiment at a share of its budget, with as many steps of warm-up, and with other values of training."""
         steps = round(budget * self.train.steps)
-        return dataclasses.replace(self, train=dataclasses.replace(self.train, steps=steps, **training))
+        return dataclasses.replace(self, train=dataclasses.replace(self.train.in_steps(), steps=steps, **training))
 
     def identity(self) -> dict[str, Any]:
         """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
-        own = ["source_train"] if self.pretrained is None else []
-        sections = {key: getattr(self, key) for key in ("source", "target", "data", "train", *own)}
+        sections = {"source": self.source, "target": self.target, "data": self.data, "train": self.train.in_steps()}
+        if self.pretrained is None:
+            sections["source_train"] = self.source_train.in_steps()
         identity = {"architecture": self.architecture} | {key: _identity(section) for key, section in sections.items()}
         if self.pretrained:
             identity["pretrained"] = {key: getattr(self.pretrained, key) for key in ("checkpoint", "sha256")}

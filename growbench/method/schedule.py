@@ -17,7 +17,7 @@ def constant(step: int, steps: int) -> float:
 
 def stable_steps(training: Training, steps: int) -> int:
     """wsd: the steps before the decay, which are the same in every budget that has as many."""
-    return max(training.warmup, round(steps * (1 - training.decay)))
+    return max(training.warmup_steps, round(steps * (1 - training.decay)))
 
 
 def of(training: Training) -> Schedule:
@@ -29,9 +29,9 @@ def of(training: Training) -> Schedule:
         return 1 - progress
 
     def share(step: int, steps: int) -> float:
-        if step < training.warmup:
-            return (step + 1) / training.warmup
-        start = training.warmup
+        if step < training.warmup_steps:
+            return (step + 1) / training.warmup_steps
+        start = training.warmup_steps
         if training.schedule == "wsd":
             start = stable_steps(training, steps)
         return decayed(max(0, step - start) / (steps - start))

@@ -172,7 +172,7 @@ def planted_table(experiment: Experiment, folder: Path) -> pd.DataFrame:
     rows = []
     for share in SHARES:
         steps, seeds = round(share * training.steps), range(PLANTED_SEEDS)
-        source_training = replace(training, steps=steps, decay=1 / steps)  # decays in no step
+        source_training = replace(training.in_steps(), steps=steps, decay=1 / steps)  # decays in no step
         planted = Found("planted", Planted(steps), f"growbench {__version__}")
         place = folder / f"planted-{share:g}"
         _train(replace(experiment, train=training, source_train=source_training), place, [get(SCRATCH), planted], seeds)
@@ -221,7 +221,7 @@ def summary(experiment: Experiment, record: dict[str, Any], twins: pd.DataFrame,
         "",
         f"Made by `{command}`. A miniature: {experiment.architecture}, {experiment.target.layers} layers of width "
         f"{experiment.target.width}, {training.steps} steps of batch {training.batch} x {experiment.data.positions} "
-        f"from {experiment.data.corpus}, learning rate {training.lr:g} ({training.schedule}, warm-up {training.warmup}). "
+        f"from {experiment.data.corpus}, learning rate {training.lr:g} ({training.schedule}, warm-up {training.warmup_steps}). "
         f"In each of {len(forth)} repetitions {TWIN_SEEDS} seeds of scratch against {TWIN_SEEDS} others of its twin, then the "
         "two the other way round; the target is the worst final loss of the runs compared.",
         "",

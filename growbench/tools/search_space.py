@@ -47,7 +47,7 @@ class Range:
 def defaults(experiment: Experiment, found: Found) -> dict[str, Any]:
     """The first trial of a method: what it runs with untuned."""
     own = {name: getattr(found.method, name) for name in _tunable(found)}
-    return {"train.lr": experiment.train.lr, "train.warmup": experiment.train.warmup, **own}
+    return {"train.lr": experiment.train.lr, "train.warmup": experiment.train.warmup_steps, **own}
 
 
 def space(experiment: Experiment, found: Found) -> dict[str, Range]:
