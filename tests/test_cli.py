@@ -161,7 +161,7 @@ def test_unknown_names_are_refused(refused: Refused) -> None:
 
 def test_bad_values_are_refused(refused: Refused) -> None:
     """Key, value and what is allowed, before anything trains."""
-    assert "train.steps = 'many': must be a whole number" in refused("--set", "train.steps=many")
+    assert "train.steps = 'many': must be a valid integer" in refused("--set", "train.steps=many")
     assert "--set 'train.steps': must be key=value" in refused("--set", "train.steps")
     assert "target: width = 32 is not divisible by heads = 5" in refused("--set", "target.heads=5")
     assert "source.width = 64 is larger than target.width = 32" in refused("--set", "source.width=64")
@@ -270,7 +270,7 @@ def test_a_report_of_nothing_is_refused(refused: Refused, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         ("run gpt2-tyni", "growbench: unknown experiment 'gpt2-tyni': did you mean gpt2-tiny?"),
-        ("run --set train.steps=many", "growbench: train.steps = 'many': must be a whole number"),
+        ("run --set train.steps=many", "growbench: train.steps = 'many': must be a valid integer"),
         ("", "growbench: the following arguments are required: COMMAND"),
         ("fly", "growbench: argument COMMAND: invalid choice: 'fly'"),
     ],

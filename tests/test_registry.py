@@ -231,9 +231,9 @@ def test_an_unknown_name_gets_a_suggestion_and_the_list() -> None:
 def test_a_wrong_hyperparameter_is_refused(mine: Path) -> None:
     """Key, value and type are checked as those of an experiment are."""
     assert refusal("ligo", operator_stpes=3).startswith("unknown key ligo.operator_stpes: did you mean operator_steps?")
-    assert refusal("ligo", operator_steps="many") == "ligo.operator_steps = 'many': must be a whole number"
-    assert refusal("ligo", order="both") == "ligo.order = 'both': allowed are depth_first, width_first"
-    assert refusal(str(mine), share="half") == "mine.share = 'half': must be a number"
+    assert refusal("ligo", operator_steps="many") == "ligo.operator_steps = 'many': must be a valid integer"
+    assert refusal("ligo", order="both") == "ligo.order = 'both': must be 'depth_first' or 'width_first'"
+    assert refusal(str(mine), share="half") == "mine.share = 'half': must be a valid number"
     assert refusal("scratch", lr=1.0).startswith("unknown key scratch.lr: ")
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import json
 import tomllib
-import types
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
+from pydantic_core import ErrorDetails
 
 from growbench.config.schema import (
-    DataConfig,
     Experiment,
     ImageConfig,
     Machine,
@@ -24,6 +26,8 @@ from growbench.config.schema import (
     Training,
 )
 from growbench.errors import UsageError, did_you_mean
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 def available() -> dict[str, Path]:
@@ -45,7 +49,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Experiment:
         table["source"] = {"checkpoint": table["source"]}
     for override in overrides:
         _override(table, override)
-    return _experiment(path.stem, table)
+    return _experiment(path.stem, parse(File, table))
 
 
 def title(name: str) -> str:
@@ -83,43 +87,41 @@ def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     return {**base, **table, **both}
 
 
-def _experiment(name: str, table: dict[str, Any]) -> Experiment:
-    known = ["title", "architecture", "source", "target", "data", "train", "machine", "methods", "published"]
-    _refuse_unknown(table, known, "")
-    for key in known[:6]:
-        if key not in table:
-            raise UsageError(f"{name}: {key} is missing")
-    methods, published = table.get("methods", {}), table.get("published", {})
-    sections = {key: table.get(key, {}) for key in ("source", "target", "data", "train", "machine")}
-    for where, rows in ("methods", methods), ("published", published):
-        sections[where] = rows
-        sections |= {f"{where}.{key}": row for key, row in rows.items()} if isinstance(rows, dict) else {}
-    for where, section in sections.items():
-        if not isinstance(section, dict):
-            raise UsageError(f"{where} = {section!r}: must be a table")
-    training_keys = {f.name for f in dataclasses.fields(Training)}
-    pretrained = None
-    if "checkpoint" in table["source"]:
-        pretrained = _pretrained(table["source"])
-        table = {**table, "source": table["target"]}
-    source_training = {key: value for key, value in table["source"].items() if key in training_keys}
-    source_model = {key: value for key, value in table["source"].items() if key not in training_keys}
-    for section in ("source", "target"):
+@dataclass(frozen=True)
+class File:
+    """An experiment's file: its sections are tables."""
+
+    title: str
+    architecture: str
+    source: dict[str, Any]
+    target: dict[str, Any]
+    data: dict[str, Any]
+    train: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=dict)
+    methods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    published: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _experiment(name: str, file: File) -> Experiment:
+    for where, section in ("source", file.source), ("target", file.target):
         for key in ("vocabulary", "positions", "patch"):
-            if key in table[section]:
-                raise UsageError(f"{section}.{key}: unknown key; it follows from [data]")
+            if key in section:
+                raise UsageError(f"{where}.{key}: unknown key; it follows from [data]")
+    pretrained = _pretrained(file.source) if "checkpoint" in file.source else None
+    source = file.target if pretrained else file.source
+    training_keys = {f.name for f in dataclasses.fields(Training)}
     return Experiment(
         name=name,
-        title=_convert(table["title"], str, "title"),
-        architecture=_convert(table["architecture"], str, "architecture"),
-        source=parse(ModelConfig, source_model, "source", hidden_keys=training_keys),
-        target=parse(ModelConfig, table["target"], "target"),
-        data=_data(table["data"]),
-        train=parse(Training, table["train"], "train"),
-        source_train=parse(Training, {**table["train"], **source_training}, "source"),
-        machine=parse(Machine, sections["machine"], "machine"),
-        methods=methods,
-        published={method: parse(Published, row, f"published.{method}") for method, row in published.items()},
+        title=file.title,
+        architecture=file.architecture,
+        source=parse(ModelConfig, {key: source[key] for key in source if key not in training_keys}, "source", training_keys),
+        target=parse(ModelConfig, file.target, "target"),
+        data=parse(ImageConfig, file.data, "data") if "image_size" in file.data else parse(TextConfig, file.data, "data"),
+        train=parse(Training, file.train, "train"),
+        source_train=parse(Training, file.train | {key: source[key] for key in source if key in training_keys}, "source"),
+        machine=parse(Machine, file.machine, "machine"),
+        methods=file.methods,
+        published={method: parse(Published, row, f"published.{method}") for method, row in file.published.items()},
         pretrained=pretrained,
     )
 
@@ -132,53 +134,35 @@ def _pretrained(values: dict[str, Any]) -> Pretrained:
     return parse(Pretrained, values, "source")
 
 
-def _data(values: dict[str, Any]) -> DataConfig:
-    if "image_size" in values:
-        return parse(ImageConfig, values, "data")
-    return parse(TextConfig, values, "data")
+def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: Iterable[str] = ()) -> T:
+    """An instance of the dataclass `cls` from plain values; `other_keys` are allowed beside its own, and read elsewhere.
 
-
-def parse(cls: type[T], values: Mapping[str, Any], where: str, hidden_keys: Iterable[str] = ()) -> T:
-    """An instance of the dataclass `cls` from plain values. Raises UsageError naming key, value and what is allowed."""
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    _refuse_unknown(values, [*fields, *hidden_keys], where)
-    hints = get_type_hints(cls)
-    converted = {key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()}
-    for key, spec in fields.items():
-        if key not in converted and spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise UsageError(f"{where}.{key} is missing")
+    Types are strict: no text is a number, no number a bool, no float an integer; numbers are finite. Raises UsageError that
+    names key, value and what is allowed.
+    """
+    _refuse_unknown(values, [*(f.name for f in dataclasses.fields(cls) if f.init), *other_keys], where)  # type: ignore[arg-type]
     try:
-        return cls(**converted)
+        parser = TypeAdapter(with_config(STRICT)(cls))
+        return parser.validate_json(json.dumps(values, default=str))  # in JSON a list may be a tuple, and a text a date or path
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
+    except ValidationError as error:
+        raise UsageError(_first_wrong(error.errors(), where)) from None
+    except (PydanticUserError, NameError) as error:
+        raise UsageError(f"{where}: {cls.__name__} has a field whose type is unknown: {error}") from error
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint`: int, float, str, bool, Literal, Optional or tuple."""
-    origin, options = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in options:
-            raise UsageError(f"{where} = {value!r}: allowed are {', '.join(map(str, options))}")
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in options:
-            return None
-        return _convert(value, next(option for option in options if option is not type(None)), where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UsageError(f"{where} = {value!r}: must be a list")
-        kinds = [options[0]] * len(value) if options[-1] is Ellipsis else list(options)
-        if len(kinds) != len(value):
-            raise UsageError(f"{where} = {value!r}: must have {len(kinds)} entries")
-        return tuple(_convert(item, kind, where) for item, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not abs(value) < sys.float_info.max:
-            raise UsageError(f"{where} = {value!r}: must be finite")
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-        raise UsageError(f"{where} = {value!r}: must be {expected.get(hint, hint.__name__)}")
-    return value
+def _first_wrong(errors: list[ErrorDetails], where: str) -> str:
+    """The first wrong value and what it must be. In a union, each of its types has an error of its own."""
+    first = errors[0]
+    errors = [error for error in errors if error["loc"][:1] == first["loc"][:1]]
+    path = first["loc"] if len(errors) == 1 else first["loc"][:1]
+    key = (where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)).removeprefix(".")
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    said = " or ".join(dict.fromkeys(error["msg"] for error in errors))
+    said = said.replace("Input should be", "must be", 1).replace("Input should be ", "").replace("an object", "a table")
+    return f"{key} = {first['input']!r}: {said}"
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -199,7 +183,7 @@ def _override(table: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    if sections and sections[0] not in ("source", "target", "data", "train", "machine", "methods", "published"):
+    if sections and sections[0] not in File.__dataclass_fields__:
         sections = ["methods", *sections]  # ligo.operator_steps=50 means methods.ligo.operator_steps
     for section in sections:
         table = table.setdefault(section, {})

@@ -13,9 +13,9 @@ from growbench.errors import UsageError
 T = TypeVar("T")
 
 
-def later(default: T) -> T:
-    """A key that came when runs had been stored without it: a run's identity has it only where it is not at its default."""
-    return field(default=default, metadata={"later": True})
+def added_later(default: T) -> T:
+    """A field added when runs had already been stored: at its default, it is left out of a run's identity."""
+    return field(default=default, metadata={"added_later": True})
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Training:
     batch: int  # sequences per step
     steps: int  # the budget: scratch's number of steps
     lr: float  # peak learning rate
-    warmup: int | float = 0  # of the learning rate, linear: steps if it is a whole number, else a share of the budget
+    warmup: int | float = 0  # linear: a number of steps (an integer), or a share of the budget (below 1)
     schedule: Literal["linear", "cosine", "wsd"] = "linear"
     decay: float = 0.2  # wsd: share of the budget that decays
     weight_decay: float = 0.01  # on matrices and embeddings; not on norms and biases
@@ -90,7 +90,7 @@ class Training:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UsageError(f"betas = {self.betas}: must be at least 0 and below 1")
         if not 0 <= self.warmup < (self.steps if isinstance(self.warmup, int) else 1):
-            allowed = f"at least 0 and below steps = {self.steps} (a whole number), or below 1 (a share of the steps)"
+            allowed = f"at least 0 and below steps = {self.steps} (an integer), or below 1 (a share of the steps)"
             raise UsageError(f"warmup = {self.warmup}: must be {allowed}")
         if not 0 < self.decay <= 1:
             raise UsageError(f"decay = {self.decay}: must be above 0 and at most 1")
@@ -138,7 +138,7 @@ class TextConfig:
     vocabulary: int = 0  # train a tokenizer of this size on the corpus...
     tokenizer: str = ""  # ...or take this one (a name on the hub, or a folder), of this size if it is given too
     text_column: str = "text"  # of JSON lines, parquet and hub datasets
-    documents: int = later(0)  # take the corpus' first so many; 0: all
+    documents: int = added_later(0)  # take the corpus' first so many; 0: all
     evaluation_batches: int = 4  # fixed batches, the same for every method
     mask_share: float = 0.15  # masked models: share of positions to predict
 
@@ -292,5 +292,7 @@ class Experiment:
 
 
 def _identity(section: Any) -> dict[str, Any]:
-    left_out = {f.name for f in dataclasses.fields(section) if "later" in f.metadata and getattr(section, f.name) == f.default}
+    left_out = {
+        f.name for f in dataclasses.fields(section) if "added_later" in f.metadata and getattr(section, f.name) == f.default
+    }
     return {key: value for key, value in dataclasses.asdict(section).items() if key not in left_out}
