@@ -1,1 +1,1 @@
-"""One TOML an experiment."""
+"""The shipped experiments, one TOML file each."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from growbench.config import loading, schema
 from growbench.config.loading import load
 from growbench.errors import UsageError
+from growbench.method import schedule
 from growbench.runs.store import plain
 
 
@@ -225,6 +226,26 @@ def test_set_overrides_the_file(miniature: Path) -> None:
     assert (experiment.train.steps, experiment.train.schedule, experiment.train.betas) == (7, "cosine", (0.8, 0.95))
     assert experiment.target.tied is False
     assert (experiment.train.lr, type(experiment.train.lr)) == (1.0, float)
+
+
+def test_warm_up_is_steps_or_a_share_of_the_budget(miniature: Path) -> None:
+    """A source inherits what is said; a budget of the same experiment has as many steps of warm-up."""
+    share = load(str(miniature), ["train.steps=60", "source.steps=30", "train.warmup=0.1"])
+    steps = load(str(miniature), ["train.steps=60", "source.steps=30", "train.warmup=6"])
+    assert (share.train.warmup_steps, share.source_train.warmup_steps) == (6, 3)
+    assert (steps.train.warmup_steps, steps.source_train.warmup_steps) == (6, 6)
+    rates = [[schedule.of(each.train)(step, 60) for step in range(60)] for each in (share, steps)]
+    assert rates[0] == rates[1] and rates[0][:7] == [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1]
+    assert share.identity()["train"] == steps.identity()["train"]
+    assert share.at(0.5, {}).train.warmup_steps == steps.at(0.5, {}).train.warmup_steps == 6
+    assert share.at(0.5, {"warmup": 2}).train.warmup_steps == 2
+
+
+@given(share=st.floats(0, 1, exclude_max=True), steps=st.integers(1, 10**6))
+def test_any_share_leaves_a_step_after_warm_up(share: float, steps: int) -> None:
+    training = schema.Training(batch=1, steps=steps, lr=1.0, warmup=share)
+    assert 0 <= training.warmup_steps < steps
+    assert abs(training.warmup_steps - share * steps) <= 1
 
 
 def test_set_reaches_hyperparameters_of_methods(miniature: Path) -> None:

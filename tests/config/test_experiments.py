@@ -29,6 +29,58 @@ GOLDEN = {
 SOURCES = {"bert-small-base": 1.0950e18, "bert-small50k-base": 2.489e17, "bert-base-large": 6.0273e18}
 
 
+# Steps of warm-up of target and source, as these experiments said them before they could say shares
+WARMUP = {
+    "bert-base-large": (10000, 10000),
+    "bert-base-large-lite": (288, 288),
+    "bert-depth": (10000, 10000),
+    "bert-depth-lite": (132, 132),
+    "bert-mini": (150, 150),
+    "bert-small-base": (10000, 10000),
+    "bert-small-base-lite": (132, 132),
+    "bert-small-large": (10000, 10000),
+    "bert-small-large-lite": (300, 300),
+    "bert-small50k-base": (10000, 10000),
+    "bert-small50k-base-lite": (140, 140),
+    "bert-tiny": (20, 20),
+    "bert-width": (10000, 10000),
+    "bert-width-lite": (132, 132),
+    "cait-mini": (60, 60),
+    "cait-tiny": (40, 40),
+    "cait-xs-s": (5943, 5943),
+    "cait-xs-s-lite": (167, 167),
+    "deit-s-b": (5943, 5943),
+    "deit-s-b-lite": (92, 92),
+    "gpt2-base-medium": (500, 500),
+    "gpt2-base-medium-lite": (132, 132),
+    "gpt2-mini": (50, 50),
+    "gpt2-tiny": (40, 40),
+    "llama-tiny": (40, 40),
+    "modernbert-mini": (100, 100),
+    "modernbert-tiny": (100, 100),
+    "roberta-small-base": (10000, 10000),
+    "roberta-small-base-lite": (132, 132),
+}
+
+
+def test_warm_up_takes_as_many_steps_as_ever() -> None:
+    """And a run's identity has steps, whatever the file says: runs that were stored before still count."""
+    experiments = {name: loading.load(name) for name in loading.available()}
+    assert {name: (each.train.warmup_steps, each.source_train.warmup_steps) for name, each in experiments.items()} == WARMUP
+    for name, experiment in experiments.items():
+        identity = experiment.identity()
+        assert (identity["train"]["warmup"], identity["source_train"]["warmup"]) == WARMUP[name]
+        assert isinstance(identity["train"]["warmup"], int)
+
+
+@pytest.mark.parametrize("name", loading.available())
+def test_a_shorter_budget_just_works(name: str) -> None:
+    """Any experiment, source and target: the warm-up becomes shorter with it."""
+    full, short = loading.load(name), loading.load(name, ["train.steps=60", "source.steps=30"])
+    for each, own, steps in (short.train, full.train, 60), (short.source_train, full.source_train, 30):
+        assert each.warmup_steps == round(own.warmup * steps) < steps
+
+
 @pytest.mark.parametrize("name", loading.available())
 def test_every_method_of_the_paper_can_be_planned(name: str) -> None:
     """No network, no weights in memory; the paper's own figures where it has some."""
@@ -57,7 +109,7 @@ def test_a_lite_experiment_keeps_the_proportions(name: str) -> None:
     for key in ("layers", "width", "heads", "ffn"):
         ratios = [getattr(each.source, key) / getattr(each.target, key) for each in (lite, full)]
         assert ratios[0] == ratios[1], key
-    shares = [(each.source_train.steps / each.train.steps, each.train.warmup / each.train.steps) for each in (lite, full)]
+    shares = [(each.source_train.steps / each.train.steps, each.train.warmup_steps / each.train.steps) for each in (lite, full)]
     assert shares[0] == pytest.approx(shares[1], rel=0.01)
     assert lite.target.head_size == full.target.head_size
     assert lite.train.lr / lite.train.batch == pytest.approx(full.train.lr / full.train.batch) or lite.train.lr == full.train.lr
