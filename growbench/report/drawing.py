@@ -17,10 +17,12 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
 from growbench import registry
+from growbench.analysis.comparison import Comparison
 from growbench.formatting import Scale, percent
 from growbench.registry import SCRATCH
 
@@ -109,6 +111,11 @@ def panels(
         axes.append(figure.add_axes((left / width, top / total, (width - left - right) / width, height / total)))
         top -= below
     return figure, axes
+
+
+def labels(comparison: Comparison) -> list[str]:
+    """The methods as a reader sees them."""
+    return [comparison.label(method) for method in comparison.methods]
 
 
 def brief(label: str) -> str:
@@ -203,6 +210,21 @@ def human_axis(axes: Axes, scale: Scale, log: Sequence[float] = ()) -> None:
 
 def percent_axis(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda share, _: percent(share, 0)))
+
+
+def target_line(axes: Axes, target: float) -> None:
+    axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
+    axes.annotate(
+        f"target {target:.3f}", (0.01, target), xycoords=("axes fraction", "data"),
+        xytext=(0, 3), textcoords="offset points", fontsize=8.5, zorder=7,
+        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+    )  # fmt: skip
+
+
+def last_seen(axes: Axes, xs: pd.Series, ys: pd.Series) -> list[tuple[float, float]]:
+    """Where a line ends or leaves the axes' heights for good: one point, or none if it is never seen."""
+    low, high = axes.get_ylim()
+    return [(x, y) for x, y in zip(xs, ys, strict=True) if low <= y <= high][-1:]
 
 
 def save(name: str, data: pd.DataFrame, draw: Callable[[pd.DataFrame, float], Figure], out: Path) -> tuple[bytes, bytes]:
