@@ -188,7 +188,7 @@ def test_to_stop_at_a_target_takes_one(refused: Refused) -> None:
 
 
 def test_a_hyperparameter_that_is_no_number_is_refused(refused: Refused) -> None:
-    assert "must be finite" in refused("--methods", "ligo", "--set", "ligo.operator_lr=nan")
+    assert "must be a finite number" in refused("--methods", "ligo", "--set", "ligo.operator_lr=nan")
 
 
 @pytest.mark.parametrize("loss", ["low", "nan", "inf"])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from growbench.config.loading import parse
 from growbench.config.schema import Experiment
@@ -41,29 +42,16 @@ class Tuned:
     rows: Mapping[str, Values]  # by method: the values of its best trial, if one finished
 
     def toml(self) -> str:
-        """As text: a table on the tuning, one on the variants, and one a method."""
-        keys = {name: name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _json(name) for name in self.variants}
-        sections: dict[str, Mapping[str, Any]] = {
-            "tuned": dataclasses.asdict(self.tuning),
-            "variants": {key: self.variants[name] for name, key in keys.items()},
-            **{f"methods.{key}": self.rows[name] for name, key in keys.items() if name in self.rows},
-        }
-        return "\n".join(
-            f"[{name}]\n" + "".join(f"{key} = {_json(value)}\n" for key, value in section.items())
-            for name, section in sections.items()
-        )
-
-
-def _json(value: Any) -> str:
-    """A value as TOML writes it too."""
-    return json.dumps(value, ensure_ascii=False)
+        """As text: a table on the tuning, one on the variants, and one a method, with its values of training in a table below."""
+        methods = {name: _nested(row) for name, row in self.rows.items()}
+        return tomli_w.dumps({"tuned": dataclasses.asdict(self.tuning), "variants": dict(self.variants), "methods": methods})
 
 
 def _variant(found: Found) -> list[str]:
     """What decides a method's tuning beside the experiment: its code, what is not tuned of it, and the ranges of the rest."""
     ranges = _tunable(found)  # as declared: a default set by hand may widen them, and is no variant
     settings = dataclasses.asdict(found.method)  # type: ignore[call-overload]
-    fixed = [f"{key} = {_json(value)}" for key, value in settings.items() if key not in ranges]
+    fixed = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if key not in ranges]
     return [found.origin, *fixed, *(f"{key} from {each.low} to {each.high}" for key, each in ranges.items())]
 
 
@@ -108,6 +96,12 @@ def _read(path: Path) -> Tuned:
 
 def _all_are(kind: type, *values: Any) -> bool:
     return all(isinstance(value, kind) for value in values)
+
+
+def _nested(row: Values) -> dict[str, Any]:
+    """Values by table: those whose key begins with train. in one of their own."""
+    training = {key.removeprefix("train."): value for key, value in row.items() if key.startswith("train.")}
+    return {key: value for key, value in row.items() if not key.startswith("train.")} | {"train": training}
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from growbench.config import loading
 from growbench.method import tunable
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
+from growbench.tools import tuned_values
 from growbench.tools.search_space import Range, best, defaults, space, with_values
 from tests.processes import ended, start
 
@@ -396,7 +397,7 @@ def test_files_are_whole_whenever_tuning_is_broken_off(untrained: Folder, monkey
 
     assert untrained.tune("net2net,ki") == 0
     before = untrained.trials(), untrained.file.read_text()
-    for place in ("growbench.tools.tune.best", "growbench.tools.tune.os.replace"):
+    for place in ("growbench.tools.tune.best", "growbench.tools.tuned_values.os.replace"):
         with monkeypatch.context() as patch:
             patch.setattr(place, broken)
             assert untrained.tune("net2net,ki,ligo", 2) == 130
@@ -465,6 +466,31 @@ def test_two_at_once_share_the_methods(miniature: Path, tmp_path: Path) -> None:
 # Tuned values
 
 
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda name: "." not in name)
+NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+ROWS = st.dictionaries(NAMES.filter(lambda name: name != "train"), NUMBERS)
+
+
+@given(st.dictionaries(NAMES, st.tuples(st.lists(st.text(st.characters(exclude_categories=["Cs"]))), ROWS)), st.floats(1e-9, 1.0))
+def test_a_file_of_tuned_values_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, methods: dict[str, Any], lr: float
+) -> None:
+    """Whatever the methods and their hyperparameters are called; whole numbers and floats keep their type and every bit."""
+    file = tmp_path_factory.getbasetemp() / "read-back.toml"
+    rows = {name: {**row, "train.lr": lr, "train.warmup": 6} for name, (_, row) in methods.items()}
+    written = tuned_values.Tuned(
+        tuned_values.Tuning("gpt2-tiny", "ab12", (1000, 1001), 3), {name: said for name, (said, _) in methods.items()}, rows
+    )
+    tuned_values._replace(file, written.toml())
+    read = tuned_values._read(file)
+    assert read == written
+    assert [[(key, type(value)) for key, value in sorted(row.items())] for row in read.rows.values()] == [
+        [(key, type(value)) for key, value in sorted(row.items())] for row in rows.values()
+    ]
+    table = tomllib.loads(file.read_text(encoding="utf-8"))
+    assert all(table["methods"][name]["train"] == {"lr": lr, "warmup": 6} for name in methods)
+
+
 def test_tuned_values_reach_their_method_alone(tuned: Tuned, tmp_path: Path) -> None:
     """Its optimizer, its warm-up, its hyperparameters, its configuration; --set wins; the others stay comparable."""
     file = tmp_path / "tuned.toml"
@@ -504,7 +530,7 @@ def test_a_report_shows_the_trials_beside_its_runs(tuned: Tuned) -> None:
     command = ["run", tuned.experiment, "--results", tuned.results]
     assert cli.main([str(part) for part in [*command, "--methods", "stackbert"]]) == 0
     page = (tuned.results / "miniature" / "report" / "index.html").read_text()
-    assert "6 trials on seed 1000" in page and "broken on purpose" in page and "ligo.operator_lr 0.003" in page
+    assert "6 trials on seed 1000" in page and "broken on purpose" in page and "ligo.operator_lr = 0.003" in page
     assert "as tuned:" not in page
     assert cli.main([str(part) for part in [*command, "--methods", "scratch", "--tuned", tuned.file]]) == 0
     page = (tuned.results / "miniature" / "report" / "index.html").read_text()
@@ -567,15 +593,15 @@ def test_a_report_says_whose_trials_it_lacks(tuned: Tuned, tmp_path: Path) -> No
         ("[tuned]", "", WRITTEN_BY_TUNE),
         ("[tuned]", "tuned = 3\n[methods.other]", WRITTEN_BY_TUNE),
         ("[variants]", "[methods.other]", WRITTEN_BY_TUNE),
-        ("scratch = [", "scratch = 3 # [", WRITTEN_BY_TUNE),
+        ("scratch = [", "scratch = 3\nother = [", WRITTEN_BY_TUNE),
         ("trials = 2", "", "tuned.trials is missing"),
         ("trials = 2", "trails = 2", "unknown key tuned.trails: did you mean trials?"),
-        ("train.warmup = ", "train.wramup = ", "unknown key scratch.train.wramup: did you mean train.warmup?"),
-        ("train.warmup = ", "# ", "scratch.train.warmup is missing"),
-        ("train.warmup = ", "train.warmup = 0.", "must be a whole number"),
-        ("train.warmup = ", "train.warmup = 99", "scratch.train.warmup = 99"),
+        ("warmup = ", "wramup = ", "unknown key scratch.train.wramup: did you mean train.warmup?"),
+        ("warmup = ", "# ", "scratch.train.warmup is missing"),
+        ("warmup = ", "warmup = 0.", "must be a whole number"),
+        ("warmup = ", "warmup = 99", "scratch.train.warmup = 99"),
         ("operator_lr = ", "operator_lr = -", "ligo: operator_lr = -"),
-        ("[methods.ligo]", "[methods]\nligo = 3\n[methods.other]", WRITTEN_BY_TUNE),
+        ("[variants]", "[methods]\nother = 3\n[variants]", WRITTEN_BY_TUNE),
     ],
 )
 def test_a_garbled_file_is_refused(
