@@ -1,26 +1,32 @@
-# make run    train and compare the methods of LiGO's paper on the default experiment, then show where the report is
-# make test   lint, types and tests
-# Both set up .venv first if it is not there, from pyproject.toml with the exact versions of constraints.txt.
+# make run        train and compare the methods of LiGO's paper on the default experiment, then show where the report is
+# make test       lint, layers, types, the manual, tests
+# make docs       build the manual: build/docs/index.html
+# make generated  write what is generated in README.md and docs/: tables of results, commands, keys, methods
+# Each sets up .venv first if it is not there, from pyproject.toml with the exact versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test readme
+.PHONY: run test docs generated
 
 run: .venv/ready
 	$(BIN)/growbench run --methods stackbert,mslt,bert2bert,ki,ligo
 
-test: .venv/ready
+test: .venv/ready docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pytest --numprocesses auto --dist worksteal
 
-# Copy the committed results' tables into the README; a test compares them.
-readme: .venv/ready
+# Every page is read anew, so that each warning is an error in each build.
+docs: .venv/ready
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going -d build/doctrees docs build/docs
+
+# The reports first, whose tables the pages hold.
+generated: .venv/ready
 	$(BIN)/growbench report results/reference/gpt2-tiny
 	$(BIN)/growbench report results/mini
-	sed -i -e '/<!-- savings -->/,/<!-- end -->/{//!d}' -e '/<!-- savings -->/r results/reference/gpt2-tiny/report/savings.md' \
-		-e '/<!-- mini -->/,/<!-- end -->/{//!d}' -e '/<!-- mini -->/r results/mini/report/overview.md' README.md
+	$(BIN)/python docs/generate.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
