@@ -26,7 +26,7 @@ docs: .venv/ready
 generated: .venv/ready
 	$(BIN)/growbench report results/reference/gpt2-tiny
 	$(BIN)/growbench report results/mini
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import tokenize
-from functools import cache
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
-import growbench
+import growbench.method
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the build's own folder is another one
+from docs.generate import fields
 
 project = "growbench"
 author = "The growbench authors"
@@ -19,54 +22,55 @@ copyright = author
 release = version = growbench.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["generate.py"]
 myst_heading_anchors = 3  # headings down to this level can be linked to
 default_role = "code"  # docstrings write `name`
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
+autodoc_type_aliases = {name: f"growbench.method.{name}" for name in ("Phases", "Schedule", "Weights", "Maps")}
 toc_object_entries = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"growbench {release}"
 html_show_sourcelink = False
 html_copy_source = False
+templates_path = ["templates"]
+html_sidebars = {"**": ["contents.html"]}
 html_static_path = ["static"]
 html_css_files = ["manual.css"]
 html_theme_options = {
-    "show_prev_next": True,
-    "navbar_align": "left",
-    "header_links_before_dropdown": 6,
+    "navbar_center": [],
+    "navbar_persistent": [],
+    "navbar_end": ["search-field", "theme-switcher"],
+    "article_header_start": [],
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": ["copyright"],
     "footer_end": [],
 }
 
 
-@cache
-def _comments(cls: type) -> dict[str, str]:
-    """The comment beside each annotated field of a class."""
-    path = Path(inspect.getfile(cls))
-    with path.open("rb") as file:
-        beside = {token.start[0]: token.string.lstrip("# ") for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT}
-    node = next(
-        node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.ClassDef) and node.name == cls.__name__
-    )
-    fields = [statement for statement in node.body if isinstance(statement, ast.AnnAssign)]
-    return {ast.unparse(each.target): beside.get(each.end_lineno or 0, "") for each in fields}
+def describe_fields(app: Sphinx) -> None:
+    """A field's comment is its description: autodoc by itself knows only comments that begin with `#:`."""
+    for cls in {each for each in vars(growbench.method).values() if inspect.isclass(each)}:
+        if cls.__module__.startswith("growbench."):
+            analyzer = ModuleAnalyzer.for_module(cls.__module__)
+            for each in fields(cls):
+                if each.comment:
+                    sentence = f"{each.comment[0].upper()}{each.comment[1:].rstrip('.')}."
+                    analyzer.find_attr_docs()[cls.__name__, each.name] = [sentence, ""]
 
 
-def field_comments(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """A field's comment is its description."""
-    if what != "attribute" or lines:
-        return
-    module, owner, field = name.rsplit(".", 2)
-    cls = getattr(__import__(module, fromlist=[owner]), owner)
-    for each in cls.__mro__[:-1]:
-        if comment := _comments(each).get(field):
-            lines.append(f"{comment[0].upper()}{comment[1:].rstrip('.')}.")
-            return
+def mark_up(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """docutils does not know `name`(...) as markup."""
+    lines[:] = [re.sub(r"(`[^`]+`)(?=[\w(])", r"\1\\ ", line) for line in lines]
+
+
+def hide_signature(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
+    """The fields of a class stand below it, each with its type and default."""
+    return ("", None) if what == "class" else None
 
 
 def setup(app: Sphinx) -> None:
-    app.connect("autodoc-process-docstring", field_comments)
+    app.connect("builder-inited", describe_fields)
+    app.connect("autodoc-process-docstring", mark_up)
+    app.connect("autodoc-process-signature", hide_signature)

@@ -1,0 +1,288 @@
+"""Writes the generated parts of README.md and the manual: what stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+
+    python -m docs.generate
+
+A test compares them with what the code and the committed results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import inspect
+import io
+import re
+import tokenize
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from docs import picture
+from docs.mistakes import MISTAKES, said
+
+ROOT = Path(__file__).resolve().parents[1]
+PART = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n)(?P<content>.*?)(<!-- end -->)", re.DOTALL)
+PICTURE = ROOT / "docs" / "architecture.svg"
+
+
+def pages() -> list[Path]:
+    """Every page that may hold generated parts or examples."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """A page with its generated parts as they should be."""
+    return PART.sub(lambda match: f"{match[1]}{part(match['name']).strip()}\n{match[4]}", text)
+
+
+def part(name: str) -> str:
+    """A generated part by its name, as `keys Training`."""
+    function, *arguments = name.split()
+    return PARTS[function](*arguments)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+def code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+# --- fields with the comments beside them
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a class, or a member of an enum, as its source file has it."""
+
+    name: str
+    type: str
+    default: str
+    comment: str
+
+
+@cache
+def fields(cls: type) -> list[Field]:
+    """The fields of a class in order, each with the comment on its line."""
+    path = Path(inspect.getfile(cls))
+    with path.open("rb") as file:
+        tokens = tokenize.tokenize(file.readline)
+        comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    body = next(
+        node.body for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    )
+    found = []
+    for node in body:
+        comment = comments.get(node.end_lineno or 0, "")
+        if isinstance(node, ast.AnnAssign):
+            default = "" if node.value is None else ast.unparse(node.value)
+            found.append(Field(ast.unparse(node.target), ast.unparse(node.annotation), default, comment))
+        elif isinstance(node, ast.Assign):
+            found.append(Field(ast.unparse(node.targets[0]), "", ast.unparse(node.value), comment))
+    return found
+
+
+def keys(name: str) -> str:
+    """The keys of one section of an experiment."""
+    schema = importlib.import_module("growbench.config.schema")
+    from_data = ("vocabulary", "positions", "patch") if name == "ModelConfig" else ()
+    rows = []
+    for each in fields(getattr(schema, name)):
+        if each.name not in from_data:
+            default = re.sub(r"^later\((.*)\)$", r"\1", each.default).replace("'", '"')
+            rows.append((code(each.name), code(_kind(each.type)), code(default) or "required", each.comment))
+    return table(("Key", "Type", "Default", "Meaning"), rows)
+
+
+def _kind(annotation: str) -> str:
+    """A type as a person reads it."""
+    if annotation.startswith("Literal["):
+        return " or ".join(re.findall(r"'(.*?)'", annotation))
+    return {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}.get(annotation, annotation)
+
+
+def axes() -> str:
+    from growbench.growth.weights import Axis
+
+    return table(("Axis", "Ranges over"), [(code(each.name), each.comment) for each in fields(Axis)])
+
+
+def accounts() -> str:
+    from growbench.costs.accounts import Account
+
+    return table(("Account", "What is in it"), [(code(each.default.strip("'")), each.comment) for each in fields(Account)])
+
+
+# --- what there is
+
+
+def experiments() -> str:
+    from growbench.config import loading
+
+    rows = []
+    for name in loading.available():
+        experiment = loading.load(name)
+        rows.append((code(name), experiment.title, code(experiment.architecture), f"{experiment.train.steps:,}"))
+    return table(("Experiment", "What it is", "Architecture", "Steps"), rows)
+
+
+def methods() -> str:
+    from growbench import registry
+
+    rows = [(code(name), registry.summaries()[name], f"[paper]({_paper(name)})") for name in registry.built_in()]
+    return table(("Method", "What it does", "Source"), rows)
+
+
+def _paper(name: str) -> str:
+    from growbench import registry
+
+    return str(type(registry.get(name).method).paper)
+
+
+def cards() -> str:
+    """What `growbench list methods --long` prints, as Markdown."""
+    from growbench import cli
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        cli.main(["list", "methods", "--long"])
+    return "\n\n".join(_card(text) for text in printed.getvalue().strip().split("\n\n"))
+
+
+def _card(text: str) -> str:
+    name, *lines = text.splitlines()
+    paragraphs: list[str] = []
+    for line in lines:
+        setting = line.startswith(" " * 8) and not line.startswith(" " * 12)
+        if setting:
+            paragraphs.append(f"- {line.strip()}")
+        elif re.match(r" {4}([A-Z][\w -]*: ?|\w+: |https?://)", line) or not paragraphs:
+            paragraphs.append(line.strip())
+        else:
+            paragraphs[-1] += f" {line.strip()}"
+    return "\n\n".join([f"## {name}", *map(_paragraph, paragraphs)]).replace("\n\n- ", "\n- ").replace(":**\n- ", ":**\n\n- ")
+
+
+def _paragraph(text: str) -> str:
+    if text.startswith("- "):
+        setting, _, comment = text[2:].partition("  # ")
+        return f"- `{setting}`{': ' * bool(comment)}{comment}"
+    if text.startswith("http"):
+        return f"<{text}>"
+    head, colon, rest = text.partition(":")
+    text = f"**{head}:**{_literal(rest)}" if colon and re.fullmatch(r"[A-Z][\w -]*", head) else _literal(text)
+    return text
+
+
+def _literal(text: str) -> str:
+    """Docstring as Markdown: formulas hold stars and brackets, which stay as they are."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([*_\[\]<>])", r"\\\1", part) for part in parts)
+
+
+def weights() -> str:
+    """The canonical weights of each architecture, as reading a model without values gives them."""
+    import torch
+
+    from growbench import architectures
+    from growbench.tools.miniatures import VOCABULARY, Cell
+
+    texts = []
+    for name in architectures.names():
+        architecture = architectures.get(name)
+        may_untie = "tied" in architecture.options
+        with torch.device("meta"):
+            read = [
+                architecture.read(architecture.build(Cell(name, tied).experiment.sizes("target", VOCABULARY)))
+                for tied in ([True, False] if may_untie else [True])
+            ]
+        rows = []
+        for key, weight in read[-1].items():
+            tied = " (tied)" * (key not in read[0])
+            dims = ", ".join(axis.name for axis in weight.axes)
+            rows.append((code(key) + tied, code(dims), code(weight.role), *("yes" * on for on in (weight.consumes, weight.residual))))
+        texts.append(f"### {name}\n\n{table(('Weight', 'Axes', 'Role', 'Consumes', 'Residual'), rows)}")
+    return "\n\n".join(texts)
+
+
+# --- the command line
+
+
+def commands() -> str:
+    """Every command with its arguments, as the parser knows them."""
+    from growbench import cli
+
+    (action,) = (each for each in cli._parser()._actions if isinstance(each, argparse._SubParsersAction))
+    return "\n\n".join(_command(name, parser) for name, parser in action.choices.items())
+
+
+def _command(name: str, parser: argparse.ArgumentParser) -> str:
+    description = (parser.description or "").rstrip(".")
+    text = f"## {name}\n\n{description[:1].upper()}{description[1:]}."
+    rows = [(code(_usage(action)), _literal(_help(action))) for action in parser._actions if action.dest != "help"]
+    return f"{text}\n\n{table(('Argument', 'Meaning'), rows)}"
+
+
+def _usage(action: argparse.Action) -> str:
+    names = ", ".join(action.option_strings)
+    value = action.metavar if isinstance(action.metavar, str) else "|".join(map(str, action.choices or [])) or action.dest.upper()
+    if action.nargs == 0:
+        return names
+    return f"{names} {value}".strip() if names else f"[{value}]" if action.nargs == "?" else value
+
+
+def _help(action: argparse.Action) -> str:
+    text = (action.help or "") % vars(action)
+    if action.option_strings and action.choices and "default" not in text:
+        text = f"{text}; default: {action.default}".removeprefix("; ")
+    return text
+
+
+def mistakes() -> str:
+    """What `growbench check` says to what people write at first."""
+    return table(("You wrote", "`growbench check` says"), [(code(each.what), code(said(each))) for each in MISTAKES])
+
+
+# --- results
+
+
+def savings() -> str:
+    return (ROOT / "results/reference/gpt2-tiny/report/savings.md").read_text(encoding="utf-8")
+
+
+def selfproof() -> str:
+    """What the A/A check wrote, without its heading."""
+    return (ROOT / "results/selfproof/gpt2-tiny/summary.md").read_text(encoding="utf-8").partition("\n")[2]
+
+
+def mini() -> str:
+    return (ROOT / "results/mini/report/overview.md").read_text(encoding="utf-8")
+
+
+def headline() -> str:
+    """Three methods of the reference run, and the columns that say most."""
+    lines = [line.strip("| ").split(" | ") for line in savings().splitlines() if line.startswith("|")]
+    heads, rows = lines[0], lines[2:]
+    shown = [heads.index(head) for head in ("method", "final loss", "FLOPs saved, reuse", "FLOPs saved, build")]
+    return table([heads[place] for place in shown], [[row[place] for place in shown] for row in rows if row[0] != "scratch"][:3])
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    each.__name__: each
+    for each in (keys, axes, accounts, experiments, methods, cards, weights, commands, mistakes, savings, selfproof, mini, headline)
+}
+
+
+def main() -> None:
+    for page in pages():
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    PICTURE.write_text(picture.svg(ROOT), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

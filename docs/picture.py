@@ -1,0 +1,50 @@
+"""The picture of the rooms, as SVG: from top to bottom in the order of the contract that `lint-imports` checks."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from html import escape
+from pathlib import Path
+
+WIDTH, HEIGHT, GAP = 760, 46, 8  # pixels: of the picture, of a room, between two
+
+
+def rooms(root: Path) -> list[str]:
+    """The rooms from top to bottom."""
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    return [room for room in settings["contracts"][0]["layers"] if room != "__main__"]
+
+
+def about(root: Path, room: str) -> str:
+    """The first sentence of a room's docstring."""
+    path = root / "growbench" / room
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=\.) |\n", docstring)[0].rstrip(".")
+
+
+def svg(root: Path) -> str:
+    """Each room above what it uses."""
+    drawn = []
+    for place, room in enumerate(rooms(root)):
+        y = GAP + place * (HEIGHT + GAP)
+        drawn.append(
+            f'<rect x="{GAP}" y="{y}" width="{WIDTH - 2 * GAP}" height="{HEIGHT}" rx="6"/>'
+            f'<text class="room" x="24" y="{y + 28}">{room}</text>'
+            f'<text class="about" x="140" y="{y + 28}">{escape(about(root, room))}</text>'
+        )
+    height = GAP + len(drawn) * (HEIGHT + GAP)
+    label = "The rooms of growbench, from the commands at the top to the errors at the bottom"
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">
+<style>
+rect {{ fill: #f4f7fa; stroke: #7a8ca0; }}
+.paper {{ stroke: none; fill: #ffffff; }}
+text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; font-size: 13px; fill: #3c4a58; }}
+.room {{ font-size: 14px; font-weight: 700; fill: #1c2733; }}
+</style>
+<rect class="paper" width="{WIDTH}" height="{height}"/>
+{chr(10).join(drawn)}
+</svg>
+"""
