@@ -23,6 +23,7 @@ release = version = growbench.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_heading_anchors = 3  # headings down to this level can be linked to
+smartquotes_action = "qe"  # quotes and dots; two hyphens begin an option
 default_role = "code"  # docstrings write `name`
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"

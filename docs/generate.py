@@ -109,7 +109,7 @@ def _kind(annotation: str) -> str:
 def axes() -> str:
     from growbench.growth.weights import Axis
 
-    return table(("Axis", "Ranges over"), [(code(each.name), each.comment) for each in fields(Axis)])
+    return table(("Axis", "Ranges over"), [(code(each.name), each.comment or each.default.strip("'")) for each in fields(Axis)])
 
 
 def accounts() -> str:
@@ -127,8 +127,8 @@ def experiments() -> str:
     rows = []
     for name in loading.available():
         experiment = loading.load(name)
-        rows.append((code(name), experiment.title, code(experiment.architecture), f"{experiment.train.steps:,}"))
-    return table(("Experiment", "What it is", "Architecture", "Steps"), rows)
+        rows.append((code(name), experiment.title, f"{experiment.train.steps:,}"))
+    return table(("Experiment", "What it is", "Steps"), rows)
 
 
 def methods() -> str:
@@ -158,14 +158,19 @@ def _card(text: str) -> str:
     name, *lines = text.splitlines()
     paragraphs: list[str] = []
     for line in lines:
-        setting = line.startswith(" " * 8) and not line.startswith(" " * 12)
-        if setting:
-            paragraphs.append(f"- {line.strip()}")
-        elif re.match(r" {4}([A-Z][\w -]*: ?|\w+: |https?://)", line) or not paragraphs:
+        if line.startswith(" " * 8) and not line.startswith(" " * 12):
+            paragraphs.append(f"- {line.strip()}")  # a hyperparameter
+        elif _opens(line, paragraphs[-1] if paragraphs else "."):
             paragraphs.append(line.strip())
         else:
             paragraphs[-1] += f" {line.strip()}"
     return "\n\n".join([f"## {name}", *map(_paragraph, paragraphs)]).replace("\n\n- ", "\n- ").replace(":**\n- ", ":**\n\n- ")
+
+
+def _opens(line: str, before: str) -> bool:
+    """Whether a card's line opens a paragraph, as Formula: or a hyperparameter: do."""
+    head = re.match(r" {4}([A-Z][\w -]*:( |$)|https?://)", line)
+    return bool(head or len(before) < 2 or (before.endswith(".") and re.match(r" {4}\w+: ", line)))
 
 
 def _paragraph(text: str) -> str:
@@ -205,7 +210,9 @@ def weights() -> str:
         for key, weight in read[-1].items():
             tied = " (tied)" * (key not in read[0])
             dims = ", ".join(axis.name for axis in weight.axes)
-            rows.append((code(key) + tied, code(dims), code(weight.role), *("yes" * on for on in (weight.consumes, weight.residual))))
+            rows.append(
+                (code(key) + tied, code(dims), code(weight.role), *("yes" * on for on in (weight.consumes, weight.residual)))
+            )
         texts.append(f"### {name}\n\n{table(('Weight', 'Axes', 'Role', 'Consumes', 'Residual'), rows)}")
     return "\n\n".join(texts)
 
@@ -237,7 +244,7 @@ def _usage(action: argparse.Action) -> str:
 
 
 def _help(action: argparse.Action) -> str:
-    text = (action.help or "") % vars(action)
+    text = re.sub(r"--[a-z][\w-]*", lambda option: code(option[0]), (action.help or "") % vars(action))
     if action.option_strings and action.choices and "default" not in text:
         text = f"{text}; default: {action.default}".removeprefix("; ")
     return text
@@ -274,7 +281,21 @@ def headline() -> str:
 
 PARTS: dict[str, Callable[..., str]] = {
     each.__name__: each
-    for each in (keys, axes, accounts, experiments, methods, cards, weights, commands, mistakes, savings, selfproof, mini, headline)
+    for each in (
+        keys,
+        axes,
+        accounts,
+        experiments,
+        methods,
+        cards,
+        weights,
+        commands,
+        mistakes,
+        savings,
+        selfproof,
+        mini,
+        headline,
+    )
 }
 
 

@@ -7,6 +7,7 @@ import tempfile
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+
 BEGIN = '''
 import random
 
@@ -21,6 +22,7 @@ class Mine(Method):
     paper = "https://example.org"
 '''
 HEAD = "    def phases(self, task: Task) -> Phases:\n"
+
 
 @dataclass(frozen=True)
 class Mistake:

@@ -7,6 +7,7 @@ import re
 import tomllib
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 
 WIDTH, HEIGHT, GAP = 760, 46, 8  # pixels: of the picture, of a room, between two
 
@@ -30,10 +31,12 @@ def svg(root: Path) -> str:
     drawn = []
     for place, room in enumerate(rooms(root)):
         y = GAP + place * (HEIGHT + GAP)
+        lines = wrap(about(root, room), 84)
+        first = y + 28 - 9 * (len(lines) - 1)
         drawn.append(
             f'<rect x="{GAP}" y="{y}" width="{WIDTH - 2 * GAP}" height="{HEIGHT}" rx="6"/>'
             f'<text class="room" x="24" y="{y + 28}">{room}</text>'
-            f'<text class="about" x="140" y="{y + 28}">{escape(about(root, room))}</text>'
+            + "".join(f'<text x="140" y="{first + 18 * number}">{escape(line)}</text>' for number, line in enumerate(lines))
         )
     height = GAP + len(drawn) * (HEIGHT + GAP)
     label = "The rooms of growbench, from the commands at the top to the errors at the bottom"

@@ -1,0 +1,332 @@
+"""Every example of the README and the manual works: methods are checked, commands are parsed and resolved, experiments load.
+
+Nothing is left out: a fenced block has a language that is known here, and a command is one that a test knows how to try.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from docs.generate import ROOT, pages
+from growbench import cli, registry
+from growbench.config import loading
+from growbench.tools import check
+from growbench.tools.miniatures import Cell
+
+LANGUAGES = ("python", "sh", "toml", "text")
+DIRECTIVES = ("{toctree}", "{include}", "{eval-rst}")  # Sphinx's own: the build fails if one is wrong
+CELLS = (Cell("gpt2"), Cell("bert", tied=False), Cell("llama", grouped=True), Cell("vit"))
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def blocks_of(page: Path, text: str) -> list[Block]:
+    fences = (token for token in MarkdownIt().parse(text) if token.type == "fence")
+    return [Block(page, (fence.map or [0])[0] + 1, fence.info.split(" ")[0].strip(), fence.content) for fence in fences]
+
+
+def all_blocks() -> list[Block]:
+    return [block for page in pages() for block in blocks_of(page, page.read_text(encoding="utf-8"))]
+
+
+def of(language: str) -> list[Block]:
+    return [block for block in all_blocks() if block.language == language]
+
+
+def method_name(block: Block) -> str | None:
+    """The file that a block's method belongs into, as the manual names it: interleave for Interleave(Method)."""
+    found = re.findall(r"^class (\w+)\(Method\):", block.text, re.MULTILINE)
+    return found[0].lower() if found else None
+
+
+METHODS = [block for block in of("python") if method_name(block)]
+SCRIPTS = [block for block in of("python") if not method_name(block)]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """The commands of a block as lists of words, without comments, variables before the command and `&` behind it."""
+    found = []
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = [word for word in shlex.split(line, comments=True) if word != "&"]
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words.pop(0)
+        found += [words] if words else []
+    return found
+
+
+COMMANDS = [(block, words) for block in of("sh") for words in commands(block)]
+
+
+def growbench_of(words: list[str]) -> list[str] | None:
+    """The arguments of growbench in a command, on its own or under torchrun; None for another command."""
+    if words[0] == "growbench":
+        return words[1:]
+    if words[0] == "torchrun":
+        assert words[1] == "--nproc-per-node" and words[2].isdecimal() and words[3:5] == ["-m", "growbench"], words
+        return words[5:]
+    return None
+
+
+GROWBENCH = [(block, arguments) for block, words in COMMANDS if (arguments := growbench_of(words)) is not None]
+OTHERS = [words for _, words in COMMANDS if growbench_of(words) is None]
+
+
+def with_place(commands: list[tuple[Block, list[str]]]) -> list[object]:
+    return [pytest.param(block, words, id=f"{block} {' '.join(words)}") for block, words in commands]
+
+
+# What there is
+
+
+def test_every_block_is_found_and_of_a_known_language() -> None:
+    """As many as there are lines that open or close one, and some of each kind."""
+    fences = sum(len(re.findall(r"^ *```", page.read_text(encoding="utf-8"), re.MULTILINE)) for page in pages())
+    blocks = all_blocks()
+    assert len(blocks) == fences / 2 > 40
+    unknown = [str(block) for block in blocks if block.language not in (*LANGUAGES, *DIRECTIVES)]
+    assert not unknown
+    counts = Counter(block.language for block in blocks)
+    assert all(counts[language] >= 3 for language in LANGUAGES), counts
+    assert len(METHODS) >= 8 and SCRIPTS and len(GROWBENCH) > 40 and len(OTHERS) >= 4
+
+
+def test_commands_stand_only_where_they_are_tried() -> None:
+    """Not in blocks of recorded output."""
+    command = r"^\s*(\$ |(torchrun|growbench (run|tune|report|list|check|flops|bench))\b)"
+    hidden = [str(block) for block in of("text") if re.search(command, block.text, re.MULTILINE)]
+    assert not hidden
+
+
+def test_a_wrong_example_would_be_noticed(tmp_path: Path) -> None:
+    """What these tests look with does see a mistake."""
+    page = tmp_path / "page.md"
+    text = (
+        "- a list\n\n  ```sh\n  growbench run gpt2-tyni  # comment\n  torchrun --nproc-per-node 2 -m growbench run x &\n  ```\n"
+    )
+    (block,) = blocks_of(page, text)
+    assert [growbench_of(words) for words in commands(block)] == [["run", "gpt2-tyni"], ["run", "x"]]
+    with pytest.raises(Exception, match="did you mean gpt2-tiny"):
+        resolve(parsed(["run", "gpt2-tyni"]))
+    with pytest.raises(SystemExit):
+        parsed(["run", "--no-such-option"])
+
+
+# Methods
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to be in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_methods(page: Path, folder: Path) -> None:
+    for block in METHODS:
+        if block.page == page:
+            (folder / f"{method_name(block)}.py").write_text(block.text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", [block for block in METHODS if block.page.name != "README.md"], ids=str)
+def test_every_method_keeps_the_interfaces_promises(block: Block, written: Path) -> None:
+    write_methods(block.page, written)
+    method = registry.get(f"./{method_name(block)}.py").method
+    assert not check.card_warnings(method)
+    for cell in CELLS:
+        assert not check.broken_promises(method, cell), cell
+
+
+def test_the_first_method_passes_check(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The path of a stranger: README, a method of at most 15 lines, `growbench check` in all its miniatures."""
+    (first,) = (block for block in METHODS if block.page.name == "README.md")
+    assert len([line for line in first.text.splitlines() if line.strip()]) <= 15
+    write_methods(first.page, written)
+    assert cli.main(["check", f"./{method_name(first)}.py"]) == 0
+    said = capsys.readouterr().out
+    assert "keeps every promise in 13 of 13 miniatures" in said and "warning" not in said
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "modernbert"])
+def test_the_first_method_runs(architecture: str, miniature: Path, written: Path) -> None:
+    (first,) = (block for block in METHODS if block.page.name == "README.md")
+    write_methods(first.page, written)
+    run = ["run", str(miniature), "--methods", "./interleave.py", "--set", f"architecture={architecture}"]
+    assert cli.main(run) == 0
+    assert (written / "results" / miniature.stem / "interleave-seed0" / "run.json").is_file()
+
+
+def test_a_hyperparameter_of_the_tutorial_is_set(miniature: Path, written: Path) -> None:
+    """--set interleave.shift=1 is stored with the run."""
+    write_methods(ROOT / "docs" / "tutorial.md", written)
+    assert cli.main(["run", str(miniature), "--methods", "./interleave.py", "--set", "interleave.shift=1"]) == 0
+    assert '"shift": 1' in (written / "results" / miniature.stem / "interleave-seed0" / "run.json").read_text()
+
+
+# Commands
+
+
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    return cli._parser().parse_args(arguments)
+
+
+def resolve(options: argparse.Namespace) -> None:
+    """Find the experiment with its overrides, the methods with theirs, and the paths that the commands before would have made."""
+    if hasattr(options, "experiment"):
+        experiment = loading.load(options.experiment, options.set)
+        if options.methods:
+            registry.get_all(options.methods.split(","), experiment.methods)
+        if getattr(options, "tuned", None):
+            assert options.tuned == Path("results") / experiment.name / "tuning" / "tuned.toml"
+    elif hasattr(options, "folder"):
+        place = options.folder.relative_to("results")
+        assert str(place) == "." or str(place) in loading.available()
+    elif getattr(options, "aa", None):
+        loading.load(options.aa, options.set)
+    elif hasattr(options, "method"):
+        registry.get(options.method)
+    else:
+        assert hasattr(options, "what")  # list
+
+
+@pytest.mark.parametrize(("block", "arguments"), with_place(GROWBENCH))
+def test_every_command_is_understood(block: Block, arguments: list[str], written: Path) -> None:
+    write_methods(block.page, written)
+    resolve(parsed(arguments))
+
+
+RUNS = [(block, arguments) for block, arguments in GROWBENCH if arguments[0] == "run" and "--tuned" not in arguments]
+
+
+@pytest.mark.parametrize(("block", "arguments"), with_place(RUNS))
+def test_every_run_can_be_planned(block: Block, arguments: list[str], written: Path, miniature: Path) -> None:
+    """In miniature, with all its other options but those on sizes: the command gets past all that it refuses."""
+    write_methods(block.page, written)
+    assert cli.main([*in_miniature(arguments, miniature), "--dry-run", "--throughput", "1e12"]) == 0
+
+
+def in_miniature(arguments: list[str], miniature: Path) -> list[str]:
+    """The same run of the miniature experiment: without overrides of the experiment, on the CPU."""
+    options = parsed(arguments)
+    methods = ["--methods", options.methods or "scratch"]
+    of_methods = [each for each in options.set if each.partition(".")[0] in methods[1]]
+    kept = [part for each in of_methods for part in ("--set", each)]
+    kept += ["--protocol", options.protocol, "--seeds", ",".join(map(str, options.seeds))]
+    kept += ["--budgets", ",".join(map(str, options.budgets))] if options.budgets else []
+    return ["run", str(miniature), *methods, *kept, *["--save"] * options.save]
+
+
+@pytest.fixture(scope="module")
+def after_a_run(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> Path:
+    """A folder where `growbench run --methods ligo --save` was run; in miniature."""
+    folder = tmp_path_factory.mktemp("after")
+    experiment = write_miniature(folder).rename(folder / "gpt2-tiny.toml")
+    assert cli.main(["run", str(experiment), "--methods", "ligo", "--save", "--results", str(folder / "results")]) == 0
+    return folder
+
+
+QUICK = [(block, arguments) for block, arguments in GROWBENCH if arguments[0] in ("list", "report")]
+
+
+@pytest.mark.parametrize(("block", "arguments"), with_place(QUICK))
+def test_quick_commands_do_their_work(
+    block: Block, arguments: list[str], after_a_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(after_a_run)
+    assert cli.main(arguments) == 0
+
+
+@pytest.mark.parametrize("block", SCRIPTS, ids=str)
+def test_every_script_runs(block: Block, after_a_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(after_a_run)
+    exec(compile(block.text, str(block), "exec"), {})
+
+
+@pytest.mark.parametrize("words", OTHERS, ids=" ".join)
+def test_every_other_command_has_what_it_needs(words: list[str]) -> None:
+    """Extras that are declared, targets that the Makefile has, hooks whose programs the virtual environment has."""
+    if words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+        (package,) = words[2:]
+        assert package.startswith(".[") and set(package[2:-1].split(",")) <= extras.keys()
+    elif words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert len(words) == 2 and re.search(rf"^{words[1]}:", makefile, re.MULTILINE)
+    else:
+        assert words == ["pre-commit", "install"]
+        hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+        declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        packages = {"ruff": "ruff", "mypy": "mypy", "lint-imports": "import-linter"}
+        programs = [Path(hook["entry"].split()[0]) for hook in hooks]
+        assert programs and all(str(program.parent) == ".venv/bin" for program in programs)
+        assert all(f'"{packages[program.name]}>=' in declared for program in programs)
+
+
+# Experiments
+
+
+@pytest.mark.parametrize("block", of("toml"), ids=str)
+def test_every_experiment_loads(block: Block, tmp_path: Path) -> None:
+    table = tomllib.loads(block.text)
+    if "project" in table:
+        ((group, points),) = table["project"]["entry-points"].items()
+        assert group == registry.ENTRY_POINTS
+        assert all(re.fullmatch(r"[\w.]+:\w+", point) for point in points.values())
+    else:
+        path = tmp_path / "mine.toml"
+        path.write_text(block.text, encoding="utf-8")
+        assert loading.load(str(path)).train.steps
+
+
+# Links
+
+
+def links(text: str) -> Iterator[str]:
+    """Where the links and images of a page lead."""
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
+        for each in token.children or ():
+            target = each.attrGet("href") or each.attrGet("src")
+            if target:
+                yield str(target)
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """Those that lead to no file; pages of the network are left alone."""
+    inside = [target.partition("#")[0] for target in links(text) if not re.match(r"https?:", target)]
+    return [target for target in inside if target and not (page.parent / target).exists()]
+
+
+def test_every_link_leads_somewhere() -> None:
+    """The manual's build checks its own pages' links to headings; these are the links of all pages to files."""
+    found = 0
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        found += len(list(links(text)))
+        assert not broken_links(page, text), page
+    assert found > 100
+    assert len(list(links((ROOT / "README.md").read_text(encoding="utf-8")))) > 20
+
+
+def test_a_broken_link_would_be_noticed() -> None:
+    text = "[there](README.md) [gone](no-such-page.md#here)\n\n| a |\n|---|\n| ![gone](no.png) |\n\n[out](https://example.org)"
+    assert broken_links(ROOT / "page.md", text) == ["no-such-page.md", "no.png"]

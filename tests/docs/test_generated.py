@@ -1,0 +1,39 @@
+"""What is generated in the README and the manual is what the code and the committed results say."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from docs import picture
+from docs.generate import PART, PARTS, PICTURE, ROOT, pages, part
+
+FOUND = [
+    pytest.param(match["name"], match["content"], id=f"{page.name} {match['name']}")
+    for page in pages()
+    for match in PART.finditer(page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("name", "content"), FOUND)
+def test_every_part_is_up_to_date(name: str, content: str) -> None:
+    assert content.strip() == part(name).strip(), "run make generated"
+
+
+def test_every_part_is_somewhere_and_no_mark_is_misspelt() -> None:
+    assert {str(parameters.values[0]).split()[0] for parameters in FOUND} == PARTS.keys()
+    marks = sum(len(re.findall(r"<!-- *(?:generated|end)", page.read_text(encoding="utf-8"))) for page in pages())
+    assert marks == 2 * len(FOUND)
+
+
+def test_the_picture_shows_every_room_in_the_order_of_the_contract() -> None:
+    text = PICTURE.read_text(encoding="utf-8")
+    assert text == picture.svg(ROOT), "run make generated"
+    shown = re.findall(r'class="room"[^>]*>(\w+)<', text)
+    folder = ROOT / "growbench"
+    packages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
+    assert sorted(shown) == sorted(packages | modules)
+    places = [int(y) for y in re.findall(r'class="room"[^>]*y="(\d+)"', text)]
+    assert places == sorted(places) and len(places) == len(shown)
