@@ -94,7 +94,7 @@ def keys(name: str) -> str:
     rows = []
     for each in fields(getattr(schema, name)):
         if each.name not in from_data:
-            default = re.sub(r"^later\((.*)\)$", r"\1", each.default).replace("'", '"')
+            default = re.sub(r"^added_later\((.*)\)$", r"\1", each.default).replace("'", '"')
             rows.append((code(each.name), code(_kind(each.type)), code(default) or "required", each.comment))
     return table(("Key", "Type", "Default", "Meaning"), rows)
 
@@ -103,7 +103,8 @@ def _kind(annotation: str) -> str:
     """A type as a person reads it."""
     if annotation.startswith("Literal["):
         return " or ".join(re.findall(r"'(.*?)'", annotation))
-    return {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}.get(annotation, annotation)
+    names = {"int": "whole number", "float": "number", "str": "text", "bool": "true or false"}
+    return {**names, "int | float": "number", "tuple[float, float]": "two numbers"}.get(annotation, annotation)
 
 
 def axes() -> str:
@@ -180,8 +181,7 @@ def _paragraph(text: str) -> str:
     if text.startswith("http"):
         return f"<{text}>"
     head, colon, rest = text.partition(":")
-    text = f"**{head}:**{_literal(rest)}" if colon and re.fullmatch(r"[A-Z][\w -]*", head) else _literal(text)
-    return text
+    return f"**{head}:**{_literal(rest)}" if colon and re.fullmatch(r"[A-Z][\w -]*", head) else _literal(text)
 
 
 def _literal(text: str) -> str:
