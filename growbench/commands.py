@@ -12,7 +12,6 @@ from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.console import say
 from growbench.errors import UsageError
-from growbench.runs import store
 
 if TYPE_CHECKING:
     from growbench.registry import Found
@@ -97,6 +96,7 @@ def tune_methods(options: argparse.Namespace) -> int:
     methods = _methods(options.methods, experiment)
 
     from growbench.costs.hardware import choose_device
+    from growbench.runs import store
     from growbench.tools import tune
 
     folder = options.results / experiment.name / store.TUNING
@@ -121,7 +121,9 @@ def list_known(options: argparse.Namespace) -> int:
     if options.long:
         if options.what != "methods":
             raise UsageError("--long is for methods: growbench list methods --long")
-        print("\n\n".join(card.text(name) for name, card in registry.cards().items()))
+        from growbench.tools.cards import card
+
+        print("\n\n".join(card(registry.get(name)) for name in registry.built_in()))
         return 0
 
     def print_group(name: str, lines: dict[str, str]) -> None:

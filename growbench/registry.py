@@ -10,9 +10,9 @@ import inspect
 import pkgutil
 import re
 import sys
-import textwrap
-import tokenize
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -20,22 +20,25 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import growbench
-from growbench import registry
 from growbench.config.loading import parse
 from growbench.errors import UsageError, did_you_mean
+from growbench.origins import BUILT_IN, digest
 
 if TYPE_CHECKING:
     from growbench.method import Method
 
 SOURCE = "source"  # the small model's own run, kept beside the methods' runs; no method may have this name
 SCRATCH = "scratch"  # the reference: the target trained from a random start
-BUILT_IN = "growbench.methods"
 ENTRY_POINTS = "growbench.methods"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A method and where it came from: a package with its version, or a file with its sha256."""
+    """A method and its origin: who has it, with the digest of its code. Runs of another origin are trained again.
+
+    The owner of a built-in method is growbench, without a version, since its digest says all that a version could; that of an
+    installed one is a package with its version, which can change in more than the code; that of a loose file is its name.
+    """
 
     name: str
     method: Method
@@ -44,46 +47,10 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a built-in method says of itself, read without running its file."""
-
-    docstring: str
-    settings: list[tuple[str, str]]  # hyperparameters with type and default, and the comment beside each
-    paper: str
-    uses_source: str  # True, False, or the expression that decides
-    keeps_source: str
-
-    @classmethod
-    def of(cls, path: Path) -> Card:
-        node = _method_class(path)
-        assert node is not None
-        comments = _comments(path)
-        settings, constants = [], {"uses_source": "True", "keeps_source": "False", "paper": ""}
-        for statement in node.body:
-            if isinstance(statement, ast.AnnAssign) and ast.unparse(statement.annotation).startswith("ClassVar"):
-                constants[ast.unparse(statement.target)] = ast.unparse(statement.value) if statement.value else ""
-            elif isinstance(statement, ast.AnnAssign):
-                settings.append((_setting(statement), comments.get(statement.end_lineno or 0, "")))
-            elif isinstance(statement, ast.FunctionDef) and statement.name in constants:
-                returned = next(each for each in ast.walk(statement) if isinstance(each, ast.Return))
-                constants[statement.name] = ast.unparse(returned.value).removeprefix("self.") if returned.value else ""
-        paper = constants["paper"].strip("'")
-        return cls(ast.get_docstring(node) or "", settings, paper, constants["uses_source"], constants["keeps_source"])
-
-    def text(self, name: str) -> str:
-        """The card under the method's name, at most 100 columns wide."""
-        lines = [name]
-        for part in re.split(r"\n\n|\n(?=[A-Z][\w -]*: |\w+: )", self.docstring):
-            lines += textwrap.wrap(" ".join(part.split()), 100, initial_indent="    ", subsequent_indent="    ")
-        lines += ["    Hyperparameters:" if self.settings else "    Hyperparameters: none"]
-        for setting, comment in self.settings:
-            lines += textwrap.wrap(
-                f"{setting}  {'# ' * bool(comment)}{comment}", 100, initial_indent=" " * 8, subsequent_indent=" " * 12
-            )
-        source = {"True": "grown from a trained small model", "False": "not used"}
-        kept = ", which the final model needs" if self.keeps_source == "True" else ""
-        lines += [f"    Source: {source.get(self.uses_source, f'grown from if {self.uses_source}')}{kept}"]
-        return "\n".join([*lines, f"    {self.paper}"])
+class _Located:
+    name: str
+    cls: type[Method]
+    owner: str
 
 
 def built_in() -> dict[str, Path]:
@@ -96,9 +63,9 @@ def installed() -> dict[str, EntryPoint]:
     """The methods of other packages, by name, without importing them. Raises UsageError if two claim one name."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=ENTRY_POINTS):
-        if point.name in found or point.name in built_in() or point.name == registry.SOURCE:
-            first = _origin(found[point.name]) if point.name in found else f"growbench {growbench.__version__}"
-            raise UsageError(f"two methods are named {point.name!r}: one of {first}, one of {_origin(point)}; uninstall one")
+        if point.name in found or point.name in built_in() or point.name == SOURCE:
+            first = _owner(found[point.name]) if point.name in found else f"growbench {growbench.__version__}"
+            raise UsageError(f"two methods are named {point.name!r}: one of {first}, one of {_owner(point)}; uninstall one")
         found[point.name] = point
     return found
 
@@ -109,14 +76,9 @@ def names() -> list[str]:
 
 
 def summaries() -> dict[str, str]:
-    """Each built-in method's first line, and each installed one's origin, without importing any."""
+    """Each built-in method's first line, and each installed one's owner, without importing any."""
     lines = {name: _first_line(path) for name, path in built_in().items()}
-    return {**lines, **{name: f"of {_origin(point)}" for name, point in installed().items()}}
-
-
-def cards() -> dict[str, Card]:
-    """Each built-in method's card, without importing any."""
-    return {name: Card.of(path) for name, path in built_in().items()}
+    return {**lines, **{name: f"of {_owner(point)}" for name, point in installed().items()}}
 
 
 def architecture_summaries() -> dict[str, str]:
@@ -130,21 +92,9 @@ def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
     """The method that `spec` names, with the hyperparameters in `options`.
 
     `spec` is a name, `./file.py`, or `./file.py:Class`. Raises UsageError for an unknown name, a name that is taken, a file
-    that does not hold exactly one method, and hyperparameters that it does not have.
+    that does not hold exactly one method, and hyperparameters that it does not have; for those that it wraps, too.
     """
-    if spec.partition(":")[0].endswith(".py"):
-        name, cls, origin = _loose(spec)
-    elif spec in built_in():
-        module = importlib.import_module(f"{BUILT_IN}.{spec}")
-        name, cls, origin = spec, _only_method(module, spec), f"growbench {growbench.__version__}"
-    elif spec in installed():
-        point = installed()[spec]
-        name, cls, origin = spec, _checked(_loaded(point), spec), _origin(point)
-    else:
-        raise UsageError(f"unknown method {spec!r}: {did_you_mean(spec, names())}; or a file, as ./mine.py")
-    if not re.fullmatch(r"[^./\\\0][^/\\\0]*", name):
-        raise UsageError(f"a method cannot be named {name!r}: its runs' folders bear its name")
-    return Found(name, parse(cls, options or {}, name), origin)
+    return _get(spec, options or {}, ())
 
 
 def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[Found]:
@@ -162,38 +112,93 @@ def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[
     return list(found.values())
 
 
-def _loose(spec: str) -> tuple[str, type[Method], str]:
+def _get(spec: str, options: Mapping[str, Any], around: tuple[str, ...]) -> Found:
+    """`around`: the methods that wrap this one, itself the last."""
+    located = _located(spec)
+    if not re.fullmatch(r"[^./\\\0][^/\\\0]*", located.name):
+        raise UsageError(f"a method cannot be named {located.name!r}: its runs' folders bear its name")
+    method = parse(located.cls, options, located.name)
+    if not isinstance(method.wraps, tuple):
+        raise UsageError(f"{located.cls.__name__}.wraps = {method.wraps!r}: must be a tuple of names or files, as ('ligo',)")
+    if repeated := set(around) & set(method.wraps):
+        raise UsageError(f"{located.name} wraps {', '.join(repeated)}, which wraps it in turn")
+    wrapped = [_get(each, {}, (*around, each)).origin for each in method.wraps]
+    return Found(located.name, method, f"{located.owner} {digest(located.cls, wrapped)}")
+
+
+def _located(spec: str) -> _Located:
+    if spec.partition(":")[0].endswith(".py"):
+        return _loose(spec)
+    if spec in built_in():
+        with _loading(f"method {spec!r}"):
+            module = importlib.import_module(f"{BUILT_IN}.{spec}")
+        return _Located(spec, _only_method(module, spec), "growbench")
+    if spec in installed():
+        point = installed()[spec]
+        with _loading(f"method {spec!r} of {_owner(point)}"):
+            cls = point.load()
+        return _Located(spec, _checked(cls, spec), _owner(point))
+    raise UsageError(f"unknown method {spec!r}: {did_you_mean(spec, names())}; or a file, as ./mine.py")
+
+
+def _loose(spec: str) -> _Located:
     file, _, class_name = spec.partition(":")
     path = Path(file)
     if not path.is_file():
         raise UsageError(f"method file {file} does not exist")
-    name = path.stem
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    origin = f"{path.name} sha256:{digest}"
-    taken = built_in().get(name) or (_origin(installed()[name]) if name in installed() else None)
-    if taken or name == registry.SOURCE:
-        owner = (
-            f"already the method of {'growbench' if isinstance(taken, Path) else taken}"
-            if taken
-            else "kept for the small model's run"
-        )
-        raise UsageError(f"{file}: the name {name!r} is {owner}; rename the file")
+    _check_free(path.stem, file)
     # known to sys.modules before it runs: dataclasses look their own module up
-    module_name = f"_growbench_plugin_{name}_{digest[:12]}"
+    module_name = f"_growbench_plugin_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     spec_of_file = importlib.util.spec_from_file_location(module_name, path)
     assert spec_of_file is not None and spec_of_file.loader is not None
     module = importlib.util.module_from_spec(spec_of_file)
     sys.modules[module_name] = module
     try:
-        spec_of_file.loader.exec_module(module)
-    except Exception as error:
+        with _loading(f"method file {file}"):
+            spec_of_file.loader.exec_module(module)
+    except UsageError:
         del sys.modules[module_name]
-        raise UsageError(f"method file {file} cannot be loaded: {type(error).__name__}: {error}") from error
-    if class_name:
-        if not hasattr(module, class_name):
-            raise UsageError(f"{file} has no {class_name}: {did_you_mean(class_name, _methods_of(module))}")
-        return name, _checked(getattr(module, class_name), spec), origin
-    return name, _only_method(module, file), origin
+        raise
+    if class_name and not hasattr(module, class_name):
+        raise UsageError(f"{file} has no {class_name}: {did_you_mean(class_name, _methods_of(module))}")
+    cls = _checked(getattr(module, class_name), spec) if class_name else _only_method(module, file)
+    return _Located(path.stem, cls, path.name)
+
+
+def _check_free(name: str, file: str) -> None:
+    """Refuse a loose file that has another method's name."""
+    owner = "growbench" if name in built_in() else _owner(installed()[name]) if name in installed() else None
+    if owner:
+        raise UsageError(f"{file}: the name {name!r} is already the method of {owner}; rename the file")
+    if name == SOURCE:
+        raise UsageError(f"{file}: the name {name!r} is kept for the small model's run; rename the file")
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """What goes wrong while code is loaded is a UsageError that says where, and what to write."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{what} cannot be loaded: {_place(error)}{_reason(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """File and line: of the first file in the traceback that is neither this one nor Python's own machinery of imports."""
+    if isinstance(error, SyntaxError):
+        return f"{Path(error.filename or '').name}, line {error.lineno}: "
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    outside = [frame for frame in frames if not re.search(r"<frozen|\bimportlib\b", frame.filename)]
+    return f"{Path(outside[0].filename).name}, line {outside[0].lineno}: " if outside else ""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UsageError):
+        return str(error)
+    if isinstance(error, TypeError) and re.match("Cannot overwrite attribute|cannot inherit", str(error)):
+        return "remove @dataclass: every subclass of Method is a frozen dataclass already"
+    hint = "; put the folder of a module of your own on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
+    return f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}{hint}"
 
 
 def _methods_of(module: ModuleType) -> dict[str, type[Method]]:
@@ -205,8 +210,10 @@ def _methods_of(module: ModuleType) -> dict[str, type[Method]]:
 
 def _only_method(module: ModuleType, where: str) -> type[Method]:
     classes = _methods_of(module)
-    if len(classes) != 1:
-        raise UsageError(f"{where} holds {len(classes)} methods ({', '.join(classes) or 'none'}): name one, as {where}:CLASS")
+    if not classes:
+        raise UsageError(f"{where} holds no method: write class NAME(Method), with Method from growbench.method")
+    if len(classes) > 1:
+        raise UsageError(f"{where} holds {len(classes)} methods ({', '.join(classes)}): name one, as {where}:CLASS")
     return _checked(next(iter(classes.values())), where)
 
 
@@ -216,49 +223,23 @@ def _checked(cls: Any, where: str) -> type[Method]:
     if not (inspect.isclass(cls) and issubclass(cls, Method)):
         raise UsageError(f"{where}: {cls!r} is not a growbench.method.Method")
     if inspect.isabstract(cls):
-        raise UsageError(f"{where}: {cls.__name__} does not define {', '.join(sorted(cls.__abstractmethods__))}")
+        raise UsageError(
+            f"{where}: {cls.__name__} does not define {', '.join(sorted(cls.__abstractmethods__))}: "
+            "write def phases(self, task: Task) -> Phases, which yields each Phase"
+        )
     return cls
 
 
-def _loaded(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except Exception as error:
-        raise UsageError(
-            f"method {point.name!r} of {_origin(point)} cannot be loaded: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _origin(point: EntryPoint) -> str:
+def _owner(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
 
 
 def _first_line(path: Path) -> str:
     """The first line of the method class's docstring, read without running the file."""
-    node = _method_class(path)
-    return (ast.get_docstring(node) or "").partition("\n")[0] if node else ""
-
-
-def _method_class(path: Path) -> ast.ClassDef | None:
     for node in _parsed(path).body:
         if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases):
-            return node
-    return None
-
-
-def _setting(statement: ast.AnnAssign) -> str:
-    """A hyperparameter's type and default, and the range in which it is tuned."""
-    if isinstance(value := statement.value, ast.Call) and ast.unparse(value.func) == "tunable":
-        default, low, high = map(ast.unparse, value.args)
-        return f"{ast.unparse(statement.target)}: {ast.unparse(statement.annotation)} = {default} (tuned: {low} to {high})"
-    return ast.unparse(statement)
-
-
-def _comments(path: Path) -> dict[int, str]:
-    """The comment on each line that has one."""
-    with path.open("rb") as file:
-        tokens = tokenize.tokenize(file.readline)
-        return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+            return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
 
 
 def _parsed(path: Path) -> ast.Module:

@@ -21,6 +21,10 @@ class RandomSource(Method):
     uses_source: ClassVar[bool] = False
     like: str = "bert2bert"
 
+    @property
+    def wraps(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.like,)
+
     def phases(self, task: Task) -> Phases:
         method = get(self.like).method
         if not method.uses_source or method.keeps_source:

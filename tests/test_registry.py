@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, packages_distributions
 from pathlib import Path
 
 import pytest
 
 import growbench
-from growbench import registry
+from growbench import origins, registry
 from growbench.errors import UsageError
 
 PLUGIN = '''
-from dataclasses import dataclass
 from typing import ClassVar
 from growbench.method import Method, Phase, Phases, Task
 
-@dataclass(frozen=True)
 class {name}(Method):
     """{name}'s card."""
 
@@ -98,7 +97,7 @@ def test_a_built_in_is_a_frozen_dataclass_with_a_card(name: str) -> None:
     """Its hyperparameters have defaults and cannot be changed; its docstring and paper say what it is."""
     found = registry.get(name)
     cls = type(found.method)
-    assert (found.name, found.origin) == (name, f"growbench {growbench.__version__}")
+    assert found.name == name and re.fullmatch(r"growbench sha256:[0-9a-f]{16}", found.origin)
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert cls.__doc__ is not None and cls.__doc__.partition("\n")[0] == registry.summaries()[name]
     assert cls.paper.startswith("https://")
@@ -107,16 +106,13 @@ def test_a_built_in_is_a_frozen_dataclass_with_a_card(name: str) -> None:
 
 
 def test_a_loose_file_is_named_after_itself(mine: Path) -> None:
-    """Its origin is its name and sha256, so that a changed file is another method."""
+    """Its origin is its name and the digest of its code; read again, it has what it has by now."""
     for spec in (f"{mine}", f"{mine}:Mine"):
         found = registry.get(spec, {"share": 0.25})
         assert (found.name, type(found.method).__name__, found.method.share) == ("mine", "Mine", 0.25)  # type: ignore[attr-defined]
-        assert found.origin == f"mine.py sha256:{hashlib.sha256(mine.read_bytes()).hexdigest()}"
-    before = found.origin
+        assert re.fullmatch(r"mine\.py sha256:[0-9a-f]{16}", found.origin)
     mine.write_text(mine.read_text().replace("0.5", "0.75"))
-    changed = registry.get(str(mine))
-    assert changed.origin != before
-    assert changed.method.share == 0.75  # type: ignore[attr-defined]
+    assert registry.get(str(mine)).method.share == 0.75  # type: ignore[attr-defined]
 
 
 def test_a_relative_path_is_a_loose_file(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +124,8 @@ def test_a_file_of_two_methods_needs_a_class(mine: Path) -> None:
     """The error names both; naming one, either works."""
     mine.write_text(PLUGIN.format(name="First") + PLUGIN.format(name="Second"))
     assert refusal(str(mine)) == f"{mine} holds 2 methods (First, Second): name one, as {mine}:CLASS"
-    assert type(registry.get(f"{mine}:Second").method).__name__ == "Second"
+    first, second = registry.get(f"{mine}:First"), registry.get(f"{mine}:Second")
+    assert type(second.method).__name__ == "Second" and first.origin != second.origin
     assert refusal(f"{mine}:Secnod") == f"{mine} has no Secnod: did you mean Second? known: First, Second"
 
 
@@ -142,17 +139,42 @@ def test_two_classes_of_one_file_are_two_methods_of_one_name(mine: Path) -> None
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("raise ValueError('no such luck')", "cannot be loaded: ValueError: no such luck"),
-        ("raise ValueError('one line\\nand another')", "cannot be loaded: ValueError: one line"),
-        ("import no_such_package", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
-        ("def broken(:", "cannot be loaded: SyntaxError: "),
-        ("x = 1", "holds 0 methods (none)"),
-        ("from growbench.method import Method\nclass Lazy(Method): pass", "Lazy does not define phases"),
+        ("raise ValueError('no such luck')", " cannot be loaded: mine.py, line 1: ValueError: no such luck"),
+        ("raise ValueError('one line\\nand another')", " cannot be loaded: mine.py, line 1: ValueError: one line and another"),
+        (
+            "import no_such_package",
+            " cannot be loaded: mine.py, line 1: ModuleNotFoundError: No module named 'no_such_package'; "
+            "put the folder of a module of your own on PYTHONPATH",
+        ),
+        ("x = 1\ndef broken(:", " cannot be loaded: mine.py, line 2: SyntaxError: invalid syntax"),
+        ("x = 1", " holds no method: write class NAME(Method), with Method from growbench.method"),
+        (
+            "from growbench.method import Method\nclass Lazy(Method): pass",
+            ": Lazy does not define phases: write def phases(self, task: Task) -> Phases, which yields each Phase",
+        ),
+        (
+            "import dataclasses\nfrom growbench.method import Method\n@dataclasses.dataclass(frozen=True)\nclass A(Method): pass",
+            " cannot be loaded: mine.py, line 3: remove @dataclass: every subclass of Method is a frozen dataclass already",
+        ),
+        (
+            "from dataclasses import dataclass\nfrom growbench.method import Method\n@dataclass\nclass A(Method): pass",
+            " cannot be loaded: mine.py, line 3: remove @dataclass: every subclass of Method is a frozen dataclass already",
+        ),
+        (
+            "from growbench.method import Method\n\nclass A(Method):\n    steps = 3",
+            " cannot be loaded: mine.py, line 3: A.steps = 3 has no type: write steps: int = 3 for a hyperparameter, "
+            "or steps: ClassVar[int] for a constant",
+        ),
+        (
+            PLUGIN.format(name="Mine") + "    wraps = 'ligo'",
+            "Mine.wraps = 'ligo': must be a tuple of names or files, as ('ligo',)",
+        ),
     ],
 )
 def test_a_file_that_holds_no_method_says_why(mine: Path, source: str, reason: str) -> None:
+    """In one line, with the line of the file, and what to write."""
     mine.write_text(source)
-    assert reason in refusal(str(mine))
+    assert refusal(str(mine)).endswith(reason)
 
 
 def test_a_file_that_fails_leaves_no_module_behind(mine: Path) -> None:
@@ -194,7 +216,8 @@ def test_an_entry_point_is_found_and_loaded_when_named(site: Path) -> None:
     assert "acme_growth" not in sys.modules
     found = registry.get("acme", {"share": 0.25})
     assert "acme_growth" in sys.modules
-    assert (found.name, found.origin, found.method.share) == ("acme", "acme-growth 1.0", 0.25)  # type: ignore[attr-defined]
+    assert (found.name, found.method.share) == ("acme", 0.25)  # type: ignore[attr-defined]
+    assert re.fullmatch(r"acme-growth 1\.0 sha256:[0-9a-f]{16}", found.origin)
 
 
 def test_two_distributions_of_one_name_are_an_error(site: Path) -> None:
@@ -218,7 +241,9 @@ def test_a_broken_distribution_says_why_when_named(site: Path) -> None:
     """And does not stop anyone who did not name it."""
     install(site, "acme-growth", "acme", source="raise ValueError('no such luck')")
     assert "acme" in registry.names()
-    assert refusal("acme") == "method 'acme' of acme-growth 1.0 cannot be loaded: ValueError: no such luck"
+    assert refusal("acme") == (
+        "method 'acme' of acme-growth 1.0 cannot be loaded: acme_growth.py, line 1: ValueError: no such luck"
+    )
     install(site, "zenith-growth", "zenith", source="Acme = 3")
     assert "is not a growbench.method.Method" in refusal("zenith")
 
@@ -268,6 +293,127 @@ def test_a_method_of_a_package_cannot_leave_the_results_folder(name: str, monkey
     """A run's folder bears its method's name."""
     point = EntryPoint(name, "growbench.methods.scratch:Scratch", "growbench.methods")
     monkeypatch.setattr(registry, "installed", lambda: {name: point})
-    monkeypatch.setattr(registry, "_origin", lambda point: "somebody's 1.0")
+    monkeypatch.setattr(registry, "_owner", lambda point: "somebody's 1.0")
     with pytest.raises(UsageError, match="a method cannot be named"):
         registry.get(name)
+
+
+# --- origins: what counts as a method's code
+
+
+EDITS = {  # of PLUGIN, or of a helper module: the text before and after, and whether it is another method then
+    "a value": ("0.5", "0.75", True),
+    "a statement": ("yield Phase(model=task.build())", "yield Phase(model=task.build(), share=0.5)", True),
+    "a number's type": ("0.5", "'0.5'", True),
+    "the card": ("'s card.", "'s card, in other words.", False),
+    "a comment": ("share: float = 0.5", "share: float = 0.5  # of the budget", False),
+    "empty lines": ("    def phases", "\n\n    def phases", False),
+    "a line's break": ("Method, Phase, Phases, Task", "(Method, Phase,\n    Phases, Task)", False),
+    "a note among the statements": ("    share:", "    'a note'\n    share:", False),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_code_makes_another_origin_and_prose_does_not(mine: Path, edit: str) -> None:
+    before, after, another = EDITS[edit]
+    origin = registry.get(str(mine)).origin
+    text = mine.read_text()
+    assert text.count(before) == 1
+    mine.write_text(text.replace(before, after))
+    assert (registry.get(str(mine)).origin != origin) == another
+
+
+def in_a_new_process(spec: str, folder: Path, **options: object) -> str:
+    """The origin as another run would find it: a module that was imported is not imported again in one process."""
+    code = f"from growbench import registry; print(registry.get({spec!r}, {options!r}).origin)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+HELPERS = {  # a file that is to change, the other ones, and how the method imports them
+    "beside": ("helper.py", {}, "import helper"),
+    "in a function": ("helper.py", {}, "def late():\n    from helper import VALUE"),
+    "by another helper": ("further.py", {"helper.py": "import further"}, "import helper"),
+    "in a folder": ("parts/helper.py", {}, "from parts import helper"),
+    "in a folder's folder": ("parts/deep/helper.py", {}, "import parts.deep.helper"),
+    "the package around": ("parts/__init__.py", {"parts/helper.py": ""}, "import parts.helper"),
+    "in a package": ("parts/helper.py", {"parts/__init__.py": "from . import helper"}, "import parts"),
+}
+
+
+@pytest.mark.parametrize("case", HELPERS)
+def test_a_helper_module_is_code_of_the_method(tmp_path: Path, case: str) -> None:
+    """It is changed in prose, which does not count, then in code."""
+    file, others, statement = HELPERS[case]
+    for name, text in {**others, file: "VALUE = 1\n", "mine.py": f"{PLUGIN.format(name='Mine')}\n{statement}\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = in_a_new_process("./mine.py", tmp_path)
+    (tmp_path / file).write_text('"What it is."\nVALUE = 1  # one\n')
+    assert in_a_new_process("./mine.py", tmp_path) == before
+    (tmp_path / file).write_text("VALUE = 2\n")
+    assert in_a_new_process("./mine.py", tmp_path) != before
+
+
+def test_a_helper_of_a_packages_method_counts_and_another_package_does_not(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative imports are followed within the method's own package; what else is installed is another package's matter."""
+    install(site, "other-package", "other")
+    package = site / "acme"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .method import Acme\n")
+    (package / "method.py").write_text("from .parts import VALUE\nimport other_package\n" + PLUGIN.format(name="Acme"))
+    (package / "parts.py").write_text("VALUE = 1\n")
+    info = site / "acme-2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 2.0\n")
+    (info / "entry_points.txt").write_text("[growbench.methods]\nacme = acme:Acme\n")
+    (site / "other_package-1.0.dist-info" / "top_level.txt").write_text("other_package\n")
+    monkeypatch.setattr(origins, "_of_distributions", packages_distributions)
+
+    before = registry.get("acme").origin
+    assert before.startswith("acme 2.0 sha256:")
+    (site / "other_package.py").write_text("VALUE = 3\n")
+    assert registry.get("acme").origin == before
+    (package / "parts.py").write_text("VALUE = 2\n")
+    assert registry.get("acme").origin != before
+
+
+def test_a_built_in_method_is_its_file_and_the_methods_that_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own code, and that of another method; no other module of growbench."""
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / "first.py").write_text(PLUGIN.format(name="First"))
+    second = "from growbench.methods.first import First\nfrom growbench.growth import maps\n"
+    (folder / "second.py").write_text(second + PLUGIN.format(name="Second"))
+    package = importlib.import_module("growbench.methods")
+    monkeypatch.setattr(package, "__path__", [str(folder)])
+    monkeypatch.setattr(package.__spec__, "submodule_search_locations", [str(folder)])
+    first, second = registry.get("first").origin, registry.get("second").origin
+    (folder / "first.py").write_text(PLUGIN.format(name="First").replace("0.5", "0.25"))
+    assert registry.get("first").origin != first and registry.get("second").origin != second
+    (folder / "first.py").write_text('"A note."\n' + PLUGIN.format(name="First"))
+    assert registry.get("first").origin == first and registry.get("second").origin == second
+    for name in ("first", "second"):
+        del sys.modules[f"growbench.methods.{name}"]
+
+
+def test_a_wrapped_method_is_code_of_the_one_that_wraps_it(mine: Path) -> None:
+    """Which one that is may be a hyperparameter."""
+    like = {"like": str(mine)}
+    before = registry.get("random_source", like).origin
+    assert before != registry.get("random_source").origin
+    mine.write_text(mine.read_text().replace("card", "page"))
+    assert registry.get("random_source", like).origin == before
+    mine.write_text(mine.read_text().replace("0.5", "0.25"))
+    assert registry.get("random_source", like).origin != before
+
+
+def test_methods_that_wrap_one_another_in_a_circle_are_refused(mine: Path) -> None:
+    mine.write_text(PLUGIN.format(name="Mine") + f"    wraps = ({str(mine)!r},)\n")
+    assert refusal(str(mine)).endswith("which wraps it in turn")
+
+
+def test_a_method_without_a_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[type(registry.get("scratch").method).__module__], "__file__", None)
+    assert refusal("scratch") == "Scratch is in no Python file, so no digest of its code can be made"

@@ -268,7 +268,7 @@ def tunable(default: Number, low: Number, high: Number, /) -> Number:
     return field(default=default, metadata={"range": (low, high)})
 
 
-CLASS_FIELDS = ("paper", "uses_source", "keeps_source")
+CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "wraps")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -282,6 +282,7 @@ class Method(ABC):
     paper: ClassVar[str]  # URL
     uses_source: ClassVar[bool] = True  # False: starts from nothing, and is charged no source
     keeps_source: ClassVar[bool] = False  # True: the final model needs the source; each phase says which part is its `target`
+    wraps: ClassVar[tuple[str, ...]] = ()  # names or files of the methods that it takes from the registry
 
     def __init_subclass__(cls) -> None:
         """Raises UsageError for a field that has no type, which would be no hyperparameter."""

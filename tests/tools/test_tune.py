@@ -23,6 +23,7 @@ from growbench.method import tunable
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.tools import tuned_values
+from growbench.tools.cards import card
 from growbench.tools.search_space import Range, best, defaults, space, with_values
 from tests.processes import ended, start
 
@@ -158,7 +159,7 @@ def test_a_range_must_hold_its_default() -> None:
 
 
 def test_a_card_shows_default_and_range() -> None:
-    assert "operator_lr: float = 0.003 (tuned: 0.0003 to 0.03)" in registry.cards()["ligo"].text("ligo")
+    assert "operator_lr: float = 0.003 (tuned: 0.0003 to 0.03)" in card(registry.get("ligo"))
 
 
 @pytest.mark.parametrize("name", registry.names())

@@ -1,0 +1,65 @@
+"""Cards: what a method says of itself, read from its class."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+
+from growbench.method import Method
+from growbench.registry import Found
+
+COLUMNS = 100
+
+
+def card(found: Found) -> str:
+    """The card under the method's name, at most 100 columns wide."""
+    cls = type(found.method)
+    lines = [found.name]
+    for part in re.split(r"\n\n|\n(?=[A-Z][\w -]*: |\w+: )", inspect.getdoc(cls) or ""):
+        lines += _wrapped(" ".join(part.split()), 4, 4)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    lines.append("    Hyperparameters:" if fields else "    Hyperparameters: none")
+    comments = _comments(cls)
+    for field in fields:
+        comment = comments.get(field.name, "")
+        lines += _wrapped(f"{_setting(field)}  {comment}".rstrip(), 8, 12)
+    return "\n".join([*lines, f"    Source: {_source(found.method)}", f"    {cls.paper}"])
+
+
+def _wrapped(text: str, indent: int, further: int) -> list[str]:
+    return textwrap.wrap(text, COLUMNS, initial_indent=" " * indent, subsequent_indent=" " * further)
+
+
+def _setting(field: dataclasses.Field[object]) -> str:
+    """A hyperparameter's type and default, and the range in which it is tuned."""
+    kind = field.type if isinstance(field.type, str) else inspect.formatannotation(field.type)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    given = "" if default is dataclasses.MISSING else f" = {default!r}"
+    tuned = " (tuned: {!r} to {!r})".format(*field.metadata["range"]) if "range" in field.metadata else ""
+    return f"{field.name}: {kind}{given}{tuned}"
+
+
+def _source(method: Method) -> str:
+    decided = isinstance(inspect.getattr_static(method, "uses_source"), property)
+    use = "grown from a trained small model" if method.uses_source else "not used"
+    kept = ", which the final model needs" if method.keeps_source else ""
+    return f"{use}{kept}" + (" by default; the hyperparameters decide" if decided else "")
+
+
+def _comments(cls: type[Method]) -> dict[str, str]:
+    """The comments beside the fields of a class and of the methods that it extends, by field."""
+    comments: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if issubclass(base, Method) and base is not Method:
+            depth, name = 0, ""
+            for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(base)).readline):
+                depth += (token.type == tokenize.INDENT) - (token.type == tokenize.DEDENT)
+                if token.type == tokenize.NAME and not token.line[: token.start[1]].strip():
+                    name = token.string if depth == 1 else ""  # the first word of a line of the class's body
+                elif token.type == tokenize.COMMENT:
+                    comments[name] = token.string
+    return comments
