@@ -141,8 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
     report.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")
 
-    listing = command("list", list_known, "what there is: methods, experiments, architectures")
-    listing.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures"))
+    listing = command("list", list_known, "what there is: methods, experiments, architectures and their weights")
+    listing.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures", "weights"))
+    listing.add_argument("architecture", nargs="?", metavar="ARCHITECTURE", help="of weights: growbench list weights gpt2")
     listing.add_argument("--long", action="store_true", help="methods: what each does, in full, and its hyperparameters")
 
     check = command("check", check_method, "whether a method keeps the interface's promises, on miniatures of every architecture")

@@ -118,6 +118,14 @@ def make_report(options: argparse.Namespace) -> int:
 
 
 def list_known(options: argparse.Namespace) -> int:
+    if (options.what == "weights") != (options.architecture is not None):
+        known = ", ".join(registry.architecture_summaries())
+        raise UsageError(f"growbench list weights ARCHITECTURE: give one of {known}; the other lists take none")
+    if options.architecture:
+        from growbench.tools import cards
+
+        print(cards.weights(options.architecture))
+        return 0
     if options.long:
         if options.what != "methods":
             raise UsageError("--long is for methods: growbench list methods --long")

@@ -1,4 +1,4 @@
-"""Cards: what a method says of itself, read from its class."""
+"""Cards: what a method says of itself, read from its class; and an architecture's weights, read from its table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import re
 import textwrap
 import tokenize
 
+from growbench import architectures
+from growbench.architectures import GROUPS, Row
+from growbench.config.schema import ModelConfig
 from growbench.method import Method
 from growbench.registry import Found
 
@@ -28,6 +31,23 @@ def card(found: Found) -> str:
         comment = comments.get(field.name, "")
         lines += _wrapped(f"{_setting(field)}  {comment}".rstrip(), 8, 12)
     return "\n".join([*lines, f"    Source: {_source(found.method)}", f"    {cls.paper}"])
+
+
+def weights(architecture: str) -> str:
+    """The canonical weights of an architecture, as methods find them: one a line. Raises UsageError for an unknown one."""
+    found = architectures.get(architecture)
+    tied = found.table(ModelConfig(layers=1, width=1, heads=1))
+    lines = [("weight", "axes", "role", "consumes", "residual"), *map(_weight, tied)]
+    if "tied" in found.options:
+        untied = found.table(ModelConfig(layers=1, width=1, heads=1, tied=False))
+        lines += [("with tied = false:", "", "", "", ""), *(_weight(row) for row in untied if row not in tied)]
+    columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, columns)).rstrip() for line in lines)
+
+
+def _weight(row: Row) -> tuple[str, str, str, str, str]:
+    axes = [axis.name for axis in ((GROUPS[row.group], *row.axes) if row.per_layer else row.axes)]
+    return row.key, f"({', '.join(axes)})", row.role, "yes" if row.consumes else "-", "yes" if row.residual else "-"
 
 
 def _wrapped(text: str, indent: int, further: int) -> list[str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -296,40 +293,3 @@ def test_wrong_usage_is_one_line_and_2(arguments: list[str], said: str, capsys: 
     assert cli.main(["check", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
-
-
-# --- cards
-
-
-def test_the_long_list_shows_every_methods_card(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["list", "methods", "--long"]) == 0
-    out = capsys.readouterr().out
-    words = " ".join(out.split())
-    assert max(map(len, out.splitlines())) <= 100
-    for name in registry.built_in():
-        method = registry.get(name).method
-        assert f"\n{name}\n" in f"\n{out}"
-        assert " ".join((type(method).__doc__ or "").split()) in words
-        assert type(method).paper in words
-        for key, value in vars(method).items():
-            assert any(
-                f" {key}: " in line
-                and re.fullmatch(rf".*= {re.escape(repr(value))}( \(tuned: .* to .*\))?", line.partition("  #")[0])
-                for line in out.splitlines()
-            ), key
-    assert "tied_embedding: Literal['frozen', 'decoder', 'untied'] = 'frozen'" in words
-    assert "share: float = 0.3 (tuned: 0.1 to 0.7) # of the budget, with a teacher" in words
-    assert "Source: not used by default; the hyperparameters decide" in words
-    assert "Source: grown from a trained small model, which the final model needs" in words
-
-
-def test_the_long_list_is_of_methods(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["list", "--long"]) == cli.main(["list", "architectures", "--long"]) == 2
-    assert "growbench list methods --long" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [["list"], ["list", "methods"], ["check", "--help"]])
-def test_lists_and_help_import_no_torch(arguments: list[str]) -> None:
-    run = f"try: cli.main({arguments})\nexcept SystemExit: pass"
-    code = f"import sys; from growbench import cli\n{run}\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
