@@ -44,7 +44,7 @@ class Comparison:
 
     def of(self, method: str, finished: bool = True) -> list[Run]:
         """The compared runs of one method, by seed: the finished ones, or the others."""
-        return [run for run in self.runs if run.record["method"] == method and run.finished == finished]
+        return [run for run in self.runs if run.record.method == method and run.finished == finished]
 
     @property
     def has_accuracy(self) -> bool:
@@ -65,7 +65,7 @@ def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
 
     Raises UsageError when there are no runs, or neither a finished scratch run nor a `target_loss`.
     """
-    runs = [run for run in store.load_all(folder) if run.record["method"] != registry.SOURCE]
+    runs = [run for run in store.load_all(folder) if run.record.method != registry.SOURCE]
     if not any(run.curve for run in runs):
         raise UsageError(f"no ended run with a loss curve in {folder}: give one experiment's folder, as in results/gpt2-tiny")
     return compare(runs, target_loss)
@@ -74,18 +74,18 @@ def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
 def compare(runs: Sequence[Run], target_loss: float | None = None) -> Comparison:
     """Compare runs of one experiment. Raises UsageError as `analyse` does."""
     kept, left_out = comparable(runs)
-    shorter = [run for run in kept if run.budget < 1]
+    shorter = [run for run in kept if run.record.budget_share < 1]
     climbed = ladder.rungs(kept) if shorter else pd.DataFrame()
-    kept = [run for run in kept if run.budget == 1]
+    kept = [run for run in kept if run.record.budget_share == 1]
     if not kept:
         raise UsageError("no run at the full budget: a ladder's shorter ones alone compare with nothing")
     target = target_of(kept) if target_loss is None else target_loss
     table = outcomes(kept, target, target_loss is not None)
-    methods = sorted({run.record["method"] for run in kept}, key=lambda method: (method != SCRATCH, method))
+    methods = sorted({run.record.method for run in kept}, key=lambda method: (method != SCRATCH, method))
     figures, marked = savings(table, methods, target, published(kept)), marks(kept)
     rivals = [method for method in methods if method != SCRATCH and not marked["control"][method]]
     return Comparison(
-        title=kept[0].record["title"],
+        title=kept[0].record.title,
         target=target,
         target_given=target_loss is not None,
         runs=kept,

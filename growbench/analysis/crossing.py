@@ -6,14 +6,15 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from growbench.costs.accounts import Ledger, Unit
 from growbench.runs.store import Run
 
 
 def cost_to_loss(curve: Iterable[Mapping[str, Any]], level: float, unit: str) -> float:
-    """What a curve pays (`flops` or `seconds`, reuse ledger) until its loss first is at or below `level`; inf if it never is.
+    """What a curve pays until its loss first is at or below `level`; inf if it never is.
 
-    Only scored rows count. Between two scored evaluations in a row the crossing is interpolated linearly; after an unscored
-    one, or at the start, the evaluation's own cost stands.
+    `unit`: flops or seconds, in the reuse ledger, or step. Only scored rows count. Between two scored evaluations in a row the
+    crossing is interpolated linearly; after an unscored one, or at the start, the evaluation's own cost stands.
     """
     above: Mapping[str, Any] | None = None
     for row in curve:
@@ -26,16 +27,16 @@ def cost_to_loss(curve: Iterable[Mapping[str, Any]], level: float, unit: str) ->
     return math.inf
 
 
-def cost_to_target(run: Run, level: float, unit: str, ledger: str) -> float:
+def cost_to_target(run: Run, level: float, unit: Unit, ledger: Ledger) -> float:
     """What a run paid until the loss `level`, in FLOPs or seconds. Inf if it never got there, or did not finish.
 
     NaN in the build ledger if nobody knows what its source cost.
     """
     own = cost_to_loss(run.curve, level, unit) if run.finished else math.inf
-    return own + run.source_cost(unit) if ledger == "build" and own < math.inf else own
+    return own + run.source_cost(unit) if ledger == Ledger.BUILD and own < math.inf else own
 
 
-def reference_cost(scratch: Run, unit: str, ledger: str, given_target: float | None = None) -> float:
+def reference_cost(scratch: Run, unit: Unit, ledger: Ledger, given_target: float | None = None) -> float:
     """What a saving is measured against: scratch's full budget; for a target given by hand, what scratch paid to reach it.
 
     A given target that scratch never reached leaves the full budget, so that the saving is a lower bound.

@@ -10,7 +10,7 @@ import numpy as np
 from growbench.analysis.crossing import cost_to_loss
 from growbench.analysis.selection import is_scratch
 from growbench.analysis.statistics import smallest_detectable
-from growbench.costs.accounts import UNITS
+from growbench.costs.accounts import Unit
 from growbench.formatting import percent
 from growbench.runs import store
 from growbench.runs.store import Run
@@ -31,8 +31,8 @@ def notes(runs: Sequence[Run], shorter: Sequence[Run], left_out: Sequence[Run], 
             f"The target {target_loss:g} was given by hand, so savings are measured against what scratch paid to reach it, "
             "or against its full budget where it did not."
         )
-    unknown = [run for run in runs if any(math.isnan(run.source_cost(unit)) for unit in UNITS)]
-    trained_elsewhere = [run for run in unknown if "pretrained" not in run.record["config"]["experiment"]]
+    unknown = [run for run in runs if any(math.isnan(run.source_cost(unit)) for unit in Unit)]
+    trained_elsewhere = [run for run in unknown if "pretrained" not in run.record.config.experiment]
     if len(unknown) > len(trained_elsewhere):
         found.append(f"The source was pretrained, and {store.UNKNOWN_SOURCE}.")
     if trained_elsewhere:
@@ -41,16 +41,18 @@ def notes(runs: Sequence[Run], shorter: Sequence[Run], left_out: Sequence[Run], 
     unfinished = [run for run in (*runs, *shorter) if not run.finished]
     if unfinished:
         found.append(f"Did not finish, and count as not reached: {_names(unfinished)}.")
-    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and run.finished}
-    unpaired = [run for run in runs if run.record["seed"] not in scratch]
+    scratch = {run.record.seed: run for run in runs if is_scratch(run) and run.finished}
+    unpaired = [run for run in runs if run.record.seed not in scratch]
     if unpaired:
         found.append(f"Without a finished scratch run of the same seed, hence without a saving: {_names(unpaired)}.")
-    foreign = [run for run in runs if run.record["seed"] in scratch and run.hardware != scratch[run.record["seed"]].hardware]
+    foreign = [
+        run for run in runs if run.record.seed in scratch and run.record.hardware != scratch[run.record.seed].record.hardware
+    ]
     if foreign:
         found.append(f"Ran on other hardware than scratch, hence no saving in seconds: {_names(foreign)}.")
-    if len({run.hardware for run in scratch.values()}) > 1:
+    if len({run.record.hardware for run in scratch.values()}) > 1:
         found.append("Scratch ran on different hardware in different seeds: its mean seconds mix machines.")
-    if len({run.record["seed"] for run in runs}) == 1:
+    if len({run.record.seed for run in runs}) == 1:
         found.append("One seed: no interval can be given, and small differences mean nothing. A claim takes three seeds or more.")
     return found + _noise_note(list(scratch.values()))
 
@@ -59,7 +61,7 @@ def _noise_note(scratch: Sequence[Run]) -> list[str]:
     """How much scratch varies, and what saving can be told from that with so many seeds; nothing for one."""
     if len(scratch) < 2:
         return []
-    deviation = np.std([run.record["final_val_loss"] for run in scratch], ddof=1)
+    deviation = np.std([run.final_loss for run in scratch], ddof=1)
     least = detectable_saving(scratch)
     found = f"only a saving of about {percent(least)} or more" if least < 1 else "no saving"
     return [
@@ -74,7 +76,7 @@ def detectable_saving(scratch: Sequence[Run]) -> float:
 
     As if methods varied as scratch does, and two runs of one seed had nothing in common.
     """
-    level = max(run.record["final_val_loss"] for run in scratch)
+    level = max(run.final_loss for run in scratch)
     costs = np.array([cost_to_loss(run.curve, level, "flops") for run in scratch])
     return smallest_detectable(math.sqrt(2) * np.std(costs / costs.mean(), ddof=1), len(scratch))
 

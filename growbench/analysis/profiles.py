@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import gmean
 
+from growbench.analysis import columns
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import LEDGERS
+from growbench.costs.accounts import Ledger, Unit
 from growbench.registry import SCRATCH
 
 FEW = 3  # experiments, below which shares of them say nothing
@@ -27,13 +28,13 @@ def savings(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
     """
     table = pd.concat({name: found.savings for name, found in comparisons.items()}, names=["experiment", None])
     table = table.reset_index("experiment").reset_index(drop=True)
-    for ledger in LEDGERS:
-        cost = table[f"flops_to_target_{ledger}"]
+    for ledger in Ledger:
+        cost = table[columns.cost_to_target(Unit.FLOPS, ledger)]
         best = cost.groupby(table["experiment"]).transform("min")
         scratch = cost[table["method"] == SCRATCH].set_axis(table.loc[table["method"] == SCRATCH, "experiment"])
         # a model that meets the target as it is grown may cost nothing
-        table[f"to_best_{ledger}"] = (cost / best).where(~(cost <= best), 1.0)
-        table[f"to_scratch_{ledger}"] = cost / table["experiment"].map(scratch)
+        table[columns.to_best(ledger)] = (cost / best).where(~(cost <= best), 1.0)
+        table[columns.to_scratch(ledger)] = cost / table["experiment"].map(scratch)
     return table
 
 
@@ -50,8 +51,8 @@ def profiles(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for method in everywhere(table):
-        for ledger in LEDGERS:
-            ratios = table.loc[table["method"] == method, f"to_best_{ledger}"].to_numpy()
+        for ledger in Ledger:
+            ratios = table.loc[table["method"] == method, columns.to_best(ledger)].to_numpy()
             if np.isnan(ratios).any():  # the cost of its source is not known
                 continue
             for tau in np.unique([1.0, *ratios[ratios <= FURTHEST], FURTHEST]):
@@ -63,6 +64,6 @@ def mean_ratios(table: pd.DataFrame) -> pd.DataFrame:
     """The geometric mean over experiments of cost to target over scratch's, by method; NaN for one that missed any it ran in."""
     rows = []
     for method, runs in table.groupby("method", sort=False):
-        ratios = [runs[f"to_scratch_{ledger}"].to_numpy() for ledger in LEDGERS]
+        ratios = [runs[columns.to_scratch(ledger)].to_numpy() for ledger in Ledger]
         rows.append((method, len(runs), *(gmean(found) if np.isfinite(found).all() else np.nan for found in ratios)))
-    return pd.DataFrame(rows, columns=["method", "experiments", *(f"to_scratch_{ledger}" for ledger in LEDGERS)])
+    return pd.DataFrame(rows, columns=["method", "experiments", *(columns.to_scratch(ledger) for ledger in Ledger)])

@@ -9,44 +9,52 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from growbench.analysis import columns
+from growbench.analysis.columns import Saving
 from growbench.analysis.crossing import cost_to_loss, cost_to_target, reference_cost
 from growbench.analysis.selection import is_scratch
-from growbench.analysis.statistics import holm, interval, paired_p
-from growbench.costs.accounts import LEDGERS, UNITS
+from growbench.analysis.statistics import holm, paired_p
+from growbench.config.schema import Published
+from growbench.costs.accounts import Ledger, Unit
 from growbench.registry import SCRATCH
 from growbench.runs.store import Run
+
+REACHED = columns.cost(Unit.FLOPS, Ledger.REUSE)  # finite where a run reached the target
 
 
 def nominal_seconds(run: Run) -> float:
     """Steps x median step time, summed over the phases: wall time without a noisy machine's outliers."""
-    return sum(phase["steps"] * (phase["median_step_seconds"] or 0.0) for phase in run.record["phases"])
+    return sum(phase.steps * (phase.median_step_seconds or 0.0) for phase in run.record.phases)
 
 
 def tokens_per_parameter(run: Run) -> float:
     """Training tokens per parameter of the target; NaN for a run that did not finish, or does not say how many it has."""
-    return run.record["tokens"] / run.record["parameters"] if run.finished and run.record["parameters"] else math.nan
+    record = run.record
+    return record.tokens / record.parameters if run.finished and record.parameters else math.nan
 
 
 def outcomes(runs: Iterable[Run], target: float, target_given: bool) -> pd.DataFrame:
-    """One row a run: cost to target as `{unit}_{ledger}` (inf: not reached), saving as `{unit}_saving_{ledger}` (NaN: none)."""
+    """One row a run: its cost to target in each unit and ledger (inf: not reached), and its saving (NaN: none)."""
     runs = list(runs)
-    scratch = {run.record["seed"]: run for run in runs if is_scratch(run) and run.finished}
+    scratch = {run.record.seed: run for run in runs if is_scratch(run) and run.finished}
     given = target if target_given else None
-    return pd.DataFrame([_outcome(run, scratch.get(run.record["seed"]), target, given) for run in runs])
+    return pd.DataFrame([_outcome(run, scratch.get(run.record.seed), target, given) for run in runs])
 
 
 def _outcome(run: Run, scratch: Run | None, target: float, given: float | None) -> dict[str, Any]:
-    row = {key: run.record[key] for key in ("method", "seed", "status", "final_val_loss")}
-    if run.record.get("final_val_accuracy") is not None:
-        row["final_val_accuracy"] = run.record["final_val_accuracy"]
+    record = run.record
+    row: dict[str, Any] = {"method": record.method, "seed": record.seed, "status": record.status}
+    row["final_val_loss"] = record.final_val_loss
+    if record.final_val_accuracy is not None:
+        row["final_val_accuracy"] = record.final_val_accuracy
     row |= {"nominal_seconds": nominal_seconds(run), "tokens_per_parameter": tokens_per_parameter(run)}
-    for unit in UNITS:
-        for ledger in LEDGERS:
+    for unit in Unit:
+        for ledger in Ledger:
             reference = reference_cost(scratch, unit, ledger, given) if scratch else math.nan
             # By definition scratch meets its own mean loss at the end of its budget, in every seed.
             cost = reference if run is scratch and given is None else cost_to_target(run, target, unit, ledger)
-            row[f"{unit}_{ledger}"] = cost
-            row[f"{unit}_saving_{ledger}"] = _saving(run, scratch, unit, cost, reference)
+            row[columns.cost(unit, ledger)] = cost
+            row[columns.saving(unit, ledger)] = _saving(run, scratch, unit, cost, reference)
     row["flops_saving_paper_counter"] = _paper_saving(run, scratch, target, given)
     return row
 
@@ -64,69 +72,65 @@ def _paper_saving(run: Run, scratch: Run | None, target: float, given: float | N
 def paper_flops(run: Run, steps: float) -> float:
     """A run's first steps in the counter of LiGO's paper; NaN where it knows one of their phases not, as those of images."""
     total, left = 0.0, steps
-    for phase in run.record["phases"]:
-        each = phase.get("paper_flops_per_step")
+    for phase in run.record.phases:
+        each = phase.paper_flops_per_step
         if left > 0:
-            total += min(phase["steps"], left) * (math.nan if each is None else each)
-            left -= phase["steps"]
+            total += min(phase.steps, left) * (math.nan if each is None else each)
+            left -= phase.steps
     return total
 
 
-def _saving(run: Run, scratch: Run | None, unit: str, cost: float, reference: float) -> float:
+def _saving(run: Run, scratch: Run | None, unit: Unit, cost: float, reference: float) -> float:
     """1 - cost / reference; 0 for the reference itself; NaN if not reached, not paired, or timed on other hardware."""
     if run is scratch:
         return 0.0
-    if scratch is None or math.isinf(cost) or reference <= 0 or (unit == "seconds" and run.hardware != scratch.hardware):
+    if scratch is None or math.isinf(cost) or reference <= 0:
         return math.nan
-    return 1 - cost / reference
+    foreign = unit == Unit.SECONDS and run.record.hardware != scratch.record.hardware
+    return math.nan if foreign else 1 - cost / reference
 
 
-def published(runs: Iterable[Run]) -> dict[str, Mapping[str, float | None]]:
-    """By method, the paper's savings in percent: {"flops": x or None, "seconds": y or None}."""
-    return {run.record["method"]: run.record["published"] for run in runs if run.record.get("published")}
+def published(runs: Iterable[Run]) -> dict[str, Published]:
+    """By method, the paper's savings."""
+    return {run.record.method: run.record.published for run in runs if run.record.published}
 
 
-def savings(
-    table: pd.DataFrame, methods: Sequence[str], target: float, claims: Mapping[str, Mapping[str, float | None]]
-) -> pd.DataFrame:
+def savings(table: pd.DataFrame, methods: Sequence[str], target: float, claims: Mapping[str, Published]) -> pd.DataFrame:
     """One row a method: seeds, how many reached the target, mean savings with intervals, the paper's claims; all as shares.
 
     A method that missed the target in any seed has no saving (NaN): an average over the lucky seeds would flatter it.
     """
     rows = {method: table[table["method"] == method] for method in methods}
-    return pd.DataFrame([_method_row(rows[method], method, target, claims.get(method, {})) for method in methods])
+    return pd.DataFrame([_method_row(rows[method], method, target, claims.get(method, Published())) for method in methods])
 
 
-def _method_row(table: pd.DataFrame, method: str, target: float, claim: Mapping[str, float | None]) -> dict[str, Any]:
-    reached = int(np.isfinite(table["flops_reuse"]).sum())
+def _method_row(table: pd.DataFrame, method: str, target: float, claim: Published) -> dict[str, Any]:
+    reached = int(np.isfinite(table[REACHED]).sum())
     row: dict[str, Any] = {"method": method, "seeds": len(table), "reached": reached, "target_loss": target}
-    for unit in UNITS:
-        for ledger in LEDGERS:
-            column = f"{unit}_saving_{ledger}"
-            values = _by_seed(table, column).to_numpy()
-            row[column] = values.mean() if len(values) else math.nan
-            row[f"{column}_low"], row[f"{column}_high"] = interval(values, most=1)
-    for unit in UNITS:
-        percent = claim.get(unit)
-        row[f"published_{unit}_saving"] = math.nan if percent is None else percent / 100
+    for unit in Unit:
+        for ledger in Ledger:
+            row |= Saving.over(_by_seed(table, unit, ledger).to_numpy()).row(unit, ledger)
+    for unit in Unit:
+        percent = getattr(claim, unit)
+        row[columns.published_saving(unit)] = math.nan if percent is None else percent / 100
     row["flops_saving_paper_counter"] = table["flops_saving_paper_counter"].mean() if reached == len(table) else math.nan
-    for unit in UNITS:
-        for ledger in LEDGERS:
-            costs = table[f"{unit}_{ledger}"]  # inf as soon as one seed missed, NaN as soon as one source's cost is not known
-            row[f"{unit}_to_target_{ledger}"] = costs.mean() if reached < len(table) else costs.mean(skipna=False)
+    for unit in Unit:
+        for ledger in Ledger:
+            costs = table[columns.cost(unit, ledger)]  # inf once a seed missed, NaN once the cost of a source is not known
+            row[columns.cost_to_target(unit, ledger)] = costs.mean() if reached < len(table) else costs.mean(skipna=False)
     for column in table.columns.intersection(["final_val_loss", "final_val_accuracy", "nominal_seconds", "tokens_per_parameter"]):
         row[column] = table.loc[table["status"] == "finished", column].astype(float).mean()
     return row
 
 
-def _by_seed(table: pd.DataFrame, column: str) -> pd.Series:
+def _by_seed(table: pd.DataFrame, unit: Unit, ledger: Ledger) -> pd.Series:
     """The savings of one method in each seed; none where it missed the target in any, unless it is scratch.
 
     None either where the cost of any seed's source is not known.
     """
-    counts = np.isfinite(table["flops_reuse"]).all() or (table["method"] == SCRATCH).all()
-    counts = counts and table[column.replace("_saving", "")].notna().all()
-    return table.set_index("seed")[column].dropna() if counts else pd.Series(dtype=float)
+    counts = np.isfinite(table[REACHED]).all() or (table["method"] == SCRATCH).all()
+    counts = counts and table[columns.cost(unit, ledger)].notna().all()
+    return table.set_index("seed")[columns.saving(unit, ledger)].dropna() if counts else pd.Series(dtype=float)
 
 
 def p_values(table: pd.DataFrame, methods: Sequence[str], rivals: Sequence[str]) -> pd.DataFrame:
@@ -137,12 +141,12 @@ def p_values(table: pd.DataFrame, methods: Sequence[str], rivals: Sequence[str])
     """
     tested = [method for method in methods if method != SCRATCH]
     found = pd.DataFrame(index=list(methods))
-    for ledger in LEDGERS:
-        saved = {method: _by_seed(table[table["method"] == method], f"flops_saving_{ledger}") for method in tested}
+    for ledger in Ledger:
+        saved = {method: _by_seed(table[table["method"] == method], Unit.FLOPS, ledger) for method in tested}
         ahead = {method: _over_best_rival(method, saved, rivals) for method in tested}
         for against, differences in (("scratch", saved), ("best", ahead)):
             p = holm([paired_p(differences[method].to_numpy()) for method in tested])
-            found[f"flops_p_{against}_{ledger}"] = pd.Series(p, tested)
+            found[columns.p_value(against, ledger)] = pd.Series(p, tested)
     return found
 
 

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from growbench.costs.accounts import Unit
 from growbench.errors import UsageError
 from growbench.registry import SCRATCH
 from growbench.runs.store import Run
 
 
 def is_scratch(run: Run) -> bool:
-    return run.record["method"] == SCRATCH
+    return run.record.method == SCRATCH
 
 
 def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
@@ -23,30 +24,30 @@ def comparable(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
 
     Of one method, only those with the hyperparameters and the origin of its first seed: two variants have no common mean.
     """
-    scratch = [run for run in runs if is_scratch(run) and run.budget == 1]
+    scratch = [run for run in runs if is_scratch(run) and run.record.budget_share == 1]
     base = [run for run in scratch if run.finished] or scratch or runs
     identity = Counter(_identity(run) for run in base).most_common(1)[0][0]
-    ordered = sorted(runs, key=lambda run: (run.record["method"], run.record["seed"]))
+    ordered = sorted(runs, key=lambda run: (run.record.method, run.record.seed))
     shared = [run for run in ordered if _identity(run) == identity]
     first: dict[str, str] = {}
     for run in shared:
-        first.setdefault(run.record["method"], _variant(run))
-    kept = [run for run in shared if _variant(run) == first[run.record["method"]]]
+        first.setdefault(run.record.method, _variant(run))
+    kept = [run for run in shared if _variant(run) == first[run.record.method]]
     return kept, [run for run in runs if run not in kept]
 
 
 def _identity(run: Run) -> str:
-    return json.dumps(run.record["config"]["experiment"], sort_keys=True)
+    return json.dumps(run.record.config.experiment, sort_keys=True)
 
 
 def _variant(run: Run) -> str:
-    return json.dumps([run.record["config"]["method"], run.record.get("origin")], sort_keys=True)
+    return json.dumps([run.record.config.method, run.record.origin], sort_keys=True)
 
 
 def first_run(runs: Iterable[Run], method: str) -> Run:
     """A method's run of the lowest seed that finished, or else of the lowest seed."""
-    own = [run for run in runs if run.record["method"] == method]
-    return min(own, key=lambda run: (not run.finished, run.record["seed"]))
+    own = [run for run in runs if run.record.method == method]
+    return min(own, key=lambda run: (not run.finished, run.record.seed))
 
 
 def marks(runs: Sequence[Run]) -> pd.DataFrame:
@@ -55,26 +56,22 @@ def marks(runs: Sequence[Run]) -> pd.DataFrame:
     A control has no trained small model behind it, neither given nor trained on the way, so that what it saves is not owed
     to growth. Read off a finished run's costs and phases; runs of older versions may not say, and are then not marked.
     """
-    methods = list(dict.fromkeys(run.record["method"] for run in runs))
+    methods = list(dict.fromkeys(run.record.method for run in runs))
     firsts = [first_run(runs, method) for method in methods]
-    columns = {"control": [_is_control(run) for run in firsts], "keeps_source": [_keeps_source(run) for run in firsts]}
+    columns = {"control": [_is_control(run) for run in firsts], "keeps_source": [run.record.keeps_source for run in firsts]}
     return pd.DataFrame(columns, index=methods)
 
 
 def _is_control(run: Run) -> bool:
-    if is_scratch(run) or not run.finished or run.source_cost("flops") != 0:
+    if is_scratch(run) or not run.finished or run.source_cost(Unit.FLOPS) != 0:
         return False
-    scored = [phase for phase in run.record["phases"] if phase.get("scored")]
-    return bool(scored) and all(phase.get("target_sized") for phase in scored)
-
-
-def _keeps_source(run: Run) -> bool:
-    return bool(run.record.get("keeps_source"))
+    scored = [phase for phase in run.record.phases if phase.scored]
+    return bool(scored) and all(phase.target_sized for phase in scored)
 
 
 def target_of(runs: Iterable[Run]) -> float:
     """The mean final validation loss (nats) of the finished scratch runs. Raises UsageError if there is none."""
-    losses = [run.record["final_val_loss"] for run in runs if is_scratch(run) and run.finished]
+    losses = [run.final_loss for run in runs if is_scratch(run) and run.finished]
     if not losses:
         raise UsageError("no finished scratch run sets the target: run scratch, or give --target-loss")
     return math.fsum(losses) / len(losses)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from growbench.analysis import columns
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.crossing import cost_to_target
 from growbench.analysis.selection import first_run, is_scratch, target_of
-from growbench.costs.accounts import CHARGED, LEDGERS, UNITS
+from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
 from growbench.registry import SCRATCH
+from growbench.runs.records import PhaseRecord
 from growbench.runs.store import Run
 
-ACCOUNTS = ("source", *CHARGED)
+ACCOUNTS = (Account.SOURCE, *CHARGED)
 
 
-WORK = ("train", "operator", "teacher", "overhead")  # accounts that a step may have
+WORK = (Account.TRAIN, Account.OPERATOR, Account.TEACHER, Account.OVERHEAD)  # accounts that a step may have
 
 
 LEVELS = 80  # loss levels of a savings curve
@@ -59,23 +61,23 @@ def _mean_curve(runs: Sequence[Run]) -> pd.DataFrame:
             columns |= {measure + end: (measure, how) for end, how in (("", "mean"), ("_low", "min"), ("_high", "max"))}
     curve = grouped.agg(**columns)  # type: ignore[call-overload]
     curve = curve[grouped.size() == len(runs)].reset_index().drop(columns="place")
-    curve.insert(0, "method", runs[0].record["method"])
-    curve.insert(1, "seeds", " ".join(str(run.record["seed"]) for run in runs))
-    curve.insert(2, "status", runs[0].record["status"])
+    curve.insert(0, "method", runs[0].record.method)
+    curve.insert(1, "seeds", " ".join(str(run.record.seed) for run in runs))
+    curve.insert(2, "status", runs[0].record.status)
     return curve
 
 
-def savings_curve(comparison: Comparison, unit: str = "flops") -> pd.DataFrame:
+def savings_curve(comparison: Comparison, unit: Unit = Unit.FLOPS) -> pd.DataFrame:
     """The saving over scratch at every loss level that scratch passed, its own cost to that level being the reference.
 
     Rows (method, ledger, loss, saving, low, high; low and high over the seeds) stand only where both reached the level in
     every seed. Levels run from scratch's loss at 5 % of its budget down to its final loss.
     """
-    scratch = {run.record["seed"]: run for run in comparison.of(SCRATCH)}
+    scratch = {run.record.seed: run for run in comparison.of(SCRATCH)}
     rows = []
-    for ledger in LEDGERS:
+    for ledger in Ledger:
         for method in comparison.methods:
-            pairs = [(run, scratch[run.record["seed"]]) for run in comparison.of(method) if run.record["seed"] in scratch]
+            pairs = [(run, scratch[run.record.seed]) for run in comparison.of(method) if run.record.seed in scratch]
             if method == SCRATCH or not pairs or comparison.of(method, finished=False):
                 continue
             for level in _levels(list(scratch.values())):
@@ -86,11 +88,11 @@ def savings_curve(comparison: Comparison, unit: str = "flops") -> pd.DataFrame:
 
 
 def _levels(scratch: Sequence[Run]) -> list[float]:
-    early = [row["val_loss"] for run in scratch for row in run.curve if row["flops"] >= 0.05 * run.cost("flops", "reuse")]
+    early = [row["val_loss"] for run in scratch for row in run.curve if row["flops"] >= 0.05 * run.cost(Unit.FLOPS, Ledger.REUSE)]
     return list(np.linspace(max(early), target_of(scratch), LEVELS))
 
 
-def _saving_at(run: Run, scratch: Run, level: float, unit: str, ledger: str) -> float:
+def _saving_at(run: Run, scratch: Run, level: float, unit: Unit, ledger: Ledger) -> float:
     cost, reference = cost_to_target(run, level, unit, ledger), cost_to_target(scratch, level, unit, ledger)
     return 1 - cost / reference if math.isfinite(cost) and math.isfinite(reference) and reference > 0 else math.nan
 
@@ -101,17 +103,13 @@ def cost_breakdown(comparison: Comparison) -> pd.DataFrame:
     NaN: a source whose cost is not known.
     """
     rows = [
-        (method, unit, account, np.mean([_spent(run, unit, account) for run in comparison.of(method)]))
-        for unit in UNITS
+        (method, unit, account, np.mean([run.record.cost.of(unit, account) for run in comparison.of(method)]))
+        for unit in Unit
         for method in comparison.methods
         if comparison.of(method)
         for account in ACCOUNTS
     ]
     return pd.DataFrame(rows, columns=["method", "unit", "account", "cost"])
-
-
-def _spent(run: Run, unit: str, account: str) -> float:
-    return run.source_cost(unit) if account == "source" else run.record["cost"][unit].get(account, 0.0)
 
 
 def phases(comparison: Comparison) -> pd.DataFrame:
@@ -121,30 +119,28 @@ def phases(comparison: Comparison) -> pd.DataFrame:
     outputs count as stored).
     """
     firsts = [first_run(comparison.runs, method) for method in comparison.methods]
-    reference = (
-        _charged_per_step(firsts[0].record["phases"][-1]) if is_scratch(firsts[0]) and firsts[0].record["phases"] else math.nan
-    )
+    reference = _charged_per_step(firsts[0].record.phases[-1]) if is_scratch(firsts[0]) and firsts[0].record.phases else math.nan
     rows = [
         {
-            "method": run.record["method"],
-            "seed": run.record["seed"],
-            "phase": phase.get("name"),
-            "scored": phase.get("scored"),
-            "steps": phase["steps"],
+            "method": run.record.method,
+            "seed": run.record.seed,
+            "phase": phase.name,
+            "scored": phase.scored,
+            "steps": phase.steps,
             "flops_per_step": _charged_per_step(phase),
             "share_of_scratch": _charged_per_step(phase) / reference,
-            **{account: phase.get("flops_per_step", {}).get(account, math.nan) for account in WORK},
-            "growth_flops": phase.get("growth_flops"),
+            **{account: phase.flops_per_step.get(account, math.nan) for account in WORK},
+            "growth_flops": phase.growth_flops,
         }
         for run in firsts
-        for phase in run.record["phases"]
+        for phase in run.record.phases
     ]
     columns = ["method", "seed", "phase", "scored", "steps", "flops_per_step", "share_of_scratch", *WORK]
     return pd.DataFrame(rows, columns=[*columns, "growth_flops"])
 
 
-def _charged_per_step(phase: Mapping[str, Any]) -> float:
-    spent = phase.get("flops_per_step", {})
+def _charged_per_step(phase: PhaseRecord) -> float:
+    spent = phase.flops_per_step
     return float(sum(spent.get(account, 0.0) for account in CHARGED)) if spent else math.nan
 
 
@@ -159,23 +155,23 @@ def growth(comparison: Comparison) -> pd.DataFrame:
     (of target-sized models); the optimizer's state, `new` or `kept`. Blank: what older runs did not record.
     """
     rows = [
-        {"method": method, "seed": run.record["seed"], "phase": phase.get("name")}
-        | {key: phase.get(key) for key in GROWTH}
+        {"method": method, "seed": run.record.seed, "phase": phase.name}
+        | {key: getattr(phase, key) for key in GROWTH if key != "steps_to_recover"}
         | {"steps_to_recover": steps_to_recover(run, phase)}
         for method in comparison.methods
         for run in comparison.of(method)
-        for phase in run.record["phases"]
-        if phase.get("loss_before") is not None or phase.get("output_change") is not None
+        for phase in run.record.phases
+        if phase.loss_before is not None or phase.output_change is not None
     ]
     return pd.DataFrame(rows, columns=["method", "seed", "phase", *GROWTH])
 
 
-def steps_to_recover(run: Run, phase: Mapping[str, Any]) -> float:
+def steps_to_recover(run: Run, phase: PhaseRecord) -> float:
     """Steps from a phase's start until a loss as low as that before it; inf if never, NaN if that was not recorded."""
-    before, start = phase.get("loss_before"), phase.get("first_step", 0)
-    if before is None:
+    before, start = phase.loss_before, phase.first_step
+    if before is None or phase.loss_after is None:
         return math.nan
-    if phase["loss_after"] <= before:
+    if phase.loss_after <= before:
         return 0
     return next((row["step"] - start for row in run.curve if row["step"] > start and row["val_loss"] <= before), math.inf)
 
@@ -189,11 +185,11 @@ def amortised(comparison: Comparison) -> pd.DataFrame:
     One row a method and number of targets; low and high over the seeds. A method without a saving has no row.
     """
     rows = []
-    known = comparison.savings[[f"flops_saving_{ledger}" for ledger in LEDGERS]].notna().all(axis=1)
+    known = comparison.savings[[columns.saving(Unit.FLOPS, ledger) for ledger in Ledger]].notna().all(axis=1)
     reached = known & (comparison.savings["method"] != SCRATCH)
     for method in comparison.savings.loc[reached, "method"]:
         seeds = comparison.outcomes[comparison.outcomes["method"] == method]
-        reuse, build = (seeds[f"flops_saving_{ledger}"].dropna() for ledger in LEDGERS)
+        reuse, build = (seeds[columns.saving(Unit.FLOPS, ledger)].dropna() for ledger in Ledger)
         for targets in TARGETS:
             values = reuse + (build - reuse) / targets  # 1 - (cost + source / targets) / reference
             rows.append((method, targets, values.mean(), values.min(), values.max()))
@@ -206,11 +202,11 @@ def ladder_curves(comparison: Comparison) -> pd.DataFrame:
         return comparison.rungs
     rungs = comparison.rungs.dropna(subset="final_val_loss")
     rows = [
-        (method, ledger, budget, runs[f"flops_{ledger}"].mean(skipna=False), losses.mean(), losses.min(), losses.max())
-        for ledger in LEDGERS
+        (method, ledger, budget, costs.mean(skipna=False), losses.mean(), losses.min(), losses.max())
+        for ledger in Ledger
         for method in comparison.methods
         for budget, runs in rungs[rungs["method"] == method].groupby("budget")
-        for losses in [runs["final_val_loss"]]
+        for costs, losses in [(runs[columns.cost(Unit.FLOPS, ledger)], runs["final_val_loss"])]
     ]
     curves = pd.DataFrame(rows, columns=["method", "ledger", "budget", "flops", "val_loss", "low", "high"])
     return curves.dropna(subset="flops")  # of a source whose cost is not known

@@ -8,40 +8,24 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from growbench.console import say
-from growbench.costs.accounts import CHARGED, UNITS
-from growbench.costs.hardware import _decisive
+from growbench.costs.accounts import Account, Ledger, Unit
+from growbench.costs.hardware import Hardware
 from growbench.errors import UsageError
+from growbench.runs.records import Cost, RunRecord, RunStatus
 
-REPLACED = "replaced"  # the folder of finished runs whose place one of another configuration has taken
-
-
+REPLACED = "replaced"  # the folder of archived runs: finished ones, in whose place one of another configuration was trained
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
-
 
 UNKNOWN_SOURCE = (  # what a reader is asked for
     "what its training cost is not known (seconds: not on this hardware), so figures with it charged are unknown; "
     "give flops = X and seconds = Y beside checkpoint in [source], and run the same command again"
 )
-
-
-# What a run's record must hold; and what came when runs had been stored without it, with what it was for them.
-RECORD = {
-    "status": str, "experiment": str, "title": str, "method": str, "seed": int, "config": dict, "cost": dict, "steps": int,
-    "tokens": int, "phases": list, "hardware": dict,
-}  # fmt: skip
-
-
-ADDED: dict[str, Any] = {
-    "origin": "unknown", "budget": 1.0, "inherited": None, "published": None, "keeps_source": False, "final_val_loss": None,
-    "final_val_accuracy": None, "parameters": None, "peak_memory_bytes": None, "versions": {}, "data": {}, "error": None,
-}  # fmt: skip
-
 
 CURVE: dict[str, type | tuple[type, ...]] = {  # of every row
     "step": int, "val_loss": (int, float), "flops": (int, float), "seconds": (int, float), "scored": bool, "phase": str,
@@ -53,116 +37,100 @@ class Run:
     """A stored run: `record` is its run.json, `curve` the rows of its curve.jsonl in order."""
 
     folder: Path
-    record: dict[str, Any]
+    record: RunRecord
     curve: list[dict[str, Any]]
 
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return name(self.record["method"], self.record["seed"], self.budget)
+        return name(self.record.method, self.record.seed, self.record.budget_share)
 
     @property
     def finished(self) -> bool:
-        return bool(self.record["status"] == "finished")
+        return self.record.status == RunStatus.FINISHED
 
     @property
-    def failed(self) -> bool:
-        return bool(self.record["status"] == "failed")
+    def final_loss(self) -> float:
+        """The final validation loss (nats) of a finished run; NaN for another."""
+        loss = self.record.final_val_loss if self.finished else None
+        return math.nan if loss is None else loss
 
-    @property
-    def budget(self) -> float:
-        """The share of the experiment's budget that it trained for."""
-        return float(self.record.get("budget", 1.0))
+    def cost(self, unit: Unit, ledger: Ledger) -> float:
+        """All that is charged to it. NaN in the build ledger if the cost of its source is not known."""
+        return self.record.cost.charged(unit, ledger)
 
-    @property
-    def hardware(self) -> tuple[Any, ...]:
-        """What two runs must share before their seconds compare."""
-        return _decisive(self.record["hardware"])
-
-    def on(self, hardware: Mapping[str, Any]) -> bool:
-        """Whether its seconds compare with those of this hardware."""
-        return self.hardware == _decisive(hardware)
-
-    def cost(self, unit: str, ledger: str) -> float:
-        """All that is charged to it, in FLOPs or seconds; the small model's training in the build ledger, NaN if not known."""
-        own = sum(self.record["cost"][unit].get(account, 0.0) for account in CHARGED)
-        return own + self.source_cost(unit) if ledger == "build" else own
-
-    def source_cost(self, unit: str) -> float:
-        """What the small model's training cost; NaN if that is not known."""
-        cost = self.record["cost"][unit].get("source", 0.0)
-        return math.nan if cost is None else cost
+    def source_cost(self, unit: Unit) -> float:
+        """What the training of its source cost; NaN if that is not known."""
+        return self.record.cost.of(unit, Account.SOURCE)
 
 
 class RunFolder:
-    """Writes one run. One that stopped before its end and had the same `config` is gone on with; another one makes room.
+    """Writes one run. One of the same `identity` that stopped before its end is resumed; a finished one is archived.
 
-    A finished one, of another configuration, goes to a folder `replaced` beside it.
+    `identity`: what decides the outcome, as plain JSON values. An unfinished run of another identity is removed. Raises
+    UsageError if the folder cannot be written.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], hardware: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], hardware: Hardware) -> None:
         self.path, self.checkpoints = path, path / "checkpoints"
         begun = self.checkpoints / "config.json"
         try:
-            if not (begun.is_file() and _read_json(begun) == plain(config)):
-                _make_room(path)
+            if not (begun.is_file() and _read_json(begun) == identity):
+                _clear(path)
                 self.checkpoints.mkdir(parents=True)
-                begun.write_text(json.dumps(config), encoding="utf-8")
-            self.elsewhere = self._elsewhere(hardware)
+                begun.write_text(json.dumps(identity), encoding="utf-8")
+            self.earlier_hardware = self._earlier_hardware(str(hardware))
             self.curve = CurveFile(path / "curve.jsonl")
         except OSError as error:
             raise UsageError(f"cannot write results to {path}: {error.strerror}; choose another folder with --results") from error
 
-    def close(self, record: dict[str, Any]) -> bool:
-        """Write run.json. False, with a line that says why, if that cannot be."""
-        if self.elsewhere:
-            record["hardware"]["elsewhere"] = self.elsewhere
+    def close(self, record: RunRecord) -> bool:
+        """Write run.json. False, with a line that says why, if that fails."""
+        hardware = replace(record.hardware, earlier=self.earlier_hardware)
         try:
-            _write(self.path, record)
+            _write(self.path, replace(record, hardware=hardware))
         except OSError as error:
-            say(f"{self.path}: run.json cannot be written: {error.strerror}; the same command goes on with this run")
+            say(f"{self.path}: run.json cannot be written: {error.strerror}; the same command resumes this run")
             return False
         return True
 
-    def _elsewhere(self, hardware: Mapping[str, Any]) -> str:
-        """The other hardware on which the run was before, as far as it goes on from there; remembers this one."""
+    def _earlier_hardware(self, here: str) -> str:
+        """The other machines on which the checkpoints were made that the run is resumed from. Adds this one to their file."""
         file = self.checkpoints / "hardware.json"
         before = (_read_json(file) if file.is_file() and any(self.checkpoints.glob("*.safetensors")) else None) or []
-        here = ", ".join(f"{key} {value}" for key, value in hardware.items())
-        file.write_text(json.dumps([*(machine for machine in before if machine != here), here]), encoding="utf-8")
-        return "; ".join(machine for machine in before if machine != here)
+        others = [machine for machine in before if machine != here]
+        file.write_text(json.dumps([*others, here]), encoding="utf-8")
+        return "; ".join(others)
 
 
-def _make_room(path: Path) -> None:
-    """Remove a run that did not finish; put one that did aside."""
+def _clear(path: Path) -> None:
+    """Archive a finished run; remove one that did not finish."""
     stored = load(path)
     if stored and stored.finished:
-        aside = path.parent / REPLACED
-        aside.mkdir(exist_ok=True)
+        archive = path.parent / REPLACED
+        archive.mkdir(exist_ok=True)
         numbers = itertools.count(1)
-        path.rename(next(free for number in numbers if not (free := aside / f"{path.name}-{number}").exists()))
+        path.rename(next(free for number in numbers if not (free := archive / f"{path.name}-{number}").exists()))
     elif path.exists():
         shutil.rmtree(path)
 
 
-def state_source(run: Run, cost: Mapping[str, float | None]) -> None:
-    """Write down, by unit, what the training of a stored run's source cost, as far as that is known by now."""
-    known = {unit: spent for unit, spent in cost.items() if spent is not None}
-    if any(run.record["cost"][unit]["source"] != spent for unit, spent in known.items()):
-        for unit, spent in known.items():
-            run.record["cost"][unit]["source"] = spent
-        _write(run.folder, run.record)
+def state_source(run: Run, cost: Cost) -> None:
+    """Store what the training of a run's source cost, as far as that is known by now."""
+    record = replace(run.record, cost=run.record.cost.with_source(cost))
+    if record != run.record:
+        _write(run.folder, record)
 
 
-def _write(folder: Path, record: Mapping[str, Any]) -> None:
+def _write(folder: Path, record: RunRecord) -> None:
     """run.json, in full or not at all."""
     draft = folder / "run.json.part"
-    draft.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    draft.write_text(record.text(), encoding="utf-8")
     os.replace(draft, folder / "run.json")
 
 
 class CurveFile:
-    """curve.jsonl: one line an evaluation. What was appended is on file; what a broken off run left incomplete is dropped."""
+    """curve.jsonl: one line an evaluation. What was appended is on file; a line that was not written in full is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -171,7 +139,7 @@ class CurveFile:
         self._cut(self.rows)
 
     def begin_as(self, trunk: Path, rows: int) -> None:
-        """Take over another run's first rows, unless there are rows already."""
+        """Copy another run's first rows, unless there are rows already."""
         if not self.rows:
             self.path.write_text("".join(_complete_lines(trunk)[:rows]), encoding="utf-8")
             self.rows = rows
@@ -205,34 +173,21 @@ def _read_json(path: Path) -> Any:
         return None
 
 
-def name(method: str, seed: int, budget: float = 1.0) -> str:
-    """The name of a run's folder. `budget`: its share of the full one."""
-    return f"{method}-seed{seed}" + (f"-budget{budget:g}" if budget != 1 else "")
+def name(method: str, seed: int, budget_share: float = 1.0) -> str:
+    """The name of a run's folder."""
+    return f"{method}-seed{seed}" + (f"-budget{budget_share:g}" if budget_share != 1 else "")
 
 
 def load(folder: Path) -> Run | None:
-    """The run stored in `folder`, or None if it never ended. What cannot be read is left out, and said once."""
+    """The run stored in `folder`, or None if it never ended. One that cannot be read is left out, with one line that names it."""
+    file = folder / "run.json"
     try:
-        return _load(folder) if (folder / "run.json").is_file() else None
+        if not file.is_file():
+            return None
+        return Run(folder, RunRecord.read(file.read_text(encoding="utf-8")), list(_rows(folder / "curve.jsonl")))
     except (OSError, ValueError) as error:  # no UTF-8 and no JSON are ValueErrors
         _say_once(f"{folder} is left out: run.json cannot be read: {' '.join(str(error).split())}")
         return None
-
-
-def _load(folder: Path) -> Run:
-    found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError("is no run's record")
-    record: dict[str, Any] = ADDED | found
-    for key, kind in RECORD.items():
-        if not isinstance(record.get(key), kind):
-            raise ValueError(f"is no run's record: {key} is {'of another kind' if key in record else 'missing'}")
-    if (
-        not all(isinstance(record["cost"].get(unit), dict) for unit in UNITS)
-        or not {"experiment", "method"} <= record["config"].keys()
-    ):
-        raise ValueError("is no run's record: cost or config is incomplete")
-    return Run(folder, record, list(_rows(folder / "curve.jsonl")))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -259,8 +214,3 @@ def load_all(folder: Path) -> list[Run]:
     """Every ended run below an experiment's results folder, the sources' runs included, by name."""
     runs = [load(path) for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
     return [run for run in runs if run is not None]
-
-
-def plain(value: Any) -> Any:
-    """`value` as it reads back from JSON."""
-    return json.loads(json.dumps(value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from growbench.analysis.crossing import cost_to_loss
 from growbench.analysis.statistics import interval, smallest_detectable
 from growbench.costs import accounts
 from growbench.errors import UsageError
+from growbench.runs.records import PhaseRecord, RunRecord
 from growbench.runs.store import Run
 
 CPU = {"device": "cpu", "name": "Some CPU", "threads": 2, "precision": "float32"}
@@ -36,12 +38,12 @@ def run(method: str, rows: list[dict[str, Any]], seed: int = 0, source: float = 
     """A finished run whose costs are those of its last row."""
     spent = {unit: {"source": source, "train": rows[-1][unit], "evaluation": 1e9} for unit in ("flops", "seconds")}
     record = {
-        "status": "finished", "experiment": "e", "title": "An experiment", "method": method, "seed": seed, "published": None,
+        "schema_version": 2, "status": "finished", "experiment": "e", "title": "An experiment", "method": method, "seed": seed,
         "config": {"experiment": {"train": {"steps": 10}}, "method": {}}, "cost": spent, "final_val_loss": rows[-1]["val_loss"],
-        "steps": 10, "tokens": 2000, "parameters": 100, "hardware": CPU, "error": None,
+        "steps": 10, "tokens": 2000, "parameters": 100, "hardware": CPU,
         "phases": [{"steps": 10, "median_step_seconds": 0.5}, {"steps": 0, "median_step_seconds": None}],
     }  # fmt: skip
-    return Run(Path(f"{method}-seed{seed}"), {**record, **changes}, rows)
+    return Run(Path(f"{method}-seed{seed}"), RunRecord.read(json.dumps({**record, **changes})), rows)
 
 
 def scratch(seed: int = 0, budget: float = 100.0, final: float = 2.0, **changes: Any) -> Run:
@@ -200,7 +202,7 @@ def test_other_hardware_has_no_saving_in_seconds() -> None:
 
 
 def test_seeds_with_other_hyperparameters_than_the_first_are_left_out_and_named() -> None:
-    experiment = scratch().record["config"]["experiment"]
+    experiment = scratch().record.config.experiment
     configs = [{"experiment": experiment, "method": {"steps": steps}} for steps in (10, 20)]
     ends = (50, 80)
     runs = [run("ligo", curve((0, 6.0), (ends[seed], 2.0)), seed, config=config) for seed, config in enumerate(configs)]
@@ -274,14 +276,13 @@ def test_a_rival_with_one_seed_hides_no_other() -> None:
 def test_the_ladders_runs_have_no_vote_and_are_named_by_their_budget() -> None:
     """Four rungs of an older experiment do not outvote three full runs of another; a rung that broke off is said."""
     old = {"experiment": {"train": {"steps": 20}}, "method": {}}
-    rungs = [scratch(0, budget=share, config=old | {"budget": share}) for share in (0.4, 0.55, 0.7, 0.85)]
-    for each in rungs:
-        each.record["budget"] = each.record["config"]["budget"]
+    rungs = [scratch(0, budget=100 * share, config=old | {"budget_share": share}) for share in (0.4, 0.55, 0.7, 0.85)]
     runs = [*(scratch(seed) for seed in range(3)), *rungs]
     comparison = compare(runs)
     assert [each.name for each in comparison.runs] == [f"scratch-seed{seed}" for seed in range(3)]
     assert any("scratch-seed0-budget0.4, scratch-seed0-budget0.55" in note for note in comparison.notes)
-    broken = run("ligo", curve((0, 6.0)), budget=0.7, status="interrupted", inherited=None)
+    config = {"experiment": {"train": {"steps": 10}}, "method": {}, "budget_share": 0.7}
+    broken = run("ligo", curve((0, 6.0)), config=config, status="interrupted")
     notes = compare([*runs[:3], ligo(50, 0), broken]).notes
     assert any("Did not finish" in note and "ligo-seed0-budget0.7" in note for note in notes)
 
@@ -379,7 +380,7 @@ def test_a_teacher_is_charged_unless_its_outputs_count_as_stored() -> None:
     stored = {**costs, "teacher": 0.0, "overhead": 35.0}
     runs = [scratch()]
     for name, spent in (("online", costs), ("precomputed", stored)):
-        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in accounts.UNITS}))
+        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in accounts.Unit}))
     table = tables.cost_breakdown(compare(runs)).set_index(["method", "unit", "account"])["cost"].sort_index()
     assert table["online", "flops"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 30, "train": 100}
     assert table["precomputed", "seconds"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 0, "train": 100}
@@ -464,8 +465,8 @@ def test_growth_of_every_finished_seed() -> None:
 def test_steps_to_recover(before: float | None, after: float | None, steps: float) -> None:
     steps_and_losses = [(0, 6.0), (3, 4.0), (3, after or 5.0), (4, 4.8), (5, 4.5), (5, 4.9), (6, 2.5)]
     rows = [{"step": step, "val_loss": loss} for step, loss in steps_and_losses]
-    grown = Run(Path("grown-seed0"), {}, rows)
-    found = tables.steps_to_recover(grown, {"loss_before": before, "loss_after": after, "first_step": 3})
+    grown = replace(scratch(), curve=rows)
+    found = tables.steps_to_recover(grown, PhaseRecord(steps=1, loss_before=before, loss_after=after, first_step=3))
     assert found == pytest.approx(steps, nan_ok=True)
 
 
@@ -623,7 +624,7 @@ def test_a_model_that_meets_the_target_as_it_is_grown_costs_nothing_and_is_the_b
 def store(folder: Path, stored: Run, tail: str = "") -> None:
     path = folder / stored.folder.name
     path.mkdir(parents=True)
-    (path / "run.json").write_text(json.dumps(stored.record))
+    (path / "run.json").write_text(stored.record.text())
     (path / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in stored.curve) + tail)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from growbench.analysis import ladder
 from growbench.analysis.comparison import compare
+from growbench.runs.records import RunRecord
 from growbench.runs.store import Run
 
 BUDGETS = (0.4, 0.55, 0.7, 0.85, 1.0)
@@ -20,16 +22,13 @@ BUDGETS = (0.4, 0.55, 0.7, 0.85, 1.0)
 def run(method: str, seed: int, budget: float, loss: float, flops: float, source: float = 0.0, **record: Any) -> Run:
     cost = {"train": flops, "source": source, "growth": 0.0, "operator": 0.0, "teacher": 0.0}
     row = {"step": 1, "phase": "train", "val_loss": loss, "scored": True, "flops": flops, "seconds": flops, "tokens": 1}
-    return Run(
-        Path(f"{method}-{seed}-{budget}"),
-        {
-            "method": method, "seed": seed, "budget": budget, "status": "finished", "final_val_loss": loss, "title": "t",
-            "cost": {"flops": cost, "seconds": cost}, "hardware": {"device": "cpu", "name": "x", "threads": 1},
-            "config": {"experiment": {}, "method": {}}, "phases": [], "tokens": 1, "parameters": 1, "inherited": None,
-            "experiment": "e", "origin": "o", "published": None, **record,
-        },
-        [row],
-    )  # fmt: skip
+    found = {
+        "schema_version": 2, "method": method, "seed": seed, "status": "finished", "final_val_loss": loss, "title": "t",
+        "cost": {"flops": cost, "seconds": cost}, "hardware": {"device": "cpu", "name": "x", "threads": 1},
+        "config": {"experiment": {}, "method": {}, "budget_share": budget}, "phases": [], "steps": 1, "tokens": 1,
+        "parameters": 1, "experiment": "e", **record,
+    }  # fmt: skip
+    return Run(Path(f"{method}-{seed}-{budget}"), RunRecord.read(json.dumps(found)), [row])
 
 
 def power_law(method: str, seed: int, head_start: float, source: float = 0.0, shift: float = 0.0) -> list[Run]:
@@ -129,11 +128,12 @@ def test_without_shorter_budgets_there_is_no_ladder() -> None:
 )
 def test_the_cost_is_never_outside_the_budgets_that_were_run(losses: list[float], target: float) -> None:
     costs = [float(2**index) for index in range(len(losses))]
-    cost, bound = ladder.cost_to_end_at(losses, costs, target)
+    found = ladder.cost_to_end_at(losses, costs, target)
+    cost = found.cost
     if not losses[-1] <= target:
         assert math.isinf(cost)
         return
     assert costs[0] <= cost <= costs[-1] * (1 + 1e-12)
     met = [index for index in range(len(losses)) if all(loss <= target for loss in losses[index:])]
     assert cost <= costs[met[0]] * (1 + 1e-12) and (met[0] == 0 or cost >= costs[met[0] - 1] * (1 - 1e-12))
-    assert bound == (met[0] == 0 or math.isnan(losses[met[0] - 1]))
+    assert found.at_most == (met[0] == 0 or math.isnan(losses[met[0] - 1]))

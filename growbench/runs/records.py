@@ -1,0 +1,178 @@
+"""A run's record: what its run.json holds, typed, and how those of earlier versions are read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from growbench.config.schema import Published
+from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
+from growbench.costs.hardware import Hardware
+
+SCHEMA_VERSION = 2  # 1 was not numbered
+
+Amount = int | float | None  # of FLOPs or seconds; None: not known
+
+
+class RunStatus(StrEnum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"  # the same command resumes it
+    UNWRITTEN = "unwritten"  # its record could not be written, so no record has this status; the same command resumes it
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something cost in each unit."""
+
+    flops: Amount = None
+    seconds: Amount = None
+
+    def of(self, unit: Unit) -> Amount:
+        return getattr(self, unit)
+
+
+@dataclass(frozen=True)
+class RunCosts:
+    """What a run cost, by account. An account that is not there got nothing."""
+
+    flops: Mapping[Account, Amount]
+    seconds: Mapping[Account, Amount]
+
+    def of(self, unit: Unit, account: Account) -> float:
+        """NaN if that is not known."""
+        amount = getattr(self, unit).get(account, 0)
+        return math.nan if amount is None else amount
+
+    def charged(self, unit: Unit, ledger: Ledger = Ledger.REUSE) -> float:
+        """All that a ledger charges. NaN if the cost of the source is charged and not known."""
+        own = sum(self.of(unit, account) for account in CHARGED)
+        return own + self.of(unit, Account.SOURCE) if ledger == Ledger.BUILD else own
+
+    def with_source(self, cost: Cost) -> RunCosts:
+        """The same with another cost of the source; what is not known of it stays as it was."""
+        stated = {unit: {Account.SOURCE: cost.of(unit)} if cost.of(unit) is not None else {} for unit in Unit}
+        return RunCosts({**self.flops, **stated[Unit.FLOPS]}, {**self.seconds, **stated[Unit.SECONDS]})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What decides a run's outcome, beside its seed and the code: a run of another one is trained again."""
+
+    experiment: Mapping[str, Any]  # growbench.config.schema.Experiment.identity, and the fingerprint of the data
+    method: Mapping[str, Any]  # hyperparameters, and tuned values of [train] as "train.lr"
+    budget_share: float = 1.0  # of the experiment's budget
+    stop_at_loss: float | None = None  # the run ended at its first evaluation at or below it
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseRecord:
+    """One phase as it was trained. None: nothing to record, or not recorded by the version that stored it."""
+
+    name: str | None = None
+    scored: bool | None = None  # its steps are steps of the budget, and its losses can reach the target
+    target_sized: bool | None = None  # it trained a model of the target's sizes
+    first_step: int = 0  # of the run
+    steps: int
+    flops_per_step: Mapping[Account, int | float] = field(default_factory=dict)  # the mean over its steps
+    paper_flops_per_step: int | None = None  # by the counter of LiGO's paper
+    median_step_seconds: float | None = None
+    growth_flops: Amount = None  # of the growth before it
+    output_change: float | None = None  # of the logits by growth, relative
+    loss_before: float | None = None  # validation loss before and after growth
+    loss_after: float | None = None
+    optimizer: str | None = None  # the optimizer's state at its start: new or kept
+    duplicates: float | None = None  # share of FFN units that equal another one, at its start
+    duplicates_end: float | None = None
+
+
+@dataclass(frozen=True)
+class RunError:
+    """Why a run failed."""
+
+    step: int | None = None
+    message: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What run.json holds. Fields with a default were added when runs had already been stored."""
+
+    schema_version: int = SCHEMA_VERSION
+    status: RunStatus
+    experiment: str
+    title: str  # of the experiment
+    method: str
+    origin: str = "unknown"  # of the method's code
+    seed: int
+    config: RunConfig
+    published: Published | None = None  # the paper's figures for this method and experiment
+    cost: RunCosts
+    inherited: Cost | None = None  # the charged part of the cost that another run paid, of which this one is a branch
+    final_val_loss: float | None = None  # nats
+    final_val_accuracy: float | None = None  # of images
+    keeps_source: bool = False  # the final model contains the source, and is larger than the target
+    steps: int
+    tokens: int
+    parameters: int | None = None  # of the final model
+    peak_memory_bytes: int | None = None
+    phases: list[PhaseRecord]
+    waited_seconds: float | None = None  # of its steps, for data
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Hardware
+    data: Mapping[str, Any] = field(default_factory=dict)  # for a reader; the fingerprint in `config` decides
+    error: RunError | None = None
+
+    @property
+    def budget_share(self) -> float:
+        """The share of the experiment's budget that it trained for."""
+        return self.config.budget_share
+
+    def text(self) -> str:
+        """As JSON. Raises ValueError for a figure that is not finite."""
+        return json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, text: str) -> RunRecord:
+        """The record that a run.json holds. Raises ValueError that says what is wrong with it."""
+        found = json.loads(text)
+        if not isinstance(found, dict) or "status" not in found:
+            raise ValueError("is no run's record: status is missing")
+        version = found.get("schema_version", 1)
+        if version == 1:
+            found = _renamed(found)
+        elif version != SCHEMA_VERSION:
+            raise ValueError(f"schema_version = {version!r}: this growbench reads up to {SCHEMA_VERSION}")
+        try:
+            return _reader().validate_json(json.dumps(found), strict=True)  # of JSON, a text may be an enum's value
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            raise ValueError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+
+
+@cache
+def _reader() -> TypeAdapter[RunRecord]:
+    return TypeAdapter(RunRecord)
+
+
+def _renamed(old: dict[str, Any]) -> dict[str, Any]:
+    """A record of version 1, under the names of today."""
+    new = {key: value for key, value in old.items() if key != "budget"} | {"schema_version": SCHEMA_VERSION}
+    if isinstance(config := old.get("config"), dict):
+        names = {"budget": "budget_share", "stop_at": "stop_at_loss"}
+        renamed = {names.get(key, key): value for key, value in config.items()}
+        new["config"] = {"budget_share": old.get("budget", 1.0)} | renamed
+    if isinstance(hardware := old.get("hardware"), dict):
+        new["hardware"] = {{"elsewhere": "earlier"}.get(key, key): value for key, value in hardware.items()}
+    return new
