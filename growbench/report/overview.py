@@ -67,7 +67,7 @@ def _labels(comparisons: Mapping[str, Comparison]) -> dict[str, str]:
 def _links(comparisons: Mapping[str, Comparison], pages: Mapping[str, str]) -> str:
     rows = ""
     for name, found in comparisons.items():
-        seeds = counted(len({run.record["seed"] for run in found.runs}), "seed")
+        seeds = counted(len({run.record.seed for run in found.runs}), "seed")
         rows += f'<li><a href="{escape(pages[name])}">{escape(name)}</a>: {escape(found.title)}, {seeds}</li>'
     return f"<ul>{rows}</ul>"
 

@@ -12,12 +12,13 @@ import pandas as pd
 from growbench.analysis import savings, tables
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.notes import LEFT_OUT
-from growbench.costs.accounts import LEDGERS, UNITS
+from growbench.costs.accounts import LEDGERS, UNCHARGED, UNITS, Ledger, Unit
 from growbench.formatting import Scale, counted, data_size, digits, p_value, percent, settings
 from growbench.registry import SCRATCH
 from growbench.report import drawing, parts
 from growbench.report.cells import UNKNOWN, cost_scale, saving_of, unknown
 from growbench.runs import store
+from growbench.runs.records import RunError
 from growbench.runs.store import Run
 
 FIGURES = {
@@ -167,19 +168,23 @@ def _more_or_less(saving: float) -> str:
 
 
 def _setting(comparison: Comparison) -> str:
-    seeds = len({run.record["seed"] for run in comparison.runs})
+    seeds = len({run.record.seed for run in comparison.runs})
     machines = _distinct(_machine(run) for run in comparison.runs)
     methods = len(comparison.methods)
-    experiment = comparison.runs[0].record["experiment"]
+    experiment = comparison.runs[0].record.experiment
     return " · ".join((experiment, counted(methods, "method"), counted(seeds, "seed"), machines))
 
 
 def _machine(run: Run) -> str:
-    device, name, threads, precision, processes, micro_batch, compiled, elsewhere = run.hardware
-    details = [device, counted(threads, "thread"), precision, processes]
-    details += [micro_batch and f"micro-batches of {micro_batch}", compiled and f"compile {compiled}"]
-    details += [elsewhere and f"begun on {elsewhere}"]
-    return f"{name} ({', '.join(filter(None, details))})"
+    hardware = run.record.hardware
+    details = [hardware.device, counted(hardware.threads, "thread"), hardware.precision, hardware.processes]
+    if hardware.micro_batch:
+        details.append(f"micro-batches of {hardware.micro_batch}")
+    if hardware.compile != "auto":
+        details.append(f"compile {hardware.compile}")
+    if hardware.earlier:
+        details.append(f"begun on {hardware.earlier}")
+    return f"{hardware.name} ({', '.join(filter(None, details))})"
 
 
 MEASURES = ("to target, reuse", "to target, build", "saved, reuse", "saved, build")  # of each unit
@@ -435,47 +440,41 @@ def _failures(runs: Sequence[Run]) -> str:
 
 
 def _failure(run: Run) -> str:
-    error = {"step": None, "message": "", "traceback": "", **(run.record["error"] or {})}
-    where = "" if error["step"] is None else f" at step {error['step']}"
-    said = f": {error['message']}" if error["message"] else ""
-    text = f"<b>{escape(run.name)}</b> {escape(run.record['status'] + where + said)}"
-    if error["traceback"]:
-        text += f"<details><summary>traceback</summary><pre>{escape(error['traceback'])}</pre></details>"
+    error = run.record.error or RunError()
+    where = "" if error.step is None else f" at step {error.step}"
+    said = f": {error.message}" if error.message else ""
+    text = f"<b>{escape(run.name)}</b> {escape(run.record.status + where + said)}"
+    if error.traceback:
+        text += f"<details><summary>traceback</summary><pre>{escape(error.traceback)}</pre></details>"
     return f'<div class="note">{text}</div>'
 
 
 def _runs_table(runs: Sequence[Run]) -> str:
     sizes = ("steps", "tokens", "tokens / parameter")
-    times = ("seconds", "nominal seconds", "evaluation", "compilation", "overhead")
+    times = ("seconds", "nominal seconds", *UNCHARGED)
     return parts.table(("run", "status", "final loss", *sizes, *times, "peak memory"), [_run_row(run) for run in runs])
 
 
 def _run_row(run: Run) -> list[str]:
-    record, seconds = run.record, run.record["cost"]["seconds"]
-    loss, per_parameter = record["final_val_loss"], savings.tokens_per_parameter(run)
-    times = (
-        run.cost("seconds", "reuse"),
-        savings.nominal_seconds(run),
-        seconds.get("evaluation", 0.0),
-        seconds.get("compilation", 0.0),
-        seconds.get("overhead", 0.0),
-    )
+    record, loss = run.record, run.record.final_val_loss
+    uncharged = [record.cost.of(Unit.SECONDS, account) for account in UNCHARGED]
+    times = (run.cost(Unit.SECONDS, Ledger.REUSE), savings.nominal_seconds(run), *uncharged)
     return [
-        run.name, record["status"], "–" if loss is None else f"{loss:.4f}", f"{record['steps']:,}", f"{record['tokens']:,}",
-        digits(per_parameter), *(digits(time) for time in times),
-        data_size(record["peak_memory_bytes"]) if record["peak_memory_bytes"] else "–",
+        run.name, record.status, "–" if loss is None else f"{loss:.4f}", f"{record.steps:,}", f"{record.tokens:,}",
+        digits(savings.tokens_per_parameter(run)), *(digits(time) for time in times),
+        data_size(record.peak_memory_bytes) if record.peak_memory_bytes else "–",
     ]  # fmt: skip
 
 
 def _methods_table(comparison: Comparison) -> str:
-    first = {run.record["method"]: run.record for run in reversed(comparison.runs)}
-    rows = [(method, settings(first[method]["config"]["method"]), first[method]["origin"]) for method in comparison.methods]
+    first = {run.record.method: run.record for run in reversed(comparison.runs)}
+    rows = [(method, settings(first[method].config.method), first[method].origin) for method in comparison.methods]
     return parts.table(("method", "hyperparameters", "from"), rows, text_columns=(1, 2))
 
 
 def _tuning(comparison: Comparison) -> str:
     """Which methods ran with tuned values, and every trial of the tuning that lies beside the runs."""
-    settings = {run.record["method"]: run.record["config"]["method"] for run in comparison.runs}
+    settings = {run.record.method: run.record.config.method for run in comparison.runs}
     untuned = [method for method in comparison.methods if "train.lr" not in settings[method]]
     file = comparison.runs[0].folder.parent / store.TUNING / "trials.csv"
     text = ""
@@ -510,11 +509,11 @@ def _provenance(runs: Sequence[Run]) -> str:
     """Hardware, versions, data, parameters and the experiment itself; one line each, several values where the runs differ."""
     rows = {
         "hardware": _distinct(_machine(run) for run in runs),
-        "versions": _distinct(settings(run.record["versions"]) for run in runs),
-        "data": _distinct(settings(run.record["data"]) for run in runs),
-        "target parameters": _distinct(f"{run.record['parameters']:,}" for run in runs if run.record["parameters"]),
+        "versions": _distinct(settings(run.record.versions) for run in runs),
+        "data": _distinct(settings(run.record.data) for run in runs),
+        "target parameters": _distinct(f"{run.record.parameters:,}" for run in runs if run.record.parameters),
     }
-    for key, value in runs[0].record["config"]["experiment"].items():
+    for key, value in runs[0].record.config.experiment.items():
         rows[key.replace("_", " ")] = settings(value) if isinstance(value, Mapping) else str(value)
     return "<dl>" + "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows.items()) + "</dl>"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import os
 import platform
 import statistics
@@ -24,10 +25,11 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from growbench import architectures, registry
-from growbench.config.schema import Experiment, Machine, Training
+from growbench.config.schema import Experiment, Training
 from growbench.console import Progress, say
-from growbench.costs import accounts, memory
-from growbench.costs.hardware import hardware
+from growbench.costs import memory
+from growbench.costs.accounts import Account, Unit
+from growbench.costs.hardware import Hardware, device_name
 from growbench.costs.ledger import Costs, charged
 from growbench.data import Data, load, tokenizer_to_save
 from growbench.errors import UsageError
@@ -37,6 +39,7 @@ from growbench.planning.branches import branching_step
 from growbench.planning.plan import Unplannable, check_sizes, plan
 from growbench.registry import Found, get
 from growbench.runs import saved_models, store
+from growbench.runs.records import Cost, PhaseRecord, RunConfig, RunCosts, RunError, RunRecord, RunStatus
 from growbench.runs.signals import Interruption
 from growbench.training import tensor_parallel
 from growbench.training.checkpoint import Checkpoint, Checkpoints
@@ -50,7 +53,7 @@ VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
 LADDER = (0.4, 0.55, 0.7, 0.85, 1.0)  # budgets of the ladder protocol, shares of scratch's
 
 
-Source = tuple[nn.Module, saved_models.Cost]  # the small model, and what its training cost
+Source = tuple[nn.Module, Cost]  # the small model, and what its training cost
 
 
 Trunk = tuple[Checkpoints, Checkpoint]  # of the run that another one branches off, and where it does
@@ -98,7 +101,7 @@ class Benchmark:
         if self.parallel.is_main_process:
             _check_folder(self.folder)
         self._check_parallelism()
-        if pretrained and None in pretrained[1].values():
+        if pretrained and None in (pretrained[1].flops, pretrained[1].seconds):
             say(f"source: {store.UNKNOWN_SOURCE}")
         if self.save:
             tokenizer_to_save(data)  # refuses one that is not there
@@ -130,7 +133,8 @@ class Benchmark:
             missing = [job for job in ladder if not self._done(job, data)]
             if not missing:
                 return True
-            if was_elsewhere and any((run := store.load(self.folder / job.name)) and run.failed for job in missing):
+            stored = [run for job in missing if (run := store.load(self.folder / job.name))]
+            if was_elsewhere and any(run.record.status == RunStatus.FAILED for run in stored):
                 return False
             source = self._source(data, full.seed) if needs_source(full) else None
             if needs_source(full) and source is None:
@@ -180,7 +184,7 @@ class Benchmark:
     def _scratch_loss(self, seeds: Iterable[int]) -> float | None:
         """The mean final validation loss of the scratch runs that finished; None if none did."""
         runs = [store.load(self.folder / store.name("scratch", seed)) for seed in seeds]
-        losses = [run.record["final_val_loss"] for run in runs if run and run.record["status"] == "finished"]
+        losses = [run.final_loss for run in runs if run and run.finished]
         return statistics.fmean(losses) if losses else None
 
     def _source(self, data: Data, seed: int) -> Source | None:
@@ -212,10 +216,9 @@ class Benchmark:
         assert run is not None
         if self.save:
             self._save(job, data, model, run.record)
-        cost: saved_models.Cost = {unit: run.record["cost"][unit]["train"] for unit in accounts.UNITS}
-        if not run.on(self._hardware(self.experiment.source_train)):
-            cost["seconds"] = None
-        return model.requires_grad_(False).eval(), cost
+        flops, seconds = (run.record.cost.of(unit, Account.TRAIN) for unit in Unit)
+        here = run.record.hardware == self._hardware(self.experiment.source_train)
+        return model.requires_grad_(False).eval(), Cost(flops, seconds if here else None)
 
     @cached_property
     def _pretrained(self) -> Source | None:
@@ -228,16 +231,16 @@ class Benchmark:
     def _done(self, job: Job, data: Data) -> bool:
         """Whether this run is stored, finished, with the same configuration."""
         stored = store.load(self.folder / job.name)
-        if stored is None or stored.record["status"] != "finished":
+        if stored is None or not stored.finished:
             return False
-        if stored.record["config"] != self._config(job, data) or stored.record["origin"] != job.found.origin:
+        if stored.record.config != self._config(job, data) or stored.record.origin != job.found.origin:
             say(f"{job.name:<18} was made with another configuration: training it again")
             return False
         if self.experiment.pretrained and needs_source(job) and self.parallel.is_main_process:
-            store.state_source(stored, saved_models.cost(self.experiment.pretrained, stored.record["hardware"]))
+            store.state_source(stored, saved_models.cost(self.experiment.pretrained, stored.record.hardware))
         unsaved = self.save and job.which == "target" and not (stored.folder / "model").is_dir() and not _keeps_source(job)
         hint = ", but its model was not saved: remove its folder to train it again"
-        say(f"{job.name:<18} is done: loss {stored.record['final_val_loss']:.4f}{hint * unsaved}")
+        say(f"{job.name:<18} is done: loss {stored.final_loss:.4f}{hint * unsaved}")
         return True
 
     def _train(
@@ -261,7 +264,7 @@ class Benchmark:
         interruption = Interruption()
         trainer = self._trainer(job, data, target, source, folder, checkpoints, branches, interruption)
         record = partial(self._record, job, config, data, trainer, source, trunk)
-        status, error = "interrupted", None
+        status, error = RunStatus.INTERRUPTED, None
         try:
             with interruption:
                 outcome = trainer.run(job.found.method)
@@ -269,31 +272,31 @@ class Benchmark:
                 assert outcome.model is not None
                 save_model(outcome.model, str(folder.path / "model.safetensors"))
             elif self.save:
-                self._save(job, data, outcome.model, record("finished", None))
-            status = "finished"
+                self._save(job, data, outcome.model, record(RunStatus.FINISHED, None))
+            status = RunStatus.FINISHED
         except Exception as failure:
-            status = "failed"
+            status = RunStatus.FAILED
             step = failure.step if isinstance(failure, TrainingFailed) else trainer.outcome.steps
-            error = {"step": step, "message": f"{type(failure).__name__}: {failure}", "traceback": traceback.format_exc()}
+            error = RunError(step, f"{type(failure).__name__}: {failure}", traceback.format_exc())
             say(f"{job.name:<18} failed: {failure}")
         finally:
             trainer.progress.close()
             if folder and not folder.close(record(status, error)):
-                status = "unwritten"
-        if status == "finished":
+                status = RunStatus.UNWRITTEN
+        if status == RunStatus.FINISHED:
             spent = f"{quantity(trainer.costs.total('flops'), 'FLOP')}, {trainer.costs.total('seconds'):.1f} s of training"
             say(f"{job.name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
-        if status == "failed" and not self.parallel.all_failed(job.name):
+        if status == RunStatus.FAILED and not self.parallel.all_failed(job.name):
             say(f"{job.name:<18} failed in this process alone, which ends, so that torchrun ends the others; start them again")
             os._exit(1)  # an orderly end would wait for the others
-        if status in ("finished", "failed") and not branches:
+        if status in (RunStatus.FINISHED, RunStatus.FAILED) and not branches:
             checkpoints.remove()
         self.parallel.barrier()  # what the next run reads is complete
-        return status == "finished"
+        return status == RunStatus.FINISHED
 
-    def _run_folder(self, job: Job, config: dict[str, Any]) -> store.RunFolder:
+    def _run_folder(self, job: Job, config: RunConfig) -> store.RunFolder:
         training = self.experiment.source_train if job.which == "source" else self.experiment.train
-        identity = {"run": config, "origin": job.found.origin}
+        identity = {"run": dataclasses.asdict(config), "origin": job.found.origin}
         return store.RunFolder(self.folder / job.name, identity, self._hardware(training))
 
     def _trainer(
@@ -320,7 +323,7 @@ class Benchmark:
             self.experiment.machine, self.parallel,
         )  # fmt: skip
 
-    def _save(self, job: Job, data: Data, model: nn.Module | None, record: dict[str, Any]) -> None:
+    def _save(self, job: Job, data: Data, model: nn.Module | None, record: RunRecord) -> None:
         """Keep a trained model for use elsewhere, unless it is kept already."""
         folder = self.folder / job.name / "model"
         if not self.parallel.is_main_process:
@@ -332,66 +335,64 @@ class Benchmark:
             sizes, tokenizer = self.experiment.sizes(job.which, data.vocabulary), tokenizer_to_save(data)
             saved_models.save(folder, architectures.of(self.experiment), model, sizes, tokenizer, record)
 
-    def _config(self, job: Job, data: Data) -> dict[str, Any]:
-        """What decides a run's outcome, as it reads back from JSON."""
+    def _config(self, job: Job, data: Data) -> RunConfig:
         experiment = self.experiment.identity() | {"fingerprint": data.fingerprint}
         own = {f"train.{key}": value for key, value in job.found.training.items()}
         method = dataclasses.asdict(job.found.method) | own  # type: ignore[call-overload]
-        config: dict[str, Any] = {"experiment": experiment, "method": method}
-        if job.budget != 1:
-            config["budget"] = job.budget
-        if self.stop_at_target and job.which == "target":
-            config["stop_at"] = self.target_loss
-        return store.plain(config)
+        stop_at_loss = self.target_loss if self.stop_at_target and job.which == "target" else None
+        return RunConfig(_plain(experiment), _plain(method), job.budget, stop_at_loss)
 
     def _record(
         self,
         job: Job,
-        config: dict[str, Any],
+        config: RunConfig,
         data: Data,
         trainer: Trainer,
         source: Source | None,
         trunk: Trunk | None,
-        status: str,
-        error: dict[str, Any] | None,
-    ) -> dict[str, Any]:
-        outcome, published = trainer.outcome, self.experiment.published.get(job.found.name)
+        status: RunStatus,
+        error: RunError | None,
+    ) -> RunRecord:
+        outcome = trainer.outcome
         own, given = outcome.costs, source[1] if source else None
         inherited = trunk[1].state if trunk else None
-        return {
-            "status": status,
-            "experiment": self.experiment.name,
-            "title": self.experiment.title,
-            "method": job.found.name,
-            "origin": job.found.origin,
-            "seed": job.seed,
-            "budget": job.budget,
-            "config": config,
-            "published": dataclasses.asdict(published) if published else None,
-            "cost": {unit: getattr(own, unit) | ({"source": given[unit]} if given else {}) for unit in accounts.UNITS},
-            "inherited": inherited and {unit: charged(inherited[unit]) for unit in ("flops", "seconds")},
-            "final_val_loss": outcome.final_val_loss,
-            "final_val_accuracy": outcome.final_val_accuracy,
-            "keeps_source": job.found.method.keeps_source,
-            "steps": outcome.steps,
-            "tokens": outcome.tokens,
-            "parameters": sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
-            "peak_memory_bytes": outcome.costs.peak_memory(),
-            "phases": outcome.phases,
-            "waited_seconds": outcome.waited,
-            "versions": {"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
-            "hardware": self._hardware(trainer.training),
-            "data": data.describe(),
-            "error": error,
-        }
+        return RunRecord(
+            status=status,
+            experiment=self.experiment.name,
+            title=self.experiment.title,
+            method=job.found.name,
+            origin=job.found.origin,
+            seed=job.seed,
+            config=config,
+            published=self.experiment.published.get(job.found.name),
+            cost=_costs(own, given),
+            inherited=Cost(*(charged(inherited[unit]) for unit in Unit)) if inherited else None,
+            final_val_loss=outcome.final_val_loss,
+            final_val_accuracy=outcome.final_val_accuracy,
+            keeps_source=job.found.method.keeps_source,
+            steps=outcome.steps,
+            tokens=outcome.tokens,
+            parameters=sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
+            peak_memory_bytes=outcome.costs.peak_memory(),
+            phases=[PhaseRecord(**phase) for phase in outcome.phases],
+            waited_seconds=outcome.waited,
+            versions={"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
+            hardware=self._hardware(trainer.training),
+            data=data.describe(),
+            error=error,
+        )
 
-    def _hardware(self, training: Training) -> dict[str, Any]:
-        """What the seconds depend on; what is usual is left out."""
-        device, machine = self.parallel.device, self.experiment.machine
-        usual = dataclasses.asdict(Machine())
-        unusual = {key: value for key, value in dataclasses.asdict(machine).items() if value != usual[key]}
-        several = {} if self.parallel.is_single_process else {"processes": self.parallel.describe()}
-        return hardware(device) | {"precision": training.precision_on(device.type)} | unusual | several
+    def _hardware(self, training: Training) -> Hardware:
+        """What the seconds depend on."""
+        device = self.parallel.device
+        return Hardware(
+            device=device.type,
+            name=device_name(device),
+            threads=torch.get_num_threads(),
+            precision=training.precision_on(device.type),
+            processes=self.parallel.describe(),
+            **dataclasses.asdict(self.experiment.machine),
+        )
 
     def _check_parallelism(self) -> None:
         """Refuse batches and models that the processes cannot divide among them."""
@@ -413,6 +414,19 @@ class Benchmark:
         if tp_degree > 1:
             for which in ("source", "target"):
                 tensor_parallel.check(architectures.of(experiment), experiment.sizes(which, 1), tp_degree)
+
+
+def _costs(own: Costs, source: Cost | None) -> RunCosts:
+    """A run's costs, with that of its source if it has one."""
+    flops, seconds = ({Account(key): spent for key, spent in costs.items()} for costs in (own.flops, own.seconds))
+    if not source:
+        return RunCosts(flops, seconds)
+    return RunCosts({**flops, Account.SOURCE: source.flops}, {**seconds, Account.SOURCE: source.seconds})
+
+
+def _plain(value: Any) -> Any:
+    """`value` as it reads back from JSON."""
+    return json.loads(json.dumps(value))
 
 
 def needs_source(job: Job) -> bool:

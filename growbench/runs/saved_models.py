@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,12 +20,14 @@ from torch import nn
 from growbench import architectures
 from growbench.architectures import Architecture
 from growbench.config.schema import Experiment, ImageConfig, ModelConfig, Pretrained
-from growbench.costs.accounts import CHARGED, UNITS
+from growbench.costs.accounts import Account, Ledger, Unit
+from growbench.costs.hardware import Hardware
 from growbench.data.shapes import vocabulary_size
 from growbench.data.sources import digest
 from growbench.data.tokenizer import named
 from growbench.errors import UsageError
 from growbench.growth.weights import Axis
+from growbench.runs.records import Cost, RunRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +42,12 @@ FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", CA
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
+ABOUT = (  # of a run's record, in the card of its model
+    "experiment", "title", "method", "origin", "seed", "budget_share", "final_val_loss", "final_val_accuracy", "steps", "tokens",
+)  # fmt: skip
+
+
 SAME = 1e-4  # relative difference of logits: less is rounding
-
-
-Cost = dict[str, float | None]  # by unit, FLOPs and seconds; None: not known
 
 
 def save(
@@ -52,7 +56,7 @@ def save(
     model: nn.Module,
     sizes: ModelConfig,
     tokenizer: PreTrainedTokenizerBase | None,
-    record: Mapping[str, Any],
+    record: RunRecord,
 ) -> None:
     """Store a run's model in `folder`, in full or not at all. `record`: the run's."""
     draft = folder.with_name(f"{folder.name}.part")
@@ -63,27 +67,25 @@ def save(
     os.replace(draft, folder)
 
 
-def _card(architecture: Architecture, sizes: ModelConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+def _card(architecture: Architecture, sizes: ModelConfig, record: RunRecord) -> dict[str, Any]:
     """What growbench.json says. Cost: the run's own, the source's (None: not known), and both."""
-    about = (
-        "experiment",
-        "title",
-        "method",
-        "origin",
-        "seed",
-        "budget",
-        "final_val_loss",
-        "final_val_accuracy",
-        "steps",
-        "tokens",
-    )
-    cost = {}
-    for unit in UNITS:
-        accounts = record["cost"][unit]
-        own, source = sum(accounts[account] for account in CHARGED), accounts["source"]
-        cost[unit] = {"own": own, "source": source, "total": None if source is None else own + source}
-    card = {key: record[key] for key in about} | {"architecture": architecture.name, "sizes": asdict(sizes), "cost": cost}
-    return card | {key: record[key] for key in ("hardware", "versions", "data")}
+    known = {unit: getattr(record.cost, unit)[Account.SOURCE] is not None for unit in Unit}
+    return {
+        **{key: getattr(record, key) for key in ABOUT},
+        "architecture": architecture.name,
+        "sizes": asdict(sizes),
+        "cost": {
+            unit: {
+                "own": record.cost.charged(unit),
+                "source": record.cost.of(unit, Account.SOURCE) if known[unit] else None,
+                "total": record.cost.charged(unit, Ledger.BUILD) if known[unit] else None,
+            }
+            for unit in Unit
+        },
+        "hardware": record.hardware.settings(),
+        "versions": record.versions,
+        "data": record.data,
+    }
 
 
 def resolved(experiment: Experiment) -> Experiment:
@@ -148,19 +150,21 @@ def _taken_over(architecture: Architecture, sizes: ModelConfig, state: dict[str,
     return model
 
 
-def cost(pretrained: Pretrained, hardware: Mapping[str, Any] | None) -> Cost:
+def cost(pretrained: Pretrained, hardware: Hardware | None = None) -> Cost:
     """What the model's training cost, with what it was itself grown from: as stated, or as its growbench.json says.
 
-    Seconds of other `hardware` than the run's are not known.
+    Seconds are not known unless they were measured on the same `hardware` as the run's.
     """
     file = _folder(pretrained) / CARD
     with _one_line(f"{_where(pretrained)}: {CARD}"):
-        card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        known: Cost = {unit: card["cost"][unit]["total"] if card else None for unit in UNITS}
-        if card and hardware != card["hardware"]:
-            known["seconds"] = None
-    stated: Cost = {unit: getattr(pretrained, unit) for unit in UNITS}
-    return {unit: known[unit] if stated[unit] is None else stated[unit] for unit in UNITS}
+        known = _card_cost(json.loads(file.read_text(encoding="utf-8")), hardware) if file.is_file() else Cost()
+    return Cost(**{unit: known.of(unit) if (stated := getattr(pretrained, unit)) is None else stated for unit in Unit})
+
+
+def _card_cost(card: dict[str, Any], hardware: Hardware | None) -> Cost:
+    flops, seconds = (card["cost"][unit]["total"] for unit in Unit)
+    on = {{"elsewhere": "earlier"}.get(key, key): value for key, value in card["hardware"].items()}
+    return Cost(flops, seconds if hardware == Hardware(**on) else None)
 
 
 def _check_data(where: str, sizes: ModelConfig, experiment: Experiment, folder: Path) -> None:

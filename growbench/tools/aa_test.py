@@ -31,6 +31,7 @@ from growbench.method import Method, Phase, Phases, Task
 from growbench.registry import SCRATCH, Found, get
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
+from growbench.runs.records import RunRecord
 from growbench.runs.store import Run
 from growbench.training.parallel import Parallel
 
@@ -138,7 +139,7 @@ def twin_table(experiment: Experiment, folder: Path, repetitions: int) -> pd.Dat
 
 def _twin_row(scratch: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
     twins = [
-        replace(run, record=run.record | {"method": "twin", "seed": partner.record["seed"]})
+        replace(run, record=replace(run.record, method="twin", seed=partner.record.seed))
         for run, partner in zip(others, scratch, strict=True)
     ]
     runs = [*scratch, *twins]
@@ -211,11 +212,11 @@ def promises(twins: pd.DataFrame, planted: pd.DataFrame) -> list[Promise]:
     return found
 
 
-def summary(experiment: Experiment, record: dict[str, Any], twins: pd.DataFrame, kept: list[Promise], command: str) -> str:
+def summary(experiment: Experiment, record: RunRecord, twins: pd.DataFrame, kept: list[Promise], command: str) -> str:
     """The outcome as Markdown. `record`: of any of the runs."""
-    training, hardware, percentile = experiment.train, record["hardware"], twins["percentile_inside"]
+    training, hardware, percentile = experiment.train, record.hardware, twins["percentile_inside"]
     met, forth = twins[twins["default_reached"] == TWIN_SEEDS], twins.loc[twins["way"] == "forth", "saving"]
-    versions = ", ".join(f"{package} {version}" for package, version in record["versions"].items())
+    versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
     lines = [
         f"# {experiment.name} against itself, and planted savings",
         "",
@@ -235,7 +236,7 @@ def summary(experiment: Experiment, record: dict[str, Any], twins: pd.DataFrame,
         f"With the default target, the mean of scratch's final losses, the twin met it in every seed in {len(met)} of "
         f"{len(twins)}; its interval then lay above 0 in {(met['default_low'] > 0).sum()}.",
         "",
-        f"{hardware['name']} ({hardware['device']}, threads: {hardware['threads']}, {hardware['precision']}); {versions}",
+        f"{hardware.name} ({hardware.device}, threads: {hardware.threads}, {hardware.precision}); {versions}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -255,7 +256,7 @@ def _stored(folder: Path, method: str, seeds: Iterable[int]) -> list[Run]:
 
 
 def _worst(runs: Iterable[Run]) -> float:
-    return max(run.record["final_val_loss"] for run in runs)
+    return max(run.final_loss for run in runs)
 
 
 def _row(comparison: Comparison, method: str) -> dict[str, Any]:

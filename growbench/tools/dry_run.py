@@ -13,7 +13,7 @@ from growbench import architectures
 from growbench.config.schema import Experiment
 from growbench.costs.accounts import CHARGED, Account
 from growbench.costs.flops import count
-from growbench.costs.hardware import hardware
+from growbench.costs.hardware import device_name
 from growbench.data.shapes import shape_batch, vocabulary_size
 from growbench.formatting import counted, data_size, digits, duration, quantity
 from growbench.method import task_loss
@@ -77,7 +77,7 @@ def forecast(
     rows = [_row(experiment, found, budget, vocabulary, device, charge) for found in methods for budget in sorted(budgets)[::-1]]
     named = f"given with --throughput, on {device.type}"
     if speed is None:
-        speed, named = throughput(experiment, vocabulary, device), f"measured just now on {hardware(device)['name']}"
+        speed, named = throughput(experiment, vocabulary, device), f"measured just now on {device_name(device)}"
     total, inherited = (sum(each) for each in zip(*((row.flops, row.inherited) for row in [*sources, *rows]), strict=True))
     spent = seeds * (total - inherited)
     in_all = f"{quantity(seeds * total, 'FLOP')} charged, " * bool(inherited) + f"{quantity(spent, 'FLOP')} spent"
@@ -97,7 +97,7 @@ def _source(
 ) -> tuple[list[Row], float | None]:
     """The small model's row, if one is trained, and what the build ledger charges for it."""
     if experiment.pretrained:
-        return [], saved_models.cost(experiment.pretrained, None)["flops"]
+        return [], saved_models.cost(experiment.pretrained).flops
     if not any(found.method.uses_source for found in methods):
         return [], 0.0
     row = Row("(source)", plan_source(experiment, vocabulary, device), 0.0)

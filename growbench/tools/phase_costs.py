@@ -14,7 +14,7 @@ import torch
 from growbench import architectures
 from growbench.config.schema import Experiment
 from growbench.costs import memory
-from growbench.costs.hardware import hardware
+from growbench.costs.hardware import device_name
 from growbench.costs.ledger import Costs
 from growbench.data import Batch
 from growbench.data.shapes import shape_batch, vocabulary_size
@@ -42,7 +42,7 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
     plain_seconds = _seconds(plain, 1, device)
     lines = [
         f"{experiment.name}: a training step of batch {experiment.train.batch} x {experiment.data.positions}, "
-        f"{hardware(device)['name']}, {torch.get_num_threads()} threads, {experiment.train.precision_on(device.type)}; "
+        f"{device_name(device)}, {torch.get_num_threads()} threads, {experiment.train.precision_on(device.type)}; "
         f"medians of {rounds} alternations; in brackets against the plain step",
         f"{'':<34} {'FLOPs':>22} {'peak memory':>20} {'ms per step':>20}",
         f"{'plain':<34} {quantity(plain_flops, 'FLOP'):>22} {data_size(plain_memory):>20} {1000 * plain_seconds:>20.0f}",

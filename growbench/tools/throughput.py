@@ -22,7 +22,7 @@ from growbench.config.schema import Experiment
 from growbench.console import Progress
 from growbench.costs import memory
 from growbench.costs.flops import count
-from growbench.costs.hardware import hardware
+from growbench.costs.hardware import device_name
 from growbench.costs.ledger import Costs
 from growbench.data import Batch, Data, load
 from growbench.errors import UsageError
@@ -95,7 +95,7 @@ def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
             per_step[name].append(loop(steps) / steps)
     peak = max(peaks)
     lines = [
-        f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {hardware(device)['name']}, "
+        f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {device_name(device)}, "
         f"{torch.get_num_threads()} threads, {precision}{', compiled' * compiled}; "
         f"medians of {rounds} alternations of {steps} steps",
         f"matrix-product peak: {quantity(peak, 'FLOP/s')} (largest of {rounds})",

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from growbench.config.schema import Experiment
 from growbench.console import say
+from growbench.costs.accounts import Ledger, Unit
 from growbench.data.shapes import vocabulary_size
 from growbench.errors import UsageError
 from growbench.formatting import quantity, setting
@@ -135,11 +136,11 @@ def _try_next(study: Study, number: int, tuning: Tuning, benchmark: Benchmark, f
         return
     succeeded = benchmark.run([replace(tried, name=name)], tuning.seeds)
     runs = [run for seed in tuning.seeds if (run := store.load(benchmark.folder / store.name(name, seed)))]
-    errors = [run.record["error"]["message"] for run in runs if run.record["error"]]
-    flops = sum(run.cost("flops", "reuse") for run in runs)
+    errors = [run.record.error.message for run in runs if run.record.error]
+    flops = sum(run.cost(Unit.FLOPS, Ledger.REUSE) for run in runs)
     if succeeded:
         trial.set_user_attr("flops", flops)
-        study.tell(trial, statistics.fmean(run.record["final_val_loss"] for run in runs))
+        study.tell(trial, statistics.fmean(run.final_loss for run in runs))
     elif errors:
         _fail(study, trial, errors[0], flops)
     else:

@@ -18,7 +18,7 @@ from growbench.analysis import notes, profiles, tables
 from growbench.analysis.comparison import Comparison, analyse, compare
 from growbench.analysis.crossing import cost_to_loss
 from growbench.analysis.statistics import interval, smallest_detectable
-from growbench.costs import accounts
+from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
 from growbench.runs.records import PhaseRecord, RunRecord
 from growbench.runs.store import Run
@@ -380,13 +380,13 @@ def test_a_teacher_is_charged_unless_its_outputs_count_as_stored() -> None:
     stored = {**costs, "teacher": 0.0, "overhead": 35.0}
     runs = [scratch()]
     for name, spent in (("online", costs), ("precomputed", stored)):
-        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in accounts.Unit}))
+        runs.append(run(name, curve((0, 6.0), (100, 2.0)), cost={unit: spent for unit in Unit}))
     table = tables.cost_breakdown(compare(runs)).set_index(["method", "unit", "account"])["cost"].sort_index()
     assert table["online", "flops"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 30, "train": 100}
     assert table["precomputed", "seconds"].to_dict() == {"source": 20, "growth": 0, "operator": 0, "teacher": 0, "train": 100}
     for found, charged in ((runs[1], 130), (runs[2], 100)):
-        assert found.cost("flops", "reuse") == charged
-        assert found.cost("flops", "build") == charged + 20
+        assert found.cost(Unit.FLOPS, Ledger.REUSE) == charged
+        assert found.cost(Unit.FLOPS, Ledger.BUILD) == charged + 20
 
 
 def phase(name: str, work: dict[str, float], change: float | None = None, **changes: Any) -> dict[str, Any]:

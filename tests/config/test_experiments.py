@@ -126,7 +126,7 @@ def tiny(name: str, *overrides: str) -> list[str]:
 def check_run(arguments: list[str], folder: Path) -> None:
     assert cli.main([*arguments, "--results", str(folder)]) == 0
     run = store.load(folder / arguments[1] / "ligo-seed0")
-    assert run is not None and run.record["status"] == "finished" and run.record["steps"] == 6
+    assert run is not None and run.record.status == "finished" and run.record.steps == 6
 
 
 def test_a_lite_experiment_runs_on_a_text_of_ones_own(corpus: Path, tmp_path: Path) -> None:

@@ -23,17 +23,21 @@ from growbench.analysis import ladder, profiles
 from growbench.analysis.comparison import analyse
 from growbench.config import loading
 from growbench.config.schema import DataConfig, Experiment, ImageConfig, ModelConfig, Pretrained, TextConfig, Training
+from growbench.costs.accounts import Account
+from growbench.costs.hardware import Hardware
 from growbench.data import load, tokenizer
 from growbench.errors import UsageError
 from growbench.runs import saved_models
+from growbench.runs.records import Cost, RunConfig, RunCosts, RunRecord, RunStatus
 
 SIZES = ModelConfig(layers=2, width=16, heads=2, ffn=40, vocabulary=300, positions=9)
-ACCOUNTS = {account: 1.0 for account in ("source", "growth", "operator", "teacher", "train", "evaluation", "overhead")}
-RECORD = {
-    "experiment": "e", "title": "E", "method": "m", "origin": "o", "seed": 0, "budget": 1.0, "final_val_loss": 1.0,
-    "final_val_accuracy": None, "steps": 3, "tokens": 9, "hardware": {"device": "cpu"}, "versions": {}, "data": {},
-    "cost": {"flops": {**ACCOUNTS, "train": 20.0, "source": 7.0}, "seconds": {**ACCOUNTS, "source": None}},
-}  # fmt: skip
+ACCOUNTS: dict[Account, float | None] = {account: 1.0 for account in Account}
+CPU, CUDA = Hardware(device="cpu"), Hardware(device="cuda")
+RECORD = RunRecord(
+    status=RunStatus.FINISHED, experiment="e", title="E", method="m", seed=0, config=RunConfig({}, {}), final_val_loss=1.0,
+    cost=RunCosts({**ACCOUNTS, Account.TRAIN: 20.0, Account.SOURCE: 7.0}, {**ACCOUNTS, Account.SOURCE: None}),
+    steps=3, tokens=9, phases=[], hardware=CPU,
+)  # fmt: skip
 
 NAMES = architectures.names()
 TEXT = [name for name in NAMES if architectures.get(name).tokenizer]
@@ -190,15 +194,15 @@ def test_the_cost_of_a_source_is_what_its_card_or_the_experiment_says(checkpoint
     """Its own and its source's; seconds on the same hardware only; what nobody knows is None."""
     folder = checkpoint("gpt2", random_model("gpt2", sizes_for("gpt2")))
     pretrained = Pretrained(str(folder))
-    assert saved_models.cost(pretrained, RECORD["hardware"]) == {"flops": 30.0, "seconds": None}
+    assert saved_models.cost(pretrained, CPU) == Cost(30.0, None)
     card = json.loads((folder / "growbench.json").read_text())
     card["cost"]["seconds"]["total"] = 5.0
     (folder / "growbench.json").write_text(json.dumps(card))
-    assert saved_models.cost(pretrained, RECORD["hardware"]) == {"flops": 30.0, "seconds": 5.0}
-    assert saved_models.cost(pretrained, {"device": "cuda"}) == {"flops": 30.0, "seconds": None}
-    assert saved_models.cost(replace(pretrained, flops=8.0, seconds=9.0), {"device": "cuda"}) == {"flops": 8.0, "seconds": 9.0}
+    assert saved_models.cost(pretrained, CPU) == Cost(30.0, 5.0)
+    assert saved_models.cost(pretrained, CUDA) == Cost(30.0, None)
+    assert saved_models.cost(replace(pretrained, flops=8.0, seconds=9.0), CUDA) == Cost(8.0, 9.0)
     (folder / "growbench.json").unlink()
-    assert saved_models.cost(pretrained, RECORD["hardware"]) == {"flops": None, "seconds": None}
+    assert saved_models.cost(pretrained, CPU) == Cost()
 
 
 # What does not fit

@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 
 from growbench import cli, report
 from growbench.analysis.comparison import analyse
-from growbench.costs import accounts, hardware
-from growbench.runs import store
+from growbench.costs.accounts import Account, Unit
+from growbench.runs import benchmark, store
 from growbench.training import checkpoint, trainer
 
 RECORD: dict[str, Any] = {
     "status": "finished", "experiment": "e", "title": "E", "method": "scratch", "seed": 0, "steps": 2, "tokens": 20,
     "config": {"experiment": {"train": {"steps": 2}}, "method": {}}, "phases": [{"steps": 2, "median_step_seconds": 0.5}],
-    "cost": {unit: {"train": 10.0} for unit in accounts.UNITS}, "final_val_loss": 2.0,
+    "cost": {unit: {"train": 10.0} for unit in Unit}, "final_val_loss": 2.0,
     "hardware": {"device": "cpu", "name": "Some CPU", "threads": 1, "precision": "float32"},
 }  # fmt: skip
 ROWS = [
@@ -49,9 +49,11 @@ def stored(folder: Path, record: str = json.dumps(RECORD), curve: str = "".join(
         ('{"status": "fin', "Unterminated string"),
         ("[1, 2]", "is no run's record"),
         ('{"name": "somebody else\'s file"}', "status is missing"),
-        (json.dumps(RECORD | {"seed": "zero"}), "seed is of another kind"),
-        (json.dumps(RECORD | {"cost": {"flops": {}}}), "cost or config is incomplete"),
-        (json.dumps(RECORD | {"config": {}}), "cost or config is incomplete"),
+        (json.dumps(RECORD | {"seed": "zero"}), "seed: Input should be a valid integer"),
+        (json.dumps(RECORD | {"cost": {"flops": {}}}), "cost.seconds: Field required"),
+        (json.dumps(RECORD | {"cost": {"flops": {"coffee": 1}, "seconds": {}}}), "cost.flops.coffee"),
+        (json.dumps(RECORD | {"schema_version": 3}), "schema_version = 3: this growbench reads up to 2"),
+        (json.dumps(RECORD | {"config": {}}), "config.experiment: Field required"),
     ],
 )
 def test_a_record_that_cannot_be_read_is_named_and_the_others_are_used(
@@ -101,7 +103,8 @@ def test_a_record_of_an_older_version_is_used(tmp_path: Path) -> None:
     """What came later has the value that it had then, and the page does without."""
     run = store.load(stored(tmp_path / "scratch-seed0"))
     assert run is not None
-    assert (run.budget, run.record["inherited"], run.record["peak_memory_bytes"], run.record["error"]) == (1.0, None, None, None)
+    record = run.record
+    assert (record.budget_share, record.inherited, record.peak_memory_bytes, record.error) == (1.0, None, None, None)
     assert "E" in report.make(tmp_path).read_text()
 
 
@@ -114,7 +117,7 @@ def test_a_finished_run_of_another_configuration_is_put_aside(miniature: Path, t
     folder = tmp_path / "results" / "miniature"
     stored = [folder / "replaced" / "scratch-seed0-1", folder / "replaced" / "scratch-seed0-2", folder / "scratch-seed0"]
     runs = [store.load(path) for path in stored]
-    assert [run.record["config"]["experiment"]["train"]["lr"] for run in runs if run] == rates
+    assert [run.record.config.experiment["train"]["lr"] for run in runs if run] == rates
     assert runs[0] is not None and runs[2] is not None and runs[0].curve[-1]["val_loss"] == runs[2].curve[-1]["val_loss"]
     assert [run.folder.name for run in store.load_all(folder)] == ["scratch-seed0"]
 
@@ -146,7 +149,7 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(
     assert cli.main(arguments) == 1
     assert "stackbert-seed0    failed: [Errno 28] No space left on device" in capsys.readouterr().err
     runs = {run.folder.name: run for run in store.load_all(tmp_path / "miniature")}
-    assert {name: run.record["status"] for name, run in runs.items()} == {
+    assert {name: run.record.status for name, run in runs.items()} == {
         "scratch-seed0": "finished", "stackbert-seed0": "failed", "mslt-seed0": "finished"
     }  # fmt: skip
     assert len(runs["stackbert-seed0"].curve) == 4
@@ -155,7 +158,8 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(
 
 DISKS = """
 import os, subprocess, sys
-from growbench import cli, trainer
+from growbench import cli
+from growbench.training import trainer
 trainer.CHECKPOINT_SECONDS = 0.0
 experiment, disk = sys.argv[1:]
 
@@ -221,7 +225,7 @@ def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
     write, arguments = store._write, ["run", str(miniature), "--methods", "stackbert", "--results", str(tmp_path)]
 
     def full(folder: Path, record: Any) -> None:
-        if record["method"] == "scratch":
+        if record.method == "scratch":
             raise OSError(errno.ENOSPC, "No space left on device")
         write(folder, record)
 
@@ -237,7 +241,7 @@ def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
 def test_a_run_that_was_gone_on_with_elsewhere_says_so(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its seconds are of two machines, and compare with those of neither."""
     arguments = ["run", str(miniature), "--methods", "stackbert", "--results", str(tmp_path)]
-    append, machine = store.CurveFile.append, {"device": "cuda", "name": "Another one", "threads": 8}
+    append = store.CurveFile.append
 
     def interrupted(self: store.CurveFile, row: Any) -> None:
         append(self, row)
@@ -247,13 +251,13 @@ def test_a_run_that_was_gone_on_with_elsewhere_says_so(miniature: Path, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(store.CurveFile, "append", interrupted)
         patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(hardware, "hardware", lambda device: machine)
+        patch.setattr(benchmark, "device_name", lambda device: "Another one")
         assert cli.main(arguments) == 130
     assert cli.main(arguments) == 0
     run = store.load(tmp_path / "miniature" / "stackbert-seed0")
     assert run is not None and run.finished
-    assert run.record["hardware"]["elsewhere"] == "device cuda, name Another one, threads 8, precision float32"
-    assert "begun on device cuda, name Another one" in (tmp_path / "miniature" / "report" / "index.html").read_text()
+    assert run.record.hardware.earlier == "device cpu, name Another one, threads 1, precision float32"
+    assert "begun on device cpu, name Another one" in (tmp_path / "miniature" / "report" / "index.html").read_text()
 
 
 def test_seconds_of_a_source_trained_elsewhere_are_not_known(
@@ -262,15 +266,15 @@ def test_seconds_of_a_source_trained_elsewhere_are_not_known(
     """Its FLOPs are: they are the same everywhere."""
     arguments = ["run", str(miniature), "--methods", "bert2bert", "--target-loss", "9", "--results", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(hardware, "hardware", lambda device: {"device": "cuda", "name": "Another one", "threads": 8})
+        patch.setattr(benchmark, "device_name", lambda device: "Another one")
         assert cli.main(arguments) == 0
     for name in ("bert2bert-seed0", "scratch-seed0"):
         shutil.rmtree(tmp_path / "miniature" / name)
     assert cli.main(arguments) == 0
     source, grown = (store.load(tmp_path / "miniature" / f"{name}-seed0") for name in ("source", "bert2bert"))
     assert source is not None and grown is not None
-    assert grown.record["cost"]["flops"]["source"] == source.record["cost"]["flops"]["train"]
-    assert grown.record["cost"]["seconds"]["source"] is None
+    assert grown.record.cost.flops[Account.SOURCE] == source.record.cost.flops[Account.TRAIN]
+    assert grown.record.cost.seconds[Account.SOURCE] is None
     table = (tmp_path / "miniature" / "report" / "savings.md").read_text()
     (row,) = (line for line in table.splitlines() if line.startswith("| bert2bert"))
     assert row.count("unknown") == 2, "the time and its saving, with the source charged"

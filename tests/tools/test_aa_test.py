@@ -11,6 +11,7 @@ import pytest
 
 from growbench import cli
 from growbench.config import loading
+from growbench.costs.accounts import Account
 from growbench.runs import store
 from growbench.tools import aa_test
 from growbench.tools.aa_test import miniature, promises
@@ -48,7 +49,7 @@ def test_the_command_writes_what_it_measured(
 
     # every run was another seed's, and none is trained twice
     runs = store.load_all(folder / "runs" / "aa")
-    assert sorted(run.record["seed"] for run in runs) == list(range(8))
+    assert sorted(run.record.seed for run in runs) == list(range(8))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")}
     assert check() == code
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")} == before
@@ -58,10 +59,10 @@ def test_the_command_writes_what_it_measured(
         place = folder / "runs" / f"planted-{share}"
         source, scratch, grown = (store.load(place / f"{name}-seed1") for name in ("source", "scratch", "planted"))
         assert source and scratch and grown
-        assert source.record["final_val_loss"] == pytest.approx(scratch.curve[steps]["val_loss"], rel=1e-5)
-        assert source.record["final_val_loss"] == pytest.approx(grown.curve[0]["val_loss"], rel=1e-5)
+        assert source.record.final_val_loss == pytest.approx(scratch.curve[steps]["val_loss"], rel=1e-5)
+        assert source.record.final_val_loss == pytest.approx(grown.curve[0]["val_loss"], rel=1e-5)
         assert [row["lr"] for row in grown.curve[1:]] == [row["lr"] for row in scratch.curve[steps + 1 :]]
-        assert source.record["cost"]["flops"]["train"] == grown.record["cost"]["flops"]["source"]
+        assert source.record.cost.flops[Account.TRAIN] == grown.record.cost.flops[Account.SOURCE]
 
 
 def test_a_run_that_fails_is_one_line(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

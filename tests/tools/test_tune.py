@@ -198,11 +198,11 @@ def test_trials_are_runs_of_their_own_that_no_report_compares(tuned: Tuned) -> N
     runs = {run.folder.name: run.record for run in store.load_all(folder / "tuning")}
     names = [f"{name}-trial{number}-seed{SEED}" for name in ("scratch", "ligo", "mine") for number in (0, 1)]
     assert runs.keys() == {f"source-seed{SEED}", *names}
-    assert len({json.dumps(run["config"]["experiment"]) for run in runs.values()}) == 1
+    assert len({json.dumps(run.config.experiment) for run in runs.values()}) == 1
     for row in rows(tuned.results):
         run = runs[f"{row['method']}-trial{row['trial']}-seed{SEED}"]
         if row["status"] == "finished":
-            assert run["final_val_loss"] == float(row["loss"])
+            assert run.final_val_loss == float(row["loss"])
     assert store.load_all(folder) == []
 
 
@@ -250,7 +250,7 @@ def test_another_experiment_is_tuned_anew(miniature: Path, tmp_path: Path) -> No
 def test_a_loss_is_the_mean_over_seeds(miniature: Path, tmp_path: Path) -> None:
     command = [miniature, "--methods", "scratch", "--results", tmp_path / "results", "--trials", 1, "--seeds", "7,8"]
     assert tune(*command) == 0
-    losses = [run.record["final_val_loss"] for run in store.load_all(tmp_path / "results" / "miniature" / "tuning")]
+    losses = [run.record.final_val_loss for run in store.load_all(tmp_path / "results" / "miniature" / "tuning")]
     (row,) = rows(tmp_path / "results")
     assert row["seeds"] == "7 8" and float(row["loss"]) == pytest.approx(sum(losses) / 2) and losses[0] != losses[1]
 
@@ -500,17 +500,17 @@ def test_tuned_values_reach_their_method_alone(tuned: Tuned, tmp_path: Path) -> 
     file.write_text(tuned.file.read_text().partition("[methods.ligo]")[0] + written(table["methods"], "ligo", "mine"))
     command = ["run", tuned.experiment, "--methods", tuned.methods, "--results", tmp_path, "--tuned", file]
     assert cli.main([str(part) for part in [*command, "--set", "mine.repeats=4"]]) == 0
-    runs = {run.record["method"]: run for run in store.load_all(tmp_path / "miniature")}
+    runs = {run.record.method: run for run in store.load_all(tmp_path / "miniature")}
     peak = {name: max(row["lr"] for row in run.curve if row["scored"]) for name, run in runs.items()}
     assert peak["ligo"] == pytest.approx(5e-4)
     assert peak["scratch"] == pytest.approx(table["methods"]["scratch"]["train"]["lr"])
     assert [row["lr"] for row in runs["ligo"].curve if row["scored"]][1:7] == pytest.approx([5e-4 * n / 6 for n in range(1, 7)])
     assert peak["mine"] == peak["source"] == pytest.approx(1e-3)
     assert [row["lr"] for row in runs["ligo"].curve if not row["scored"]] == [2e-2] * 4
-    settings = {name: run.record["config"]["method"] for name, run in runs.items()}
+    settings = {name: run.record.config.method for name, run in runs.items()}
     assert settings["ligo"].items() >= {"train.lr": 5e-4, "train.warmup": 6, "operator_lr": 2e-2, "operator_steps": 3}.items()
     assert settings["mine"]["repeats"] == 4 and "train.lr" not in settings["source"]
-    assert len({json.dumps(run.record["config"]["experiment"]) for run in runs.values()}) == 1
+    assert len({json.dumps(run.record.config.experiment) for run in runs.values()}) == 1
     page = (tmp_path / "miniature" / "report" / "index.html").read_text()
     assert "train.lr = 0.0005, train.warmup = 6" in page and "as tuned: scratch, ligo, mine" in page
 

@@ -14,6 +14,7 @@ import torch
 from growbench.cli import main
 from growbench.config.loading import load
 from growbench.config.schema import Experiment
+from growbench.costs.accounts import Account, Ledger, Unit
 from growbench.method import schedule
 from growbench.planning.branches import branching_step, shared
 from growbench.planning.plan import plan
@@ -56,7 +57,7 @@ def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch:
         return loss(self, *arguments)
 
     def unless_killed(self: store.RunFolder, record: Any) -> bool:
-        return record["method"] == found.name or close(self, record)
+        return record.method == found.name or close(self, record)
 
     loss, close = trainer.Trainer._batch, store.RunFolder.close
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -70,9 +71,9 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     run = store.load(folder)
     assert run is not None
     curve = [{key: value for key, value in row.items() if key != "seconds"} for row in run.curve]
-    record = {key: run.record[key] for key in ("status", "steps", "tokens", "final_val_loss", "config")}
-    accounts = {key: value for key, value in run.record["cost"]["flops"].items() if key != "overhead"}  # replay probes again
-    phases = [{key: value for key, value in phase.items() if key != "median_step_seconds"} for phase in run.record["phases"]]
+    record = {key: getattr(run.record, key) for key in ("status", "steps", "tokens", "final_val_loss", "config")}
+    accounts = {key: value for key, value in run.record.cost.flops.items() if key != "overhead"}  # replay probes again
+    phases = [replace(phase, median_step_seconds=None) for phase in run.record.phases]
     return curve, record | {"flops": accounts, "phases": phases}
 
 
@@ -152,23 +153,24 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(miniature: Path, tmp_p
     rungs = climb(miniature, tmp_path / "ladder", [name])
     for budget in (0.4, 0.7):
         own, rung = alone(miniature, tmp_path / f"{budget}", name, round(20 * budget)), rungs[f"{name}-seed0-budget{budget}"]
-        assert rung.record["final_val_loss"] == own.record["final_val_loss"]
-        assert rung.record["steps"] == own.record["steps"]
+        assert rung.record.final_val_loss == own.record.final_val_loss
+        assert rung.record.steps == own.record.steps
         assert [row["val_loss"] for row in rung.curve] == [row["val_loss"] for row in own.curve]
-        for account in ("train", "operator", "growth"):  # charged as if alone
-            assert rung.record["cost"]["flops"][account] == own.record["cost"]["flops"][account]
+        for account in (Account.TRAIN, Account.OPERATOR, Account.GROWTH):  # charged as if alone
+            assert rung.record.cost.flops[account] == own.record.cost.flops[account]
         if name == "mslt":  # its stages are shares of the budget: nothing is shared
-            assert rung.record["inherited"] is None
+            assert rung.record.inherited is None
         else:
             training = load(str(miniature), WSD).train
             stable = schedule.stable_steps(training, round(20 * budget))
-            each = rung.record["phases"][-1]["flops_per_step"]["train"]
-            operator, growth = (rung.record["cost"]["flops"][account] for account in ("operator", "growth"))
-            assert rung.record["inherited"]["flops"] == stable * each + operator + growth
+            each = rung.record.phases[-1].flops_per_step[Account.TRAIN]
+            operator, growth = (rung.record.cost.flops[account] for account in (Account.OPERATOR, Account.GROWTH))
+            assert rung.record.inherited is not None and rung.record.inherited.seconds is not None
+            assert rung.record.inherited.flops == stable * each + operator + growth
             shorter = load(str(miniature), [*WSD, f"train.steps={round(20 * budget)}", "source.steps=20"])
             found = get(name, OPTIONS.get(name))
-            assert shared(plan(shorter, found, 300), stable) == rung.record["inherited"]["flops"]
-            assert 0 < rung.record["inherited"]["seconds"] < sum(rung.record["cost"]["seconds"].values())
+            assert shared(plan(shorter, found, 300), stable) == rung.record.inherited.flops
+            assert 0 < rung.record.inherited.seconds < rung.cost(Unit.SECONDS, Ledger.REUSE)
     assert not list((tmp_path / "ladder").glob("*/checkpoints"))
 
 
@@ -191,8 +193,8 @@ def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp
     both = climb(miniature, tmp_path / "b", ["scratch"])
     for name, run in both.items():
         later = store.load(tmp_path / "a" / name)
-        assert later is not None and later.record["final_val_loss"] == run.record["final_val_loss"]
-        assert later.record["inherited"] is None
+        assert later is not None and later.record.final_val_loss == run.record.final_val_loss
+        assert later.record.inherited is None
 
 
 def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
@@ -217,6 +219,6 @@ def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
         for done in (103, 158):
             assert main([*arguments, str(tmp_path / "stopped")]) == 130
             stopped = store.load(tmp_path / "stopped" / "miniature" / "scratch-seed0")
-            assert stopped is not None and stopped.record["status"] == "interrupted" and stopped.record["steps"] == done
+            assert stopped is not None and stopped.record.status == "interrupted" and stopped.record.steps == done
     assert main([*arguments, str(tmp_path / "stopped")]) == 0
     assert stopped is not None and outcome(stopped.folder) == outcome(tmp_path / "whole" / "miniature" / "scratch-seed0")

@@ -22,6 +22,7 @@ from torch import nn
 from growbench import architectures
 from growbench.config.loading import load
 from growbench.config.schema import Machine, ModelConfig, Training
+from growbench.costs.accounts import Account
 from growbench.data import Batch
 from growbench.errors import UsageError
 from growbench.method import Method, Phase, Phases, Task, task_loss
@@ -183,13 +184,13 @@ def test_several_processes_give_what_one_gives(done: Path, architecture: str, di
     for run in two:
         one = store.load(done / "alone" / architecture / run.folder.name)
         assert one is not None
-        assert run.record["hardware"]["processes"] == DIVISIONS[division].describe()
+        assert run.record.hardware.processes == DIVISIONS[division].describe()
         assert [row["step"] for row in run.curve] == [row["step"] for row in one.curve]
         losses, expected = ([row["val_loss"] for row in each.curve] for each in (run, one))
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=2e-5, atol=0)
-        for account, flops in run.record["cost"]["flops"].items():
+        for account, flops in run.record.cost.flops.items():
             if account not in ("overhead", "operator"):  # each of two processes builds the weights that an operator makes
-                assert flops == one.record["cost"]["flops"][account], (run.folder.name, account)
+                assert flops == one.record.cost.flops[account], (run.folder.name, account)
 
 
 @pytest.mark.parametrize("division", DIVISIONS)
@@ -198,7 +199,7 @@ def test_one_process_goes_on_where_several_stopped(done: Path, division: str) ->
     folder = done / "interrupted" / division
     stopped = store.load(folder / "scratch-seed0")
     assert stopped is not None
-    assert (stopped.record["status"], stopped.record["steps"]) == ("interrupted", 7)
+    assert (stopped.record.status, stopped.record.steps) == ("interrupted", 7)
     benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN])
     assert_same_run(folder / "scratch-seed0", done / "alone" / "reborn" / "scratch-seed0")
 
@@ -213,7 +214,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     runs = [run for path in (one, other) if (run := store.load(path))]
     steps, losses = ([[row[key] for row in run.curve] for run in runs] for key in ("step", "val_loss"))
     assert steps[0] == steps[1]
-    assert runs[0].record["cost"]["flops"]["train"] == runs[1].record["cost"]["flops"]["train"]
+    assert runs[0].record.cost.flops[Account.TRAIN] == runs[1].record.cost.flops[Account.TRAIN]
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=2e-5, atol=0)
 
 
