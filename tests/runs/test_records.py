@@ -58,9 +58,8 @@ def test_committed_runs_say_what_their_files_say(folder: Path, capsys: pytest.Ca
         version_1 = "schema_version" not in raw
         share = raw.get("budget", 1.0) if version_1 else raw["config"]["budget_share"]
         assert record.budget_share == share and run.name == run.folder.name
-        assert [without_none(dataclasses.asdict(phase)) for phase in record.phases] == [
-            without_none(phase) for phase in raw["phases"]
-        ]
+        phases = [without_none(dataclasses.asdict(phase)) for phase in record.phases]
+        assert phases == [without_none(phase) for phase in raw["phases"]]
         inherited = raw.get("inherited")
         assert record.inherited == (Cost(inherited["flops"], inherited["seconds"]) if inherited else None)
         for key in ("status", "experiment", "title", "method", "origin", "seed", "steps", "tokens", "parameters", "versions"):
