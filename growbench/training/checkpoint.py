@@ -1,7 +1,8 @@
-"""Checkpoints of a run: what training needs to go on as if it had never stopped. Safetensors with JSON inside; no pickle.
+"""Checkpoints of a run: all that training needs to go on as if it had never stopped. Safetensors with JSON inside; no pickle.
 
-A run resumes by replay. Its method's generator runs again from the start; a phase that had ended is loaded in place of being
-trained, and the one that was under way goes on where it was. A run that branches off another one resumes from that one's files.
+A run resumes by replay. Its method's generator runs again from the start. A phase that had ended is loaded instead of trained,
+and the phase that was under way continues at its last checkpoint. A run that branches off another one resumes from that one's
+files.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growbench.console import say
+from growbench.training import optimizer_state
+from growbench.training.optimizer_state import ParameterIndex, StoredTensor
 
+FORMAT = "2"
 KEPT = 2  # newest checkpoints of a phase under way
 
 
@@ -33,7 +37,8 @@ RandomStates = dict[str, Tensor]  # of torch's own generators
 class Checkpoint:
     """A model, its optimizer and the random states at a moment, and `state`: the run's own counters as plain JSON."""
 
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Tensor]  # of the model and of the random generators
+    optimizer: dict[str, Any]  # as growbench.training.optimizer_state.contents returns it
     state: dict[str, Any]
 
     @classmethod
@@ -45,29 +50,32 @@ class Checkpoint:
         state: dict[str, Any],
         randomness: RandomStates | None = None,
     ) -> Checkpoint:
-        """The present moment. `rng`: the task's generator. `randomness`: what is kept of torch's own; None: as they are."""
+        """The present moment. `rng`: the task's generator. `randomness`: torch's random states; None: the present ones."""
         tensors = {f"model.{name}": tensor for name, tensor in _tensors(model).items()}
-        for index, parameter in enumerate(_parameters(optimizer)):
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{index}.{key}"] = value
         tensors |= {"rng.task": rng.get_state()} | (randomness or random_states())
-        return cls(tensors, state)
+        return cls(tensors, optimizer_state.contents(optimizer), state)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read a file. Raises OSError or SafetensorError if it cannot be read."""
+        """Read a file. Raises OSError, SafetensorError or ValueError if it cannot be read."""
         with safe_open(path, framework="pt") as file:
-            return cls({key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["state"]))  # noqa: SIM118
+            texts = file.metadata()
+            if texts.get("format") != FORMAT:
+                raise ValueError("it was written by another version of growbench")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return cls(tensors, _decoded(json.loads(texts["optimizer"]), tensors), json.loads(texts["state"]))
 
     def save(self, path: Path) -> None:
-        """Write a file, in full or not at all."""
+        """Write a file, in full or not at all. Raises OSError, SafetensorError, or ValueError for data that cannot be stored."""
         draft = path.with_suffix(".part")
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in self.tensors.items()}
-        save_file(tensors, draft, {"state": json.dumps(self.state)})
+        tensors = dict(self.tensors)
+        optimizer = _encoded(self.optimizer, tensors, self.optimizer["class"])
+        texts = {"format": FORMAT, "state": json.dumps(self.state), "optimizer": json.dumps(optimizer)}
+        save_file(_apart(tensors), draft, texts)
         os.replace(draft, path)
 
-    def restore(self, model: nn.Module, optimizer: Optimizer, rng: torch.Generator, moments: torch.device) -> None:
-        """Bring model, optimizer (its moments to that device) and random states back, in place.
+    def restore(self, model: nn.Module, optimizer: Optimizer, rng: torch.Generator, device: torch.device) -> None:
+        """Bring model, optimizer (its state to `device`) and random states back, in place.
 
         Raises ValueError if they are not of the same make.
         """
@@ -77,16 +85,61 @@ class Checkpoint:
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(self.tensors[f"model.{name}"])
-        parameters = _parameters(optimizer)
-        for name, value in self.tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                parameter = parameters[int(index)]
-                optimizer.state[parameter][key] = value.to(moments if value.dim() else parameter.device)
+        optimizer_state.restore(optimizer, self.optimizer, device)
         rng.set_state(self.tensors["rng.task"])
         torch.set_rng_state(self.tensors["rng.cpu"])
         if "rng.cuda" in self.tensors and torch.cuda.is_initialized():
             torch.cuda.set_rng_state(self.tensors["rng.cuda"])
+
+
+def _encoded(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
+    """An optimizer's contents as JSON. Adds its tensors to `tensors`. Raises ValueError for what `path` cannot store."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, ParameterIndex):
+        return {"parameter": value.index}
+    if isinstance(value, StoredTensor):
+        tensors[f"optimizer.{value.number}"] = value.value
+        return {"tensor": value.number, "on_host": value.on_host}
+    if type(value) in (list, tuple):
+        items = [_encoded(each, tensors, f"{path}[{place}]") for place, each in enumerate(value)]
+        return items if type(value) is list else {"tuple": items}
+    if type(value) is dict:
+        pairs = [(key, f"{path}[{key!r}]") for key in value]
+        return {"dict": [[_encoded(key, tensors, at), _encoded(value[key], tensors, at)] for key, at in pairs]}
+    raise ValueError(
+        f"{path} is of type {type(value).__name__}; an optimizer may hold tensors, numbers, strings, None, "
+        "and lists, tuples and dictionaries of them"
+    )
+
+
+def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse."""
+    if type(value) is list:
+        return [_decoded(each, tensors) for each in value]
+    if type(value) is not dict:
+        return value
+    if "parameter" in value:
+        return ParameterIndex(value["parameter"])
+    if "tensor" in value:
+        number = value["tensor"]
+        return StoredTensor(tensors[f"optimizer.{number}"], number, value["on_host"])
+    if "tuple" in value:
+        return tuple(_decoded(each, tensors) for each in value["tuple"])
+    return {_decoded(key, tensors): _decoded(each, tensors) for key, each in value["dict"]}
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous in host memory, none sharing memory with another, as safetensors demands."""
+    found: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in storages:
+            value = value.clone()
+        storages.add(value.untyped_storage().data_ptr())
+        found[name] = value
+    return found
 
 
 def random_states() -> RandomStates:
@@ -100,10 +153,6 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     persistent = model.state_dict(keep_vars=True)
     named = {**dict(model.named_parameters()), **{name: b for name, b in model.named_buffers() if name in persistent}}
     return {name: tensor for name, tensor in named.items() if tensor.numel()}
-
-
-def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 class Checkpoints:
@@ -154,12 +203,12 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self, name: str, checkpoint: Checkpoint) -> None:
-        """A checkpoint that cannot be written (a full disk) is said, and training goes on without it."""
+        """Training goes on without a checkpoint that cannot be written (a full disk); one line says why."""
         if self.writes:
             path = self.folder / f"{name}.safetensors"
             try:
                 checkpoint.save(path)
-            except (OSError, SafetensorError) as error:
+            except (OSError, SafetensorError, ValueError) as error:
                 say(f"{path}: this checkpoint could not be kept: {error}")
                 path.with_suffix(".part").unlink(missing_ok=True)
 
@@ -171,7 +220,10 @@ class Checkpoints:
 
 
 def _read(path: Path) -> Checkpoint | None:
+    if not path.is_file():
+        return None
     try:
         return Checkpoint.load(path)
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, ValueError) as error:
+        say(f"{path}: this checkpoint cannot be read and is passed over: {error}")
         return None

@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from growbench.architectures import Architecture, parameter_shapes, sizes_of
 from growbench.training import tensor_parallel
+from growbench.training.optimizer_state import move_state, parameters_of
 from growbench.training.parallel import Parallel
 from growbench.training.tensor_parallel import Cut
 
@@ -34,7 +35,7 @@ def place(model: nn.Module, optimizer: Optimizer, architecture: Architecture, pa
         return Replica(model, model, optimizer)
     if uniform and (parallel.sharded or parallel.tp_degree > 1) and _is_plain(model, architecture):
         return ShardedReplica.of(model, optimizer, architecture, parallel)
-    _move_moments(optimizer, parallel.device)
+    move_state(optimizer, parallel.device)
     if not uniform:
         return AveragedReplica(model, model, optimizer, parallel)
     return Replica(model, DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True), optimizer)
@@ -64,7 +65,7 @@ class Replica:
 
     def update(self, largest_norm: float) -> None:
         """Clip the norm of the gradients, step the optimizer, and drop the gradients."""
-        clip_grad_norm_(_trained(self.optimizer), largest_norm)
+        clip_grad_norm_(parameters_of(self.optimizer), largest_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -82,7 +83,7 @@ class AveragedReplica(Replica):
     parallel: Parallel
 
     def update(self, largest_norm: float) -> None:
-        trained = _trained(self.optimizer)
+        trained = parameters_of(self.optimizer)
         used = self.parallel.any_process(*(parameter.grad is not None for parameter in trained))
         for parameter in itertools.compress(trained, used):
             if parameter.grad is None:  # used by other processes alone
@@ -130,7 +131,7 @@ class ShardedReplica(Replica):
                 }
             own_optimizer.param_groups += [{**group, "params": parts, "whole": group} for parts in by_mesh.values()]
         model.to("cpu")
-        _move_moments(optimizer, torch.device("cpu"))
+        move_state(optimizer, torch.device("cpu"))
         return replica
 
     @property
@@ -141,7 +142,7 @@ class ShardedReplica(Replica):
     def update(self, largest_norm: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = group["whole"]["lr"]
-        _clip(_trained(self.optimizer), largest_norm)
+        _clip(parameters_of(self.optimizer), largest_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -178,16 +179,6 @@ class ShardedReplica(Replica):
         cut = self.cuts.get(name)
         full = value.full_tensor() if isinstance(value, DTensor) else value.detach()
         return cut.gathered(full, self.parallel.tp_degree) if cut and full.dim() else full
-
-
-def _move_moments(optimizer: Optimizer, device: torch.device) -> None:
-    """Move an optimizer's state to a device. Step counts stay: fused AdamW needs them on its own."""
-    for state in optimizer.state.values():
-        state.update({key: value.to(device) if value.dim() else value for key, value in state.items()})
-
-
-def _trained(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _mesh(tensor: Tensor) -> DeviceMesh | None:
