@@ -1,1 +1,1 @@
-"""Experiments: what they are, and how they are read."""
+"""Experiments: what they hold, and how they are read from files."""

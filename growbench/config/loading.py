@@ -1,4 +1,4 @@
-"""Experiments read from TOML. Keys are strict; every error is one line that says what is allowed."""
+"""Reads experiments from TOML files and --set. What is wrong is refused in one line that says what is allowed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def title(name: str) -> str:
 
 
 def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """An experiment file's table, on top of that of the one it extends: a shipped one, or a file beside it."""
+    """An experiment file's table, merged into that of the experiment it extends: a shipped one, or a file beside it."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -73,12 +73,12 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UsageError(f"{path}: extends = {name!r}: extends itself")
     below = _read(base, (*extending, path))
     if isinstance(source := table.get("source"), dict) and "checkpoint" in source:
-        below.pop("source", None)  # a pretrained source takes the place of one that is trained
+        below.pop("source", None)  # a pretrained source replaces one that is trained
     return _merged(below, table)
 
 
 def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """`base`, with what `table` says otherwise; published figures belong to one experiment, so that they are all replaced."""
+    """`base` with the values of `table` in place of its own; [published], of one experiment alone, is replaced as a whole."""
     both = {
         key: _merged(base[key], table[key])
         for key in (base.keys() & table.keys()) - {"published"}
@@ -89,7 +89,7 @@ def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class File:
-    """An experiment's file: its sections are tables."""
+    """An experiment file. Its sections are tables, still unread."""
 
     title: str
     architecture: str
@@ -129,21 +129,23 @@ def _experiment(name: str, file: File) -> Experiment:
 def _pretrained(values: dict[str, Any]) -> Pretrained:
     for key in values:
         if key not in ("checkpoint", "flops", "seconds"):
-            allowed = "beside checkpoint, which brings the sizes, are flops and seconds; or put source=PATH in place of the table"
-            raise UsageError(f"source.{key}: allowed {allowed}")
+            allowed = "allowed are flops and seconds; source=PATH replaces the whole table"
+            raise UsageError(f"source.{key}: not allowed beside checkpoint, whose sizes are its own; {allowed}")
     return parse(Pretrained, values, "source")
 
 
 def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: Iterable[str] = ()) -> T:
-    """An instance of the dataclass `cls` from plain values; `other_keys` are allowed beside its own, and read elsewhere.
+    """An instance of the dataclass `cls` from plain values, as TOML has them. `other_keys` are allowed beside its fields, unread.
 
-    Types are strict: no text is a number, no number a bool, no float an integer; numbers are finite. Raises UsageError that
-    names key, value and what is allowed.
+    Types are strict: a string is no number, a bool no integer, a float no integer; numbers are finite. Raises UsageError that
+    names the key (below `where`), its value and what is allowed.
     """
     _refuse_unknown(values, [*(f.name for f in dataclasses.fields(cls) if f.init), *other_keys], where)  # type: ignore[arg-type]
     try:
         parser = TypeAdapter(with_config(STRICT)(cls))
-        return parser.validate_json(json.dumps(values, default=str))  # in JSON a list may be a tuple, and a text a date or path
+        return parser.validate_json(
+            json.dumps(values, default=str)
+        )  # in JSON, a list stands for a tuple, and a string for a path or a date
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     except ValidationError as error:
@@ -153,7 +155,7 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: 
 
 
 def _first_wrong(errors: list[ErrorDetails], where: str) -> str:
-    """The first wrong value and what it must be. In a union, each of its types has an error of its own."""
+    """The first wrong value and what it must be. Each type of a union has an error of its own."""
     first = errors[0]
     errors = [error for error in errors if error["loc"][:1] == first["loc"][:1]]
     path = first["loc"] if len(errors) == 1 else first["loc"][:1]
@@ -174,7 +176,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str)
 
 
 def _override(table: dict[str, Any], override: str) -> None:
-    """Apply `section.key=value` (or `METHOD.field=value`) to a parsed TOML table. The value is TOML; bare words are texts."""
+    """Apply `section.key=value` (or `METHOD.field=value`) to a parsed TOML table. What is no TOML value is a string."""
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not last:

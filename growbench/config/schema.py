@@ -1,4 +1,4 @@
-"""Experiments: what a person may ask for, as frozen dataclasses. What they refuse is one line that says what is allowed."""
+"""Experiments as frozen dataclasses. A wrong value is refused in one line that says what is allowed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def added_later(default: T) -> T:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of one transformer. The last three come from the data, not from the [source] and [target] of the file."""
+    """The sizes of one transformer. The last three follow from the data, and stand in no file."""
 
     layers: int
     width: int
     heads: int
     ffn: int = 0  # 0: four times the width
     kv_heads: int = 0  # 0: as many as heads; grouped-query attention has fewer
-    class_layers: int = 2  # of class attention, on top of the layers that grow
+    class_layers: int = 2  # CaiT: layers of class attention, after the layers that grow
     dropout: float = 0.0  # of embeddings, attention and residual branches
-    drop_path: float = 0.0  # share of residual branches dropped (stochastic depth)
+    drop_path: float = 0.0  # stochastic depth: share of residual branches that are dropped
     tied: bool = True  # output embedding shared with the input embedding
     vocabulary: int = 0  # tokens, or classes of images
     positions: int = 0  # tokens of a sequence, or patches of an image
-    patch: int = 0  # pixels a side of an image patch
+    patch: int = 0  # side of an image patch, in pixels
 
     def __post_init__(self) -> None:
         for key in ("layers", "width", "heads", "class_layers"):
@@ -67,12 +67,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained. One budget of `steps` for every method."""
+    """How a model is trained. Every method has the same budget of `steps`."""
 
-    batch: int  # sequences per step
+    batch: int  # sequences or images per step
     steps: int  # the budget: scratch's number of steps
     lr: float  # peak learning rate
-    warmup: int | float = 0  # linear: a number of steps (an integer), or a share of the budget (below 1)
+    warmup: int | float = 0  # linear; a number of steps (an integer) or a share of the budget (below 1)
     schedule: Literal["linear", "cosine", "wsd"] = "linear"
     decay: float = 0.2  # wsd: share of the budget that decays
     weight_decay: float = 0.01  # on matrices and embeddings; not on norms and biases
@@ -101,11 +101,11 @@ class Training:
         return self.warmup if isinstance(self.warmup, int) else min(round(self.warmup * self.steps), self.steps - 1)
 
     def in_steps(self) -> Training:
-        """The same training, its warm-up a number of steps: it stays as long in another budget."""
+        """The same training with its warm-up as a number of steps, which no change of `steps` changes."""
         return dataclasses.replace(self, warmup=self.warmup_steps)
 
     def precision_on(self, device: str) -> str:
-        """float32 or bf16: what `auto` means on this type of device."""
+        """float32 or bf16 on this type of device."""
         if self.precision == "auto":
             return "bf16" if device == "cuda" else "float32"
         return self.precision
@@ -113,11 +113,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Machine:
-    """How the work is done. It decides on speed and memory; the outcome is the same but for rounding."""
+    """How the work is done. It decides speed and memory; results are the same up to rounding."""
 
-    micro_batch: int = 0  # sequences or images at a time, their gradients added up to the batch's; 0: the whole batch
+    micro_batch: int = 0  # sequences or images in one forward pass; gradients are summed over the batch. 0: the whole batch
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA
-    workers: int = -1  # processes that prepare the batches of images; -1: as many as there are cores to spare
+    workers: int = -1  # processes that prepare batches of images; -1: one for each spare core
 
     def __post_init__(self) -> None:
         for key, least in ("micro_batch", 0), ("workers", -1):
@@ -125,7 +125,7 @@ class Machine:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least {least}")
 
     def rows(self, batch: int) -> int:
-        """How many sequences or images of a batch are worked on at a time: never more than it has."""
+        """Sequences or images in one forward pass, at most the batch."""
         return min(self.micro_batch or batch, batch)
 
 
@@ -136,24 +136,24 @@ class TextConfig:
     corpus: str  # wikipedia-sample, files:GLOB or hub:NAME[:CONFIG]
     sequence_length: int
     vocabulary: int = 0  # train a tokenizer of this size on the corpus...
-    tokenizer: str = ""  # ...or take this one (a name on the hub, or a folder), of this size if it is given too
+    tokenizer: str = ""  # ...or use this one: a name on the hub, or a folder; `vocabulary`, if given, is at least its size
     text_column: str = "text"  # of JSON lines, parquet and hub datasets
-    documents: int = added_later(0)  # take the corpus' first so many; 0: all
+    documents: int = added_later(0)  # of the corpus, from its start; 0: all
     evaluation_batches: int = 4  # fixed batches, the same for every method
-    mask_share: float = 0.15  # masked models: share of positions to predict
+    mask_share: float = 0.15  # masked models: share of positions that are predicted
 
     def __post_init__(self) -> None:
         if not (self.vocabulary or self.tokenizer):
             raise UsageError("vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name) is missing")
         if self.vocabulary < 0:
-            raise UsageError(f"vocabulary = {self.vocabulary}: must be a number of tokens")
+            raise UsageError(f"vocabulary = {self.vocabulary}: must be at least 0")
         if self.documents < 0:
-            raise UsageError(f"documents = {self.documents}: must be a number of documents, or 0 for all")
+            raise UsageError(f"documents = {self.documents}: must be at least 0 (0: all)")
         if self.sequence_length < 4:
             raise UsageError(f"sequence_length = {self.sequence_length}: must be at least 4")
         if not 0 < self.mask_share < 1:
             raise UsageError(f"mask_share = {self.mask_share}: must be above 0 and below 1")
-        _check_source(self, "wikipedia-sample")
+        _check_corpus(self, "wikipedia-sample")
 
     @property
     def positions(self) -> int:
@@ -167,18 +167,18 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """Images to classify, and their augmentation: each key as in the recipe of DeiT, but off unless asked for."""
+    """Images to classify, and their augmentation: the keys of DeiT's recipe, each off by default."""
 
     corpus: str  # mnist-sample, files:GLOB (a folder a class, or parquet) or hub:NAME[:CONFIG]
-    image_size: int  # pixels a side
-    patch: int  # pixels a side of a patch: one token
+    image_size: int  # side of an image, in pixels
+    patch: int  # side of a patch (one token), in pixels
     classes: int
     image_column: str = "image"  # of parquet and hub datasets
     label_column: str = "label"
     evaluation_batches: int = 4  # fixed batches, the same for every method
     flip: float = 0.0  # probability of mirroring left and right
-    crop: float = 1.0  # smallest share of the image that a random crop keeps; 1: no random crop
-    auto_augment: str = ""  # timm's name of a policy, as rand-m9-mstd0.5-inc1
+    crop: float = 1.0  # least share of the image that a random crop keeps; 1: no crop
+    auto_augment: str = ""  # a policy by timm's name, as rand-m9-mstd0.5-inc1
     erase: float = 0.0  # probability of erasing a random rectangle
     mixup: float = 0.0  # alpha
     cutmix: float = 0.0  # alpha
@@ -199,7 +199,7 @@ class ImageConfig:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0")
         if not 0 <= self.smoothing < 1:
             raise UsageError(f"smoothing = {self.smoothing}: must be at least 0 and below 1")
-        _check_source(self, "mnist-sample")
+        _check_corpus(self, "mnist-sample")
 
     @property
     def positions(self) -> int:
@@ -210,7 +210,7 @@ class ImageConfig:
 DataConfig = TextConfig | ImageConfig
 
 
-def _check_source(data: DataConfig, sample: str) -> None:
+def _check_corpus(data: DataConfig, sample: str) -> None:
     if data.evaluation_batches < 1:
         raise UsageError(f"evaluation_batches = {data.evaluation_batches}: must be at least 1")
     if not data.corpus.startswith(("files:", "hub:")) and data.corpus != sample:
@@ -219,7 +219,7 @@ def _check_source(data: DataConfig, sample: str) -> None:
 
 @dataclass(frozen=True)
 class Published:
-    """A paper's figures for one method, in percent of scratch's cost saved."""
+    """A paper's savings of one method, in percent of scratch's cost."""
 
     flops: float | None = None
     seconds: float | None = None
@@ -227,12 +227,12 @@ class Published:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Somebody's trained model to start from, in place of training one. Its sizes are read from it."""
+    """A trained model that serves as the source. Its sizes are read from it."""
 
     checkpoint: str  # a folder, or an id on the hub
-    flops: float | None = None  # of its training, and of what it was itself grown from; None: as its growbench.json says
+    flops: float | None = None  # of its training and of the models it was grown from; None: as its growbench.json says
     seconds: float | None = None  # likewise
-    sha256: str = ""  # of its configuration and weights, once they were read
+    sha256: str = ""  # of its configuration and weights, once they are read
 
     def __post_init__(self) -> None:
         for key in ("flops", "seconds"):
@@ -247,7 +247,7 @@ class Experiment:
     name: str
     title: str
     architecture: str
-    source: ModelConfig  # of a pretrained one that was not read yet, the target's
+    source: ModelConfig  # until a pretrained source is read, the target's sizes
     target: ModelConfig
     data: DataConfig
     train: Training
@@ -255,7 +255,7 @@ class Experiment:
     machine: Machine = field(default_factory=Machine)
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [methods.NAME]: hyperparameters
     published: Mapping[str, Published] = field(default_factory=dict)
-    pretrained: Pretrained | None = None  # the source, where it is not trained here
+    pretrained: Pretrained | None = None  # the source, if it is not trained here
 
     def __post_init__(self) -> None:
         for key in ("layers", "width", "heads", "ffn", "key_value_heads"):
@@ -275,13 +275,13 @@ class Experiment:
         model = self.source if which == "source" else self.target
         return dataclasses.replace(model, vocabulary=vocabulary, positions=self.data.positions, patch=self.data.patch)
 
-    def at(self, budget: float, training: Mapping[str, Any]) -> Experiment:
-        """The experiment at a share of its budget, with as many steps of warm-up, and with other values of training."""
-        steps = round(budget * self.train.steps)
+    def at(self, budget_share: float, training: Mapping[str, Any]) -> Experiment:
+        """The experiment at a share of its budget, with unchanged steps of warm-up, and with other values of `training`."""
+        steps = round(budget_share * self.train.steps)
         return dataclasses.replace(self, train=dataclasses.replace(self.train.in_steps(), steps=steps, **training))
 
     def identity(self) -> dict[str, Any]:
-        """What decides a run's outcome, as plain JSON values: two runs may be compared if theirs are equal."""
+        """What decides a run's outcome, as plain JSON values. Runs are comparable if theirs are equal."""
         sections = {"source": self.source, "target": self.target, "data": self.data, "train": self.train.in_steps()}
         if self.pretrained is None:
             sections["source_train"] = self.source_train.in_steps()

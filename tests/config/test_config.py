@@ -70,7 +70,7 @@ BAD_VALUES = [
     ("data.vocabulary=-5", "data: vocabulary = -5: must be"),
     ("data.sequence_length=3", "data: sequence_length = 3: must be at least 4"),
     ("data.evaluation_batches=0", "data: evaluation_batches = 0: must be at least 1"),
-    ("data.documents=-1", "data: documents = -1: must be a number of documents, or 0 for all"),
+    ("data.documents=-1", "data: documents = -1: must be at least 0 (0: all)"),
     ("machine.micro_batch=-1", "machine: micro_batch = -1: must be at least 0"),
     ("machine.micro_batch=3", "machine.micro_batch = 3: must divide batch = 4"),
     ("machine.compile=yes", "machine.compile = 'yes': must be 'auto', 'on' or 'off'"),

@@ -395,7 +395,10 @@ def test_the_ladder_does_not_guess_what_a_source_cost() -> None:
     ("override", "message"),
     [
         ("source=nowhere", "source = 'nowhere': no folder, and not to be had from the hub"),
-        ("source.checkpoint=nowhere", "source.layers: allowed beside checkpoint, which brings the sizes, are flops and seconds"),
+        (
+            "source.checkpoint=nowhere",
+            "source.layers: not allowed beside checkpoint, whose sizes are its own; allowed are flops and seconds",
+        ),
         ('source={checkpoint="x", flops=0}', "source: flops = 0.0: must be above 0"),
         ("source=3", "source = 3: must be a table"),
     ],
