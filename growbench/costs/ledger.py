@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -53,10 +54,9 @@ class Costs:
         self.device = device
         self.flops = {account: 0 for account in ("source", *CHARGED, *UNCHARGED)}
         self.seconds = {account: 0.0 for account in ("source", *CHARGED, *UNCHARGED)}
-        self.teacher_account = "teacher"
         self._counter: FlopCounterMode | None = None
-        self._teacher_flops = 0
-        self._teacher_watch = Stopwatch(device)
+        self._taught: Counter[str] = Counter()  # FLOPs of teachers in the step that is probed, by account
+        self._teacher_watches = {account: Stopwatch(device) for account in ("teacher", "overhead")}
         self._peak = 0  # bytes, before the latest counting
 
     def total(self, kind: str) -> float:
@@ -105,39 +105,44 @@ class Costs:
 
         `precomputed`: as if its outputs had been stored before; recorded as overhead, and not charged.
         """
-        self.teacher_account = "overhead" if precomputed else "teacher"
-        before = self._counter.get_total_flops() if self._counter else 0
-        self._teacher_watch.mark()
+        account = "overhead" if precomputed else "teacher"
+        before = self._counted()
+        self._teacher_watches[account].mark()
         with torch.no_grad():
             yield
-        self._teacher_watch.mark()
-        if self._counter:
-            self._teacher_flops += self._counter.get_total_flops() - before
+        self._teacher_watches[account].mark()
+        self._taught[account] += self._counted() - before
 
-    def teacher_seconds(self) -> float:
-        """Seconds inside `teacher()` since the last reading."""
-        return sum(self._teacher_watch.read()[::2])
+    def _counted(self) -> int:
+        """FLOPs so far in the step that is probed; 0 outside of one."""
+        return self._counter.get_total_flops() if self._counter else 0
+
+    def teacher_seconds(self) -> dict[str, float]:
+        """Seconds inside `teacher()` since the last reading, by account."""
+        return {account: sum(watch.read()[::2]) for account, watch in self._teacher_watches.items()}
 
     def probe(self, step: Callable[[], Any], account: str) -> dict[str, int]:
         """FLOPs of one training step by account; afterwards the random state is as before, the time is overhead."""
         cuda = [self.device] if self.device.type == "cuda" else []
-        self._teacher_flops = 0
+        self._taught.clear()
         with torch.random.fork_rng(devices=cuda), self.clocked("overhead"), self._apart(), counting() as self._counter:
             step()
-        flops = self._counter.get_total_flops()
+        flops = self._counted()
         self._counter = None
-        self._teacher_watch.marks.clear()
+        self.teacher_seconds()
         self.flops["overhead"] += flops
-        return {account: flops - self._teacher_flops} | (
-            {self.teacher_account: self._teacher_flops} if self._teacher_flops else {}
-        )
+        return self._by_account(account, flops)
+
+    def _by_account(self, account: str, flops: int) -> dict[str, int]:
+        """The FLOPs of a step, those of teachers apart."""
+        return {account: flops - self._taught.total()} | {key: each for key, each in self._taught.items() if each}
 
     def compiling(self, step: Callable[[], Any]) -> None:
         """Run a training step for the sake of what is compiled at its first call; afterwards the random state is as before."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), self.clocked("compilation"):
             step()
-        self._teacher_watch.marks.clear()
+        self.teacher_seconds()
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

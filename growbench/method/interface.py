@@ -6,13 +6,11 @@ runner carries out, and what it computes between two yields is its growth. The r
 
 from __future__ import annotations
 
-import inspect
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, TypeVar, dataclass_transform
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +74,10 @@ def task_loss(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
     return cross_entropy(model(batch.inputs, batch.positions), batch.labels)
 
 
+class MethodError(UsageError):
+    """A method breaks the plugin interface: what it did, and what to write instead."""
+
+
 @dataclass(kw_only=True)
 class Phase:
     """A stretch of training that the runner carries out.
@@ -116,30 +118,30 @@ class Phase:
         return Counter({0: len(steps)}) if self.workload is None else Counter(map(self.workload, steps))
 
     def length(self, budget: int, done: int) -> int:
-        """Steps of this phase when `done` of the budget's steps lie behind. Raises UsageError if it has none."""
+        """Steps of this phase when `done` of the budget's steps lie behind. Raises MethodError if it has none."""
         left = budget - done if self.scored else budget
         asked = self._asked(budget, left)
         if asked < 1:
-            raise UsageError(f"phase {self.name!r}: {asked} steps of a budget of {budget}: must have at least one")
+            raise MethodError(f"phase {self.name!r}: {asked} steps of a budget of {budget}: must have at least one")
         return min(asked, left) if self.scored else asked
 
     def _asked(self, budget: int, left: int) -> int:
         if self.steps is not None and self.share is not None:
-            raise UsageError(f"phase {self.name!r}: steps = {self.steps} and share = {self.share}: give one of them")
+            raise MethodError(f"phase {self.name!r}: steps = {self.steps} and share = {self.share}: give one of them")
         if self.steps is not None:
             if not isinstance(self.steps, int):
-                raise UsageError(
+                raise MethodError(
                     f"phase {self.name!r}: steps = {self.steps}: must be a whole number; share= takes a share of the budget"
                 )
             return self.steps
         if self.share is not None:
             if not 0 < self.share <= 1:
-                raise UsageError(
+                raise MethodError(
                     f"phase {self.name!r}: share = {self.share}: must be above 0 and at most 1; steps= takes a number of steps"
                 )
             return round(self.share * budget)
         if not self.scored:
-            raise UsageError(f"phase {self.name!r}: is outside of the budget, so it must say steps= or share=")
+            raise MethodError(f"phase {self.name!r}: is outside of the budget, so it must say steps= or share=")
         return left
 
 
@@ -225,6 +227,7 @@ class Task:
 
         Raises ValueError if a parameter is missing or misshapen.
         """
+        _check_lengths(weights, config or self.target_config)
         return self.architecture.write(weights, self.build(config))
 
     def train_only(self, model: nn.Module, trained: Callable[[str, int | None], bool]) -> nn.Module:
@@ -268,33 +271,13 @@ def tunable(default: Number, low: Number, high: Number, /) -> Number:
     return field(default=default, metadata={"range": (low, high)})
 
 
+def _check_lengths(weights: Weights, config: ModelConfig) -> None:
+    """Refuse weights whose growing axes have not the lengths of a model of these sizes."""
+    for name, weight in weights.items():
+        for axis, found in zip(weight.axes, weight.value.shape, strict=True):
+            if axis in (Axis.LAYER, *WIDTHS) and found != (expected := length(axis, config)):
+                by = "deepen(weights, layers)" if axis is Axis.LAYER else "widen(weights, maps)"
+                raise ValueError(f"{name}: its {axis.value} axis has length {found}, the model's {expected}: grow it by {by}")
+
+
 CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "wraps")
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-@dataclass(frozen=True)
-class Method(ABC):
-    """A growth method. Its annotated fields are its hyperparameters: each subclass is made a frozen dataclass.
-
-    Its docstring is its card; the first line says what the method does.
-    """
-
-    paper: ClassVar[str]  # URL
-    uses_source: ClassVar[bool] = True  # False: starts from nothing, and is charged no source
-    keeps_source: ClassVar[bool] = False  # True: the final model needs the source; each phase says which part is its `target`
-    wraps: ClassVar[tuple[str, ...]] = ()  # names or files of the methods that it takes from the registry
-
-    def __init_subclass__(cls) -> None:
-        """Raises UsageError for a field that has no type, which would be no hyperparameter."""
-        for name, value in vars(cls).items():
-            is_data = not (name.startswith("_") or callable(value) or hasattr(value, "__get__"))
-            if is_data and name not in CLASS_FIELDS and name not in inspect.get_annotations(cls):
-                raise UsageError(
-                    f"{cls.__name__}.{name} = {value!r} has no type: write {name}: {type(value).__name__} = {value!r} for a "
-                    f"hyperparameter, or {name}: ClassVar[{type(value).__name__}] for a constant"
-                )
-        dataclass(frozen=True)(cls)
-
-    @abstractmethod
-    def phases(self, task: Task) -> Phases:
-        """Yield the phases of training in order. Depend on nothing but `task` and what the yields gave back."""

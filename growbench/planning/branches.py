@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from growbench.config.schema import Experiment
 from growbench.costs.ledger import Costs
-from growbench.method import Method
+from growbench.method import Method, constant
 from growbench.method.schedule import stable_steps
 from growbench.planning.plan import META, PlannedPhase, walk
+from growbench.training.phases import PhaseStart
 
 
 def branching_step(longer: Experiment, shorter: Experiment, method: Method, vocabulary: int) -> int | None:
@@ -23,13 +24,19 @@ def branching_step(longer: Experiment, shorter: Experiment, method: Method, voca
         walks = [list(walk(experiment, method, vocabulary, Costs(META))) for experiment in (longer, shorter)]
     except Exception:  # a method that cannot be planned: nothing is known of it
         return None
-    same = len(walks[0]) == len(walks[1]) and all(
-        (a.phase.name, a.phase.scored, a.phase.loss, a.phase.schedule, a.phase.workload, *a.phase.group_schedules)
-        == (b.phase.name, b.phase.scored, b.phase.loss, b.phase.schedule, b.phase.workload, *b.phase.group_schedules)
-        and (a.steps == b.steps or (a.phase.steps, a.phase.share) == (b.phase.steps, b.phase.share) == (None, None))
-        for a, b in zip(*walks, strict=True)
-    )
+    same = len(walks[0]) == len(walks[1]) and all(map(_alike, *walks))
     return stable_steps(shorter.train, shorter.train.steps) if same else None
+
+
+def _alike(a: PhaseStart, b: PhaseStart) -> bool:
+    """Whether two phases train alike, step by step, as far as the shorter one goes."""
+    one, other = a.phase, b.phase
+    same = (one.name, one.scored, one.loss, one.workload) == (other.name, other.scored, other.loss, other.workload)
+    same &= one.schedule == other.schedule and not (one.group_schedules or other.group_schedules)
+    if a.steps == b.steps:
+        return same
+    of_the_rest = {one.steps, one.share, other.steps, other.share} == {None}
+    return same and of_the_rest and one.schedule in (None, constant)  # another schedule may depend on the phase's length
 
 
 def shared(phases: Sequence[PlannedPhase], scored_steps: int) -> float:

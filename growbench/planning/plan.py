@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -22,9 +21,10 @@ from growbench.costs.ledger import Costs
 from growbench.costs.published import paper_step
 from growbench.data.shapes import shape_batch
 from growbench.errors import UsageError
-from growbench.method import Method, Phase, Task, Trained, task_loss
+from growbench.method import Method, Phase, Task, task_loss
 from growbench.planning.memory_estimate import Footprint, Kernels
 from growbench.registry import Found, get
+from growbench.training.phases import Limits, PhaseDriver, PhaseStart, where_raised
 
 T = TypeVar("T")
 
@@ -62,19 +62,38 @@ class PlannedPhase:
         return sum(each for account, each in self.flops_per_step.items() if account in CHARGED)
 
 
-def plan(experiment: Experiment, found: Found, vocabulary: int, device: torch.device = CPU) -> list[PlannedPhase]:
+def plan(
+    experiment: Experiment, found: Found, vocabulary: int, device: torch.device = CPU, limits: Limits | None = None
+) -> list[PlannedPhase]:
     """Every phase of a method with its steps, FLOPs, and memory on this type of device. Uses no memory for weights.
 
-    Raises UsageError if the method refuses the experiment, and Unplannable if it fails without values to look at.
+    Raises UsageError if the method refuses the experiment or breaks the interface, and Unplannable if it fails without values
+    to look at.
     """
     check_sizes(experiment, vocabulary)
     try:
-        return _plan(experiment, found.method, vocabulary, device)
+        return _plan(experiment, found.method, vocabulary, device, limits)
     except UsageError as error:
-        raise UsageError(f"{found.name}: {error}") from None
+        raise UsageError(f"{found.name}: {where_raised(error, found.method)}{error}") from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{where_raised(error, found.method)}{type(error).__name__}: {error}"
         raise Unplannable(f"{found.name} cannot be planned without values of weights: {reason}") from error
+
+
+def refuse(experiment: Experiment, found: Found, vocabulary: int, device: torch.device) -> None:
+    """Raise UsageError for a method that cannot be run, before anything is trained.
+
+    A method that cannot be planned is walked through with values, its phases untrained.
+    """
+    try:
+        plan(experiment, found, vocabulary, device)
+    except Unplannable:
+        try:
+            for _ in walk(experiment, found.method, vocabulary, Costs(device)):
+                pass
+        except Exception as error:
+            kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+            raise UsageError(f"{found.name}: {where_raised(error, found.method)}{kind}{error}") from error
 
 
 def check_sizes(experiment: Experiment, vocabulary: int) -> None:
@@ -84,66 +103,58 @@ def check_sizes(experiment: Experiment, vocabulary: int) -> None:
         architectures.of(experiment).shapes(experiment.sizes(which, vocabulary))
 
 
-class Walked(NamedTuple):
-    """One phase of a method as it would be trained."""
-
-    phase: Phase
-    model: nn.Module  # on the device, in training mode
-    optimizer: Optimizer
-    steps: int
-    growth_flops: int  # of the growth before the phase
-
-
-def walk(experiment: Experiment, method: Method, vocabulary: int, costs: Costs) -> Iterator[Walked]:
+def walk(
+    experiment: Experiment, method: Method, vocabulary: int, costs: Costs, limits: Limits | None = None
+) -> Iterator[PhaseStart]:
     """Every phase of a method in order, as if each had been trained when the next one is asked for; the source is random."""
     source = None
     if method.uses_source:
         with costs.device:
             source = architectures.of(experiment).build(experiment.sizes("source", vocabulary)).requires_grad_(False).eval()
-    task = Task.of(experiment, "target", vocabulary, costs, source=source)
-    phases, done = method.phases(task), 0
-    trained: Any = None
-    while True:
-        before = costs.flops["growth"]
-        try:
-            phase = costs.charged("growth", partial(phases.send, trained))
-        except StopIteration:
-            return
-        if phase.scored and done >= task.budget:
-            return
-        model = phase.model.to(costs.device).train()
-        optimizer = phase.optimizer or task.optimizer(model)
-        steps = phase.length(task.budget, done)
-        yield Walked(phase, model, optimizer, steps, costs.flops["growth"] - before)
-        done += steps if phase.scored else 0
-        trained = Trained(model, optimizer, steps, float("nan"))
+    driver = PhaseDriver(method, Task.of(experiment, "target", vocabulary, costs, source=source), costs, limits=limits)
+    for start in driver:
+        yield start
+        driver.trained(math.nan)
 
 
-def _plan(experiment: Experiment, method: Method, vocabulary: int, device: torch.device) -> list[PlannedPhase]:
-    architecture, training = architectures.of(experiment), experiment.train
+def _plan(
+    experiment: Experiment, method: Method, vocabulary: int, device: torch.device, limits: Limits | None
+) -> list[PlannedPhase]:
     planned: list[PlannedPhase] = []
     with Footprint() as footprint:
         costs = PlannedCosts(footprint)
         step = StepOnMeta(experiment, vocabulary, device, costs, footprint)
-        for phase, model, optimizer, steps, growth_flops in walk(experiment, method, vocabulary, costs):
-            remember_moments(optimizer)
-            times = phase.workloads(range(steps))
+        for start in walk(experiment, method, vocabulary, costs, limits):
+            remember_moments(start.optimizer)
+            phase, times = start.phase, start.phase.workloads(range(start.steps))
             flops: Counter[str] = Counter()
             memory = 0
-            for workload, first in phase.first_steps(steps).items():
-                spent, taken = step(phase, model, first)
+            for workload, first in phase.first_steps(start.steps).items():
+                spent, taken = step(phase, start.model, first)
                 flops.update({account: times[workload] * one for account, one in spent.items()})
                 memory = max(memory, taken)
-            per_step = {account: spent / steps for account, spent in flops.items()}
-            teacher = experiment.sizes("source", vocabulary) if "teacher" in flops else None
-            one = phase.workload is None
-            paper = (
-                paper_step(architecture, model, training.batch, experiment.data.positions, teacher, phase.paper_step_flops)
-                if one
-                else None
+            planned.append(
+                PlannedPhase(
+                    name=phase.name,
+                    steps=start.steps,
+                    scored=phase.scored,
+                    flops_per_step={account: spent / start.steps for account, spent in flops.items()},
+                    growth_flops=start.growth_flops,
+                    paper_flops_per_step=_paper_flops(experiment, vocabulary, start, "teacher" in flops),
+                    memory=memory,
+                )
             )
-            planned.append(PlannedPhase(phase.name, steps, phase.scored, per_step, growth_flops, paper, memory))
     return planned
+
+
+def _paper_flops(experiment: Experiment, vocabulary: int, start: PhaseStart, taught: bool) -> int | None:
+    """FLOPs of a step by the counter of LiGO's paper; None where it does not know the phase."""
+    if start.phase.workload is not None:
+        return None
+    teacher = experiment.sizes("source", vocabulary) if taught else None
+    batch, sequence_length = experiment.train.batch, experiment.data.positions
+    own = start.phase.paper_step_flops
+    return paper_step(architectures.of(experiment), start.model, batch, sequence_length, teacher, own)
 
 
 def remember_moments(optimizer: Optimizer) -> None:
@@ -167,25 +178,21 @@ class PlannedCosts(Costs):
         self.footprint = footprint
 
     def charged(self, account: str, function: Callable[[], T]) -> T:
-        before = self.footprint.flops
+        before = self._counted()
         with sdpa_kernel(SDPBackend.MATH):
             result = function()
-        self.flops[account] += self.footprint.flops - before
+        self.flops[account] += self._counted() - before
         return result
 
-    @contextmanager
-    def teacher(self, precomputed: bool = False) -> Iterator[None]:
-        self.teacher_account, before = "overhead" if precomputed else "teacher", self.footprint.flops
-        with torch.no_grad():
-            yield
-        self._teacher_flops += self.footprint.flops - before
+    def _counted(self) -> int:
+        return self.footprint.flops
 
     def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
-        self._teacher_flops, before = 0, self.footprint.flops
+        self._taught.clear()
+        before = self._counted()
         with sdpa_kernel(SDPBackend.MATH):
             step()
-        taught = {self.teacher_account: self._teacher_flops} if self._teacher_flops else {}
-        return {account: self.footprint.flops - before - self._teacher_flops} | taught
+        return self._by_account(account, self._counted() - before)
 
 
 @dataclass

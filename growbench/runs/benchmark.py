@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -36,7 +37,7 @@ from growbench.errors import UsageError
 from growbench.formatting import quantity
 from growbench.method import Task
 from growbench.planning.branches import branching_step
-from growbench.planning.plan import Unplannable, check_sizes, plan
+from growbench.planning.plan import check_sizes, refuse
 from growbench.registry import Found, get
 from growbench.runs import saved_models, store
 from growbench.runs.records import Cost, PhaseRecord, RunConfig, RunCosts, RunError, RunRecord, RunStatus
@@ -45,7 +46,7 @@ from growbench.training import tensor_parallel
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.parallel import Parallel
 from growbench.training.state import TrainingFailed
-from growbench.training.trainer import Trainer
+from growbench.training.trainer import Output, Stop, Trainer, Work
 
 VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
 
@@ -96,8 +97,7 @@ class Benchmark:
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
         for found, budget in itertools.product(methods, self.budgets):  # refuses impossible sizes before anything trains
-            with contextlib.suppress(Unplannable):
-                plan(experiment.at(budget, found.training), found, data.vocabulary)
+            refuse(experiment.at(budget, found.training), found, data.vocabulary, self.parallel.device)
         if self.parallel.is_main_process:
             _check_folder(self.folder)
         self._check_parallelism()
@@ -280,7 +280,7 @@ class Benchmark:
             error = RunError(step, f"{type(failure).__name__}: {failure}", traceback.format_exc())
             say(f"{job.name:<18} failed: {failure}")
         finally:
-            trainer.progress.close()
+            trainer.output.progress.close()
             if folder and not folder.close(record(status, error)):
                 status = RunStatus.UNWRITTEN
         if status == RunStatus.FINISHED:
@@ -318,10 +318,10 @@ class Benchmark:
         progress = Progress(job.name, task.budget, target, shown=self.parallel.is_main_process)
         stop_at = self.target_loss if self.stop_at_target and job.which == "target" else None
         memory.reset_peak(self.parallel.device)
-        return Trainer(
-            task, data, job.seed, costs, folder.curve if folder else [], progress, stop_at, checkpoints, branches, interrupted,
-            self.experiment.machine, self.parallel,
-        )  # fmt: skip
+        work = Work(task, data, job.seed, costs, self.experiment.machine)
+        output = Output(folder.curve if folder else [], progress, checkpoints, branches)
+        stop = Stop(-math.inf if stop_at is None else stop_at, interrupted)
+        return Trainer(work, output, stop, self.parallel)
 
     def _save(self, job: Job, data: Data, model: nn.Module | None, record: RunRecord) -> None:
         """Keep a trained model for use elsewhere, unless it is kept already."""

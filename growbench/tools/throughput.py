@@ -30,7 +30,7 @@ from growbench.formatting import data_size, percent, quantity
 from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
-from growbench.training.trainer import Trainer
+from growbench.training.trainer import Output, Trainer, Work
 
 SECONDS = 3.0  # of training per measurement, about
 
@@ -163,7 +163,7 @@ def bare_seconds(experiment: Experiment, data: Data, device: torch.device, model
     return _seconds(loop.train, steps, device)
 
 
-class Stretch(Method):
+class FirstSteps(Method):
     """The first steps of training from scratch, at the cadence of the whole budget."""
 
     paper: ClassVar[str] = ""
@@ -182,8 +182,8 @@ def growbench_seconds(
     costs = Costs(device)
     task = Task.of(experiment, "target", data.vocabulary, costs)
     machine = replace(experiment.machine, compile="on" if compiled else "off")  # as in a run at the whole budget
-    trainer = Trainer(task, data, 0, costs, [], Progress("bench", steps, None, shown=False), machine=machine)
-    outcome = trainer.run(Stretch(steps))
+    output = Output([], Progress("bench", steps, None, shown=False))
+    outcome = Trainer(Work(task, data, 0, costs, machine), output).run(FirstSteps(steps))
     return costs.seconds["train"], outcome.waited, costs.peak_memory()
 
 

@@ -28,7 +28,7 @@ from growbench.costs.accounts import Ledger, Unit
 from growbench.data.shapes import vocabulary_size
 from growbench.errors import UsageError
 from growbench.formatting import quantity, setting
-from growbench.planning.plan import Unplannable, plan
+from growbench.planning.plan import CPU, refuse
 from growbench.registry import Found
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
@@ -73,8 +73,7 @@ def tune(
 
 def _check(experiment: Experiment, found: Found, vocabulary: int) -> None:
     """Raises UsageError if the method refuses the experiment, or its own values."""
-    with contextlib.suppress(Unplannable):
-        plan(experiment.at(1.0, found.training), found, vocabulary)
+    refuse(experiment.at(1.0, found.training), found, vocabulary, CPU)
 
 
 def _lock(folder: Path, name: str) -> FileLock:

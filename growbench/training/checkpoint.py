@@ -195,7 +195,7 @@ class Checkpoints:
         if self.writes and not any(self.folder.glob("phase-*")):
             for phase in range(number):
                 shutil.copy2(trunk.folder / f"phase-{phase}.safetensors", self.folder)
-            self.save_step(number, branch.state["stretch"]["done"], branch)
+            self.save_step(number, branch.state["phase"]["done"], branch)
 
     def remove(self) -> None:
         """The run has ended, and no other one will branch off."""

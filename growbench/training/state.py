@@ -16,7 +16,9 @@ from torch.optim import Optimizer
 from growbench.costs.ledger import Costs
 from growbench.method import Phase
 from growbench.training.checkpoint import RandomStates
+from growbench.training.phases import PhaseStart
 from growbench.training.replicas import Replica
+from growbench.training.step import Step
 
 
 class TrainingFailed(Exception):
@@ -52,44 +54,54 @@ class Outcome:
     phases: list[dict[str, Any]] = field(default_factory=list)
 
 
-# of an Outcome
-COUNTERS = ("steps", "tokens", "scored_steps", "rows", "waited", "final_val_loss", "final_val_accuracy", "phases")
-
-
-UNDER_WAY = ("done", "laps", "train_loss", "growth")  # of a Stretch
-
-
 @dataclass
-class Stretch:
+class PhaseState:
     """A phase under way."""
 
-    phase: Phase
-    number: int
-    model: nn.Module
-    optimizer: Optimizer
-    steps: int
-    first_step: int  # of the run
-    full_size: bool
+    start: PhaseStart
+    whole: Replica  # the model and optimizer as the method gave them
+    live: Replica  # the same as they are trained here: replicated or divided among processes
+    step: Step | None = None  # how its steps are done, once they have begun
     flops: dict[int, dict[str, int]] = field(default_factory=dict)  # of a step of each workload, by account
     paper_flops: int | None = None  # of a step, by the counter of LiGO's paper
     done: int = 0
-    laps: list[float] = field(default_factory=list)  # seconds of each step
+    evaluated: int = -1  # how many steps were done at the last evaluation
+    step_seconds: list[float] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last evaluation
-    train_loss: float = float("nan")  # of the last step before the last evaluation
+    train_loss: float = math.nan  # of the last step before the last evaluation
     growth: dict[str, Any] = field(default_factory=dict)  # what happened before its first step
     randomness: RandomStates | None = None  # that the run goes on with after it, if its steps have random states of their own
 
+    @classmethod
+    def of(cls, start: PhaseStart) -> PhaseState:
+        whole = Replica(start.model, start.model, start.optimizer)
+        return cls(start, whole, whole)
+
     def __post_init__(self) -> None:
-        _check_parameters(self.model, self.optimizer)
-        self.live = self.whole = Replica(self.model, self.model, self.optimizer)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
-    def set_rates(self, step: int, share: float) -> None:
-        """The learning rates of a step: this share of each peak, or what a param group's own schedule says."""
-        schedules = dict(enumerate(self.phase.group_schedules))
+    @property
+    def phase(self) -> Phase:
+        return self.start.phase
+
+    @property
+    def model(self) -> nn.Module:
+        return self.start.model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.start.optimizer
+
+    @property
+    def ended(self) -> bool:
+        return self.done == self.start.steps
+
+    def set_rates(self, lr_multiplier: float) -> None:
+        """The learning rates of the next step: this multiple of each peak, or what a param group's own schedule says."""
+        own = dict(enumerate(self.phase.group_schedules))
         for place, (group, peak) in enumerate(zip(self.optimizer.param_groups, self.peaks, strict=True)):
-            schedule = schedules.get(place)
-            group["lr"] = peak * (share if schedule is None else schedule(step, self.steps))
+            schedule = own.get(place)
+            group["lr"] = peak * (lr_multiplier if schedule is None else schedule(self.done, self.start.steps))
 
     def reset_rates(self) -> None:
         """Back to the peaks, so that the next phase can go on with this optimizer."""
@@ -109,12 +121,12 @@ class Stretch:
         return {
             "name": self.phase.name,
             "scored": self.phase.scored,
-            "target_sized": self.full_size,
-            "first_step": self.first_step,
+            "target_sized": self.start.target_sized,
+            "first_step": self.start.first_step,
             "steps": self.done,
             "flops_per_step": {account: flops / self.done for account, flops in spent.items()},
             "paper_flops_per_step": self.paper_flops,
-            "median_step_seconds": statistics.median(self.laps),
+            "median_step_seconds": statistics.median(self.step_seconds),
             **self.growth,
         }
 
@@ -126,20 +138,25 @@ def charge(flops: MutableMapping[str, int], of_a_step: Mapping[int, dict[str, in
             flops[account] += number * each
 
 
-def pack(outcome: Outcome, now: Stretch) -> dict[str, Any]:
+# what a checkpoint keeps
+COUNTERS = ("steps", "tokens", "scored_steps", "rows", "waited", "final_val_loss", "final_val_accuracy", "phases")
+UNDER_WAY = ("done", "evaluated", "step_seconds", "train_loss", "growth")
+
+
+def pack(outcome: Outcome, now: PhaseState) -> dict[str, Any]:
     """A run's counters, costs and the phase under way, as plain JSON values."""
     costs = {"flops": outcome.costs.flops, "seconds": outcome.costs.seconds}
-    stretch = {key: getattr(now, key) for key in UNDER_WAY}
-    under_way = {"stretch": stretch, "losses": [loss.item() for loss in now.losses]}
+    phase = {key: getattr(now, key) for key in UNDER_WAY}
+    under_way = {"phase": phase, "losses": [loss.item() for loss in now.losses]}
     return {key: getattr(outcome, key) for key in COUNTERS} | costs | under_way
 
 
-def unpack(state: Mapping[str, Any], outcome: Outcome, now: Stretch, device: torch.device) -> None:
+def unpack(state: Mapping[str, Any], outcome: Outcome, now: PhaseState, device: torch.device) -> None:
     """The reverse."""
     for key in COUNTERS:
         setattr(outcome, key, state[key])
     for key in UNDER_WAY:
-        setattr(now, key, state["stretch"][key])
+        setattr(now, key, state["phase"][key])
     now.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
     outcome.costs.flops.update(state["flops"])
     outcome.costs.seconds.update(state["seconds"])
@@ -150,14 +167,3 @@ def refuse_not_finite(losses: list[float], first_step: int) -> None:
     for step, loss in enumerate(losses, first_step):
         if not math.isfinite(loss):
             raise TrainingFailed(step, f"the loss is {loss}")
-
-
-def _check_parameters(model: nn.Module, optimizer: Optimizer) -> None:
-    """Raise ValueError unless the optimizer holds exactly the model's trainable parameters."""
-    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for key, name in trainable.items() if key not in held]
-    if missing or len(held) != len(trainable):
-        raise ValueError(
-            f"the optimizer must hold exactly the trainable parameters; it lacks {missing or 'none, and holds others'}"
-        )

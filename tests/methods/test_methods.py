@@ -20,14 +20,15 @@ from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.maps import copying
 from growbench.growth.weights import Axis, Select, Weights, deepen, widen
-from growbench.method import Method, Phase, Phases, Task, Trained, interleave, schedule, stack, stack_and_top, task_loss
+from growbench.method import Method, Phase, Task, interleave, schedule, stack, stack_and_top, task_loss
 from growbench.planning.plan import plan
 from growbench.registry import get
 from growbench.tools import check, miniatures
 from growbench.tools.check import broken_promises
 from growbench.tools.miniatures import CPU, VOCABULARY, Cell, RandomData
+from growbench.training.phases import PhaseDriver, PhaseStart
 from growbench.training.state import Outcome
-from growbench.training.trainer import Trainer
+from growbench.training.trainer import Output, Trainer, Work
 
 META = torch.device("meta")
 CELLS = miniatures.cells()
@@ -99,18 +100,25 @@ def run(experiment: Experiment, name: str, seed: int = 0, **options: Any) -> tup
     method, costs = get(name, options).method, Costs(CPU)
     progress = Progress("test", 1, None, shown=False)
     task.teacher = costs.teacher
-    outcome = Trainer(task, data_of(experiment), seed, costs, curve, progress).run(method)
+    outcome = Trainer(Work(task, data_of(experiment), seed, costs), Output(curve, progress)).run(method)
     return outcome, [{key: value for key, value in row.items() if key != "seconds"} for row in curve]
 
 
-def advance(task: Task, phases: Phases, phase: Phase, data: RandomData, steps: int = 2) -> Phase:
-    """Train a phase by a loop of our own; the next phase."""
-    optimizer = phase.optimizer or task.optimizer(phase.model)
+def train_by_hand(start: PhaseStart, data: RandomData, steps: int = 2) -> None:
+    """Train a phase for a few steps by a loop of our own."""
     for step in range(steps):
-        phase.loss(phase.model.train(), data.train_batch(step, 0), step).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return phases.send(Trained(phase.model, optimizer, steps, 0.0))
+        start.phase.loss(start.model.train(), data.train_batch(step, 0), step).backward()
+        start.optimizer.step()
+        start.optimizer.zero_grad()
+
+
+def driven(method: Method, task: Task, data: RandomData) -> Iterator[Phase]:
+    """Each phase of a method, trained for a few steps when the next one is asked for."""
+    driver = PhaseDriver(method, task, Costs(CPU))
+    for start in driver:
+        yield start.phase
+        train_by_hand(start, data)
+        driver.trained(0.0)
 
 
 def relative_change(task: Task, model: nn.Module) -> float:
@@ -328,11 +336,11 @@ def test_bert2bert_refuses_heads_of_another_size() -> None:
 def test_stackbert_doubles_the_trained_layers_and_keeps_the_rest() -> None:
     experiment = experiment_of("gpt2", target=replace(LARGE, layers=4))
     task = task_of(experiment)
-    phases = get("stackbert").method.phases(task)
-    phase = next(phases)
-    assert sizes_of(phase.model).layers == 1
-    deeper = advance(task, phases, phase, data_of(experiment)).model
-    assert_equal(task.read(deeper), deepen(task.read(phase.model), [0, 0]))
+    phases = driven(get("stackbert").method, task, data_of(experiment))
+    shallow = next(phases).model
+    assert sizes_of(shallow).layers == 1
+    deeper = next(phases).model
+    assert_equal(task.read(deeper), deepen(task.read(shallow), [0, 0]))
 
 
 @each_cell
@@ -361,16 +369,12 @@ def mslt_stages(cell: Cell, rule: str) -> Iterator[tuple[Phase, dict[str, Tensor
     """Each stage of MSLT to 6 layers, with its weights before and after two steps."""
     experiment = experiment_of(cell.architecture, small_of(cell), times(small_of(cell), 2, layers=6))
     task, data = task_of(experiment), data_of(experiment)
-    phases = get("mslt", {"tied_embedding": rule, "shares": [0.2, 0.2, 0.2]}).method.phases(task)
-    phase: Phase | None = next(phases)
-    while phase is not None:
-        before = copied(task, phase.model)
-        try:
-            following = advance(task, phases, phase, data)
-        except StopIteration:
-            following = None
-        yield phase, before, copied(task, phase.model)
-        phase = following
+    driver = PhaseDriver(get("mslt", {"tied_embedding": rule, "shares": [0.2, 0.2, 0.2]}).method, task, Costs(CPU))
+    for start in driver:
+        before = copied(task, start.model)
+        train_by_hand(start, data)
+        yield start.phase, before, copied(task, start.model)
+        driver.trained(0.0)
 
 
 @pytest.mark.parametrize(
@@ -443,8 +447,9 @@ def test_mslts_frozen_layers_cost_their_forward_only(architecture: str, rule: st
 def test_mslts_decoder_rule_trains_the_tied_matrix_by_the_decoders_gradient_alone(architecture: str) -> None:
     experiment = experiment_of(architecture, target=times(SMALL, 2, layers=6))
     task, data = task_of(experiment), data_of(experiment)
-    phases = get("mslt", {"tied_embedding": "decoder"}).method.phases(task)
-    model: Any = advance(task, phases, next(phases), data).model
+    phases = driven(get("mslt", {"tied_embedding": "decoder"}).method, task, data)
+    next(phases)
+    model: Any = next(phases).model
     batch, entered = data.train_batch(5, 0), []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0].detach()))
     task_loss(model, batch).backward()

@@ -19,8 +19,7 @@ from typing import ClassVar
 
 import numpy
 import torch
-from growbench.config import UsageError
-from growbench.method import Method, Phase, Phases, Task, deepen, task_loss
+from growbench.method import UsageError, Method, Phase, Phases, Task, deepen, task_loss
 
 class Mine(Method):
     """Break a promise."""
@@ -80,7 +79,7 @@ BREACHES = {
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p is not model.transformer.wpe.weight])
         yield Phase(model=model, optimizer=optimizer, name="most")
         """,
-        "phase 'most': ValueError: the optimizer must hold exactly the trainable parameters; it lacks ['transformer.wpe.weight']",
+        "phase 'most': the optimizer must hold exactly the trainable parameters; it lacks ['transformer.wpe.weight']",
     ),
     "layers added after the optimizer was made": (
         """
@@ -88,7 +87,7 @@ BREACHES = {
         model.transformer.h.append(type(model.transformer.h[0])(model.config, layer_idx=3))
         yield Phase(model=model, optimizer=optimizer)
         """,
-        "phase 'train': ValueError: the optimizer must hold exactly",
+        "phase 'train': the optimizer must hold exactly",
     ),
     "work that changes": (
         """
@@ -110,7 +109,7 @@ BREACHES = {
             model.transformer.wte.weight += torch.tensor(numpy.random.randn(32, 24))
         yield Phase(model=model, name="noisy")
         """,
-        "phase 'noisy': two runs of one seed differ at step 0",
+        "draws from Python's or NumPy's global generator, which a resumed run does not restore: draw with generator=task.rng",
     ),
     "the source changed": (
         """
@@ -155,7 +154,7 @@ BREACHES = {
     "no phase at all": ("return\nyield", "no phase is scored"),
     "without end": (
         "while True:\n    yield Phase(model=model, steps=1, account='operator', name='again')",
-        "after phase 'again': RuntimeError: phases() still goes on after 20 phases",
+        "after phase 'again': phases() still goes on after 20 phases",
     ),
     "trained between phases": (
         """
@@ -170,7 +169,7 @@ BREACHES = {
     ),
     "an exception in its own code": (
         "yield Phase(model=model, steps=3, name='calm')\nraise KeyError('lost')",
-        "after phase 'calm': KeyError: 'lost'",
+        "after phase 'calm': mine.py, line 19: KeyError: 'lost'",
     ),
     "an exception in its loss": (
         """
@@ -178,11 +177,11 @@ BREACHES = {
             raise ZeroDivisionError("by step 0")
         yield Phase(model=model, loss=loss)
         """,
-        "phase 'train': ZeroDivisionError: by step 0",
+        "phase 'train': mine.py, line 19: ZeroDivisionError: by step 0",
     ),
     "a loss that is not a number": (
         "yield Phase(model=model, loss=lambda model, batch, step: task_loss(model, batch) * torch.nan)",
-        "phase 'train': TrainingFailed: step 1: the loss is nan",
+        "phase 'train': step 1: the loss is nan",
     ),
 }
 
@@ -249,8 +248,8 @@ def test_check_of_a_broken_file_says_where_and_ends_in_1(tmp_path: Path, capsys:
     file = written(tmp_path, "yield Phase(model=model, steps=2)\nraise KeyError('lost')")
     assert cli.main(["check", f"{file}:Mine"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "bert, untied: BROKEN: after phase 'train': KeyError: 'lost'",
-        "vit: BROKEN: after phase 'train': KeyError: 'lost'",
+        "bert, untied: BROKEN: after phase 'train': mine.py, line 19: KeyError: 'lost'",
+        "in 2 miniatures: after phase 'train': mine.py, line 19: KeyError: 'lost'",
         "mine breaks promises in 2 of 2 miniatures",
     ]
 

@@ -20,12 +20,13 @@ from growbench.console import Progress
 from growbench.costs.ledger import Costs
 from growbench.data import Batch, TextData, load
 from growbench.method import Method, Phase, Phases, Task, constant, schedule, task_loss
+from growbench.method.interface import MethodError
 from growbench.registry import get
 from growbench.training.checkpoint import Checkpoints
 from growbench.training.replicas import Replica
 from growbench.training.state import Outcome, TrainingFailed
 from growbench.training.step import Step
-from growbench.training.trainer import Trainer
+from growbench.training.trainer import Output, Stop, Trainer, Work
 
 CPU = torch.device("cpu")
 
@@ -58,8 +59,9 @@ def train(experiment: Experiment, data: TextData) -> Train:
         training = replace(experiment.train, **options.pop("training", {}))
         changed = replace(experiment, train=training, target=replace(experiment.target, dropout=dropout))
         task = Task.of(changed, "target", data.vocabulary, costs, seed, source)
-        trainer = Trainer(task, data, seed, costs, curve, Progress("test", 1, None, shown=False), **options)
-        return trainer.run(method), curve
+        work = Work(task, data, seed, costs, options.pop("machine", Machine()))
+        output = Output(curve, Progress("test", 1, None, shown=False), options.pop("checkpoints", None))
+        return Trainer(work, output, Stop(**options)).run(method), curve
 
     return run
 
@@ -137,8 +139,8 @@ def test_a_budget_is_shared_by_the_scored_phases_and_ends_the_run(train: Train) 
 
     def phases(task: Task) -> Phases:
         model = task.build()
-        for steps in (0.25, 5, None, 100):
-            trained = yield Phase(model=model, steps=steps)
+        for length in ({"share": 0.25}, {"steps": 5}, {}, {"steps": 100}):
+            trained = yield Phase(model=model, **length)
             seen.append(trained.steps)
 
     outcome, _ = train(Planned(make=phases))
@@ -202,9 +204,10 @@ def test_new_weights_can_be_warmed_up_alone(train: Train) -> None:
         new = list(model.transformer.h[1].parameters())
         for group in optimizer.param_groups:
             group["params"] = [p for p in group["params"] if all(p is not q for q in new)]
-        optimizer.add_param_group({"params": new, "schedule": lambda step, steps: 0.0 if step < 6 else 1.0})
+        optimizer.add_param_group({"params": new})
         before = [p.clone() for p in new]
-        yield Phase(model=model, steps=6, optimizer=optimizer)
+        schedules = (None, None, lambda step, steps: 0.0 if step < 6 else 1.0)
+        yield Phase(model=model, steps=6, optimizer=optimizer, group_schedules=schedules)
         assert all(torch.equal(a, b) for a, b in zip(before, new, strict=True))
 
     train(Planned(make=phases))
@@ -232,7 +235,7 @@ def test_an_optimizer_that_misses_a_parameter_is_refused(train: Train) -> None:
         model = task.build()
         yield Phase(model=model, optimizer=torch.optim.AdamW(model.transformer.h.parameters()))
 
-    with pytest.raises(ValueError, match=r"transformer\.wte\.weight"):
+    with pytest.raises(MethodError, match=r"transformer\.wte\.weight"):
         train(Planned(make=phases))
 
 
@@ -249,7 +252,7 @@ def one_phase(phase: Phase) -> Phases:
 
 
 def test_a_run_that_does_not_end_with_the_targets_sizes_is_refused(train: Train) -> None:
-    with pytest.raises(TrainingFailed, match="does not have the target"):
+    with pytest.raises(MethodError, match="does not have the target's sizes: it has layers = 1, the target 2"):
         train(Planned(make=lambda task: one_phase(Phase(model=task.build(replace(task.target_config, layers=1))))))
 
 
@@ -280,7 +283,7 @@ def test_a_teacher_is_charged_apart(train: Train) -> None:
 
 def test_a_run_stops_at_the_first_scored_evaluation_at_the_target(train: Train) -> None:
     full = losses(train(get("scratch").method)[1])
-    outcome, curve = train(get("scratch").method, stop_at=full[6])
+    outcome, curve = train(get("scratch").method, at_loss=full[6])
     assert losses(curve) == full[:7] and outcome.steps == 6
 
 
@@ -289,8 +292,8 @@ def test_a_run_that_was_interrupted_where_it_reached_the_target_has_reached_it(t
     stop_at = losses(train(get("scratch").method)[1])[6]
     kept, calls = Checkpoints(tmp_path), iter(range(100))
     with pytest.raises(KeyboardInterrupt):
-        train(get("scratch").method, stop_at=stop_at, checkpoints=kept, interrupted=lambda: next(calls) == 5)
-    outcome, _ = train(get("scratch").method, stop_at=stop_at, checkpoints=kept)
+        train(get("scratch").method, at_loss=stop_at, checkpoints=kept, interrupted=lambda: next(calls) == 5)
+    outcome, _ = train(get("scratch").method, at_loss=stop_at, checkpoints=kept)
     assert outcome.steps == 6
 
 

@@ -1,0 +1,282 @@
+"""One run of a method on a miniature, watched: what breaks the plugin interface's promises is noted."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from growbench.architectures import Architecture
+from growbench.config.schema import ModelConfig
+from growbench.console import Progress
+from growbench.costs.ledger import Costs
+from growbench.errors import UsageError
+from growbench.growth.weights import Weights
+from growbench.method import Method, Task
+from growbench.method.interface import MethodError
+from growbench.planning.plan import PlannedPhase
+from growbench.tools.miniatures import CPU, SEED, VOCABULARY, Cell, RandomData
+from growbench.training.phases import Limits, PhaseObserver, PhaseStart, where_raised
+from growbench.training.state import TrainingFailed
+from growbench.training.trainer import Output, Trainer, Work
+
+T = TypeVar("T")
+LIMITS = Limits(fixed_steps=3, phases=20)
+SMALL_MULTIPLIER = 0.05  # a schedule that never exceeds it gives rates, not multiples of the peak
+
+
+@dataclass(frozen=True)
+class Poisoned(Architecture):
+    """An architecture whose models hold NaN until weights are written to them."""
+
+    def write(self, weights: Weights, model: nn.Module) -> nn.Module:
+        for parameter in model.parameters():
+            nn.init.constant_(parameter, float("nan"))
+        return super().write(weights, model)
+
+
+class Sparing(Costs):
+    """A ledger that counts no evaluation, and nothing at all unless it `counts`: counting takes most of a miniature's time."""
+
+    def __init__(self, counts: bool) -> None:
+        super().__init__(CPU)
+        self.counts = counts
+
+    def charged(self, account: str, function: Callable[[], T]) -> T:
+        if self.counts and account != "evaluation":
+            return super().charged(account, function)
+        with sdpa_kernel(SDPBackend.MATH):  # as where it is counted
+            return function()
+
+    def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
+        if self.counts:
+            return super().probe(step, account)
+        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            step()
+        self.teacher_seconds()
+        return {account: 0}
+
+
+@dataclass
+class WatchedTask(Task):
+    """A task that notices whether its source is looked at."""
+
+    source_is_read: bool = False
+
+    @property
+    def source(self) -> nn.Module:
+        self.source_is_read = True
+        return super().source
+
+
+class Watcher(PhaseObserver):
+    """Looks at the model, the source and the generators whenever a phase begins and ends."""
+
+    def __init__(self, source: nn.Module) -> None:
+        self.source, self.source_before, self.hooks_before = source, _values(source), _hooks(source)
+        self.broken: dict[str, str] = {}  # what is wrong, and where it was seen first
+        self.warnings: list[str] = []
+        self.place = "before the first phase"
+        self.growing = True  # between two phases, in the method's own code
+        self.ended = False  # the method yields no more
+        self.model: nn.Module | None = None  # of the last phase
+        self.frozen: dict[str, Tensor] = {}
+        self.randomness = _global_randomness()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        hook = register_optimizer_step_post_hook(self._stepped)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self.check_source()
+
+    def phase_begins(self, start: PhaseStart) -> None:
+        self.check_source()
+        if _global_randomness() != self.randomness:
+            self._breaks(
+                "the growth seeds torch, or draws from Python's or NumPy's global generator, which a resumed run does not "
+                "restore: draw with generator=task.rng"
+            )
+        if start.model is self.model:
+            self._check_frozen("moved by hand after it")
+        self.growing, self.place = False, f"phase {start.phase.name!r}"
+        self.model = start.model
+        self.frozen = {name: p.detach().clone() for name, p in start.model.named_parameters() if not p.requires_grad}
+        self._check_finite("begins")
+        self._check_schedules(start)
+
+    def phase_ends(self, start: PhaseStart) -> None:
+        self._check_frozen("moved")
+        self._check_finite("ends")
+        self.check_source()
+        self.growing, self.place = True, f"after {self.place}"
+        self.randomness = _global_randomness()
+
+    def method_ends(self) -> None:
+        self.ended = True
+
+    def check_source(self) -> None:
+        now = _values(self.source)
+        changed = [name for name, value in self.source_before.items() if name not in now or not _equal(now[name], value)]
+        changed += sorted(now.keys() - self.source_before.keys())
+        if changed:
+            self._breaks(f"the source was changed: {_some(changed)}")
+        if self.source.training or any(p.requires_grad for p in self.source.parameters()):
+            self._breaks("the source, frozen and in evaluation mode, was unfrozen or put in training mode")
+        if self.growing and _hooks(self.source) != self.hooks_before:
+            self._breaks("hooks are left on the source, which other methods use after this one")
+
+    def _breaks(self, what: str) -> None:
+        self.broken.setdefault(what, self.place)
+
+    def _stepped(self, *_: Any) -> None:
+        if self.growing:
+            self._breaks("an optimizer stepped outside a phase")
+
+    def _check_schedules(self, start: PhaseStart) -> None:
+        for schedule in filter(None, (start.phase.schedule, *start.phase.group_schedules)):
+            multipliers = [schedule(step, start.steps) for step in range(start.steps)]
+            if not all(0 <= each < math.inf for each in multipliers):
+                self._breaks(f"a schedule gives {min(multipliers)} to {max(multipliers)}: must be multiples of the peak lr")
+            elif 0 < max(multipliers) < SMALL_MULTIPLIER:
+                self.warnings.append(
+                    f"{self.place}: a schedule never exceeds {max(multipliers):g}: it gives multiples of the peak learning rate, "
+                    "1 at the peak, and not rates"
+                )
+
+    def _check_frozen(self, how: str) -> None:
+        assert self.model is not None
+        now = dict(self.model.named_parameters())
+        moved = [name for name, value in self.frozen.items() if name in now and not _equal(now[name], value)]
+        if moved:
+            self._breaks(f"frozen parameters {how}: {_some(moved)}")
+
+    def _check_finite(self, when: str) -> None:
+        assert self.model is not None
+        bad = [name for name, p in self.model.named_parameters() if not p.isfinite().all()]
+        if bad:
+            self._breaks(f"parameters that are not finite when it {when}, unwritten perhaps: {_some(bad)}")
+
+
+class Run:
+    """One run of a method in a cell, as far as it came."""
+
+    def __init__(self, method: Method, cell: Cell, source: nn.Module, costs: Costs) -> None:
+        experiment = cell.experiment
+        self.method = method
+        self.curve: list[dict[str, Any]] = []
+        self.error: Exception | None = None
+        torch.manual_seed(SEED)
+        own = source if method.uses_source else None
+        task = WatchedTask.of(experiment, "target", VOCABULARY, costs, SEED, own)
+        assert isinstance(task, WatchedTask)
+        self.task = task
+        kind = self.task.architecture
+        self.task.architecture = Poisoned(**{each.name: getattr(kind, each.name) for each in fields(kind)})
+        data = RandomData(experiment.data, kind.objective, experiment.train.batch)
+        self.watcher = Watcher(source)
+        work = Work(self.task, data, SEED, costs, limits=LIMITS)
+        output = Output(self.curve, Progress("check", 1, None, shown=False))
+        self.trainer = Trainer(work, output, observers=[self.watcher])
+        self.task.source_is_read = False
+        try:
+            with redirect_stderr(io.StringIO()), self.watcher.watching():
+                self.trainer.run(method)
+        except Exception as error:
+            self.error = error
+
+    @property
+    def refusal(self) -> str:
+        """Why the method does not want the cell, if it says so itself."""
+        refuses = isinstance(self.error, UsageError) and not isinstance(self.error, MethodError) and self.watcher.growing
+        return str(self.error) if refuses else ""
+
+    def broken(self) -> list[str]:
+        """The promises broken by this run alone."""
+        watcher, outcome = self.watcher, self.trainer.outcome
+        broken = [f"{place}: {what}" for what, place in watcher.broken.items()]
+        if outcome.target is not None and (watcher.ended or not self.error):
+            broken += self._last_model(outcome.target)
+        if self.error and not (watcher.ended and broken):
+            kind = "" if isinstance(self.error, (MethodError, TrainingFailed)) else f"{type(self.error).__name__}: "
+            broken.append(f"{watcher.place}: {where_raised(self.error, self.method)}{kind}{self.error}")
+        elif self.method.uses_source and not self.task.source_is_read:
+            broken.append("uses_source is True, so the source is charged, but task.source is never read: uses_source = False")
+        return broken
+
+    def _last_model(self, model: nn.Module) -> list[str]:
+        """What is wrong with the last scored model, or its part that is the target."""
+        place = self.watcher.place
+        sizes, target = getattr(model, "sizes", None), self.task.target_config
+        if not isinstance(sizes, ModelConfig):
+            return [f"{place}: the last scored model was not made by task.build or task.model_from"]
+        wrong = [each.name for each in fields(target) if getattr(sizes, each.name) != getattr(target, each.name)]
+        broken = [f"the last scored model has {key} = {getattr(sizes, key)}, the target {getattr(target, key)}" for key in wrong]
+        if self.task.architecture.objective != "classes":
+            tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight  # type: ignore[operator]
+            if tied != target.tied:
+                broken.append(f"the last scored model's embeddings are {'tied' if tied else 'no longer tied'}")
+        return [f"{place}: {line}" for line in broken]
+
+    def against_plan(self, planned: list[PlannedPhase]) -> list[str]:
+        """Where the plan, made without values, differs from what the run was charged."""
+        keys = ("name", "steps", "scored", "flops_per_step", "growth_flops")
+        plans = [{key: getattr(phase, key) for key in keys} for phase in planned]
+        runs = [{key: phase[key] for key in keys} for phase in self.trainer.outcome.phases]
+        if [phase["name"] for phase in plans] != [phase["name"] for phase in runs]:
+            names = [", ".join(phase["name"] for phase in phases) for phases in (plans, runs)]
+            return [f"planned phases: {names[0]}; phases of the run: {names[1]}"]
+        return [
+            f"phase {ran['name']!r}: planned {key} {expected[key]}, in the run {ran[key]}"
+            for expected, ran in zip(plans, runs, strict=True)
+            for key in keys
+            if expected[key] != ran[key]
+        ]
+
+    def against(self, again: Run) -> list[str]:
+        """Where a second run of the same seed differs."""
+        if again.error:
+            return [f"{again.watcher.place}: fails when run again: {type(again.error).__name__}: {again.error}"]
+        for one, other in zip(self.curve, again.curve, strict=False):
+            different = [key for key in one if key not in ("seconds", "flops") and one[key] != other[key]]
+            if different:
+                values = ", ".join(f"{key} {one[key]} and {other[key]}" for key in different[:2])
+                return [f"phase {one['phase']!r}: two runs of one seed differ at step {one['step']}: {values}"]
+        if len(self.curve) != len(again.curve):
+            return ["two runs of one seed have different numbers of evaluations"]
+        return again.broken()
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, copied."""
+    return {name: value.detach().clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
+
+
+def _equal(now: Tensor, before: Tensor) -> bool:
+    """Bit by bit, but NaN counts as NaN."""
+    return now.shape == before.shape and torch.equal(now.detach().nan_to_num(), before.nan_to_num())
+
+
+def _hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _global_randomness() -> tuple[Any, ...]:
+    """Torch's seed, and the states of the generators that a checkpoint does not keep."""
+    return torch.initial_seed(), random.getstate(), repr(np.random.get_state(legacy=False))

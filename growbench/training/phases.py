@@ -1,0 +1,217 @@
+"""The driver of a method's phases: the only place that advances a method's generator.
+
+Training, planning and checking all go through it, so that a plan and a run cannot differ.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from growbench.architectures import parameter_shapes
+from growbench.config.schema import ModelConfig
+from growbench.costs.ledger import Costs
+from growbench.method import Method, Phase, Phases, Task, Trained
+from growbench.method.interface import MethodError
+
+
+@dataclass(frozen=True)
+class PhaseStart:
+    """A phase as it is about to be trained."""
+
+    phase: Phase
+    number: int  # among the method's phases, from 0
+    model: nn.Module  # on the task's device, in training mode
+    optimizer: Optimizer
+    steps: int
+    first_step: int  # of the run
+    first_scored_step: int  # of the budget
+    target_sized: bool  # whether its target has the sizes of the task's target
+    growth_flops: int  # of the growth before it
+    keeps_optimizer_state: bool  # whether its optimizer starts with a state that is not all zero
+
+    @property
+    def target(self) -> nn.Module:
+        """The part of the model that is the target."""
+        return self.phase.target or self.model
+
+
+class PhaseObserver:
+    """Watches the phases of a method."""
+
+    def phase_begins(self, start: PhaseStart) -> None:
+        """The method has yielded a phase, which is about to be trained."""
+
+    def phase_ends(self, start: PhaseStart) -> None:
+        """A phase has been trained; the method goes on."""
+
+    def method_ends(self) -> None:
+        """The method yields no more."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a method is driven, for a check on a miniature."""
+
+    fixed_steps: int | None = None  # a phase of a fixed number of steps is cut to so many
+    phases: int | None = None  # more phases are an error
+
+
+class PhaseDriver:
+    """Gives a method's phases one by one. Each must be reported as `trained` before the next one is asked for.
+
+    Raises MethodError where the method breaks the interface, and what the method itself raises.
+    """
+
+    def __init__(
+        self, method: Method, task: Task, costs: Costs, observers: Sequence[PhaseObserver] = (), limits: Limits | None = None
+    ) -> None:
+        self.method, self.task, self.costs, self.observers = method, task, costs, observers
+        self.limits = limits or Limits()
+        self.target_shapes = task.architecture.shapes(task.target_config)
+        self.steps = self.scored_steps = 0  # done
+        self.last_scored: PhaseStart | None = None
+        self._cut: str | None = None  # the phase that asked for more steps than the budget had left
+        self._loss: float | None = None  # of the phase that was trained last
+
+    def __iter__(self) -> Iterator[PhaseStart]:
+        with closing(self._generator()) as generator:
+            trained: Any = None
+            for number in itertools.count():
+                flops = self.costs.flops["growth"]
+                try:
+                    yielded = self.costs.charged("growth", partial(generator.send, trained))
+                except StopIteration:
+                    break
+                trained = None  # what only the runner held of the phase before is freed
+                phase = self._checked(yielded, number)
+                if phase.scored and self.scored_steps >= self.task.budget:
+                    self._refuse_after_cut(phase)
+                    break
+                start = self._start(phase, number, self.costs.flops["growth"] - flops)
+                for observer in self.observers:
+                    observer.phase_begins(start)
+                self._loss = None
+                yield start
+                if self._loss is None:
+                    raise RuntimeError(f"phase {phase.name!r} was not reported as trained")
+                for observer in self.observers:
+                    observer.phase_ends(start)
+                self.steps += start.steps
+                self.scored_steps += start.steps if phase.scored else 0
+                trained = Trained(start.model, start.optimizer, start.steps, self._loss)
+        for observer in self.observers:
+            observer.method_ends()
+        self._check_last()
+
+    def trained(self, loss: float) -> None:
+        """The phase under way has been trained; `loss` is its last training loss, NaN where nothing was computed."""
+        self._loss = loss
+
+    def _generator(self) -> Phases:
+        phases: Any = self.method.phases(self.task)
+        if not inspect.isgenerator(phases):
+            raise MethodError(f"phases() returned {_a(phases)}: write `yield Phase(model=...)` in place of `return`")
+        return cast(Phases, phases)
+
+    def _checked(self, yielded: Any, number: int) -> Phase:
+        if not isinstance(yielded, Phase):
+            raise MethodError(f"phases() yielded {_a(yielded)}: write `yield Phase(model=...)`")
+        if self.limits.phases is not None and number >= self.limits.phases:
+            raise MethodError(
+                f"phases() still goes on after {self.limits.phases} phases, within a budget of {self.task.budget} steps"
+            )
+        if yielded.target is not None and all(part is not yielded.target for part in yielded.model.modules()):
+            raise MethodError(f"phase {yielded.name!r}: target is not a part of model: give one of its submodules")
+        if yielded.steps is not None and self.limits.fixed_steps is not None:
+            return replace(yielded, steps=min(yielded.steps, self.limits.fixed_steps))
+        return yielded
+
+    def _start(self, phase: Phase, number: int, growth_flops: int) -> PhaseStart:
+        model = phase.model.to(self.task.device).train()
+        optimizer = phase.optimizer or self.task.optimizer(model)
+        _check_parameters(phase, model, optimizer)
+        steps = phase.length(self.task.budget, self.scored_steps)
+        if phase.scored and phase.steps is not None and phase.steps > steps:
+            self._cut = (
+                f"phase {phase.name!r} asked for {phase.steps} steps where the budget of {self.task.budget} had {steps} left"
+            )
+        start = PhaseStart(
+            phase=phase,
+            number=number,
+            model=model,
+            optimizer=optimizer,
+            steps=steps,
+            first_step=self.steps,
+            first_scored_step=self.scored_steps,
+            target_sized=parameter_shapes(phase.target or model) == self.target_shapes,
+            growth_flops=growth_flops,
+            keeps_optimizer_state=_has_state(optimizer),
+        )
+        if phase.scored:
+            self.last_scored = start
+        return start
+
+    def _refuse_after_cut(self, phase: Phase) -> None:
+        if self._cut:
+            raise MethodError(f"{self._cut}, so nothing is left for phase {phase.name!r}: use fewer steps, or share=")
+
+    def _check_last(self) -> None:
+        """Refuse a method that leaves no model of the target's sizes."""
+        if self.last_scored is None:
+            raise MethodError("no phase is scored: nothing is trained within the budget: `yield Phase(model=...)`")
+        if not self.last_scored.target_sized:
+            how = _difference(self.last_scored.target, self.task.target_config, self.target_shapes)
+            raise MethodError(f"the last scored model does not have the target's sizes: {how}")
+
+
+def where_raised(error: BaseException, method: Method) -> str:
+    """`mine.py, line 12: ` if an error was raised in or below the file of a method's class; else nothing."""
+    file = inspect.getsourcefile(type(method))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f"{file.rpartition('/')[2]}, line {frames[-1].lineno}: " if file and frames else ""
+
+
+def _a(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _has_state(optimizer: Optimizer) -> bool:
+    """Whether an optimizer remembers anything: moments that are all zero are as good as none."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return any(hasattr(value, "dim") and value.dim() > 0 and not value.is_meta and bool(value.any()) for value in values)
+
+
+def _check_parameters(phase: Phase, model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that does not hold exactly the model's trainable parameters."""
+    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for key, name in trainable.items() if key not in held]
+    if missing or len(held) != len(trainable):
+        lacks = missing or "none, and holds others"
+        raise MethodError(f"phase {phase.name!r}: the optimizer must hold exactly the trainable parameters; it lacks {lacks}")
+
+
+def _difference(model: nn.Module, config: ModelConfig, shapes: dict[str, torch.Size]) -> str:
+    """How a model differs from the target: in its sizes, or else in a parameter."""
+    sizes = getattr(model, "sizes", None)
+    if isinstance(sizes, ModelConfig) and sizes != config:
+        key = next(each.name for each in fields(config) if getattr(sizes, each.name) != getattr(config, each.name))
+        return f"it has {key} = {getattr(sizes, key)}, the target {getattr(config, key)}"
+    found = parameter_shapes(model)
+    if missing := shapes.keys() - found.keys():
+        return f"it has no {min(missing)}"
+    if more := found.keys() - shapes.keys():
+        return f"it has {min(more)}, which the target has not"
+    name = next(name for name, shape in shapes.items() if found[name] != shape)
+    return f"{name} has shape {tuple(found[name])}, in the target {tuple(shapes[name])}"
