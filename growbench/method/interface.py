@@ -281,3 +281,32 @@ def _check_lengths(weights: Weights, config: ModelConfig) -> None:
 
 
 CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "wraps")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+@dataclass(frozen=True)
+class Method(ABC):
+    """A growth method. Its annotated fields are its hyperparameters: each subclass is made a frozen dataclass.
+
+    Its docstring is its card; the first line says what the method does.
+    """
+
+    paper: ClassVar[str]  # URL
+    uses_source: ClassVar[bool] = True  # False: starts from nothing, and is charged no source
+    keeps_source: ClassVar[bool] = False  # True: the final model needs the source; each phase says which part is its `target`
+    wraps: ClassVar[tuple[str, ...]] = ()  # names or files of the methods that it takes from the registry
+
+    def __init_subclass__(cls) -> None:
+        """Raises UsageError for a field that has no type, which would be no hyperparameter."""
+        for name, value in vars(cls).items():
+            is_data = not (name.startswith("_") or callable(value) or hasattr(value, "__get__"))
+            if is_data and name not in CLASS_FIELDS and name not in inspect.get_annotations(cls):
+                raise UsageError(
+                    f"{cls.__name__}.{name} = {value!r} has no type: write {name}: {type(value).__name__} = {value!r} for a "
+                    f"hyperparameter, or {name}: ClassVar[{type(value).__name__}] for a constant"
+                )
+        dataclass(frozen=True)(cls)
+
+    @abstractmethod
+    def phases(self, task: Task) -> Phases:
+        """Yield the phases of training in order. Depend on nothing but `task` and what the yields gave back."""
