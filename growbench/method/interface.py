@@ -6,11 +6,13 @@ runner carries out, and what it computes between two yields is its growth. The r
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
