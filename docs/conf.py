@@ -71,7 +71,14 @@ def hide_signature(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tupl
     return ("", None) if what == "class" else None
 
 
+def open_pages(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """Linked reports and texts are shown, not saved."""
+    if "body" in context:
+        context["body"] = re.sub(r'download="" (href="[^"]*\.(?:html|txt)")', r"\1", context["body"])
+
+
 def setup(app: Sphinx) -> None:
     app.connect("builder-inited", describe_fields)
     app.connect("autodoc-process-docstring", mark_up)
     app.connect("autodoc-process-signature", hide_signature)
+    app.connect("html-page-context", open_pages)

@@ -36,7 +36,7 @@ def svg(root: Path) -> str:
         drawn.append(
             f'<rect x="{GAP}" y="{y}" width="{WIDTH - 2 * GAP}" height="{HEIGHT}" rx="6"/>'
             f'<text class="room" x="24" y="{y + 28}">{room}</text>'
-            + "".join(f'<text x="140" y="{first + 18 * number}">{escape(line)}</text>' for number, line in enumerate(lines))
+            + "".join(f'<text x="148" y="{first + 18 * number}">{escape(line)}</text>' for number, line in enumerate(lines))
         )
     height = GAP + len(drawn) * (HEIGHT + GAP)
     label = "The rooms of growbench, from the commands at the top to the errors at the bottom"
