@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     tuning.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
 
-    report = command("report", make_report, "tables, plots and index.html of stored runs; of several experiments an overview too")
+    report = command("report", make_report, "tables, plots and index.html of stored runs; of several experiments a board too")
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
     report.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")

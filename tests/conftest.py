@@ -64,9 +64,9 @@ def figures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Reports hold their figures' data, but no figures: these take most of the time. `with figures():` they are drawn."""
     from growbench.report import drawing
 
-    def data_alone(name: str, data: Any, draw: Any, out: Path) -> tuple[bytes, bytes]:
+    def data_alone(name: str, data: Any, draw: Any, out: Path) -> drawing.Cuts:
         data.to_csv(out / f"{name}.csv", index=False)
-        return b"<svg></svg>", b"<svg></svg>"
+        return drawing.Cuts(b"<svg></svg>", b"<svg></svg>")
 
     save = drawing.save
 

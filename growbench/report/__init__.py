@@ -1,4 +1,4 @@
-"""Reports: of one experiment a page with tables and figures; of several also an overview.
+"""Reports: of one experiment a page with tables and figures; of several also a board.
 
 Everything a page shows lies beside it: every table as CSV, every figure as PNG and SVG with its data as CSV. The data of the
 figure of savings is savings.csv.
@@ -17,7 +17,7 @@ from growbench.analysis import tables
 from growbench.analysis.comparison import Comparison, analyse
 from growbench.console import say
 from growbench.errors import UsageError
-from growbench.report import overview, page, plots
+from growbench.report import board, page, plots
 from growbench.runs import store
 
 NO_EXPERIMENTS = ("report", store.TUNING, store.REPLACED)  # folders among experiments, or among runs, that are neither
@@ -32,9 +32,9 @@ def make(folder: Path, out: Path | None = None, target_loss: float | None = None
 
 
 def make_all(folder: Path, out: Path | None = None, target_loss: float | None = None) -> list[Path]:
-    """The report of `folder`; if it holds several experiments, that of each one, and last their overview. Gives the pages.
+    """The report of `folder`; if it holds several experiments, that of each one, and last their board. Gives the pages.
 
-    `out` is then the overview's folder, and the experiments' reports are in folders there. Raises UsageError as `make` does.
+    `out` is then the board's folder, and the experiments' reports are in folders there. Raises UsageError as `make` does.
     """
     folders = [path for path in sorted(folder.glob("*")) if path.is_dir() and path.name not in NO_EXPERIMENTS]
     experiments = [path for path in folders if any(path.glob("*/run.json"))]
@@ -49,7 +49,7 @@ def make_all(folder: Path, out: Path | None = None, target_loss: float | None = 
     pages = {
         name: _write(comparison, out / name if out else folder / name / "report") for name, comparison in comparisons.items()
     }
-    return [*pages.values(), _write_overview(comparisons, pages, out or folder / "report")]
+    return [*pages.values(), _write_board(comparisons, pages, out or folder / "report")]
 
 
 def _compare(folders: list[Path]) -> dict[str, Comparison]:
@@ -79,10 +79,10 @@ def _write(comparison: Comparison, out: Path) -> Path:
     return out / "index.html"
 
 
-def _write_overview(comparisons: Mapping[str, Comparison], pages: Mapping[str, Path], out: Path) -> Path:
+def _write_board(comparisons: Mapping[str, Comparison], pages: Mapping[str, Path], out: Path) -> Path:
     links = {name: quote(Path(os.path.relpath(page, out)).as_posix()) for name, page in pages.items()}
     with _writing(out) as folder:
-        (folder / "index.html").write_text(overview.save(comparisons, links, folder), encoding="utf-8")
+        (folder / "index.html").write_text(board.save(comparisons, links, folder), encoding="utf-8")
     return out / "index.html"
 
 

@@ -6,19 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import Scale, percent, saving, scale
 from growbench.registry import SCRATCH
 
 UNKNOWN = "unknown"
-SYMBOLS = {"flops": "FLOP", "seconds": "s"}
+SYMBOLS = {Unit.FLOPS: "FLOP", Unit.SECONDS: "s"}
 
 
-def cost_scale(largest: float, unit: str) -> Scale:
-    """The scale in which costs up to `largest` (`unit`: flops or seconds) read best."""
+def cost_scale(largest: float, unit: Unit) -> Scale:
+    """The scale in which costs up to `largest` FLOPs or seconds read best."""
     return scale(largest, SYMBOLS[unit])
 
 
-def saving_of(row: Mapping[str, Any] | None, unit: str, ledger: str) -> str:
+def saving_of(row: Mapping[str, Any] | None, unit: Unit, ledger: Ledger) -> str:
     """A method's saving with its interval; blank for a method that has no row."""
     if row is None or row["method"] == SCRATCH:
         return "reference" if row else ""

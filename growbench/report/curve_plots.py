@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from growbench.analysis import tables
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import LEDGERS
+from growbench.costs.accounts import LEDGERS, Unit
 from growbench.registry import SCRATCH
 from growbench.report.cells import cost_scale
 from growbench.report.drawing import (
@@ -34,7 +34,7 @@ from growbench.report.drawing import (
 )
 
 
-def curves(unit: str, measure: str = "val_loss") -> Callable[[Comparison, pd.DataFrame, float], Figure]:
+def curves(unit: Unit, measure: str = "val_loss") -> Callable[[Comparison, pd.DataFrame, float], Figure]:
     """How to draw validation loss or accuracy against what was spent: mean line, band over seeds, growth events, target."""
 
     def draw(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
@@ -42,7 +42,7 @@ def curves(unit: str, measure: str = "val_loss") -> Callable[[Comparison, pd.Dat
         figure, (axes,) = panels(
             width, [height], 0.6 if measure == "val_loss" else 0.75, 0.25 + room(labels(comparison)), above=0.12
         )
-        log = unit == "flops"
+        log = unit == Unit.FLOPS
         most = data[unit].max() or 1.0
         scale = cost_scale(most, unit)
         shown = data[data[unit] >= 0.02 * most]
@@ -126,7 +126,7 @@ def ladder(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     height = high_enough(3.2 if width == WIDE else 2.8, labels(comparison))
     figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(labels(comparison)))
     drawn = looks(comparison.methods)
-    scale = cost_scale(data["flops"].max(), "flops")
+    scale = cost_scale(data["flops"].max(), Unit.FLOPS)
     for axes, ledger in zip(both, LEDGERS, strict=True):
         rows, ends = data[data["ledger"] == ledger], []
         axes.set_xscale("log")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -227,14 +227,21 @@ def last_seen(axes: Axes, xs: pd.Series, ys: pd.Series) -> list[tuple[float, flo
     return [(x, y) for x, y in zip(xs, ys, strict=True) if low <= y <= high][-1:]
 
 
-def save(name: str, data: pd.DataFrame, draw: Callable[[pd.DataFrame, float], Figure], out: Path) -> tuple[bytes, bytes]:
-    """Write a figure to `out` as CSV, PNG and SVG. Gives its SVG for wide and for narrow screens."""
+class Cuts(NamedTuple):
+    """A figure's SVG for wide and for narrow screens."""
+
+    wide: bytes
+    narrow: bytes
+
+
+def save(name: str, data: pd.DataFrame, draw: Callable[[pd.DataFrame, float], Figure], out: Path) -> Cuts:
+    """Write a figure to `out` as CSV, PNG and SVG."""
     data.to_csv(out / f"{name}.csv", index=False)
     with style.context(["default", PARAMETERS]):
         wide = draw(data, WIDE)
         wide.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
-        cuts = svg(wide), svg(draw(data, NARROW))
-    (out / f"{name}.svg").write_bytes(cuts[0])
+        cuts = Cuts(svg(wide), svg(draw(data, NARROW)))
+    (out / f"{name}.svg").write_bytes(cuts.wide)
     return cuts
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from growbench.analysis import tables
 from growbench.analysis.comparison import Comparison
+from growbench.costs.accounts import Unit
 from growbench.report import drawing
 from growbench.report.cost_plots import cost_breakdown
 from growbench.report.curve_plots import curves, ladder
@@ -32,9 +33,9 @@ def _accuracy_curves(comparison: Comparison) -> pd.DataFrame:
 
 
 PLOTS = {
-    "loss_vs_flops": Plot(tables.mean_curves, curves("flops")),
-    "loss_vs_seconds": Plot(tables.mean_curves, curves("seconds")),
-    "accuracy_vs_flops": Plot(_accuracy_curves, curves("flops", "val_accuracy")),
+    "loss_vs_flops": Plot(tables.mean_curves, curves(Unit.FLOPS)),
+    "loss_vs_seconds": Plot(tables.mean_curves, curves(Unit.SECONDS)),
+    "accuracy_vs_flops": Plot(_accuracy_curves, curves(Unit.FLOPS, "val_accuracy")),
     "savings": Plot(lambda comparison: comparison.savings, savings),
     "savings_curve": Plot(tables.savings_curve, savings_curve),
     "ladder": Plot(tables.ladder_curves, ladder),
@@ -43,8 +44,8 @@ PLOTS = {
 }
 
 
-def save(comparison: Comparison, out: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Write every plot that there are data for to `out`. Gives, by name, its SVG for wide and for narrow screens."""
+def save(comparison: Comparison, out: Path) -> dict[str, drawing.Cuts]:
+    """Write every plot that there are data for to `out`, and give it by its name."""
     data = {name: plot.data(comparison) for name, plot in PLOTS.items()}
     return {
         name: drawing.save(name, data[name], partial(plot.draw, comparison), out)

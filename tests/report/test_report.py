@@ -27,7 +27,7 @@ from growbench.analysis.comparison import Comparison, analyse
 from growbench.costs import accounts
 from growbench.errors import UsageError
 from growbench.formatting import percent
-from growbench.report import drawing, overview, page, plots
+from growbench.report import board, drawing, page, plots
 from growbench.runs import store
 
 Figures = Callable[[], AbstractContextManager[None]]
@@ -639,7 +639,7 @@ def test_labels_of_the_performance_profile_fit(width: float) -> None:
         for tau, share in ((1, 0), (2, 1), (4, 1))
     ]
     with style.context(["default", drawing.PARAMETERS]):
-        figure = overview.performance_profile(labels, pd.DataFrame(rows, columns=["method", "ledger", "tau", "share"]), width)
+        figure = board.performance_profile(labels, pd.DataFrame(rows, columns=["method", "ledger", "tau", "share"]), width)
         assert_texts_fit(figure)
 
 
