@@ -1,0 +1,40 @@
+"""Reports that several tests read."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from growbench import report
+from tests.report.results import METHODS, change, fail, write_results, write_run
+
+Figures = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, figures: Figures) -> Path:
+    """The report of three seeds of four methods, one of whose runs failed."""
+    folder = write_results(tmp_path_factory.mktemp("results"), seeds=3)
+    fail(folder / "stackbert-seed1", "loss is <nan>")
+    with figures():
+        return report.make(folder).parent
+
+
+@pytest.fixture(scope="session")
+def climbed(tmp_path_factory: pytest.TempPathFactory, figures: Figures) -> Path:
+    """The report of a ladder: two seeds at three budgets; stackbert misses the target in one seed, ligo is ahead at once."""
+    folder = write_results(tmp_path_factory.mktemp("climbed"), 2)
+    for index, (method, growth) in enumerate(METHODS.items()):
+        for seed, budget in itertools.product(range(2), (0.4, 0.7)):
+            write_run(folder, method, seed, growth, noise=np.random.default_rng([index, seed, int(10 * budget)]), budget=budget)
+    change(folder / "stackbert-seed1", final_val_loss=5.5)
+    for seed in range(2):
+        change(folder / f"ligo-seed{seed}-budget0.4", final_val_loss=4.5)
+        change(folder / f"ligo-seed{seed}-budget0.7", final_val_loss=4.4)
+    with figures():
+        return report.make(folder).parent
