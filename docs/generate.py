@@ -50,7 +50,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def code(text: str) -> str:
-    return f"`{text}`" if text else ""
+    return f"`` {text} ``" if "`" in text else f"`{text}`" if text else ""
 
 
 # --- fields with the comments beside them
