@@ -74,7 +74,8 @@ def hide_signature(app: Sphinx, what: str, name: str, obj: Any, *_: Any) -> tupl
 def open_pages(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
     """Linked reports and texts are shown, not saved."""
     if "body" in context:
-        context["body"] = re.sub(r'download="" (href="[^"]*\.(?:html|txt)")', r"\1", context["body"])
+        link = r'class="reference download internal" download="" (href="[^"]*\.(?:html|txt)")'
+        context["body"] = re.sub(link, r'class="reference internal" \1', context["body"])
 
 
 def setup(app: Sphinx) -> None:
