@@ -1,4 +1,4 @@
-"""The command line. Heavy imports are inside the commands, so that --help and list answer at once."""
+"""The command line: what can be asked for. What each command does is in growbench.commands."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
-from growbench import __version__
+from growbench import __version__, commands
 from growbench.console import say
 from growbench.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-from growbench.commands import check_method, list_known, make_report, print_flops, run_bench, run_experiment, tune_methods
-
 EXAMPLES = """examples:
-  growbench run                                          every method on gpt2-tiny, minutes on two cores
+  growbench run                                          all methods on gpt2-tiny: minutes on two CPU cores
   growbench run --methods ligo,bert2bert                 scratch is always added
   growbench run bert-tiny --seeds 0,1,2 --set train.steps=200
   growbench run --methods ./mine.py --set mine.lr=0.01   a method of your own
@@ -36,137 +32,175 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 done, 1 a method failed, 2 usage, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    """Run a command. Returns the exit code: 0 done, 1 a method failed, 2 wrong request, 130 interrupted."""
+    options = parser().parse_args(arguments)
     try:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.command is not run_experiment:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.command is not commands.run:
             raise UsageError("torchrun starts several processes: only growbench run works with them")
-        return options.command(options)
+        code: int = options.command(options)
+        return code
     except UsageError as error:
         say(f"growbench: {error}")
         return 2
-    except BrokenPipeError:  # whoever reads the output has read enough
+    except BrokenPipeError:  # the reader of the output, as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        say("growbench: interrupted; what was done is kept")
+        say("growbench: interrupted; finished work is kept, and the same command resumes")
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = Parser(
         prog="growbench",
         description="Which way of growing transformers really saves training?",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"growbench {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"growbench {__version__}")
+    group = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
+    def command(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = group.add_parser(name, help=help, description=help)
         sub.set_defaults(command=function)
         return sub
 
-    def add_experiment(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("experiment", nargs="?", default="gpt2-tiny", help="a name (growbench list experiments) or a TOML file")
-        sub.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="as train.steps=100 or ligo.operator_steps=50"
+    _run(command("run", commands.run, "train every method, then make the report"))
+    _tune(
+        command(
+            "tune", commands.tune, "search learning rate, warm-up and hyperparameters of every method, with as many trials each"
         )
-
-    def add_methods(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--methods", metavar="A,B", help="names or files; default: all; scratch is always added")
-
-    def add_device(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-
-    run = command("run", run_experiment, "train every method to the target loss, then make the report")
-    add_experiment(run)
-    add_methods(run)
-    add_device(run)
-    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
-    run.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    run.add_argument(
-        "--protocol", choices=("single", "ladder"), default="single",
-        help="single: one budget, costs read off each run's curve; ladder: several budgets, each with a schedule of its own",
-    )  # fmt: skip
-    run.add_argument(
-        "--budgets",
-        type=_budgets,
-        metavar="0.4,0.7,1",
-        help="of the ladder, as shares; default: 0.4,0.55,0.7,0.85,1",
     )
-    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")
-    run.add_argument("--stop-at-target", action="store_true", help="end a run at its first evaluation at or below --target-loss")
+    _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
+    _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
+    _check(command("check", commands.check, "check that a method keeps the plugin interface's promises, on small models"))
+    _flops(command("flops", commands.flops, "FLOPs per step of every method by two cost models, checked against fvcore"))
+    _bench(
+        command(
+            "bench", commands.bench, "tokens per second of growbench, a bare loop and transformers.Trainer; or costs per phase"
+        )
+    )
+    return top
+
+
+def _run(run: argparse.ArgumentParser) -> None:
+    _add_experiment(run)
+    _add_methods(run)
+    _add_device(run)
+    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    _add_results(run)
     run.add_argument(
-        "--tensor-parallel", type=int, default=1, metavar="N",
-        help="split each model over N processes: torchrun --nproc-per-node M -m growbench run ..., N divides M",
-    )  # fmt: skip
+        "--protocol",
+        choices=("single", "ladder"),
+        default="single",
+        help="single: one budget, costs are read off each run's curve (default); ladder: several budgets, each with a complete "
+        "learning-rate schedule",
+    )
+    run.add_argument(
+        "--budgets", type=_budgets, metavar="0.4,0.7,1", help="with ladder: shares of the budget; default: 0.4,0.55,0.7,0.85,1"
+    )
+    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: the mean final validation loss of scratch")
+    run.add_argument(
+        "--stop-at-target", action="store_true", help="end each run at its first evaluation at or below --target-loss"
+    )
+    run.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="split each model over N processes: torchrun --nproc-per-node M -m growbench run ...; M must be divisible by N",
+    )
     run.add_argument(
         "--shard",
         action="store_true",
-        help="divide parameters, gradients and moments among torchrun's processes while they train; "
-        "a whole model with its gradients and activations must still fit on each device once",
+        help="divide parameters, gradients and optimizer state among torchrun's processes (FSDP2); growth still needs a whole "
+        "model on each device",
     )
     run.add_argument(
-        "--dry-run", action="store_true", help="print the plan with FLOPs, tokens, memory and estimated hours; train nothing"
+        "--dry-run", action="store_true", help="print FLOPs, tokens, memory and estimated hours of every run; train nothing"
     )
     run.add_argument(
-        "--throughput", type=_positive, metavar="FLOP/s",
-        help="of --dry-run: as 150e12, for its hours; default: measured here. With it, --device need not be there",
-    )  # fmt: skip
-    run.add_argument(
-        "--save", action="store_true", help="keep each trained model: RUN/model, which transformers or timm loads anywhere"
+        "--throughput",
+        type=_positive,
+        metavar="FLOP/s",
+        help="with --dry-run: the speed to estimate hours with, as 150e12; default: measured here. The device of --device need "
+        "not exist then",
     )
+    run.add_argument("--save", action="store_true", help="keep each trained model in RUN/model, for transformers or timm")
     run.add_argument(
         "--tuned",
         type=Path,
         metavar="FILE",
-        help="take each method's learning rate, warm-up and hyperparameters from what growbench tune wrote; "
-        "--set METHOD.KEY=VALUE wins over it",
+        help="take learning rates, warm-ups and hyperparameters from a file that growbench tune wrote; "
+        "--set METHOD.KEY=VALUE overrides it",
     )
 
-    tuning = command("tune", tune_methods, "the best learning rate, warm-up and hyperparameters: as many trials for every method")
-    add_experiment(tuning)
-    add_methods(tuning)
-    add_device(tuning)
-    tuning.add_argument("--trials", type=int, default=10, metavar="N", help="of each method; default: 10")
-    tuning.add_argument(
-        "--seeds", type=_seeds, default=[1000], metavar="1000,1001", help="none that a run is to report; default: 1000"
-    )
-    tuning.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
 
-    report = command("report", make_report, "tables, plots and index.html of stored runs; of several experiments a board too")
+def _tune(tune: argparse.ArgumentParser) -> None:
+    _add_experiment(tune)
+    _add_methods(tune)
+    _add_device(tune)
+    tune.add_argument("--trials", type=int, default=10, metavar="N", help="per method; default: 10")
+    tune.add_argument(
+        "--seeds", type=_seeds, default=[1000], metavar="1000,1001", help="seeds that no report will use; default: 1000"
+    )
+    _add_results(tune)
+
+
+def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
-    report.add_argument("--target-loss", type=_positive, metavar="X", help="default: scratch's mean final validation loss")
+    report.add_argument("--target-loss", type=_positive, metavar="X", help="default: the mean final validation loss of scratch")
 
-    listing = command("list", list_known, "what there is: methods, experiments, architectures and their weights")
-    listing.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures", "weights"))
-    listing.add_argument("architecture", nargs="?", metavar="ARCHITECTURE", help="of weights: growbench list weights gpt2")
-    listing.add_argument("--long", action="store_true", help="methods: what each does, in full, and its hyperparameters")
 
-    check = command("check", check_method, "whether a method keeps the interface's promises, on miniatures of every architecture")
+def _list(known: argparse.ArgumentParser) -> None:
+    known.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures", "weights"))
+    known.add_argument("architecture", nargs="?", metavar="ARCHITECTURE", help="with weights: as growbench list weights gpt2")
+    known.add_argument("--long", action="store_true", help="with methods: the whole card of each, with its hyperparameters")
+
+
+def _check(check: argparse.ArgumentParser) -> None:
     check.add_argument("method", nargs="?", metavar="METHOD", help="a name, ./file.py or ./file.py:Class")
-    check.add_argument("--aa", metavar="EXPERIMENT", help="instead: whether scratch against itself saves nothing, in miniature")
+    check.add_argument("--aa", metavar="EXPERIMENT", help="instead: check that scratch saves nothing against itself")
     check.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="as ligo.operator_steps=50; with --aa as train.steps=200"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as ligo.operator_steps=50; with --aa: as train.steps=200"
     )
-    check.add_argument("--repetitions", type=_repetitions, metavar="N", help="of --aa; default: 40")
-    check.add_argument("--out", type=Path, metavar="DIR", help="of --aa; default: results/selfproof")
+    check.add_argument("--repetitions", type=_repetitions, metavar="N", help="with --aa; default: 40")
+    check.add_argument("--out", type=Path, metavar="DIR", help="with --aa; default: results/selfproof")
 
-    flops = command("flops", print_flops, "FLOPs per step of every method, by two cost models, checked against fvcore")
-    add_experiment(flops)
-    add_methods(flops)
 
-    bench = command("bench", run_bench, "throughput: the bare loop, growbench's loop, transformers.Trainer; or costs of phases")
-    add_experiment(bench)
+def _flops(flops: argparse.ArgumentParser) -> None:
+    _add_experiment(flops)
+    _add_methods(flops)
+
+
+def _bench(bench: argparse.ArgumentParser) -> None:
+    _add_experiment(bench)
     bench.add_argument(
-        "--methods", metavar="A,B", help="instead: FLOPs, memory and time of each phase's step against a plain one"
+        "--methods", metavar="A,B", help="instead: FLOPs, memory and time of a step of each phase, against a plain step"
     )
-    add_device(bench)
-    bench.add_argument("--rounds", type=int, default=7, metavar="N", help="alternations, at least 5; default: 7")
-    return parser
+    _add_device(bench)
+    bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each, at least 5; default: 7")
+
+
+def _add_experiment(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("experiment", nargs="?", default="gpt2-tiny", help="a name (growbench list experiments) or a TOML file")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="as train.steps=100 or ligo.operator_steps=50"
+    )
+
+
+def _add_methods(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--methods", metavar="A,B", help="names or files; default: all; scratch is always added")
+
+
+def _add_device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _add_results(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
 
 
 def _seeds(text: str) -> list[int]:
@@ -184,9 +218,9 @@ def _budgets(text: str) -> list[float]:
         budgets = [float(part) for part in text.split(",")]
     except ValueError:
         budgets = []
-    shares = all(0 < share <= 1 for share in budgets)  # which no NaN is
+    shares = all(0 < share <= 1 for share in budgets)  # false for NaN
     if not shares or 1 not in budgets or len(set(budgets)) < max(len(budgets), 2):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be different shares above 0 and up to 1, the full one among them")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be different shares above 0 and up to 1, with 1 among them")
     return budgets
 
 

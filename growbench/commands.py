@@ -1,4 +1,7 @@
-"""What each command does. Heavy imports are inside the functions, so that --help and list answer at once."""
+"""What each command does. Each gives its exit code.
+
+Torch is imported inside the functions, so that --help and list answer at once.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def _methods(names: str | None, experiment: Experiment) -> list[Found]:
 
 
 def _experiment(options: argparse.Namespace) -> Experiment:
-    """The experiment asked for, and all of it: with the sizes of its source, if that is pretrained."""
+    """The experiment asked for, with the sizes of its source if that is pretrained."""
     experiment = loading.load(options.experiment, options.set)
     _prepare()
     if experiment.pretrained is None:
@@ -34,7 +37,7 @@ def _experiment(options: argparse.Namespace) -> Experiment:
     return saved_models.resolved(experiment)
 
 
-def run_experiment(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     experiment = _experiment(options)
     methods = _methods(options.methods, experiment)
     if options.tuned:
@@ -43,9 +46,9 @@ def run_experiment(options: argparse.Namespace) -> int:
         by_hand = [override.partition("=")[0].strip().removeprefix("methods.") for override in options.set]
         methods = tuned_values.apply(options.tuned, experiment, methods, options.seeds, by_hand)
     if options.budgets and options.protocol != "ladder":
-        raise UsageError("--budgets: only of --protocol ladder")
+        raise UsageError("--budgets: only with --protocol ladder")
     if options.stop_at_target and options.target_loss is None:
-        raise UsageError("--stop-at-target: needs --target-loss X; the mean loss of scratch's runs is another with every seed")
+        raise UsageError("--stop-at-target: needs --target-loss X, since the mean loss of scratch changes with every seed")
 
     import torch
 
@@ -54,10 +57,10 @@ def run_experiment(options: argparse.Namespace) -> int:
     from growbench.training import parallel
 
     if options.throughput and not options.dry_run:
-        raise UsageError("--throughput: only of --dry-run")
+        raise UsageError("--throughput: only with --dry-run")
     budgets = options.budgets or LADDER if options.protocol == "ladder" else (1.0,)
     if options.dry_run:
-        absent = options.throughput and options.device == "cuda"  # to plan for a machine, none is needed
+        absent = options.throughput and options.device == "cuda"  # a plan for CUDA needs no CUDA device
         device = torch.device("cuda") if absent else choose_device(options.device)
 
         from growbench.tools.dry_run import forecast
@@ -74,11 +77,11 @@ def run_experiment(options: argparse.Namespace) -> int:
 
     from filelock import FileLock
 
-    from growbench import report
+    from growbench import report as reports
 
     try:
-        with FileLock(folder / ".locks" / "report.lock"):  # two processes that shared the work end together
-            page = report.make(folder, target_loss=options.target_loss)
+        with FileLock(folder / ".locks" / "report.lock"):  # processes that share the runs end together
+            page = reports.make(folder, target_loss=options.target_loss)
     except UsageError as error:
         if succeeded:
             raise
@@ -89,7 +92,7 @@ def run_experiment(options: argparse.Namespace) -> int:
     return 0 if succeeded else 1
 
 
-def tune_methods(options: argparse.Namespace) -> int:
+def tune(options: argparse.Namespace) -> int:
     if options.trials < 1:
         raise UsageError(f"--trials {options.trials}: must be at least 1")
     experiment = _experiment(options)
@@ -97,22 +100,24 @@ def tune_methods(options: argparse.Namespace) -> int:
 
     from growbench.costs.hardware import choose_device
     from growbench.runs import store
-    from growbench.tools import tune
+    from growbench.tools import tune as tuning
 
     folder = options.results / experiment.name / store.TUNING
     asked = [options.experiment, *(part for override in options.set for part in ("--set", override))]
-    done = tune.tune(experiment, shlex.join(asked), methods, options.trials, options.seeds, folder, choose_device(options.device))
-    print(tune.summary(done))
+    done = tuning.tune(
+        experiment, shlex.join(asked), methods, options.trials, options.seeds, folder, choose_device(options.device)
+    )
+    print(tuning.summary(done))
     print(f"trials: {folder / 'trials.csv'}")
     same = [*asked, *(["--methods", options.methods] if options.methods else []), "--results", str(options.results)]
     print(f"next: growbench run {shlex.join([*same, '--tuned', str(folder / 'tuned.toml')])}")
-    return 0 if all(map(tune.best, done.values())) else 1
+    return 0 if all(map(tuning.best, done.values())) else 1
 
 
-def make_report(options: argparse.Namespace) -> int:
-    from growbench import report
+def report(options: argparse.Namespace) -> int:
+    from growbench import report as reports
 
-    for page in report.make_all(options.folder, options.out, options.target_loss):
+    for page in reports.make_all(options.folder, options.out, options.target_loss):
         print(f"report: {page}")
     return 0
 
@@ -146,13 +151,13 @@ def list_known(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_method(options: argparse.Namespace) -> int:
+def check(options: argparse.Namespace) -> int:
     if (options.method is None) == (options.aa is None):
         raise UsageError("check: needs either a METHOD or --aa EXPERIMENT")
     if options.aa is not None:
         return _check_harness(options)
     if options.repetitions or options.out:
-        raise UsageError("--repetitions and --out: only of --aa")
+        raise UsageError("--repetitions and --out: only with --aa")
     name = Path(options.method.partition(":")[0]).stem
     for override in options.set:
         if not override.startswith(f"{name}."):
@@ -161,9 +166,9 @@ def check_method(options: argparse.Namespace) -> int:
     (found,) = registry.get_all([options.method], settings)
     _prepare()
 
-    from growbench.tools import check
+    from growbench.tools import check as promises
 
-    return check.report(found)
+    return promises.report(found)
 
 
 def _check_harness(options: argparse.Namespace) -> int:
@@ -178,45 +183,29 @@ def _check_harness(options: argparse.Namespace) -> int:
     return aa_test.report(options.aa, options.set, repetitions, folder, command)
 
 
-def print_flops(options: argparse.Namespace) -> int:
-    from growbench.data.shapes import vocabulary_size
-    from growbench.planning.plan import plan
-    from growbench.tools.flops import fvcore_check
+def flops(options: argparse.Namespace) -> int:
+    from growbench.tools.flops import compare_with_fvcore, table
 
     experiment = _experiment(options)
     methods = _methods(options.methods, experiment)
-    vocabulary = vocabulary_size(experiment.data)
-    print(f"{experiment.name}: FLOPs per step; batch {experiment.train.batch} x {experiment.data.positions}")
-    print(f"{'method':<18} {'phase':<18} {'steps':>8} {'standard':>22} {'ligo_paper':>22}   by account (standard)")
-    for found in methods:
-        for phase in plan(experiment, found, vocabulary):
-            accounts = ", ".join(f"{account} {flops:.0f}" for account, flops in phase.flops_per_step.items())
-            paper = "-" if phase.paper_flops_per_step is None else phase.paper_flops_per_step
-            print(
-                f"{found.name:<18} {phase.name:<18} {phase.steps:>8} {sum(phase.flops_per_step.values()):>22.0f}"
-                f" {paper:>22}   {accounts}; growth {phase.growth_flops}"
-            )
-    equal = True
-    for which in ("source", "target"):
-        ours, theirs = fvcore_check(experiment, which, vocabulary)
-        equal &= ours == theirs
-        verdict = "equal" if ours == theirs else "NOT EQUAL"
-        print(f"forward of the {which}, one sequence: growbench {ours}, fvcore {theirs}: {verdict}")
+    print(table(experiment, methods))
+    text, equal = compare_with_fvcore(experiment)
+    print(text)
     return 0 if equal else 1
 
 
-def run_bench(options: argparse.Namespace) -> int:
+def bench(options: argparse.Namespace) -> int:
     if options.rounds < 5:
         raise UsageError(f"--rounds {options.rounds}: must be at least 5")
     experiment = _experiment(options)
 
     from growbench.costs.hardware import choose_device
     from growbench.tools.phase_costs import bench_phases
-    from growbench.tools.throughput import bench
+    from growbench.tools.throughput import compare_loops
 
     device = choose_device(options.device)
     if options.methods is None:
-        print(bench(experiment, device, options.rounds))
+        print(compare_loops(experiment, device, options.rounds))
     else:
         _methods(options.methods, experiment)  # refuses what is unknown
         print(bench_phases(experiment, options.methods.split(","), device, options.rounds))
@@ -224,7 +213,7 @@ def run_bench(options: argparse.Namespace) -> int:
 
 
 def _prepare() -> None:
-    """Keep freed memory, and the libraries' advice and retries out of the progress display; their errors become ours."""
+    """Let freed memory stay with the process, and keep the libraries' own messages out of the progress display."""
     import huggingface_hub
     import transformers
 

@@ -555,7 +555,7 @@ def test_an_interrupt_keeps_what_was_done(miniature: Path, tmp_path: Path) -> No
     command = ["run", miniature, "--methods", path, "--results", results]
     answer = growbench(*command)
     assert answer.code == 130
-    assert answer.err.splitlines()[-1] == "growbench: interrupted; what was done is kept"
+    assert answer.err.splitlines()[-1] == "growbench: interrupted; finished work is kept, and the same command resumes"
     assert "Traceback" not in answer.err
     runs = run_folders(results)
     assert (runs["scratch-seed0"]["status"], runs["interrupted-seed0"]["status"]) == ("finished", "interrupted")

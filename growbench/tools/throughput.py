@@ -38,7 +38,7 @@ SECONDS = 3.0  # of training per measurement, about
 WARM_UP = 3  # steps
 
 
-def bench(experiment: Experiment, device: torch.device, rounds: int) -> str:
+def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> str:
     """The comparison as a text: matrix-product peak, tokens/s and share of the peak, medians over `rounds` alternations, ratios.
 
     Every loop trains the experiment's target from scratch on the same batches, at the same precision, with gradient clipping, in

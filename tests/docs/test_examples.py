@@ -187,7 +187,7 @@ def test_a_hyperparameter_of_the_tutorial_is_set(miniature: Path, written: Path)
 
 
 def parsed(arguments: list[str]) -> argparse.Namespace:
-    return cli._parser().parse_args(arguments)
+    return cli.parser().parse_args(arguments)
 
 
 def resolve(options: argparse.Namespace) -> None:

@@ -179,4 +179,4 @@ def test_a_throughput_is_a_positive_number(value: str, capsys: pytest.CaptureFix
 
 def test_throughput_without_a_dry_run_is_refused(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", str(miniature), "--throughput", "1e12"]) == 2
-    assert "--throughput: only of --dry-run" in capsys.readouterr().err
+    assert "--throughput: only with --dry-run" in capsys.readouterr().err

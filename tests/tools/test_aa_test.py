@@ -113,7 +113,7 @@ def test_each_promise_decides(savings: list[float], inside: int, reuse: float, b
     [
         ([], "needs either a METHOD or --aa EXPERIMENT"),
         (["ligo", "--aa", "gpt2-tiny"], "needs either a METHOD or --aa EXPERIMENT"),
-        (["ligo", "--repetitions", "3"], "--repetitions and --out: only of --aa"),
+        (["ligo", "--repetitions", "3"], "--repetitions and --out: only with --aa"),
         (["--aa", "nonesuch"], "unknown experiment 'nonesuch'"),
         (["--aa", "gpt2-tiny", "--set", "train.nonesuch=1"], "train.nonesuch"),
     ],
