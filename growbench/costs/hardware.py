@@ -26,6 +26,7 @@ class Hardware:
     micro_batch: int = 0  # this field and the next two as in growbench.config.schema.Machine
     compile: str = "auto"
     workers: int = field(default=-1, compare=False)
+    stepping: str = field(default="", compare=False)  # of the CPU, as "25.17.1": results of equal ones are bit-identical
     earlier: str = ""  # the other machines that the run was on before it was resumed here, separated by "; "
 
     def settings(self) -> dict[str, Any]:
@@ -53,8 +54,16 @@ def device_name(device: torch.device) -> str:
 
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    for line in cpuinfo.read_text().splitlines() if cpuinfo.is_file() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_stepping() -> str:
+    """The CPU's family, model and stepping. Its name may leave them out, and libraries choose their code by them."""
+    return ".".join(filter(None, map(_cpuinfo().get, ("cpu family", "model", "stepping"))))
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux tells of the first processor."""
+    file = Path("/proc/cpuinfo")
+    first = file.read_text().partition("\n\n")[0] if file.is_file() else ""
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

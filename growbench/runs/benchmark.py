@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import statistics
 import time
 import traceback
@@ -16,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +28,7 @@ from growbench.config.schema import Experiment, Training
 from growbench.console import Progress, say
 from growbench.costs import memory
 from growbench.costs.accounts import Account, Unit
-from growbench.costs.hardware import Hardware, device_name
+from growbench.costs.hardware import Hardware, cpu_stepping, device_name
 from growbench.costs.ledger import Costs, charged
 from growbench.data import Data, load, tokenizer_to_save
 from growbench.errors import UsageError
@@ -41,15 +39,13 @@ from growbench.planning.plan import check_sizes, refuse
 from growbench.registry import Found, get
 from growbench.runs import saved_models, store
 from growbench.runs.records import Cost, PhaseRecord, RunConfig, RunCosts, RunError, RunRecord, RunStatus
+from growbench.runs.reproduced import versions
 from growbench.runs.signals import Interruption
 from growbench.training import tensor_parallel
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.parallel import Parallel
 from growbench.training.state import TrainingFailed
 from growbench.training.trainer import Output, Stop, Trainer, Work
-
-VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
-
 
 LADDER = (0.4, 0.55, 0.7, 0.85, 1.0)  # budgets of the ladder protocol, shares of scratch's
 
@@ -376,7 +372,7 @@ class Benchmark:
             peak_memory_bytes=outcome.costs.peak_memory(),
             phases=[PhaseRecord(**phase) for phase in outcome.phases],
             waited_seconds=outcome.waited,
-            versions={"python": platform.python_version()} | {package: version(package) for package in VERSIONED},
+            versions=versions(),
             hardware=self._hardware(trainer.training),
             data=data.describe(),
             error=error,
@@ -391,6 +387,7 @@ class Benchmark:
             threads=torch.get_num_threads(),
             precision=training.precision_on(device.type),
             processes=self.parallel.describe(),
+            stepping=cpu_stepping() if device.type == "cpu" else "",
             **dataclasses.asdict(self.experiment.machine),
         )
 

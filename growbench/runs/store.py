@@ -18,6 +18,7 @@ from growbench.costs.accounts import Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
 from growbench.errors import UsageError
 from growbench.runs.records import Cost, RunRecord, RunStatus
+from growbench.runs.reproduced import Stamp
 
 REPLACED = "replaced"  # the folder of archived runs: finished ones, in whose place one of another configuration was trained
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
@@ -34,11 +35,15 @@ CURVE: dict[str, type | tuple[type, ...]] = {  # of every row
 
 @dataclass(frozen=True)
 class Run:
-    """A stored run: `record` is its run.json, `curve` the rows of its curve.jsonl in order."""
+    """A stored run: `record` is its run.json, `curve` the rows of its curve.jsonl in order.
+
+    A run that was reproduced has the origin and the configuration that its stamp says.
+    """
 
     folder: Path
     record: RunRecord
     curve: list[dict[str, Any]]
+    stamp: Stamp | None = None
 
     @property
     def name(self) -> str:
@@ -117,9 +122,10 @@ def _clear(path: Path) -> None:
 
 def state_source(run: Run, cost: Cost) -> None:
     """Store what the training of a run's source cost, as far as that is known by now."""
-    record = replace(run.record, cost=run.record.cost.with_source(cost))
-    if record != run.record:
-        _write(run.folder, record)
+    stated = run.record.cost.with_source(cost)
+    if stated != run.record.cost:
+        written = RunRecord.read((run.folder / "run.json").read_text(encoding="utf-8"))  # without what a stamp says
+        _write(run.folder, replace(written, cost=stated))
 
 
 def _write(folder: Path, record: RunRecord) -> None:
@@ -184,9 +190,20 @@ def load(folder: Path) -> Run | None:
     try:
         if not file.is_file():
             return None
-        return Run(folder, RunRecord.read(file.read_text(encoding="utf-8")), list(_rows(folder / "curve.jsonl")))
+        record, stamp = RunRecord.read(file.read_text(encoding="utf-8")), _stamp(folder)
+        if stamp and stamp.covers(record):
+            record = replace(record, origin=stamp.origin, config=stamp.config)
+        return Run(folder, record, list(_rows(folder / "curve.jsonl")), stamp)
     except (OSError, ValueError) as error:  # no UTF-8 and no JSON are ValueErrors
         _say_once(f"{folder} is left out: run.json cannot be read: {' '.join(str(error).split())}")
+        return None
+
+
+def _stamp(folder: Path) -> Stamp | None:
+    try:
+        return Stamp.read(folder)
+    except (OSError, ValueError) as error:
+        _say_once(f"{folder} counts as not reproduced: {' '.join(str(error).split())}")
         return None
 
 
