@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from growbench.analysis.crossing import cost_to_loss
-from growbench.analysis.selection import is_scratch
+from growbench.analysis.selection import is_scratch, made_by_earlier_code
 from growbench.analysis.statistics import smallest_detectable
 from growbench.costs.accounts import Unit
 from growbench.formatting import percent
@@ -26,6 +26,7 @@ def notes(runs: Sequence[Run], shorter: Sequence[Run], left_out: Sequence[Run], 
             f"{LEFT_OUT} since their experiment differs from that of scratch, or their hyperparameters from those of the "
             f"method's first seed: {_names(left_out)}."
         )
+    found += _code_note([*runs, *shorter])
     if target_loss is not None:
         found.append(
             f"The target {target_loss:g} was given by hand, so savings are measured against what scratch paid to reach it, "
@@ -55,6 +56,14 @@ def notes(runs: Sequence[Run], shorter: Sequence[Run], left_out: Sequence[Run], 
     if len({run.record.seed for run in runs}) == 1:
         found.append("One seed: no interval can be given, and small differences mean nothing. A claim takes three seeds or more.")
     return found + _noise_note(list(scratch.values()))
+
+
+def _code_note(runs: Sequence[Run]) -> list[str]:
+    """Which runs today's code is not known to make."""
+    earlier = made_by_earlier_code(runs)
+    names = "all runs" if len(earlier) == len(runs) else _names(earlier)
+    changed = "their methods' code was changed since, and growbench reproduce has not shown that it still makes them"
+    return [f"Made by earlier code, as {changed}: {names}."] if earlier else []
 
 
 def _noise_note(scratch: Sequence[Run]) -> list[str]:

@@ -6,12 +6,15 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import pandas as pd
 
+from growbench import registry
 from growbench.costs.accounts import Unit
 from growbench.errors import UsageError
-from growbench.registry import SCRATCH
+from growbench.registry import SCRATCH, SOURCE
+from growbench.runs.records import UNKNOWN_ORIGIN
 from growbench.runs.store import Run
 
 
@@ -42,6 +45,30 @@ def _identity(run: Run) -> str:
 
 def _variant(run: Run) -> str:
     return json.dumps([run.record.config.method, run.record.origin], sort_keys=True)
+
+
+def made_by_earlier_code(runs: Iterable[Run]) -> list[Run]:
+    """The runs whose method has other code today, and which were not reproduced with it.
+
+    Of a method that is not known by its name here, as a loose file is not, nothing is said.
+    """
+    known, today = {SOURCE, *registry.names()}, cache(_origin_today)
+    of_known = [run for run in runs if run.record.method in known]
+    return [run for run in of_known if run.record.origin == UNKNOWN_ORIGIN or run.record.origin != today(_method(run))]
+
+
+def _method(run: Run) -> str:
+    """A run's method with its hyperparameters, as JSON."""
+    hyperparameters = {key: value for key, value in run.record.config.method.items() if not key.startswith("train.")}
+    return json.dumps([SCRATCH if run.record.method == SOURCE else run.record.method, hyperparameters])
+
+
+def _origin_today(method: str) -> str | None:
+    """None if the method has other hyperparameters today."""
+    try:
+        return registry.get(*json.loads(method)).origin
+    except UsageError:
+        return None
 
 
 def first_run(runs: Iterable[Run], method: str) -> Run:

@@ -19,6 +19,8 @@ from growbench.costs.hardware import Hardware
 
 SCHEMA_VERSION = 2  # 1 was not numbered
 
+UNKNOWN_ORIGIN = "unknown"  # of runs that were stored before methods had origins
+
 Amount = int | float | None  # of FLOPs or seconds; None: not known
 
 
@@ -114,7 +116,7 @@ class RunRecord:
     experiment: str
     title: str  # of the experiment
     method: str
-    origin: str = "unknown"  # of the method's code
+    origin: str = UNKNOWN_ORIGIN  # of the method's code
     seed: int
     config: RunConfig
     published: Published | None = None  # the paper's figures for this method and experiment
