@@ -22,9 +22,9 @@ def added_later(default: T) -> T:
 class ModelConfig:
     """The sizes of one transformer. The last three follow from the data, and stand in no file."""
 
-    layers: int
-    width: int
-    heads: int
+    layers: int  # that grow
+    width: int  # of the residual stream
+    heads: int  # of attention, each of width / heads dimensions
     ffn: int = 0  # 0: four times the width
     kv_heads: int = 0  # 0: as many as heads; grouped-query attention has fewer
     class_layers: int = 2  # CaiT: layers of class attention, after the layers that grow
@@ -73,11 +73,11 @@ class Training:
     steps: int  # the budget: scratch's number of steps
     lr: float  # peak learning rate
     warmup: int | float = 0  # linear; a number of steps (an integer) or a share of the budget (below 1)
-    schedule: Literal["linear", "cosine", "wsd"] = "linear"
+    schedule: Literal["linear", "cosine", "wsd"] = "linear"  # of the decay to 0; wsd: stable, then linear
     decay: float = 0.2  # wsd: share of the budget that decays
     weight_decay: float = 0.01  # on matrices and embeddings; not on norms and biases
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
     clip: float = 1.0  # largest gradient norm
     precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, float32 elsewhere
 
@@ -134,7 +134,7 @@ class TextConfig:
     """Text to train on."""
 
     corpus: str  # wikipedia-sample, files:GLOB or hub:NAME[:CONFIG]
-    sequence_length: int
+    sequence_length: int  # tokens
     vocabulary: int = 0  # train a tokenizer of this size on the corpus...
     tokenizer: str = ""  # ...or use this one: a name on the hub, or a folder; `vocabulary`, if given, is at least its size
     text_column: str = "text"  # of JSON lines, parquet and hub datasets
@@ -172,9 +172,9 @@ class ImageConfig:
     corpus: str  # mnist-sample, files:GLOB (a folder a class, or parquet) or hub:NAME[:CONFIG]
     image_size: int  # side of an image, in pixels
     patch: int  # side of a patch (one token), in pixels
-    classes: int
+    classes: int  # at least 2
     image_column: str = "image"  # of parquet and hub datasets
-    label_column: str = "label"
+    label_column: str = "label"  # likewise
     evaluation_batches: int = 4  # fixed batches, the same for every method
     flip: float = 0.0  # probability of mirroring left and right
     crop: float = 1.0  # least share of the image that a random crop keeps; 1: no crop

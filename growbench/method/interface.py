@@ -90,14 +90,14 @@ class Phase:
     """
 
     model: nn.Module  # trained in place; requires_grad says what is frozen
-    steps: int | None = None
+    steps: int | None = None  # a number of steps, at least 1
     share: float | None = None  # of the budget, above 0 and up to 1
-    loss: LossFn = task_loss
+    loss: LossFn = task_loss  # (model, batch, step within the phase) -> scalar, in nats
     optimizer: Optimizer | None = None  # None: task.optimizer(model)
     schedule: Schedule | None = None  # None: the run's schedule goes on where it is (constant in an operator's phase)
     group_schedules: Sequence[Schedule | None] = ()  # one a param group of `optimizer`; None: the phase's
     account: Literal["train", "operator"] = "train"  # operator: outside of the budget, and its losses reach no target
-    name: str = "train"
+    name: str = "train"  # as curves and tables show it
     target: nn.Module | None = None  # the part of `model` that is the target, where `model` holds more
     workload: Callable[[int], int] | None = None  # step within the phase -> number of its workload
     paper_step_flops: Callable[[int, int], int] | None = None  # (batch, sequence length) -> FLOPs by the counter of LiGO's paper
@@ -151,10 +151,10 @@ class Phase:
 class Trained:
     """What a yield gives back: the phase's model and optimizer as training left them, steps done, last training loss."""
 
-    model: nn.Module
-    optimizer: Optimizer
-    steps: int
-    loss: float
+    model: nn.Module  # the phase's own
+    optimizer: Optimizer  # with its state: the next phase may go on with it
+    steps: int  # done
+    loss: float  # of the last training step, in nats
 
 
 Phases = Generator[Phase, Trained, None]
@@ -164,14 +164,14 @@ Phases = Generator[Phase, Trained, None]
 class Task:
     """What a method has to work with. Everything random in a method comes from `rng`."""
 
-    architecture: Architecture
+    architecture: Architecture  # the table of its weights: native(weights, config) gives parameters under autograd
     target_config: ModelConfig  # the sizes to grow to
     budget: int  # scored steps
-    training: Training
-    device: torch.device
+    training: Training  # the experiment's [train]: batch, steps, lr, schedule, ...
+    device: torch.device  # of every model
     rng: torch.Generator  # on the CPU, seeded by the run's seed
     teacher: Callable[..., AbstractContextManager[None]]  # with task.teacher(): no gradients, its costs apart
-    source_config: ModelConfig
+    source_config: ModelConfig  # the sizes of the source
     _source: nn.Module | None = field(default=None, repr=False)
 
     @classmethod
