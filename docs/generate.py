@@ -224,7 +224,7 @@ def commands() -> str:
     """Every command with its arguments, as the parser knows them."""
     from growbench import cli
 
-    (action,) = (each for each in cli._parser()._actions if isinstance(each, argparse._SubParsersAction))
+    (action,) = (each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
     return "\n\n".join(_command(name, parser) for name, parser in action.choices.items())
 
 
