@@ -58,8 +58,9 @@ def _rounded(value: float) -> float:
 
 
 def data_size(count: float) -> str:
-    """A number of bytes in MiB or GiB."""
-    return f"{digits(count / 2**30)} GiB" if count >= 2**30 else f"{digits(count / 2**20)} MiB"
+    """A number of bytes in MiB, or in GiB from 1,000 MiB on."""
+    mebibytes = count / 2**20
+    return f"{digits(mebibytes)} MiB" if _rounded(mebibytes) < 1000 else f"{digits(mebibytes / 1024)} GiB"
 
 
 def percent(share: float, places: int = 1, signed: bool = False) -> str:

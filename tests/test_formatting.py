@@ -68,6 +68,7 @@ def test_a_scale_fits_the_largest_value() -> None:
 
 def test_data_size() -> None:
     assert formatting.data_size(523_000_000) == "499 MiB" and formatting.data_size(85_899_345_920) == "80.0 GiB"
+    assert formatting.data_size(999.4 * 2**20) == "999 MiB" and formatting.data_size(999.6 * 2**20) == "0.976 GiB"
 
 
 def test_shares() -> None:

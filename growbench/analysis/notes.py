@@ -74,9 +74,9 @@ def _noise_note(scratch: Sequence[Run]) -> list[str]:
     least = detectable_saving(scratch)
     found = f"only a saving of about {percent(least)} or more" if least < 1 else "no saving"
     return [
-        f"Noise floor: scratch's final loss varies by {deviation:.4f} (standard deviation over {len(scratch)} seeds). Of a "
-        f"method whose cost varies as much as scratch's near its final loss, these seeds would find {found}; steadier ones need "
-        "less."
+        f"Noise floor: scratch's final loss varies by {deviation:.4f} (standard deviation over {len(scratch)} seeds). For a "
+        f"method whose cost varies as much as scratch's does near its final loss, these seeds would find {found}. "
+        "Savings of steadier methods are easier to find."
     ]
 
 

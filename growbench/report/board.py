@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from growbench.analysis import profiles, tables
+from growbench.analysis.columns import to_scratch
 from growbench.analysis.comparison import KEEPS, Comparison
 from growbench.costs.accounts import LEDGERS, Ledger, Unit
 from growbench.formatting import counted, ratio
@@ -96,7 +97,7 @@ def _table(columns: Mapping[str, Mapping[str, Row]], means: pd.DataFrame, names:
     blocks = [
         MethodRows(
             name,
-            [[ledger, *_savings(columns, method, ledger), ratio(mean[method][f"to_scratch_{ledger}"])] for ledger in LEDGERS],
+            [[ledger, *_savings(columns, method, ledger), ratio(mean[method][to_scratch(ledger)])] for ledger in LEDGERS],
         )
         for method, name in names.items()
     ]

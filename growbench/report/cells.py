@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from growbench.analysis.columns import Saving
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import Scale, percent, saving, scale
 from growbench.registry import SCRATCH
@@ -23,21 +23,22 @@ def saving_of(row: Mapping[str, Any] | None, unit: Unit, ledger: Ledger) -> str:
     """A method's saving with its interval; blank for a method that has no row."""
     if row is None or row["method"] == SCRATCH:
         return "reference" if row else ""
-    column = f"{unit}_saving_{ledger}"
-    if unknown(row, column):
+    found = Saving.of(row, unit, ledger)
+    if row.get("at_least") and row["reached"] == row["seeds"] and found.known:
+        return f"≥ {percent(found.mean)}"  # an interval of a bound would say nothing
+    return outcome(row, unit, ledger)
+
+
+def outcome(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> str:
+    """A saving with its interval, or why there is none: its source's cost is unknown, or some seeds did not reach the target."""
+    if source_unknown(row, unit, ledger):
         return UNKNOWN
-    if row.get("at_least") and row["reached"] == row["seeds"] and not math.isnan(row[column]):
-        return f"≥ {percent(row[column])}"  # an interval of a bound would say nothing
-    return outcome(row, column)
-
-
-def unknown(row: Mapping[str, Any], column: str) -> bool:
-    """Whether only the saving with the source charged is missing: nobody said what the source cost."""
-    return math.isnan(row[column]) and not math.isnan(row[column.replace("build", "reuse")])
-
-
-def outcome(row: Mapping[str, Any], column: str) -> str:
-    """The saving in a column with its interval, or that some seeds did not reach the target."""
     if row["reached"] < row["seeds"]:
         return f"not reached ({row['reached']} of {row['seeds']})"
-    return saving(row[column], row[f"{column}_low"], row[f"{column}_high"])
+    found = Saving.of(row, unit, ledger)
+    return saving(found.mean, found.low, found.high)
+
+
+def source_unknown(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> bool:
+    """Whether a saving is missing only because nobody said what the source cost: there is one with the source free."""
+    return not Saving.of(row, unit, ledger).known and Saving.of(row, unit, Ledger.REUSE).known

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from growbench.analysis import tables
+from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import LEDGERS, Unit
+from growbench.costs.accounts import LEDGERS, Ledger, Unit
 from growbench.registry import SCRATCH
 from growbench.report.cells import cost_scale
 from growbench.report.drawing import (
@@ -52,7 +52,7 @@ def curves(unit: Unit, measure: str = "val_loss") -> Callable[[Comparison, pd.Da
         else:
             _accuracy_limits(axes, shown)
             axes.set_ylabel("validation accuracy")
-        paid = [cost for cost in comparison.savings[f"{unit}_to_target_build"] if np.isfinite(cost)]
+        paid = [cost for cost in comparison.savings[columns.cost_to_target(unit, Ledger.BUILD)] if np.isfinite(cost)]
         axes.set_xlim(0.02 * most if log else 0, 1.02 * max([most, *paid]))
         if log:
             axes.set_xscale("log")
@@ -109,11 +109,11 @@ def _touches_unscored(scored: pd.Series) -> pd.Series:
     return unscored | unscored.shift(1, fill_value=False)
 
 
-def _target(axes: Axes, comparison: Comparison, unit: str, drawn: Mapping[str, Look]) -> None:
+def _target(axes: Axes, comparison: Comparison, unit: Unit, drawn: Mapping[str, Look]) -> None:
     target_line(axes, comparison.target)
     for row in tables.records(comparison.savings):
         look = drawn[row["method"]]
-        reuse, build = (row[f"{unit}_to_target_{ledger}"] for ledger in LEDGERS)
+        reuse, build = (row[columns.cost_to_target(unit, ledger)] for ledger in LEDGERS)
         if np.isfinite(reuse):
             dot: dict[str, Any] = {"marker": look.dot, "color": look.colour, "markersize": 7, "clip_on": False}
             axes.plot(reuse, comparison.target, **dot, markeredgecolor="white", zorder=6)

@@ -23,6 +23,7 @@ from scipy.optimize import isotonic_regression
 
 from growbench import registry
 from growbench.analysis.comparison import Comparison
+from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import Scale, percent
 from growbench.registry import SCRATCH
 
@@ -32,8 +33,8 @@ GREY, INK = "#4d4d4d", "#222222"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#661100")
 MARKERS = {"": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}  # the second round of colours carries the second marker
 WIDE, NARROW = 8.6, 4.3  # inches
-TITLES = {"flops": "Training FLOPs", "seconds": "Wall time"}
-LEDGER_TITLES = {"reuse": "reuse ledger: source model free", "build": "build ledger: source model charged"}
+TITLES = {Unit.FLOPS: "Training FLOPs", Unit.SECONDS: "Wall time"}
+LEDGER_TITLES = {Ledger.REUSE: "reuse ledger: source model free", Ledger.BUILD: "build ledger: source model charged"}
 PARAMETERS: dict[str, Any] = {
     "font.size": 9.5,
     "axes.edgecolor": "#888888",

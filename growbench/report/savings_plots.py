@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from growbench.analysis import tables
+from growbench.analysis import columns, tables
+from growbench.analysis.columns import Saving
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import LEDGERS, UNITS
+from growbench.costs.accounts import LEDGERS, UNITS, Ledger, Unit
 from growbench.registry import SCRATCH
-from growbench.report.cells import UNKNOWN, outcome, unknown
+from growbench.report.cells import outcome
 from growbench.report.drawing import (
     GREY,
     INK,
@@ -47,13 +45,16 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
         _saving_limits(axes, data, comparison.outcomes, unit)
         for row, place in zip(rows, reversed(range(len(rows))), strict=True):
             seeds = comparison.outcomes[comparison.outcomes["method"] == row["method"]]
-            for ledger, offset in (("reuse", 0.17), ("build", -0.17)):
-                column = f"{unit}_saving_{ledger}"
-                _saving_row(axes, row, column, seeds[column], place + offset, drawn[row["method"]])
-                text = _saving_text(row, column, short=width != WIDE)
+            look = drawn[row["method"]]
+            for ledger, offset, face in ((Ledger.REUSE, 0.17, look.colour), (Ledger.BUILD, -0.17, "white")):
+                found = Saving.of(row, unit, ledger)
+                _saving_row(axes, found, seeds[columns.saving(unit, ledger)], place + offset, look, face)
+                text = outcome(row, unit, ledger)
+                if width != WIDE:
+                    text = text.partition(" (")[0]  # the interval has no room
                 beside = (1.02 if width == WIDE else 1.05, place + offset)
                 axes.annotate(f"{ledger}  {text}", beside, xycoords=("axes fraction", "data"), va="center", fontsize=8)
-            axes.plot(row[f"published_{unit}_saving"], place + 0.17, "|", color=INK, markersize=12, markeredgewidth=1.4)
+            axes.plot(row[columns.published_saving(unit)], place + 0.17, "|", color=INK, markersize=12, markeredgewidth=1.4)
         axes.axvline(0, color=GREY, linewidth=1.2)
         axes.set_ylim(-0.55, len(rows) - 0.45)
         name_rows(axes, [comparison.label(method) for method in methods], [drawn[method] for method in methods])
@@ -65,31 +66,25 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     return figure
 
 
-def _saving_limits(axes: Axes, data: pd.DataFrame, outcomes: pd.DataFrame, unit: str) -> None:
+def _saving_limits(axes: Axes, data: pd.DataFrame, outcomes: pd.DataFrame, unit: Unit) -> None:
     """Savings up to 100 %; what costs more than twice scratch is drawn at the edge, with its figure beside it."""
-    shown = f"^((published_)?{unit}_saving|{unit}_saving_(reuse|build)(_low|_high)?)$"
-    tables = (table.filter(regex=shown).to_numpy().ravel() for table in (data, outcomes))
-    values = np.concatenate([*tables, [0.0, 0.1]])
+    values = [0.0, 0.1, *data[columns.published_saving(unit)]]
+    for ledger in LEDGERS:
+        values += [*outcomes[columns.saving(unit, ledger)]]
+        for row in tables.records(data):
+            found = Saving.of(row, unit, ledger)
+            values += [found.mean, found.low, found.high]
     low, high = max(np.nanmin(values), -1.0), min(np.nanmax(values), 1.0)
     axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def _saving_row(axes: Axes, row: Mapping[str, Any], column: str, seeds: pd.Series, place: float, look: Look) -> None:
+def _saving_row(axes: Axes, saving: Saving, seeds: pd.Series, place: float, look: Look, face: str) -> None:
     left, right = axes.get_xlim()
-    ends = np.clip([row[f"{column}_low"], row[f"{column}_high"]], left, right)
-    face = "white" if column.endswith("build") else look.colour
+    ends = np.clip([saving.low, saving.high], left, right)
     axes.plot(np.maximum(seeds, left), [place] * len(seeds), "o", color=look.colour, markersize=3, alpha=0.45)
     axes.plot(ends, [place] * 2, color=look.colour, linewidth=1.6)
-    mean = np.maximum(row[column], left)
+    mean = np.maximum(saving.mean, left)
     axes.plot(mean, place, look.dot, color=look.colour, markerfacecolor=face, markersize=7.5, clip_on=False)
-
-
-def _saving_text(row: Mapping[str, Any], column: str, short: bool) -> str:
-    """The saving with its interval; in the narrow cut, where that has no room, without."""
-    if unknown(row, column):
-        return UNKNOWN
-    text = outcome(row, column)
-    return text.partition(" (")[0] if short else text
 
 
 def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:

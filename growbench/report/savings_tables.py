@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from growbench.analysis import tables
+from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
 from growbench.costs.accounts import LEDGERS, UNITS, Ledger, Unit
 from growbench.formatting import NONE, Scale, counted, p_value, percent
@@ -50,7 +50,7 @@ class SavingsTable:
             cells.append(percent(row["final_val_accuracy"]))
         cells.append(f"{row['reached']} of {row['seeds']}")
         for unit in UNITS:
-            costs = [row[f"{unit}_to_target_{ledger}"] for ledger in LEDGERS]
+            costs = [row[columns.cost_to_target(unit, ledger)] for ledger in LEDGERS]
             cells += [UNKNOWN if math.isnan(cost) else scales[unit].text(cost) for cost in costs]
             cells += [saving_of(row, unit, ledger) for ledger in LEDGERS]
         return cells
@@ -96,30 +96,30 @@ def ladder(comparison: Comparison) -> Ladder | None:
     if comparison.ladder.empty:
         return None
     single = {row["method"]: row for row in tables.records(comparison.savings)}
-    columns = [(unit, ledger) for unit in UNITS for ledger in LEDGERS]
+    pairs = [(unit, ledger) for unit in UNITS for ledger in LEDGERS]
     groups = {
         f"{GROUPS[unit]} saved, {ledger}": {
             protocol: f"{TITLES[unit]} saved, {ledger}: {protocol}" for protocol in ("single", "ladder")
         }
-        for unit, ledger in columns
+        for unit, ledger in pairs
     }
     names = method_names(comparison)
     rows = [
         MethodRow(
             names[row["method"]],
-            [saving_of(table_row, *column) for column in columns for table_row in (single[row["method"]], row)],
+            [saving_of(table_row, *pair) for pair in pairs for table_row in (single[row["method"]], row)],
         )
         for row in tables.records(comparison.ladder)
     ]
     rungs = comparison.rungs
-    charged, spent = rungs["flops_reuse"].sum(), rungs["spent_flops"].sum()
+    charged, spent = rungs[columns.cost(Unit.FLOPS, Ledger.REUSE)].sum(), rungs[columns.spent(Unit.FLOPS)].sum()
     runs = counted(len(rungs), "run")
     return Ladder(GroupedTable([], groups, rows), runs, charged, spent, cost_scale(charged, Unit.FLOPS))
 
 
 def papers(comparison: Comparison) -> GroupedTable | None:
     """The papers' figures beside ours, each counter in a column of its own; None where no paper gives any."""
-    claims = comparison.savings.filter(regex="^published_").notna().any(axis=1)
+    claims = comparison.savings[[columns.published_saving(unit) for unit in UNITS]].notna().any(axis=1)
     if not claims.any():
         return None
     groups = {
@@ -133,9 +133,9 @@ def papers(comparison: Comparison) -> GroupedTable | None:
             [
                 saving_of(row, Unit.FLOPS, Ledger.REUSE),
                 percent(row["flops_saving_paper_counter"]),
-                percent(row["published_flops_saving"]),
+                percent(row[columns.published_saving(Unit.FLOPS)]),
                 saving_of(row, Unit.SECONDS, Ledger.REUSE),
-                percent(row["published_seconds_saving"]),
+                percent(row[columns.published_saving(Unit.SECONDS)]),
             ],
         )
         for row in tables.records(comparison.savings[claims])
@@ -145,8 +145,8 @@ def papers(comparison: Comparison) -> GroupedTable | None:
 
 def tests(comparison: Comparison) -> GroupedTable | None:
     """The p-values; None where the seeds are too few for any."""
-    columns = [f"flops_p_{other}_{ledger}" for other in ("scratch", "best") for ledger in LEDGERS]
-    tested = comparison.savings[columns].notna().any(axis=1)
+    values = [columns.p_value(other, ledger) for other in ("scratch", "best") for ledger in LEDGERS]
+    tested = comparison.savings[values].notna().any(axis=1)
     if not tested.any():
         return None
     groups = {
@@ -155,7 +155,7 @@ def tests(comparison: Comparison) -> GroupedTable | None:
     }
     names = method_names(comparison)
     rows = [
-        MethodRow(names[row["method"]], [p_value(row[column]) for column in columns])
+        MethodRow(names[row["method"]], [p_value(row[value]) for value in values])
         for row in tables.records(comparison.savings[tested])
     ]
     return GroupedTable([], groups, rows)

@@ -18,6 +18,7 @@ from growbench.analysis.comparison import analyse
 from growbench.errors import UsageError
 from growbench.formatting import percent
 from growbench.report import page
+from growbench.report.headline import headline
 from tests.report.results import METHODS, STEP_FLOPS, STEPS, TEXT_PLOTS, Page, change, fail, of_images, read, write_results
 
 Figures = Callable[[], AbstractContextManager[None]]
@@ -182,6 +183,13 @@ def test_the_ladder_stands_beside_the_single_budget(climbed: Path) -> None:
         bound = percent(ladder.loc["ligo", column])
         assert rows["ligo"][f"FLOPs saved, {ledger}: ladder"] == f"≥ {bound}"
         assert rows["stackbert"][f"time saved, {ledger}: ladder"] == "not reached (1 of 2)"
+
+
+def test_the_headline_says_what_the_ladder_says(climbed: Path) -> None:
+    comparison = analyse(climbed.parent)
+    assert headline(comparison).endswith("On the ladder it meets the target in 1 of 2 seeds only.")  # stackbert
+    met = comparison.ladder.assign(reached=2, at_least=True, flops_saving_reuse=0.25)
+    assert headline(dataclasses.replace(comparison, ladder=met)).endswith("On the ladder it saves ≥ 25.0\N{NO-BREAK SPACE}%.")
 
 
 def test_the_ladder_says_what_was_charged_and_what_was_spent(climbed: Path) -> None:
