@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)  # however busy: no test measures time
+settings.load_profile("any machine")
 
 # both are read once, when the first test imports huggingface_hub, and torch
 os.environ["HF_HUB_OFFLINE"] = "1"
