@@ -1,6 +1,6 @@
 """Architectures: which tensor of a model is what. One file an architecture, holding one `ARCHITECTURE`.
 
-A table is a list of `Tensors` rows that map a model's parameters to canonical weights (growbench.growth.weights) and back.
+A table is a list of rows that map a model's parameters to canonical weights (growbench.growth.weights) and back.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, cast
 
@@ -181,41 +181,26 @@ def _stored(row: Row, value: Tensor) -> Tensor:
     return value.mT if row.transposed else value
 
 
-def linear(
-    name: str,
-    native: str,
-    out: Axis,
-    into: Axis,
-    role: str,
-    *,
-    bias: bool = True,
-    transposed: bool = False,
-    part: tuple[int, int] = (0, 1),
-    group: Group = "layers",
-) -> list[Row]:
+def linear(name: str, native: str, out: Axis, into: Axis, role: str, bias: bool = True) -> list[Row]:
     """A linear layer: the weight consumes `into`, weight and bias produce `out`."""
     residual = out is Axis.WIDTH and role.endswith(("attention_out", "ffn_down"))
     rows = [
-        Row(f"{name}.weight", f"{native}.weight", (out, into), role, True, residual, transposed, part, group),
-        Row(f"{name}.bias", f"{native}.bias", (out,), role, False, residual, False, part, group),
+        Row(f"{name}.weight", f"{native}.weight", (out, into), role, consumes=True, residual=residual),
+        Row(f"{name}.bias", f"{native}.bias", (out,), role, residual=residual),
     ]
     return rows if bias else rows[:1]
 
 
-def norm(
-    name: str,
-    native: str,
-    axis: Axis = Axis.WIDTH,
-    *,
-    bias: bool = True,
-    consumes: bool = False,
-    group: Group = "layers",
-    first: str | None = None,
-) -> list[Row]:
+def fused(*layers: list[Row]) -> list[Row]:
+    """Linear layers that one parameter holds as equal blocks, in this order."""
+    return [replace(row, part=(block, len(layers))) for block, rows in enumerate(layers) for row in rows]
+
+
+def norm(name: str, native: str, axis: Axis = Axis.WIDTH, *, bias: bool = True, consumes: bool = False) -> list[Row]:
     """A norm's gain and bias. `consumes`: it feeds a tied decoder, which cannot be divided itself."""
     rows = [
-        Row(f"{name}.weight", f"{native}.weight", (axis,), "norm", consumes, group=group, first=first),
-        Row(f"{name}.bias", f"{native}.bias", (axis,), "norm", consumes, group=group),
+        Row(f"{name}.weight", f"{native}.weight", (axis,), "norm", consumes),
+        Row(f"{name}.bias", f"{native}.bias", (axis,), "norm", consumes),
     ]
     return rows if bias else rows[:1]
 

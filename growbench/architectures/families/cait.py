@@ -61,18 +61,19 @@ def table(config: ModelConfig) -> list[Row]:
 def class_rows() -> list[Row]:
     """The layers of class attention. Their roles are their own, so that a learned operator can tell them from the others."""
     top = "blocks_token_only.{}"
-    return [
-        *norm("attention.norm", f"{top}.norm1", group="class_layers"),
-        *linear("attention.query", f"{top}.attn.q", Axis.HEADS, Axis.WIDTH, "class_query", group="class_layers"),
-        *linear("attention.key", f"{top}.attn.k", Axis.HEADS, Axis.WIDTH, "class_key", group="class_layers"),
-        *linear("attention.value", f"{top}.attn.v", Axis.HEADS, Axis.WIDTH, "class_value", group="class_layers"),
-        *linear("attention.out", f"{top}.attn.proj", Axis.WIDTH, Axis.HEADS, "class_attention_out", group="class_layers"),
-        Row("attention.scale", f"{top}.gamma_1", (Axis.WIDTH,), "layer_scale", group="class_layers"),
-        *norm("ffn.norm", f"{top}.norm2", group="class_layers"),
-        *linear("ffn.up", f"{top}.mlp.fc1", Axis.FFN, Axis.WIDTH, "class_ffn_up", group="class_layers"),
-        *linear("ffn.down", f"{top}.mlp.fc2", Axis.WIDTH, Axis.FFN, "class_ffn_down", group="class_layers"),
-        Row("ffn.scale", f"{top}.gamma_2", (Axis.WIDTH,), "layer_scale", group="class_layers"),
+    rows = [
+        *norm("attention.norm", f"{top}.norm1"),
+        *linear("attention.query", f"{top}.attn.q", Axis.HEADS, Axis.WIDTH, "class_query"),
+        *linear("attention.key", f"{top}.attn.k", Axis.HEADS, Axis.WIDTH, "class_key"),
+        *linear("attention.value", f"{top}.attn.v", Axis.HEADS, Axis.WIDTH, "class_value"),
+        *linear("attention.out", f"{top}.attn.proj", Axis.WIDTH, Axis.HEADS, "class_attention_out"),
+        Row("attention.scale", f"{top}.gamma_1", (Axis.WIDTH,), "layer_scale"),
+        *norm("ffn.norm", f"{top}.norm2"),
+        *linear("ffn.up", f"{top}.mlp.fc1", Axis.FFN, Axis.WIDTH, "class_ffn_up"),
+        *linear("ffn.down", f"{top}.mlp.fc2", Axis.WIDTH, Axis.FFN, "class_ffn_down"),
+        Row("ffn.scale", f"{top}.gamma_2", (Axis.WIDTH,), "layer_scale"),
     ]
+    return [replace(row, group="class_layers") for row in rows]
 
 
 LIBRARY = Timm("cait_s24_224", TimmCait, options, read)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from growbench.architectures import Architecture, Row, embedding, linear, norm
+from growbench.architectures import Architecture, Row, embedding, fused, linear, norm
 from growbench.architectures.library import Transformers
 from growbench.config.schema import ModelConfig
 from growbench.growth.weights import Axis
@@ -56,18 +58,26 @@ def table(config: ModelConfig) -> list[Row]:
         embedding("embeddings.token", "transformer.wte.weight", Axis.VOCAB),
         embedding("embeddings.position", "transformer.wpe.weight", Axis.POSITION),
         *norm("attention.norm", f"{block}.ln_1"),
-        *linear("attention.query", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "query", transposed=True, part=(0, 3)),
-        *linear("attention.key", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "key", transposed=True, part=(1, 3)),
-        *linear("attention.value", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "value", transposed=True, part=(2, 3)),
-        *linear("attention.out", f"{block}.attn.c_proj", Axis.WIDTH, Axis.HEADS, "attention_out", transposed=True),
+        *fused(
+            conv1d("attention.query", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "query"),
+            conv1d("attention.key", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "key"),
+            conv1d("attention.value", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "value"),
+        ),
+        *conv1d("attention.out", f"{block}.attn.c_proj", Axis.WIDTH, Axis.HEADS, "attention_out"),
         *norm("ffn.norm", f"{block}.ln_2"),
-        *linear("ffn.up", f"{block}.mlp.c_fc", Axis.FFN, Axis.WIDTH, "ffn_up", transposed=True),
-        *linear("ffn.down", f"{block}.mlp.c_proj", Axis.WIDTH, Axis.FFN, "ffn_down", transposed=True),
+        *conv1d("ffn.up", f"{block}.mlp.c_fc", Axis.FFN, Axis.WIDTH, "ffn_up"),
+        *conv1d("ffn.down", f"{block}.mlp.c_proj", Axis.WIDTH, Axis.FFN, "ffn_down"),
         *norm("norm", "transformer.ln_f", consumes=config.tied),
     ]
     if not config.tied:
         rows.append(Row("head.weight", "lm_head.weight", (Axis.VOCAB, Axis.WIDTH), "head", consumes=True))
     return rows
+
+
+def conv1d(name: str, native: str, out: Axis, into: Axis, role: str) -> list[Row]:
+    """A linear layer whose matrix is stored (in, out)."""
+    weight, bias = linear(name, native, out, into, role)
+    return [replace(weight, transposed=True), bias]
 
 
 ARCHITECTURE = Architecture("gpt2", "causal", "bytes", "pre", make, table, ("dropout", "tied"), LIBRARY)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from growbench.architectures import Architecture, Row, check_rotary, embedding, linear, norm
+from growbench.architectures import Architecture, Row, check_rotary, embedding, fused, linear, norm
 from growbench.architectures.families.bert import NAMES
 from growbench.architectures.library import Transformers
 from growbench.config.schema import ModelConfig
@@ -55,19 +57,24 @@ def table(config: ModelConfig) -> list[Row]:
     layer = "model.layers.{}"
     # A tied decoder reads the embedding's columns, so the head's transform writes the residual axis.
     head = Axis.WIDTH if config.tied else Axis.HEAD_TRANSFORM
-    fused, gated = f"{layer}.attn.Wqkv", f"{layer}.mlp.Wi"
+    attention, gated = f"{layer}.attn.Wqkv", f"{layer}.mlp.Wi"
+    # Layer 0 has no norm before its attention: the embeddings' norm does its work, and goes with a copy of the layer upwards.
+    attention_norm = norm("attention.norm", f"{layer}.attn_norm", bias=False)
     rows = [
         embedding("embeddings.token", "model.embeddings.tok_embeddings.weight", Axis.VOCAB),
         *norm("embeddings.norm", "model.embeddings.norm", bias=False),
-        # layer 0 has none: the embeddings' norm does its work, and goes with a copy of the layer to a higher place
-        *norm("attention.norm", f"{layer}.attn_norm", bias=False, first="model.embeddings.norm.weight"),
-        *linear("attention.query", fused, Axis.HEADS, Axis.WIDTH, "query", bias=False, part=(0, 3)),
-        *linear("attention.key", fused, Axis.HEADS, Axis.WIDTH, "key", bias=False, part=(1, 3)),
-        *linear("attention.value", fused, Axis.HEADS, Axis.WIDTH, "value", bias=False, part=(2, 3)),
+        *(replace(row, first="model.embeddings.norm.weight") for row in attention_norm),
+        *fused(
+            linear("attention.query", attention, Axis.HEADS, Axis.WIDTH, "query", bias=False),
+            linear("attention.key", attention, Axis.HEADS, Axis.WIDTH, "key", bias=False),
+            linear("attention.value", attention, Axis.HEADS, Axis.WIDTH, "value", bias=False),
+        ),
         *linear("attention.out", f"{layer}.attn.Wo", Axis.WIDTH, Axis.HEADS, "attention_out", bias=False),
         *norm("ffn.norm", f"{layer}.mlp_norm", bias=False),
-        *linear("ffn.gate", gated, Axis.FFN, Axis.WIDTH, "ffn_gate", bias=False, part=(0, 2)),
-        *linear("ffn.up", gated, Axis.FFN, Axis.WIDTH, "ffn_up", bias=False, part=(1, 2)),
+        *fused(
+            linear("ffn.gate", gated, Axis.FFN, Axis.WIDTH, "ffn_gate", bias=False),
+            linear("ffn.up", gated, Axis.FFN, Axis.WIDTH, "ffn_up", bias=False),
+        ),
         *linear("ffn.down", f"{layer}.mlp.Wo", Axis.WIDTH, Axis.FFN, "ffn_down", bias=False),
         *norm("norm", "model.final_norm", bias=False),
         *linear("head.transform", "head.dense", head, Axis.WIDTH, "head_transform", bias=False),

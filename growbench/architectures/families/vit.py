@@ -7,7 +7,7 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from growbench.architectures import Architecture, Row, embedding, linear, norm
+from growbench.architectures import Architecture, Row, embedding, fused, linear, norm
 from growbench.architectures.library import Timm
 from growbench.config.schema import ModelConfig
 from growbench.growth.weights import Axis
@@ -77,12 +77,14 @@ def embedding_rows() -> list[Row]:
 
 def block_rows() -> list[Row]:
     """The growing layers."""
-    block, fused = "blocks.{}", "blocks.{}.attn.qkv"
+    block, attention = "blocks.{}", "blocks.{}.attn.qkv"
     return [
         *norm("attention.norm", f"{block}.norm1"),
-        *linear("attention.query", fused, Axis.HEADS, Axis.WIDTH, "query", part=(0, 3)),
-        *linear("attention.key", fused, Axis.HEADS, Axis.WIDTH, "key", part=(1, 3)),
-        *linear("attention.value", fused, Axis.HEADS, Axis.WIDTH, "value", part=(2, 3)),
+        *fused(
+            linear("attention.query", attention, Axis.HEADS, Axis.WIDTH, "query"),
+            linear("attention.key", attention, Axis.HEADS, Axis.WIDTH, "key"),
+            linear("attention.value", attention, Axis.HEADS, Axis.WIDTH, "value"),
+        ),
         *linear("attention.out", f"{block}.attn.proj", Axis.WIDTH, Axis.HEADS, "attention_out"),
         *norm("ffn.norm", f"{block}.norm2"),
         *linear("ffn.up", f"{block}.mlp.fc1", Axis.FFN, Axis.WIDTH, "ffn_up"),
