@@ -102,6 +102,11 @@ class Phase:
     workload: Callable[[int], int] | None = None  # step within the phase -> number of its workload
     paper_step_flops: Callable[[int, int], int] | None = None  # (batch, sequence length) -> FLOPs by the counter of LiGO's paper
 
+    def __post_init__(self) -> None:
+        """Raises MethodError for wrong values, so that the error is raised on the method's own line."""
+        if wrong := self._wrong():
+            raise MethodError(f"phase {self.name!r}: {wrong}")
+
     @property
     def scored(self) -> bool:
         """Whether its steps are steps of the budget, and its losses can reach the target."""
@@ -122,29 +127,29 @@ class Phase:
     def length(self, budget: int, done: int) -> int:
         """Steps of this phase when `done` of the budget's steps lie behind. Raises MethodError if it has none."""
         left = budget - done if self.scored else budget
-        asked = self._asked(budget, left)
+        asked = self.steps if self.steps is not None else left if self.share is None else round(self.share * budget)
         if asked < 1:
             raise MethodError(f"phase {self.name!r}: {asked} steps of a budget of {budget}: must have at least one")
         return min(asked, left) if self.scored else asked
 
-    def _asked(self, budget: int, left: int) -> int:
+    def _wrong(self) -> str:
+        """What is wrong with the fields, whatever the budget is; empty if all is well."""
+        if not isinstance(self.model, nn.Module):
+            return f"model is a {type(self.model).__name__}: must be a torch.nn.Module; task.model_from(weights) makes one"
+        if self.account not in ("train", "operator"):
+            return f"account = {self.account!r}: must be 'train' or 'operator'"
         if self.steps is not None and self.share is not None:
-            raise MethodError(f"phase {self.name!r}: steps = {self.steps} and share = {self.share}: give one of them")
-        if self.steps is not None:
-            if not isinstance(self.steps, int):
-                raise MethodError(
-                    f"phase {self.name!r}: steps = {self.steps}: must be a whole number; share= takes a share of the budget"
-                )
-            return self.steps
-        if self.share is not None:
-            if not 0 < self.share <= 1:
-                raise MethodError(
-                    f"phase {self.name!r}: share = {self.share}: must be above 0 and at most 1; steps= takes a number of steps"
-                )
-            return round(self.share * budget)
-        if not self.scored:
-            raise MethodError(f"phase {self.name!r}: is outside of the budget, so it must say steps= or share=")
-        return left
+            return f"steps = {self.steps} and share = {self.share}: give one of them"
+        return self._wrong_length()
+
+    def _wrong_length(self) -> str:
+        if self.steps is not None and (not isinstance(self.steps, int) or isinstance(self.steps, bool)):
+            return f"steps = {self.steps}: must be a whole number; share= takes a share of the budget"
+        if self.share is not None and not 0 < self.share <= 1:
+            return f"share = {self.share}: must be above 0 and at most 1; steps= takes a number of steps"
+        if self.steps is None and self.share is None and not self.scored:
+            return "is outside of the budget, so it must say steps= or share="
+        return ""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from growbench.training.trainer import Output, Trainer, Work
 
 T = TypeVar("T")
 LIMITS = Limits(fixed_steps=3, phases=20)
+GLOBAL_SEED = 0x5EED5EED  # of torch's global generator: none that a method would seed it with, so that its seeding is noticed
 SMALL_MULTIPLIER = 0.05  # a schedule that never exceeds it gives rates, not multiples of the peak
 
 
@@ -82,8 +83,8 @@ class WatchedTask(Task):
 class Watcher(PhaseObserver):
     """Looks at the model, the source and the generators whenever a phase begins and ends."""
 
-    def __init__(self, source: nn.Module) -> None:
-        self.source, self.source_before, self.hooks_before = source, _values(source), _hooks(source)
+    def __init__(self, task: WatchedTask, source: nn.Module) -> None:
+        self.task, self.source, self.source_before, self.hooks_before = task, source, _values(source), _hooks(source)
         self.broken: dict[str, str] = {}  # what is wrong, and where it was seen first
         self.warnings: list[str] = []
         self.place = "before the first phase"
@@ -101,6 +102,9 @@ class Watcher(PhaseObserver):
         finally:
             hook.remove()
             self.check_source()
+
+    def method_begins(self) -> None:
+        self.task.source_is_read = False  # the loop has read it, to evaluate it
 
     def phase_begins(self, start: PhaseStart) -> None:
         self.check_source()
@@ -178,7 +182,7 @@ class Run:
         self.method = method
         self.curve: list[dict[str, Any]] = []
         self.error: Exception | None = None
-        torch.manual_seed(SEED)
+        torch.manual_seed(GLOBAL_SEED)
         own = source if method.uses_source else None
         task = WatchedTask.of(experiment, "target", VOCABULARY, costs, SEED, own)
         assert isinstance(task, WatchedTask)
@@ -186,11 +190,10 @@ class Run:
         kind = self.task.architecture
         self.task.architecture = Poisoned(**{each.name: getattr(kind, each.name) for each in fields(kind)})
         data = RandomData(experiment.data, kind.objective, experiment.train.batch)
-        self.watcher = Watcher(source)
+        self.watcher = Watcher(task, source)
         work = Work(self.task, data, SEED, costs, limits=LIMITS)
         output = Output(self.curve, Progress("check", 1, None, shown=False))
         self.trainer = Trainer(work, output, observers=[self.watcher])
-        self.task.source_is_read = False
         try:
             with redirect_stderr(io.StringIO()), self.watcher.watching():
                 self.trainer.run(method)

@@ -25,6 +25,9 @@ from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.method.interface import MethodError
 
 
+IN_PLACE_OF_RETURN = "write `yield Phase(model=...)` in place of `return`"
+
+
 @dataclass(frozen=True)
 class PhaseStart:
     """A phase as it is about to be trained."""
@@ -48,6 +51,9 @@ class PhaseStart:
 
 class PhaseObserver:
     """Watches the phases of a method."""
+
+    def method_begins(self) -> None:
+        """The method is about to be asked for its first phase."""
 
     def phase_begins(self, start: PhaseStart) -> None:
         """The method has yielded a phase, which is about to be trained."""
@@ -85,13 +91,17 @@ class PhaseDriver:
         self._loss: float | None = None  # of the phase that was trained last
 
     def __iter__(self) -> Iterator[PhaseStart]:
+        for observer in self.observers:
+            observer.method_begins()
         with closing(self._generator()) as generator:
             trained: Any = None
             for number in itertools.count():
                 flops = self.costs.flops["growth"]
                 try:
                     yielded = self.costs.charged("growth", partial(generator.send, trained))
-                except StopIteration:
+                except StopIteration as stop:
+                    if stop.value is not None:
+                        raise MethodError(f"phases() returned {_a(stop.value)}, which is ignored: {IN_PLACE_OF_RETURN}") from None
                     break
                 trained = None  # what only the runner held of the phase before is freed
                 phase = self._checked(yielded, number)
@@ -121,7 +131,7 @@ class PhaseDriver:
     def _generator(self) -> Phases:
         phases: Any = self.method.phases(self.task)
         if not inspect.isgenerator(phases):
-            raise MethodError(f"phases() returned {_a(phases)}: write `yield Phase(model=...)` in place of `return`")
+            raise MethodError(f"phases() returned {_a(phases)}: {IN_PLACE_OF_RETURN}")
         return cast(Phases, phases)
 
     def _checked(self, yielded: Any, number: int) -> Phase:

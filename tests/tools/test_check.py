@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from growbench import cli, registry
+from growbench.errors import UsageError
+from growbench.method import Method, Phase, Phases, Task
 from growbench.tools import miniatures
 from growbench.tools.check import broken_promises, verdict
 from growbench.tools.miniatures import Cell
@@ -19,12 +21,13 @@ from typing import ClassVar
 
 import numpy
 import torch
-from growbench.method import UsageError, Method, Phase, Phases, Task, deepen, task_loss
+from growbench.method import UsageError, Method, Phase, Phases, Task, copying, deepen, task_loss, widen
 
 class Mine(Method):
     """Break a promise."""
 
     paper: ClassVar[str] = "https://example.org"
+    uses_source: ClassVar[bool] = {uses_source}
     scale: float = 1.0
 
     def phases(self, task: Task) -> Phases:
@@ -35,8 +38,10 @@ SIMPLY = "yield Phase(model=model)"
 
 
 def written(folder: Path, body: str) -> Path:
+    """mine.py, with this body of `phases`."""
     path = folder / "mine.py"
-    path.write_text(PLUGIN.format(body="\n".join("        " + line for line in body.strip().splitlines())), encoding="utf-8")
+    lines = textwrap.indent(body.strip(), " " * 8)
+    path.write_text(PLUGIN.format(body=lines, uses_source="task.source" in body), encoding="utf-8")
     return path
 
 
@@ -111,6 +116,26 @@ BREACHES = {
         """,
         "draws from Python's or NumPy's global generator, which a resumed run does not restore: draw with generator=task.rng",
     ),
+    "Python's randomness in growth": (
+        """
+        with torch.no_grad():
+            model.transformer.wte.weight *= random.random()
+        yield Phase(model=model)
+        """,
+        "draws from Python's or NumPy's global generator",
+    ),
+    "torch seeded": (
+        "torch.manual_seed(0)\nyield Phase(model=task.build())",
+        "before the first phase: the growth seeds torch",
+    ),
+    "torch seeded between phases": (
+        """
+        yield Phase(model=model, share=0.5)
+        torch.manual_seed(42)
+        yield Phase(model=model, name="rest")
+        """,
+        "after phase 'train': the growth seeds torch",
+    ),
     "the source changed": (
         """
         with torch.no_grad():
@@ -151,7 +176,59 @@ BREACHES = {
         "yield Phase(model=model, steps=3, account='operator', name='aside')",
         "no phase is scored",
     ),
-    "no phase at all": ("return\nyield", "no phase is scored"),
+    "no phase at all": ("return\nyield", "no phase is scored: nothing is trained within the budget: `yield Phase(model=...)`"),
+    "return for yield": (
+        "return Phase(model=model)",
+        "before the first phase: phases() returned a Phase: write `yield Phase(model=...)` in place of `return`",
+    ),
+    "return for the last yield": (
+        "yield Phase(model=model, share=0.5)\nreturn Phase(model=model)",
+        "after phase 'train': phases() returned a Phase, which is ignored: write `yield Phase(model=...)` in place of `return`",
+    ),
+    "a yielded model": (
+        "yield model",
+        "before the first phase: phases() yielded a GPT2: write `yield Phase(model=...)`",
+    ),
+    "weights for a model": (
+        "yield Phase(model=task.read(model))",
+        "before the first phase: mine.py, line 19: phase 'train': model is a dict: must be a torch.nn.Module; "
+        "task.model_from(weights) makes one",
+    ),
+    "a forgotten deepen": (
+        """
+        maps = copying(task.source_config, task.target_config, task.rng)
+        yield Phase(model=task.model_from(widen(task.read(task.source), maps)))
+        """,
+        "its layer axis has length 2, the model's 3: grow it by deepen(weights, layers)",
+    ),
+    "a forgotten widen": (
+        "yield Phase(model=task.model_from(deepen(task.read(task.source), [0, 1, 1])))",
+        "its width axis has length 16, the model's 24: grow it by widen(weights, maps)",
+    ),
+    "steps as a share": (
+        "yield Phase(model=model, steps=0.5)",
+        "mine.py, line 19: phase 'train': steps = 0.5: must be a whole number; share= takes a share of the budget",
+    ),
+    "steps that are not whole, beyond what a check trains": (
+        "yield Phase(model=model, steps=4.5)",
+        "phase 'train': steps = 4.5: must be a whole number",
+    ),
+    "a share as steps": (
+        "yield Phase(model=model, share=3)",
+        "mine.py, line 19: phase 'train': share = 3: must be above 0 and at most 1; steps= takes a number of steps",
+    ),
+    "steps and a share": (
+        "yield Phase(model=model, steps=3, share=0.5)",
+        "phase 'train': steps = 3 and share = 0.5: give one of them",
+    ),
+    "an operator's phase of no length": (
+        "yield Phase(model=model, account='operator', name='aside')",
+        "phase 'aside': is outside of the budget, so it must say steps= or share=",
+    ),
+    "an account that there is not": (
+        "yield Phase(model=model, account='growth')",
+        "phase 'train': account = 'growth': must be 'train' or 'operator'",
+    ),
     "without end": (
         "while True:\n    yield Phase(model=model, steps=1, account='operator', name='again')",
         "after phase 'again': phases() still goes on after 20 phases",
@@ -169,7 +246,7 @@ BREACHES = {
     ),
     "an exception in its own code": (
         "yield Phase(model=model, steps=3, name='calm')\nraise KeyError('lost')",
-        "after phase 'calm': mine.py, line 19: KeyError: 'lost'",
+        "after phase 'calm': mine.py, line 20: KeyError: 'lost'",
     ),
     "an exception in its loss": (
         """
@@ -177,7 +254,7 @@ BREACHES = {
             raise ZeroDivisionError("by step 0")
         yield Phase(model=model, loss=loss)
         """,
-        "phase 'train': mine.py, line 19: ZeroDivisionError: by step 0",
+        "phase 'train': mine.py, line 20: ZeroDivisionError: by step 0",
     ),
     "a loss that is not a number": (
         "yield Phase(model=model, loss=lambda model, batch, step: task_loss(model, batch) * torch.nan)",
@@ -194,8 +271,45 @@ def test_a_broken_promise_is_named_with_its_phase(breach: str, tmp_path: Path) -
 
 
 def test_each_breach_is_one_line(tmp_path: Path) -> None:
-    for body, _ in list(BREACHES.values())[:3]:
-        assert broken(tmp_path, textwrap.dedent(body)).count("\n") == 0
+    for body, line in list(BREACHES.values())[:3]:
+        said = broken(tmp_path, textwrap.dedent(body))
+        assert line in said and "\n" not in said
+
+
+def test_a_source_that_is_charged_must_be_read(tmp_path: Path) -> None:
+    path = written(tmp_path, SIMPLY)
+    assert broken(tmp_path, SIMPLY) == ""
+    path.write_text(path.read_text().replace("uses_source: ClassVar[bool] = False", "uses_source: ClassVar[bool] = True"))
+    assert broken_promises(registry.get(str(path)).method, Cell("gpt2")) == [
+        "uses_source is True, so the source is charged, but task.source is never read: uses_source = False"
+    ]
+
+
+def test_a_schedule_of_rates_is_a_warning(tmp_path: Path) -> None:
+    """The phase's schedule, and one of a param group; multipliers of 1, 0 and a slow start are none."""
+    said = "a schedule never exceeds 0.001: it gives multiples of the peak learning rate, 1 at the peak, and not rates"
+    for length in ("schedule=lambda step, steps: 1e-3", "optimizer=task.optimizer(model), group_schedules=[None, lambda *_: 1e-3]"):
+        seen = verdict(registry.get(str(written(tmp_path, f"yield Phase(model=model, {length})"))).method, Cell("gpt2"))
+        assert seen.warnings == [f"phase 'train': {said}"] and not seen.broken
+    for multiplier in ("1.0", "0.0", "step / 1000 + (step == steps - 1)"):
+        body = f"yield Phase(model=model, schedule=lambda step, steps: {multiplier})"
+        assert not verdict(registry.get(str(written(tmp_path, body))).method, Cell("gpt2")).warnings
+
+
+def test_a_share_of_1_is_the_whole_budget(tmp_path: Path) -> None:
+    body = "trained = yield Phase(model=model, share=1)\nassert trained.steps == task.budget == 6"
+    assert broken(tmp_path, body) == ""
+
+
+def test_a_field_without_a_type_is_refused_where_the_class_is_made() -> None:
+    with pytest.raises(UsageError, match=r"Typeless\.share = 0\.5 has no type: write share: float = 0\.5"):
+
+        class Typeless(Method):
+            paper = "https://example.org"
+            share = 0.5
+
+            def phases(self, task: Task) -> Phases:
+                yield Phase(model=task.build())
 
 
 def test_a_plan_that_differs_from_the_run_is_a_breach(tmp_path: Path) -> None:
@@ -248,8 +362,8 @@ def test_check_of_a_broken_file_says_where_and_ends_in_1(tmp_path: Path, capsys:
     file = written(tmp_path, "yield Phase(model=model, steps=2)\nraise KeyError('lost')")
     assert cli.main(["check", f"{file}:Mine"]) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "bert, untied: BROKEN: after phase 'train': mine.py, line 19: KeyError: 'lost'",
-        "in 2 miniatures: after phase 'train': mine.py, line 19: KeyError: 'lost'",
+        "bert, untied: BROKEN: after phase 'train': mine.py, line 20: KeyError: 'lost'",
+        "in 2 miniatures: after phase 'train': mine.py, line 20: KeyError: 'lost'",
         "mine breaks promises in 2 of 2 miniatures",
     ]
 
@@ -276,6 +390,18 @@ def test_hyperparameters_reach_the_method(tmp_path: Path, capsys: pytest.Capture
     file = written(tmp_path, f"if self.scale != 2: raise UsageError(f'scale is {{self.scale}}')\n{SIMPLY}")
     assert cli.main(["check", str(file)]) == 1
     assert cli.main(["check", str(file), "--set", "mine.scale=2"]) == 0
+
+
+@pytest.mark.usefixtures("two_cells")
+def test_hyperparameters_may_have_a_default_that_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, f"assert self.order in ([2, 1], [1, 2]), self.order\n{SIMPLY}")
+    field = "order: list[int] = field(default_factory=lambda: [2, 1])"
+    source = file.read_text().replace("import dataclass,", "import dataclass, field,")
+    file.write_text(source.replace("scale: float = 1.0", field))
+    assert cli.main(["check", str(file)]) == 0
+    assert cli.main(["check", str(file), "--set", "mine.order=[1, 2]"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "mine keeps every promise in 2 of 2 miniatures"
+    assert cli.main(["check", str(file), "--set", "mine.order=3"]) == 2
 
 
 @pytest.mark.parametrize(
