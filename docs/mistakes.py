@@ -36,7 +36,9 @@ class Mistake:
     @property
     def source(self) -> str:
         body = "\n".join(line for line in (self.before, self.what if not self.field else "", self.after) if line)
-        return BEGIN + textwrap.indent(self.field, "    ") + "\n\n" + HEAD + textwrap.indent(body, " " * 8) + "\n"
+        uses_source = bool(re.search(r"task\.source\b", body))
+        fields = f"uses_source = {uses_source}\n{self.field}"  # a field of its own replaces it
+        return BEGIN + textwrap.indent(fields, "    ") + "\n\n" + HEAD + textwrap.indent(body, " " * 8) + "\n"
 
 
 MODEL = "model = task.build()"
@@ -46,11 +48,14 @@ MISTAKES = (
     Mistake("share = 0.5", field="share = 0.5"),
     Mistake("return Phase(model=task.build())", after=""),
     Mistake("yield task.build()", after=""),
+    Mistake("yield Phase(model=task.read(task.source))", after=""),
     Mistake("yield Phase(model=task.build(), steps=0.5)", after=""),
     Mistake("yield Phase(model=task.build(), steps=2, share=0.5)", after=""),
     Mistake('yield Phase(model=task.build(), account="operator")'),
     Mistake("yield Phase(model=task.build(task.source_config))", after=""),
     Mistake("yield Phase(model=task.model_from(wide))", before=WIDE, after=""),
+    Mistake("uses_source = True", field="uses_source = True"),
+    Mistake("torch.manual_seed(0)"),
     Mistake("task.source.requires_grad_(True)"),
     Mistake("torch.optim.SGD(model.parameters()).step()", before=MODEL),
     Mistake("yield Phase(model=model, optimizer=torch.optim.AdamW([*model.parameters()][1:]))", before=MODEL, after=""),
