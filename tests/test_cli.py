@@ -46,7 +46,8 @@ from growbench.method import Method, Phase, Phases, Task, deepen
 
 class Copy(Method):
     \"\"\"Train a target of one layer for a share of the budget, then repeat the layer.\"\"\"
-    paper, uses_source, share = "https://example.org", False, 0.5
+    paper, uses_source = "https://example.org", False
+    share: float = 0.5
     def phases(self, task: Task) -> Phases:
         weights = deepen(task.read(task.build()), [0] * task.target_config.layers)
         trained = yield Phase(model=task.model_from(weights), share=self.share)
@@ -510,14 +511,18 @@ def test_what_is_stored_is_json(failed: Done) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    for path in failed.results.glob("*/*/*.json*"):
-        for text in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
-            json.loads(text, parse_constant=refuse)
+    stored = {f"{path.parent.name}/{path.name}": path.read_text() for path in failed.results.glob("*/*-seed0/*.json*")}
+    names = ("copy", "not_a_number", "out_of_memory", "poisoned", "raises", "scratch")
+    assert stored.keys() == {f"{name}-seed0/{file}" for name in names for file in ("run.json", "curve.jsonl")}
+    for name, text in stored.items():
+        for part in [text] if name.endswith(".json") else text.splitlines():
+            json.loads(part, parse_constant=refuse)
 
 
 def test_a_method_that_fails_at_once_leaves_the_others(miniature: Path, tmp_path: Path) -> None:
-    """As above, though it never yields a phase."""
-    path = loose(tmp_path, "raises", before="raise RuntimeError('broken on purpose')")
+    """As above, though no step of it succeeds."""
+    path = loose(tmp_path, "raises", at_step_3="raise RuntimeError('broken on purpose')")
+    path.write_text(path.read_text().replace("step == 3", "step == 0"))
     results = tmp_path / "results"
     assert growbench("run", miniature, "--methods", path, "--results", results).code == 1
     status = {name: run["status"] for name, run in run_folders(results).items()}
@@ -531,11 +536,10 @@ def test_a_method_may_look_at_its_weights(miniature: Path, tmp_path: Path) -> No
     assert answer.code == 0, answer.err
 
 
-def test_a_budget_too_small_for_a_method_is_no_crash(miniature: Path, tmp_path: Path) -> None:
-    """StackBERT's first stage is an eighth of the budget: of 3 steps nothing. Refused or failed, a line says so."""
-    answer = growbench("run", miniature, "--methods", "stackbert", "--results", tmp_path / "results", "--set", "train.steps=3")
-    assert answer.code in (1, 2)
-    assert "at least one step" in answer.err and "Traceback" not in answer.err
+def test_a_budget_too_small_for_a_method_is_refused(refused: Refused) -> None:
+    """StackBERT's first stage is an eighth of the budget: of 3 steps nothing."""
+    line = "stackbert: phase 'depth 1': 0 steps of a budget of 3: must have at least one"
+    assert line in refused("--methods", "stackbert", "--set", "train.steps=3")
 
 
 def test_a_source_that_diverges_leaves_the_others(miniature: Path, tmp_path: Path) -> None:

@@ -288,7 +288,10 @@ def test_a_source_that_is_charged_must_be_read(tmp_path: Path) -> None:
 def test_a_schedule_of_rates_is_a_warning(tmp_path: Path) -> None:
     """The phase's schedule, and one of a param group; multipliers of 1, 0 and a slow start are none."""
     said = "a schedule never exceeds 0.001: it gives multiples of the peak learning rate, 1 at the peak, and not rates"
-    for length in ("schedule=lambda step, steps: 1e-3", "optimizer=task.optimizer(model), group_schedules=[None, lambda *_: 1e-3]"):
+    for length in (
+        "schedule=lambda step, steps: 1e-3",
+        "optimizer=task.optimizer(model), group_schedules=[None, lambda *_: 1e-3]",
+    ):
         seen = verdict(registry.get(str(written(tmp_path, f"yield Phase(model=model, {length})"))).method, Cell("gpt2"))
         assert seen.warnings == [f"phase 'train': {said}"] and not seen.broken
     for multiplier in ("1.0", "0.0", "step / 1000 + (step == steps - 1)"):
