@@ -24,7 +24,6 @@ from growbench.costs.ledger import Costs
 from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.method.interface import MethodError
 
-
 IN_PLACE_OF_RETURN = "write `yield Phase(model=...)` in place of `return`"
 
 
