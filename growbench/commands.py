@@ -104,9 +104,8 @@ def tune(options: argparse.Namespace) -> int:
 
     folder = options.results / experiment.name / store.TUNING
     asked = [options.experiment, *(part for override in options.set for part in ("--set", override))]
-    done = tuning.tune(
-        experiment, shlex.join(asked), methods, options.trials, options.seeds, folder, choose_device(options.device)
-    )
+    request = tuning.Request(shlex.join(asked), tuple(options.seeds), options.trials)
+    done = tuning.tune(experiment, methods, request, folder, choose_device(options.device))
     print(tuning.summary(done))
     print(f"trials: {folder / 'trials.csv'}")
     same = [*asked, *(["--methods", options.methods] if options.methods else []), "--results", str(options.results)]

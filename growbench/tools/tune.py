@@ -1,6 +1,6 @@
-"""Tuning: the same number of trials in the same space for every method, on seeds that no report uses.
+"""Tuning: every method gets the same number of trials in the same search space, on seeds that no report uses.
 
-The runs of the trials lie in `results/<experiment>/tuning/`, beside trials.csv, and tuned.toml for `growbench run --tuned`.
+The runs of the trials are stored in `results/<experiment>/tuning/`, beside trials.csv and tuned.toml.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import optuna
@@ -33,46 +33,49 @@ from growbench.registry import Found
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.tools.search_space import Trials, Values, best, defaults, digest, fingerprint, space, with_values
-from growbench.tools.tuned_values import Tuned, Tuning, _others, _replace, _variant
+from growbench.tools.tuned_values import Tuned, Tuning, read_others, replace_file, variant
 from growbench.training.parallel import Parallel
 
 
-def tune(
-    experiment: Experiment,
-    asked: str,
-    methods: Iterable[Found],
-    trials: int,
-    seeds: Sequence[int],
-    folder: Path,
-    device: torch.device,
-) -> Trials:
-    """Give every method as many trials, go on where they were broken off, and write trials.csv and tuned.toml to `folder`.
+@dataclass(frozen=True)
+class Request:
+    """What is asked for of every method."""
 
-    Of what another process is at, its trials are waited for. Methods that were tuned alike before stay in these files.
-    `asked`: the experiment as the command line named it. Raises UsageError before any training where a method refuses it, and
-    where trials cannot be stored or have no small model to start from: the same command goes on with these.
+    command: str  # the experiment and its --set options, as on the command line
+    seeds: tuple[int, ...]
+    trials: int
+
+
+def tune(experiment: Experiment, methods: Iterable[Found], request: Request, folder: Path, device: torch.device) -> Trials:
+    """Give every method the same number of trials, and write trials.csv and tuned.toml to `folder`.
+
+    Trials that are stored are not repeated. Methods that another process is tuning are waited for. Methods that were tuned
+    earlier, on the same trials, seeds and experiment, stay in the two files. Raises UsageError, before any training, for a
+    method that refuses the experiment; and where trials cannot be stored or the small model cannot be trained: then the same
+    command resumes.
     """
     methods = list(methods)
     vocabulary = vocabulary_size(experiment.data)
     for found in methods:
-        _check(experiment, found, vocabulary)
-    tuning = Tuning(asked, fingerprint(experiment), tuple(seeds), trials)
-    storage = _storage(folder)
+        _refuse(experiment, found, vocabulary)
+    tuning = Tuning(request.command, fingerprint(experiment), request.seeds, request.trials)
+    storage = open_storage(folder)
     benchmark = Benchmark(experiment, folder, Parallel(device))
     done: dict[str, Sequence[FrozenTrial]] = {}
-    for waiting in (False, True):  # first what no other process is at, then what one was at
+    for waiting in (False, True):  # first the methods that no other process is tuning
         for found in [found for found in methods if found.name not in done]:
             if waiting:
                 say(f"{found.name:<18} is another process's work: waiting for it")
             with contextlib.suppress(Timeout), _lock(folder, found.name).acquire(blocking=waiting):
-                done[found.name] = _search(_study(storage, experiment, found, tuning), tuning, benchmark, found, vocabulary)
+                study = _study(storage, experiment, found, tuning)
+                done[found.name] = Search(found, study, tuning, benchmark, vocabulary).run()
     done = {found.name: done[found.name] for found in methods}
-    _store(folder, tuning, {found.name: _variant(found) for found in methods}, done)
+    _store(folder, tuning, {found.name: variant(found) for found in methods}, done)
     return done
 
 
-def _check(experiment: Experiment, found: Found, vocabulary: int) -> None:
-    """Raises UsageError if the method refuses the experiment, or its own values."""
+def _refuse(experiment: Experiment, found: Found, vocabulary: int) -> None:
+    """Raise UsageError if the method refuses the experiment or its own hyperparameters."""
     refuse(experiment.at(1.0, found.training), found, vocabulary, CPU)
 
 
@@ -80,10 +83,10 @@ def _lock(folder: Path, name: str) -> FileLock:
     return FileLock(folder / ".locks" / f"{name}.lock")
 
 
-def _storage(folder: Path) -> JournalStorage:
-    """Where the searches are kept, trial by trial."""
+def open_storage(folder: Path) -> JournalStorage:
+    """The file of all searches, written after every trial. Raises UsageError if it cannot be written or read."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder.absolute() / "studies.jsonl"  # its lock is a link to it, from beside it
+    path = folder.absolute() / "studies.jsonl"  # absolute: optuna's lock is a symbolic link to this path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
@@ -94,7 +97,7 @@ def _storage(folder: Path) -> JournalStorage:
 
 
 def _study(storage: JournalStorage, experiment: Experiment, found: Found, tuning: Tuning) -> Study:
-    """The search for one method's values: the one that was begun, if nothing has changed that decides its outcome."""
+    """The stored search for one method's values, or a new one if anything has changed that decides its outcome."""
     ranges = {key: (each.low, each.high) for key, each in space(experiment, found).items()}
     settings = dataclasses.asdict(found.method)  # type: ignore[call-overload]
     decisive = digest([tuning.fingerprint, tuning.seeds, found.origin, settings, ranges])
@@ -104,56 +107,71 @@ def _study(storage: JournalStorage, experiment: Experiment, found: Found, tuning
     return study
 
 
-def _ended(study: Study) -> list[FrozenTrial]:
-    return [trial for trial in study.trials if trial.state.is_finished()]
+@dataclass(frozen=True)
+class Search:
+    """The search for one method's values. Only one process at a time may run it."""
 
+    found: Found
+    study: Study
+    tuning: Tuning
+    benchmark: Benchmark
+    vocabulary: int
 
-def _search(study: Study, tuning: Tuning, benchmark: Benchmark, found: Found, vocabulary: int) -> list[FrozenTrial]:
-    """A method's trials, those that are missing tried now. No other process may be at the same."""
-    while (number := len(_ended(study))) < tuning.trials:
-        _try_next(study, number, tuning, benchmark, found, vocabulary)
-    return _ended(study)[: tuning.trials]
+    def run(self) -> list[FrozenTrial]:
+        """Train the trials that are missing. Returns all of them."""
+        while (number := len(self._ended())) < self.tuning.trials:
+            self.try_next(number)
+        return self._ended()[: self.tuning.trials]
 
+    def _ended(self) -> list[FrozenTrial]:
+        return [trial for trial in self.study.trials if trial.state.is_finished()]
 
-def _try_next(study: Study, number: int, tuning: Tuning, benchmark: Benchmark, found: Found, vocabulary: int) -> None:
-    """Train the next trial's values, or those of the trial that was broken off, on every seed; keep its mean final loss.
+    def try_next(self, number: int) -> None:
+        """Train with new values, or with those of an interrupted trial, on every seed. Store the mean final loss.
 
-    Values that the method refuses, or fails with, are a failed trial. Raises UsageError for what is not their fault.
-    """
-    study.sampler = TPESampler(seed=number)  # the same at every method's n-th trial, and after an interruption
-    broken_off = study.get_trials(states=[TrialState.RUNNING])
-    trial = Trial(study, broken_off[0]._trial_id) if broken_off else study.ask()
-    values = {key: each.suggest(trial, key) for key, each in space(benchmark.experiment, found).items()}
-    name = f"{found.name}-trial{number}"
-    say(f"{name:<18} (from 0 to {tuning.trials - 1}): {_text(values)}")
-    try:
-        tried = with_values(found, values)
-        _check(benchmark.experiment, tried, vocabulary)
-    except UsageError as refusal:
-        say(f"{name:<18} refused: {refusal}")
-        _fail(study, trial, str(refusal), flops=0)
-        return
-    succeeded = benchmark.run([replace(tried, name=name)], tuning.seeds)
-    runs = [run for seed in tuning.seeds if (run := store.load(benchmark.folder / store.name(name, seed)))]
-    errors = [run.record.error.message for run in runs if run.record.error]
-    flops = sum(run.cost(Unit.FLOPS, Ledger.REUSE) for run in runs)
-    if succeeded:
+        Values that the method refuses, or fails with, are a failed trial. Raises UsageError if the values are not the cause.
+        """
+        trial = self._ask(number)
+        experiment = self.benchmark.experiment
+        values = {key: each.suggest(trial, key) for key, each in space(experiment, self.found).items()}
+        name = f"{self.found.name}-trial{number}"
+        say(f"{name:<18} (from 0 to {self.tuning.trials - 1}): {_text(values)}")
+        try:
+            tried = with_values(self.found, values)
+            _refuse(experiment, tried, self.vocabulary)
+        except UsageError as refusal:
+            say(f"{name:<18} refused: {refusal}")
+            self._fail(trial, str(refusal), flops=0)
+        else:
+            self._train(trial, replace(tried, name=name))
+
+    def _ask(self, number: int) -> Trial:
+        self.study.sampler = TPESampler(seed=number)  # all methods draw the same numbers in their n-th trial, also when resumed
+        interrupted = self.study.get_trials(states=[TrialState.RUNNING])
+        return Trial(self.study, interrupted[0]._trial_id) if interrupted else self.study.ask()
+
+    def _train(self, trial: Trial, tried: Found) -> None:
+        seeds, folder = self.tuning.seeds, self.benchmark.folder
+        succeeded = self.benchmark.run([tried], seeds)
+        runs = [run for seed in seeds if (run := store.load(folder / store.name(tried.name, seed)))]
+        errors = [run.record.error.message for run in runs if run.record.error]
+        flops = sum(run.cost(Unit.FLOPS, Ledger.REUSE) for run in runs)
+        if succeeded:
+            trial.set_user_attr("flops", flops)
+            self.study.tell(trial, statistics.fmean(run.final_loss for run in runs))
+        elif errors:
+            self._fail(trial, errors[0], flops)
+        else:
+            raise UsageError(f"{tried.name} needs the small model, whose training failed: the same command tries again")
+
+    def _fail(self, trial: Trial, error: str, flops: float) -> None:
         trial.set_user_attr("flops", flops)
-        study.tell(trial, statistics.fmean(run.final_loss for run in runs))
-    elif errors:
-        _fail(study, trial, errors[0], flops)
-    else:
-        raise UsageError(f"{name} needs the small model, whose training failed: the same command tries again")
-
-
-def _fail(study: Study, trial: Trial, error: str, flops: float) -> None:
-    trial.set_user_attr("flops", flops)
-    trial.set_user_attr("error", error)
-    study.tell(trial, state=TrialState.FAIL)
+        trial.set_user_attr("error", error)
+        self.study.tell(trial, state=TrialState.FAIL)
 
 
 def table(done: Trials, seeds: Sequence[int]) -> pd.DataFrame:
-    """One row a trial, its values under the names that --set knows; FLOPs over all seeds, without the small model's."""
+    """One row a trial, its values under the keys of --set. FLOPs are the sum over all seeds, without the small model's."""
     rows = [
         {
             "method": method,
@@ -168,11 +186,11 @@ def table(done: Trials, seeds: Sequence[int]) -> pd.DataFrame:
         for method, trials in done.items()
         for number, trial in enumerate(trials)
     ]
-    return pd.DataFrame(rows, dtype=object)  # so that whole numbers stay so beside blanks
+    return pd.DataFrame(rows, dtype=object)  # object: a column of integers with blanks would become floats
 
 
 def summary(done: Trials) -> str:
-    """What tuning brought each method, as text."""
+    """A text with a line for each method: the loss of its defaults, its best loss, and the values chosen."""
     lines = [f"{'method':<18} {'default loss':>12} {'best loss':>10} {'failed':>7}   chosen"]
     for method, trials in done.items():
         chosen, failed = best(trials), sum(trial.value is None for trial in trials)
@@ -188,15 +206,15 @@ def _text(values: Values) -> str:
 
 
 def _store(folder: Path, tuning: Tuning, variants: Mapping[str, Sequence[str]], done: Trials) -> None:
-    """Write trials.csv and tuned.toml, each in full or not at all: these methods, and those that were tuned alike before."""
+    """Write trials.csv and tuned.toml: these methods, and those that are there already with the same tuning."""
     trials, tuned = folder / "trials.csv", folder / "tuned.toml"
     rows = {name: chosen.params for name, each in done.items() if (chosen := best(each))}
-    with _lock(folder, tuned.name):  # what another process adds meanwhile is kept
-        others = _others(tuned, tuning, done)
+    with _lock(folder, tuned.name):  # another process may add its methods at the same time
+        others = read_others(tuned, tuning, done)
         frame = table(done, tuning.seeds)
         if others.variants and trials.is_file():
             before = pd.read_csv(trials, dtype=str, keep_default_na=False)
             frame = pd.concat([frame, before[before["method"].isin(others.variants)]])
         frame = frame[[column for column in frame if column != "error"] + ["error"]]
-        _replace(trials, frame.to_csv(index=False))
-        _replace(tuned, Tuned(tuning, {**variants, **others.variants}, {**rows, **others.rows}).toml())
+        replace_file(trials, frame.to_csv(index=False))
+        replace_file(tuned, Tuned(tuning, {**variants, **others.variants}, {**rows, **others.rows}).toml())

@@ -1,4 +1,4 @@
-"""The file of tuned values: what `growbench tune` writes, and `growbench run --tuned` takes."""
+"""The file of tuned values: `growbench tune` writes it, and `growbench run --tuned` reads it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ from growbench.config.schema import Experiment
 from growbench.console import say
 from growbench.errors import UsageError, did_you_mean
 from growbench.registry import Found
-from growbench.tools.search_space import Trials, Values, _tunable, defaults, fingerprint, with_values
-
-# The file of tuned values
+from growbench.tools.search_space import Trials, Values, defaults, fingerprint, tunable_ranges, with_values
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """What values were tuned on."""
+    """What all values in the file were tuned on."""
 
-    experiment: str  # as the command line named it
+    experiment: str  # the experiment and its --set options, as on the command line
     fingerprint: str
     seeds: tuple[int, ...]
     trials: int  # of each method
@@ -35,32 +33,49 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuned.toml holds."""
+    """The content of tuned.toml."""
 
     tuning: Tuning
-    variants: Mapping[str, Sequence[str]]  # by method: what decided its tuning beside the experiment
+    variants: Mapping[str, Sequence[str]]  # by method: what identifies the method that was tuned
     rows: Mapping[str, Values]  # by method: the values of its best trial, if one finished
 
     def toml(self) -> str:
-        """As text: a table on the tuning, one on the variants, and one a method, with its values of training in a table below."""
+        """As text: the tables [tuned] and [variants], and a table for each method with a subtable for its values of training."""
         methods = {name: _nested(row) for name, row in self.rows.items()}
         return tomli_w.dumps({"tuned": dataclasses.asdict(self.tuning), "variants": dict(self.variants), "methods": methods})
 
 
-def _variant(found: Found) -> list[str]:
-    """What decides a method's tuning beside the experiment: its code, what is not tuned of it, and the ranges of the rest."""
-    ranges = _tunable(found)  # as declared: a default set by hand may widen them, and is no variant
-    settings = dataclasses.asdict(found.method)  # type: ignore[call-overload]
-    fixed = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if key not in ranges]
-    return [found.origin, *fixed, *(f"{key} from {each.low} to {each.high}" for key, each in ranges.items())]
+@dataclass(frozen=True)
+class Tables:
+    """The tables of tuned.toml, still unread."""
+
+    tuned: dict[str, Any]
+    variants: dict[str, list[str]]
+    methods: dict[str, dict[str, Any]]
 
 
-def _others(path: Path, tuning: Tuning, done: Trials) -> Tuned:
-    """What tuned.toml holds of other methods, if these were tuned alike."""
+def read(path: Path) -> Tuned:
+    """Raises UsageError if it is no file of tuned values."""
+    try:
+        file = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"cannot be read: {error}") from error
+    try:
+        tables = parse(Tables, file)
+        tuning = parse(Tuning, tables.tuned, "tuned")
+        for name in tables.methods.keys() - tables.variants.keys():
+            raise UsageError(f"variants.{name} is missing")
+    except UsageError as error:
+        raise UsageError(f"{error}; growbench tune writes such files: tune again") from None
+    return Tuned(tuning, tables.variants, {name: _flat(row) for name, row in tables.methods.items()})
+
+
+def read_others(path: Path, tuning: Tuning, done: Trials) -> Tuned:
+    """What tuned.toml holds of methods that are not in `done`. Nothing of a file with another tuning."""
     none = Tuned(tuning, {}, {})
     try:
-        before = _read(path)
-    except UsageError:  # not there, or not to be read by this version
+        before = read(path)
+    except UsageError:  # there is none, or another version wrote it
         return none
     others = [name for name in before.variants if name not in done]
     if replace(before.tuning, experiment=tuning.experiment) != tuning:
@@ -74,38 +89,29 @@ def _others(path: Path, tuning: Tuning, done: Trials) -> Tuned:
     )
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write a file in full or not at all."""
+def replace_file(path: Path, text: str) -> None:
+    """Write a file completely or not at all."""
     draft = path.with_name(f"{path.name}.part")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
 
 
-def _read(path: Path) -> Tuned:
-    """Raises UsageError if it is no file of tuned values."""
-    try:
-        file = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot be read: {error}") from error
-    tuning, variants, rows = (file.pop(key, {}) for key in ("tuned", "variants", "methods"))
-    tables = _all_are(dict, tuning, variants, rows) and _all_are(dict, *rows.values())
-    if file or not (tables and _all_are(list, *variants.values()) and rows.keys() <= variants.keys()):
-        raise UsageError("must hold tables [tuned], [variants] and [methods.NAME], as growbench tune writes them: tune again")
-    return Tuned(parse(Tuning, tuning, "tuned"), variants, {name: _flat(row) for name, row in rows.items()})
-
-
-def _all_are(kind: type, *values: Any) -> bool:
-    return all(isinstance(value, kind) for value in values)
+def variant(found: Found) -> list[str]:
+    """What identifies a tuned method: its code, the hyperparameters that are not tuned, and the ranges of the others."""
+    ranges = tunable_ranges(found)  # as declared: a default set by hand may widen them, and is no other variant
+    settings = dataclasses.asdict(found.method)  # type: ignore[call-overload]
+    fixed = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if key not in ranges]
+    return [found.origin, *fixed, *(f"{key} from {each.low} to {each.high}" for key, each in ranges.items())]
 
 
 def _nested(row: Values) -> dict[str, Any]:
-    """Values by table: those whose key begins with train. in one of their own."""
+    """Values as tables: those whose key begins with `train.` in a subtable."""
     training = {key.removeprefix("train."): value for key, value in row.items() if key.startswith("train.")}
     return {key: value for key, value in row.items() if not key.startswith("train.")} | {"train": training}
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Values by key, as train.lr."""
+    """The reverse: values by key, as `train.lr`."""
     values: dict[str, Any] = {}
     for key, value in row.items():
         values |= {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
@@ -115,12 +121,13 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 def apply(
     path: Path, experiment: Experiment, methods: Iterable[Found], seeds: Iterable[int], by_hand: Collection[str]
 ) -> list[Found]:
-    """The methods with the values in a file of tuned ones, but for the keys `by_hand`, as ligo.operator_lr.
+    """The methods with the values from a file of tuned values, except those that are set `by_hand` (keys as ligo.operator_lr).
 
-    Raises UsageError if it was tuned on one of these seeds or another experiment, or lacks a method as it is set now.
+    Raises UsageError if the values were tuned on one of these seeds or on another experiment, or if the file lacks a method or
+    has it with other code or hyperparameters.
     """
     try:
-        return _apply(_read(path), experiment, methods, seeds, by_hand)
+        return _apply(read(path), experiment, methods, seeds, by_hand)
     except UsageError as error:
         raise UsageError(f"--tuned {path}: {error}") from None
 
@@ -143,7 +150,7 @@ def _apply(
 
 
 def _refuse_other_variant(found: Found, tuned: Sequence[str]) -> None:
-    asked = _variant(found)
+    asked = variant(found)
     then, now = (
         ", ".join(str(each) for each in these if each not in those) or "nothing of that"
         for these, those in ((tuned, asked), (asked, tuned))
@@ -153,7 +160,7 @@ def _refuse_other_variant(found: Found, tuned: Sequence[str]) -> None:
 
 
 def _checked(values: Values, experiment: Experiment, found: Found) -> Values:
-    """A method's tuned values, no more and no less than its space has."""
+    """A method's tuned values. Raises UsageError unless they are exactly those of its search space, and valid."""
     known = defaults(experiment, found)
     for key in values:
         if key not in known:
