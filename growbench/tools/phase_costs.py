@@ -1,4 +1,4 @@
-"""What a step of each phase of a method costs in FLOPs, memory and time, against a plain step."""
+"""FLOPs, peak memory and time of a training step in each phase of a method, compared with a plain step, that of scratch."""
 
 from __future__ import annotations
 
@@ -21,25 +21,23 @@ from growbench.data.shapes import shape_batch, vocabulary_size
 from growbench.formatting import data_size, quantity
 from growbench.planning.plan import META, plan, walk
 from growbench.registry import Found, get_all
-from growbench.tools.throughput import _seconds
+from growbench.tools.throughput import wall_seconds
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
 
-# --- what a step of each phase of a method costs, against a plain step
-
 
 def bench_phases(experiment: Experiment, specs: list[str], device: torch.device, rounds: int) -> str:
-    """A table as text: FLOPs, peak memory and time of a training step of every phase, and the ratios to scratch's.
+    """A table as text: FLOPs, peak memory and time of a training step of every phase, and their ratios to the plain step.
 
-    On random data with a random source. Memory is measured in a process of its own for each phase: what the second and third
-    step reach, less what the process held before. Times are medians over `rounds` alternations with the plain step.
+    Data and source are random. Memory is measured in a process of its own for each phase: the peak of the second and third
+    step, minus what the process held before the first. Times are medians over `rounds` alternations with the plain step.
     """
     vocabulary = vocabulary_size(experiment.data)
     plain = PhaseStep.of(experiment, "scratch", 0, vocabulary, device)
     ((_, plain_flops),) = _flops_of_phases(experiment, "scratch", vocabulary)
     plain(1)
-    plain_memory = _alone(experiment, "scratch", 0, vocabulary, device)
-    plain_seconds = _seconds(plain, 1, device)
+    plain_memory = memory_alone(experiment, "scratch", 0, vocabulary, device)
+    plain_seconds = wall_seconds(plain, 1, device)
     lines = [
         f"{experiment.name}: a training step of batch {experiment.train.batch} x {experiment.data.positions}, "
         f"{device_name(device)}, {torch.get_num_threads()} threads, {experiment.train.precision_on(device.type)}; "
@@ -50,8 +48,8 @@ def bench_phases(experiment: Experiment, specs: list[str], device: torch.device,
     for spec in specs:
         for number, (phase, flops) in enumerate(_flops_of_phases(experiment, spec, vocabulary)):
             step = PhaseStep.of(experiment, spec, number, vocabulary, device)
-            peak = _alone(experiment, spec, number, vocabulary, device)
-            seconds = [(_seconds(step, 1, device), _seconds(plain, 1, device)) for _ in range(rounds + 1)][1:]
+            peak = memory_alone(experiment, spec, number, vocabulary, device)
+            seconds = [(wall_seconds(step, 1, device), wall_seconds(plain, 1, device)) for _ in range(rounds + 1)][1:]
             times = statistics.median(own for own, _ in seconds), statistics.median(own / other for own, other in seconds)
             lines.append(
                 f"{spec + ': ' + phase:<34} {quantity(flops, 'FLOP'):>12} ({flops / plain_flops:.3f} x)"
@@ -69,7 +67,7 @@ class PhaseStep:
 
     @classmethod
     def of(cls, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> PhaseStep:
-        """The step of phase `number`; the phases before it are walked through untrained."""
+        """The step of phase `number`, from 0. The phases before it are passed through without training."""
         found, costs = _found(experiment, spec), Costs(device)
         walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
         objective = architectures.of(experiment).objective
@@ -84,26 +82,27 @@ class PhaseStep:
 
 
 def _flops_of_phases(experiment: Experiment, spec: str, vocabulary: int) -> list[tuple[str, float]]:
-    """Each phase's name and the FLOPs of its step."""
+    """Name and FLOPs of a step of each phase."""
     planned = plan(experiment, _found(experiment, spec), vocabulary)
     return [(phase.name, sum(phase.flops_per_step.values())) for phase in planned]
 
 
 def _found(experiment: Experiment, spec: str) -> Found:
-    """A method by its name or file, with the experiment's hyperparameters: a process of its own finds it again."""
+    """A method by its name or file, with the experiment's hyperparameters. A new process can find it by the same name."""
     return get_all([spec], experiment.methods)[0]
 
 
-def _alone(*arguments: Any) -> int:
-    """Peak memory of a phase's steps in a process of its own."""
+def memory_alone(*arguments: Any) -> int:
+    """What step_memory measures in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(_step_memory, torch.get_num_threads(), *arguments).result()
+        return pool.submit(step_memory, torch.get_num_threads(), *arguments).result()
 
 
-def _step_memory(threads: int, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> int:
+def step_memory(threads: int, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> int:
+    """Bytes that steps of a phase add to the peak memory of this process."""
     torch.set_num_threads(threads)
     memory.keep_freed()
-    PhaseStep.of(experiment, "scratch", 0, vocabulary, META)  # imports everything
+    PhaseStep.of(experiment, "scratch", 0, vocabulary, META)  # so that all is imported before memory is measured
     memory.reset_peak(device)
     before = memory.peak(device)
     step = PhaseStep.of(experiment, spec, number, vocabulary, device)

@@ -1,6 +1,6 @@
-"""Throughput on one experiment's target: the bare loop, growbench's loop, transformers.Trainer, in turn in one process.
+"""Throughput of three training loops on one experiment's target, measured in turn in one process.
 
-And what a step of each phase of a method costs in FLOPs, memory and time, against a plain step.
+The loops: growbench's own, a bare loop of forward, backward and optimizer, and transformers.Trainer.
 """
 
 from __future__ import annotations
@@ -32,18 +32,16 @@ from growbench.training.replicas import Replica
 from growbench.training.step import Step
 from growbench.training.trainer import Output, Trainer, Work
 
-SECONDS = 3.0  # of training per measurement, about
-
-
-WARM_UP = 3  # steps
+SECONDS = 3.0  # approximate length of one measurement
+WARM_UP = 3  # steps before each measurement
 
 
 def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> str:
-    """The comparison as a text: matrix-product peak, tokens/s and share of the peak, medians over `rounds` alternations, ratios.
+    """A table as text: tokens/s, share of the peak of matrix products, ms per step. Medians over `rounds` alternations.
 
-    Every loop trains the experiment's target from scratch on the same batches, at the same precision, with gradient clipping, in
-    the same micro-batches, compiled or not. transformers.Trainer runs on the same architecture as transformers ships it. Raises
-    UsageError without the packages that transformers.Trainer needs.
+    Every loop trains the experiment's target from scratch on the same batches and micro-batches, at the same precision, with
+    gradient clipping, all compiled or none. transformers.Trainer trains the model class that its library ships. Raises
+    UsageError if accelerate, which transformers.Trainer needs, is not installed.
     """
     try:
         import accelerate  # noqa: F401
@@ -67,9 +65,9 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     flops_per_step = flops_of_part * training.batch // len(part.inputs)
     bare = BareLoop(experiment, data, device, fresh())
     bare.train(WARM_UP)
-    steps = max(5, round(SECONDS / _seconds(bare.train, 1, device)))
+    steps = max(5, round(SECONDS / wall_seconds(bare.train, 1, device)))
     compiled = bare.step.compiled
-    del bare  # its memory is not growbench's
+    del bare  # frees its memory, which is not to be counted as growbench's
     waited: list[float] = []
     largest: list[int] = []
 
@@ -120,7 +118,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
 
 
 class Labelled(nn.Module):
-    """An image model as transformers.Trainer wants it: it returns its own loss."""
+    """An image model that returns its loss, as transformers.Trainer requires."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -132,17 +130,17 @@ class Labelled(nn.Module):
 
 
 def as_shipped(model: nn.Module) -> nn.Module:
-    """The model's own library's class for it."""
-    if not hasattr(model, "config"):  # timm's models are ours but for the signature
+    """A new model of the class that the library itself ships; of timm, the model itself."""
+    if not hasattr(model, "config"):  # timm's
         return Labelled(model)
     config = copy.deepcopy(model.config)
     if config.pad_token_id is None:  # type: ignore[union-attr]
-        config.pad_token_id = 0  # type: ignore[union-attr]  # RoBERTa as shipped asks for one
+        config.pad_token_id = 0  # type: ignore[union-attr]  # RoBERTa as shipped requires one
     return type(model).__base__(config)  # type: ignore[misc, no-any-return]
 
 
 class BareLoop:
-    """Forward, backward, clipping and optimizer on batches that lie ready: what a loop cannot do without."""
+    """Forward, backward, clipping and optimizer on batches that are ready on the device: the least that a loop must do."""
 
     def __init__(self, experiment: Experiment, data: Data, device: torch.device, model: nn.Module) -> None:
         optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model.train())
@@ -157,14 +155,14 @@ class BareLoop:
 
 
 def bare_seconds(experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int) -> float:
-    """Seconds of `steps` steps of the bare loop, after a few more."""
+    """Seconds of `steps` steps of the bare loop, after its warm-up."""
     loop = BareLoop(experiment, data, device, model)
     loop.train(WARM_UP)
-    return _seconds(loop.train, steps, device)
+    return wall_seconds(loop.train, steps, device)
 
 
 class FirstSteps(Method):
-    """The first steps of training from scratch, at the cadence of the whole budget."""
+    """The first steps of training from scratch, with the evaluation interval of the whole budget."""
 
     paper: ClassVar[str] = ""
     uses_source: ClassVar[bool] = False
@@ -177,7 +175,7 @@ class FirstSteps(Method):
 def growbench_seconds(
     experiment: Experiment, data: Data, device: torch.device, steps: int, compiled: bool
 ) -> tuple[float, float, int]:
-    """Charged seconds of `steps` steps of the runner's own loop, from scratch; those of waiting for data; peak memory."""
+    """Charged seconds, seconds of waiting for data and peak memory (bytes) of `steps` steps of growbench's own loop."""
     torch.manual_seed(0)
     costs = Costs(device)
     task = Task.of(experiment, "target", data.vocabulary, costs)
@@ -188,7 +186,7 @@ def growbench_seconds(
 
 
 def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) -> dict[str, Any]:
-    """What transformers.Trainer is told, so that it is as fast as it can be."""
+    """The options of transformers.Trainer that make it fastest."""
     rows = experiment.machine.rows(experiment.train.batch)
     return {
         "bf16": experiment.train.precision_on(device.type) == "bf16",
@@ -203,7 +201,7 @@ def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) 
 def trainer_seconds(
     experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int, compiled: bool
 ) -> float:
-    """Seconds of `steps` steps of transformers.Trainer, after a few more."""
+    """Seconds of `steps` steps of transformers.Trainer, after its warm-up."""
     from transformers import Trainer as TransformersTrainer
     from transformers import TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
@@ -231,7 +229,7 @@ def trainer_seconds(
             save_strategy="no",
             disable_tqdm=True,
         )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # several it would use by nn.DataParallel, with as many batches a step
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several would run nn.DataParallel, on a larger batch
         trainer = TransformersTrainer(model=model, args=arguments, train_dataset=rows, callbacks=[timer])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -239,7 +237,7 @@ def trainer_seconds(
 
 
 def _rows(batch: Batch) -> list[dict[str, Tensor]]:
-    """A batch as transformers' collator wants it: one mapping an image or a sequence, -100 where nothing is scored."""
+    """A batch as transformers' collator takes it: a mapping for each image or sequence; -100 marks positions without a label."""
     if batch.inputs.dim() == 4:
         return [{"pixel_values": image, "labels": label} for image, label in zip(batch.inputs, batch.labels, strict=True)]
     labels = batch.inputs
@@ -250,14 +248,14 @@ def _rows(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def matrix_peak(device: torch.device, bf16: bool) -> float:
-    """FLOPs per second of a large square matrix product on this device, at this precision: the best of a few."""
+    """FLOP/s of a large square matrix product on this device at this precision: the best of five."""
     size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
-    return max(2 * size**3 / _seconds(lambda _: a @ a, 1, device) for _ in range(5))
+    return max(2 * size**3 / wall_seconds(lambda _: a @ a, 1, device) for _ in range(5))
 
 
-def _seconds(train: Callable[[int], Any], steps: int, device: torch.device) -> float:
-    """Wall seconds of `train(steps)`, the device's work included."""
+def wall_seconds(train: Callable[[int], Any], steps: int, device: torch.device) -> float:
+    """Wall seconds of `train(steps)`, until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()

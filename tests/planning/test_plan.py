@@ -126,7 +126,7 @@ def test_the_estimate_is_near_the_measured_peak(method: str, phase: int) -> None
     measured = []
     for _ in range(2):
         with ProcessPoolExecutor(1, FORKED) as alone:
-            measured.append(alone.submit(phase_costs._step_memory, 1, experiment, method, phase, 2048, CPU).result())
+            measured.append(alone.submit(phase_costs.step_memory, 1, experiment, method, phase, 2048, CPU).result())
     assert planned == pytest.approx(min(measured), rel=0.25)
 
 

@@ -18,7 +18,7 @@ from growbench.tools import phase_costs
 def test_the_table_has_every_phase_with_its_flops(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(phase_costs, "_alone", lambda *arguments: 1000)  # processes take seconds to start
+    monkeypatch.setattr(phase_costs, "memory_alone", lambda *arguments: 1000)  # processes take seconds to start
     mine = tmp_path / "mine.py"
     mine.write_text((Path(cli.__file__).parents[1] / "methods" / "scratch.py").read_text())
     assert cli.main(["bench", str(miniature), "--methods", f"ligo,{mine}", "--rounds", "5"]) == 0
@@ -42,7 +42,7 @@ def test_memory_of_a_step_holds_weights_gradients_and_moments() -> None:
     ]
     experiment = loading.load("gpt2-tiny", overrides)
     threads, cpu = torch.get_num_threads(), torch.device("cpu")
-    measured = phase_costs._step_memory(threads, experiment, "scratch", 0, 2048, cpu)
+    measured = phase_costs.step_memory(threads, experiment, "scratch", 0, 2048, cpu)
     parameters = (12 * 1024**2 + 2048 * 1024) * 4
     assert 3.5 * parameters < measured < 8 * parameters
 
