@@ -72,7 +72,7 @@ class PhaseStep:
         walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
         objective = architectures.of(experiment).objective
         batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
-        live = Replica(walked.model, walked.model, walked.optimizer)
+        live = Replica(walked.model, walked.optimizer)
         return cls(Step.of(walked.phase, live, experiment.train, experiment.machine, device), batch)
 
     def __call__(self, steps: int) -> None:

@@ -144,7 +144,7 @@ class BareLoop:
 
     def __init__(self, experiment: Experiment, data: Data, device: torch.device, model: nn.Module) -> None:
         optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model.train())
-        live, training = Replica(model, model, optimizer), experiment.train
+        live, training = Replica(model, optimizer), experiment.train
         self.step = Step.of(Phase(model=model), live, training, experiment.machine, device, training.steps)
         self.batches = itertools.cycle([data.train_batch(step, 0).to(device) for step in range(8)])
 

@@ -103,7 +103,9 @@ def restore(optimizer: Optimizer, stored: dict[str, Any], device: torch.device) 
 
 
 def move_state(optimizer: Optimizer, device: torch.device) -> None:
-    """Move the state of an element-wise optimizer to a device, except tensors without dimensions."""
+    """Move the state of an element-wise optimizer to a device, except tensors without dimensions; leave others' as it is."""
+    if type(optimizer) not in ELEMENT_WISE:
+        return
     for state in optimizer.state.values():
         moved = {key: value.to(device) for key, value in state.items() if isinstance(value, Tensor) and value.dim()}
         state.update(moved)

@@ -15,10 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.optim import Optimizer
 
 from growbench.errors import UsageError
 from growbench.training.checkpoint import RandomStates, random_states
+from growbench.training.optimizer_state import is_element_wise
 
+HOST = torch.device("cpu")
 FAILURE_TIMEOUT = 60.0  # seconds that a failed process waits for the others to fail too
 
 
@@ -118,10 +121,10 @@ class Parallel:
         if not self.is_single_process:
             torch.manual_seed(int(np.random.SeedSequence((*numbers, self.dp_rank)).generate_state(1)[0]))
 
-    @property
-    def idle_state_device(self) -> torch.device:
-        """Where optimizer state is kept between phases: in host memory if the whole of it need not fit on the device."""
-        return torch.device("cpu") if self.sharded or self.tp_degree > 1 else self.device
+    def idle_state_device(self, optimizer: Optimizer) -> torch.device:
+        """Where an optimizer's state is kept between phases: in host memory if training shards it."""
+        shards_state = (self.sharded or self.tp_degree > 1) and is_element_wise(optimizer)
+        return HOST if shards_state else self.device
 
 
 def start(device: torch.device, tp_degree: int, sharded: bool) -> Parallel:

@@ -1,21 +1,22 @@
 """A phase's model and optimizer as the processes train them.
 
 Data parallelism replicates the model (DDP) or shards parameters, gradients and optimizer state (FSDP2). Tensor parallelism
-splits the matrices themselves (growbench.training.tensor_parallel).
+splits the matrices themselves (growbench.training.tensor_parallel). Either way a phase's loss gets a module of the model's own
+class, and an optimizer steps as it would in one process.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -23,22 +24,25 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from growbench.architectures import Architecture, parameter_shapes, sizes_of
+from growbench.method import Phase, task_loss
 from growbench.training import tensor_parallel
-from growbench.training.optimizer_state import move_state, parameters_of
-from growbench.training.parallel import Parallel
+from growbench.training.optimizer_state import is_element_wise, move_state, parameters_of
+from growbench.training.parallel import HOST, Parallel
 from growbench.training.tensor_parallel import Cut
 
 
-def place(model: nn.Module, optimizer: Optimizer, architecture: Architecture, parallel: Parallel, uniform: bool) -> Replica:
-    """A model and its optimizer as this process trains them. `uniform`: every step uses the same parameters."""
+def place(phase: Phase, optimizer: Optimizer, architecture: Architecture, parallel: Parallel) -> Replica:
+    """A phase's model and optimizer as this process trains them.
+
+    Only a model of the architecture is sharded, and only where all steps are alike; others are replicated.
+    """
     if parallel.is_single_process:
-        return Replica(model, model, optimizer)
-    if uniform and (parallel.sharded or parallel.tp_degree > 1) and _is_plain(model, architecture):
-        return ShardedReplica.of(model, optimizer, architecture, parallel)
+        return Replica(phase.model, optimizer)
+    if (parallel.sharded or parallel.tp_degree > 1) and phase.workload is None and _is_plain(phase.model, architecture):
+        replica = ShardedReplica if is_element_wise(optimizer) else ShardedModelReplica
+        return replica.of(phase.model, optimizer, architecture, parallel)
     move_state(optimizer, parallel.device)
-    if not uniform:
-        return AveragedReplica(model, model, optimizer, parallel)
-    return Replica(model, DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True), optimizer)
+    return DataParallelReplica.of(phase, optimizer)
 
 
 def _is_plain(model: nn.Module, architecture: Architecture) -> bool:
@@ -46,22 +50,46 @@ def _is_plain(model: nn.Module, architecture: Architecture) -> bool:
     return hasattr(model, "sizes") and parameter_shapes(model) == architecture.shapes(sizes_of(model))
 
 
+class LossScope(nn.Module):
+    """A module whose forward computes a loss on the model inside it.
+
+    DDP and FSDP2 prepare parameters when their module is called. They wrap this one, so that a loss gets the model itself and
+    may call any part of it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any, loss: Callable[[], Tensor] | None = None) -> Any:
+        """What `loss` returns; without it, what the model returns for `inputs`."""
+        return self.model(*inputs) if loss is None else loss()
+
+
 @dataclass
 class Replica:
-    """A phase's model and optimizer as this process trains them: the whole of them, in one process or replicated by DDP."""
+    """A phase's model and optimizer as this process trains them: here, the whole of them in a single process."""
 
-    model: nn.Module
-    module: nn.Module  # what is called in training: the model, or a wrapper
+    model: nn.Module  # what a loss gets
     optimizer: Optimizer
 
     @property
+    def evaluated(self) -> nn.Module:
+        """What is called to evaluate the model."""
+        return self.model
+
+    @property
     def compiles(self) -> bool:
-        """Whether torch.compile can take it."""
+        """Whether torch.compile can take the model."""
         return True
+
+    def run(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Compute a loss of `model` for the backward pass."""
+        return loss()
 
     def accumulating(self) -> AbstractContextManager[None]:
         """For all micro-batches but a batch's last: gradients are added up, not yet averaged across processes."""
-        return self.module.no_sync() if isinstance(self.module, DistributedDataParallel) else nullcontext()
+        return nullcontext()
 
     def update(self, largest_norm: float) -> None:
         """Clip the norm of the gradients, step the optimizer, and drop the gradients."""
@@ -77,122 +105,202 @@ class Replica:
 
 
 @dataclass
-class AveragedReplica(Replica):
-    """A replica whose gradients are averaged after backward, for phases whose steps use different parameters."""
+class DataParallelReplica(Replica):
+    """A whole model in each process; DDP averages the gradients."""
 
+    scope: DistributedDataParallel
+
+    @classmethod
+    def of(cls, phase: Phase, optimizer: Optimizer) -> Self:
+        """A loss of the method's own may use some of the parameters only, and others at another step."""
+        may_skip_parameters = phase.loss is not task_loss or phase.workload is not None
+        scope = DistributedDataParallel(
+            LossScope(phase.model),
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=may_skip_parameters,
+        )
+        return cls(phase.model, optimizer, scope)
+
+    def run(self, loss: Callable[[], Tensor]) -> Tensor:
+        found: Tensor = self.scope(loss=loss)
+        return found
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        return self.scope.no_sync()
+
+
+@dataclass(frozen=True)
+class ShardedParameter:
+    """A parameter of the method's model, and its shard in this process."""
+
+    whole: nn.Parameter
+    sharded: nn.Parameter  # a DTensor; a plain parameter where tensor parallelism leaves it whole
+    cut: Cut | None  # how tensor parallelism splits it
     parallel: Parallel
 
-    def update(self, largest_norm: float) -> None:
-        trained = parameters_of(self.optimizer)
-        used = self.parallel.any_process(*(parameter.grad is not None for parameter in trained))
-        for parameter in itertools.compress(trained, used):
-            if parameter.grad is None:  # used by other processes alone
-                parameter.grad = torch.zeros_like(parameter)
-            self.parallel.mean(parameter.grad)
-        super().update(largest_norm)
+    @cached_property
+    def local(self) -> nn.Parameter:
+        """This process's part as a plain tensor, which an optimizer steps."""
+        return nn.Parameter(_to_local(self.sharded).detach(), self.sharded.requires_grad)
+
+    def refresh(self) -> None:
+        """Make `local` the present shard and its gradient."""
+        grad = self.sharded.grad
+        self.local.data = _to_local(self.sharded)
+        if isinstance(grad, DTensor) and isinstance(self.sharded, DTensor):
+            grad = grad.redistribute(placements=self.sharded.placements)
+        self.local.grad = None if grad is None else _to_local(grad)
+
+    def scatter(self, value: Tensor) -> Tensor:
+        """This process's part of a tensor of the whole parameter's shape: a copy."""
+        sharded, parallel = self.sharded, self.parallel
+        if not isinstance(sharded, DTensor):
+            return value.to(sharded.device, copy=True)
+        value = self.cut.scattered(value, parallel.tp_degree) if self.cut else value
+        if sharded.device_mesh.ndim == 1:
+            return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None).to_local().clone()
+        # in FSDP2's own order, tensor parallelism first: `distribute_tensor` refuses strided shards that are not even
+        part = distribute_tensor(value, parallel.mesh["tensor"], [sharded.placements[1]], src_data_rank=None).to_local()
+        return distribute_tensor(part, parallel.mesh["data"], [Shard(0)], src_data_rank=None).to_local().clone()
+
+    def gather(self, value: Tensor) -> Tensor:
+        """The whole of a tensor that is sharded like the parameter, from each process's part or as a DTensor. Collective."""
+        sharded = self.sharded
+        if isinstance(sharded, DTensor):
+            if not isinstance(value, DTensor):
+                mesh, placements, stride = sharded.device_mesh, sharded.placements, sharded.stride()
+                value = DTensor.from_local(value, mesh, placements, run_check=False, shape=sharded.shape, stride=stride)
+            value = value.full_tensor()
+        return self.cut.gathered(value, self.parallel.tp_degree) if self.cut else value.detach()
 
 
 @dataclass
-class ShardedReplica(Replica):
-    """Parameters and optimizer state sharded over processes: by tensor parallelism, by FSDP2, or by both.
+class ShardedModelReplica(Replica):
+    """Parameters and gradients sharded by tensor parallelism, by FSDP2, or by both, for any optimizer.
 
-    What is trained is a copy. The method's own model and optimizer wait in host memory meanwhile. The optimizer's state stays
-    there until it is trained with again, because it is the largest part of what need not fit on one device.
+    A copy of the model is sharded. The optimizer steps on the whole parameters and gradients, in every process alike, as it
+    may depend on more than one element at a time; so the parameters and its state are also whole on each device.
     """
 
+    scope: LossScope
     whole: nn.Module
-    whole_optimizer: Optimizer
+    parameters: list[ShardedParameter]
     parallel: Parallel
-    cuts: dict[str, Cut]
-    pairs: list[tuple[str, nn.Parameter, nn.Parameter]] = field(default_factory=list)  # name, whole, sharded
 
     @classmethod
-    def of(cls, model: nn.Module, optimizer: Optimizer, architecture: Architecture, parallel: Parallel) -> ShardedReplica:
+    def of(cls, model: nn.Module, optimizer: Optimizer, architecture: Architecture, parallel: Parallel) -> Self:
         sharded = copy.deepcopy(model)
+        scope = LossScope(sharded)
         cuts = tensor_parallel.split(sharded, architecture, parallel.mesh["tensor"]) if parallel.tp_degree > 1 else {}
         if parallel.dp_degree > 1:
             stack, name = architecture.stack(sharded)
             for layer in getattr(stack, name):
                 fully_shard(layer, mesh=parallel.mesh["data"])
-            fully_shard(sharded, mesh=parallel.mesh["data"])
-        own_optimizer = copy.copy(optimizer)
-        replica = cls(sharded, sharded, own_optimizer, model, optimizer, parallel, cuts)
-        replica.pairs = [(name, p, sharded.get_parameter(name)) for name, p in model.named_parameters()]
-        own = {whole: (name, part) for name, whole, part in replica.pairs}
-        own_optimizer.state = defaultdict(dict)
-        own_optimizer.param_groups = []
-        for group in optimizer.param_groups:
-            by_mesh: dict[Any, list[nn.Parameter]] = defaultdict(list)  # tensors of several meshes cannot be handled together
-            for whole in group["params"]:
-                name, part = own[whole]
-                by_mesh[_mesh(part)].append(part)
-                own_optimizer.state[part] = {
-                    key: replica._scatter(name, value, part) for key, value in optimizer.state[whole].items()
-                }
-            own_optimizer.param_groups += [{**group, "params": parts, "whole": group} for parts in by_mesh.values()]
-        model.to("cpu")
-        move_state(optimizer, torch.device("cpu"))
-        return replica
+            fully_shard(scope, mesh=parallel.mesh["data"])
+        parameters = [
+            ShardedParameter(whole, sharded.get_parameter(name), cuts.get(name), parallel)
+            for name, whole in model.named_parameters()
+        ]
+        return cls(sharded, optimizer, scope, model, parameters, parallel)
+
+    def __post_init__(self) -> None:
+        move_state(self.optimizer, self.parallel.device)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.scope
 
     @property
     def compiles(self) -> bool:
         """Not FSDP2 over tensor parallelism: torch.compile raises `Mixing fake modes NYI` (torch 2.14)."""
         return self.parallel.dp_degree == 1 or self.parallel.tp_degree == 1
 
+    def run(self, loss: Callable[[], Tensor]) -> Tensor:
+        found: Tensor = self.scope(loss=loss)
+        return found
+
     def update(self, largest_norm: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["whole"]["lr"]
-        _clip(parameters_of(self.optimizer), largest_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for parameter in self.parameters:
+            grad = parameter.sharded.grad
+            parameter.whole.grad = None if grad is None else parameter.gather(grad)
+        super().update(largest_norm)
+        self.model.zero_grad()
+        with torch.no_grad():
+            for parameter in self.parameters:
+                _to_local(parameter.sharded).copy_(parameter.scatter(parameter.whole))
 
     def gather(self) -> None:
+        """The parameters are whole already."""
         with torch.no_grad():
-            for name, whole, sharded in self.pairs:
-                whole.copy_(self._gather(name, sharded))
-                for key, value in self.optimizer.state.get(sharded, {}).items():
-                    home = whole.device if value.dim() else value.device  # fused AdamW keeps its count of steps on the device
-                    self.whole_optimizer.state[whole][key] = self._gather(name, value).to(home, copy=True)
+            for name, buffer in self.whole.named_buffers():
+                buffer.copy_(self.model.get_buffer(name))
+
+
+@dataclass
+class ShardedReplica(ShardedModelReplica):
+    """Parameters, gradients and optimizer state sharded, for element-wise optimizers.
+
+    The method's own model and optimizer wait in host memory meanwhile. The optimizer's state stays there until it is trained
+    with again, because it is the largest part of what need not fit on one device.
+    """
+
+    def __post_init__(self) -> None:
+        locals_of = {parameter.whole: parameter for parameter in self.parameters}
+        self.local_optimizer = object.__new__(type(self.optimizer))
+        vars(self.local_optimizer).update(vars(self.optimizer))  # `copy.copy` would leave attributes out
+        self.local_optimizer.state = defaultdict(dict)
+        self.local_optimizer.param_groups = []
+        for group in self.optimizer.param_groups:
+            parts = [locals_of[whole] for whole in group["params"]]
+            self.local_optimizer.param_groups.append({**group, "params": [part.local for part in parts]})
+            for part in parts:
+                state = self.optimizer.state[part.whole]
+                self.local_optimizer.state[part.local] = {key: _each(value, part.scatter) for key, value in state.items()}
+        self.whole.to(HOST)
+        move_state(self.optimizer, HOST)
+
+    def update(self, largest_norm: float) -> None:
+        _clip([parameter.sharded.grad for parameter in self.parameters if parameter.sharded.grad is not None], largest_norm)
+        for parameter in self.parameters:
+            parameter.refresh()
+        for group, local in zip(self.optimizer.param_groups, self.local_optimizer.param_groups, strict=True):
+            local.update({**group, "params": local["params"]})
+        self.local_optimizer.step()
+        self.local_optimizer.zero_grad()
+        self.model.zero_grad()
+
+    def gather(self) -> None:
+        super().gather()
+        with torch.no_grad():
+            for part in self.parameters:
+                part.whole.copy_(part.gather(part.sharded))
+                for key, value in self.local_optimizer.state.get(part.local, {}).items():
+                    whole = _each(value, part.gather)
+                    moved = isinstance(whole, Tensor) and whole.dim()  # fused AdamW keeps its step counts on the device
+                    self.optimizer.state[part.whole][key] = whole.to(part.whole.device, copy=True) if moved else whole
 
     def close(self) -> None:
         self.whole.to(self.parallel.device)
 
-    def _scatter(self, name: str, value: Tensor, part: nn.Parameter) -> Tensor:
-        """A tensor of the optimizer's state for a whole parameter, as this process's shard `part` needs it."""
-        if value.dim() == 0:
-            return value.clone()
-        if not isinstance(part, DTensor):
-            return value.to(part.device, copy=True)
-        cut = self.cuts.get(name)
-        value = cut.scattered(value, self.parallel.tp_degree) if cut else value
-        if part.device_mesh.ndim == 1:
-            return distribute_tensor(value, part.device_mesh, part.placements)
-        # in FSDP2's own order, tensor parallelism first: `distribute_tensor` refuses strided shards that are not even
-        mesh, (_, split) = self.parallel.mesh, part.placements
-        share = distribute_tensor(value, mesh["tensor"], [split]).to_local()
-        chunk = distribute_tensor(share, mesh["data"], [Shard(0)]).to_local()
-        return DTensor.from_local(
-            chunk, part.device_mesh, part.placements, run_check=False, shape=part.shape, stride=part.stride()
-        )
 
-    def _gather(self, name: str, value: Tensor) -> Tensor:
-        cut = self.cuts.get(name)
-        full = value.full_tensor() if isinstance(value, DTensor) else value.detach()
-        return cut.gathered(full, self.parallel.tp_degree) if cut and full.dim() else full
+def _to_local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _mesh(tensor: Tensor) -> DeviceMesh | None:
-    return tensor.device_mesh if isinstance(tensor, DTensor) else None
+def _each(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
+    """A value of an element-wise optimizer's state, with tensors of the parameter's shape converted and others copied."""
+    if not isinstance(value, Tensor):
+        return value
+    return convert(value) if value.dim() else value.clone()
 
 
-def _clip(parameters: list[nn.Parameter], largest_norm: float) -> None:
+def _clip(gradients: list[Tensor], largest_norm: float) -> None:
     """Clip the norm of all gradients together, where they are sharded over different meshes."""
     by_mesh: dict[Any, list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        if parameter.grad is not None:
-            by_mesh[_mesh(parameter.grad)].append(parameter.grad)
-    norms = [get_total_norm(gradients) for gradients in by_mesh.values()]
+    for gradient in gradients:
+        by_mesh[gradient.device_mesh if isinstance(gradient, DTensor) else None].append(gradient)
+    norms = [get_total_norm(each) for each in by_mesh.values()]
     total = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
     shrink = (largest_norm / (total + 1e-6)).clamp(max=1.0)
-    for gradients in by_mesh.values():
-        torch._foreach_mul_([each.to_local() if isinstance(each, DTensor) else each for each in gradients], shrink)
+    torch._foreach_mul_([_to_local(gradient) for gradient in gradients], shrink)

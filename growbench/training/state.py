@@ -74,7 +74,7 @@ class PhaseState:
 
     @classmethod
     def of(cls, start: PhaseStart) -> PhaseState:
-        whole = Replica(start.model, start.model, start.optimizer)
+        whole = Replica(start.model, start.optimizer)
         return cls(start, whole, whole)
 
     def __post_init__(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from growbench.config.schema import Machine, Training
 from growbench.data import Batch
@@ -28,33 +30,32 @@ class Step:
 
     phase: Phase
     live: Replica
-    module: nn.Module  # what is called: the live one's module, or that compiled
     training: Training
     machine: Machine
     device: torch.device
+    compiled_call: Callable[..., Any] | None = None  # of the model
 
     @classmethod
     def of(cls, phase: Phase, live: Replica, training: Training, machine: Machine, device: torch.device, steps: int = 0) -> Step:
         """`steps`: how many there will be; many are worth compiling for."""
         worth = device.type == "cuda" and steps >= WORTH_COMPILING if machine.compile == "auto" else machine.compile == "on"
         if not (worth and steps and live.compiles):
-            return cls(phase, live, live.module, training, machine, device)
+            return cls(phase, live, training, machine, device)
         torch.compiler.reset()  # Dynamo keeps eight graphs of one `forward`, of all phases together, and then runs it uncompiled
-        module = torch.compile(live.module, dynamic=False)
-        return cls(phase, live, cast(nn.Module, module), training, machine, device)
+        return cls(phase, live, training, machine, device, torch.compile(live.model._call_impl, dynamic=False))
 
     @property
     def compiled(self) -> bool:
-        return self.module is not self.live.module
+        return self.compiled_call is not None
 
     def backward(self, batch: Batch, step: int) -> Tensor:
-        """Add the gradients of the mean loss over `batch`, this process's share, micro-batch by micro-batch. The loss."""
+        """Add the gradients of the mean loss over `batch`, this process's part of it, by micro-batches. Returns the loss."""
         parts = len(batch.inputs) // self.machine.rows(len(batch.inputs))
         losses = []
         for number in range(parts):
             with nullcontext() if number == parts - 1 else self.live.accumulating():
-                with autocast(self.training, self.device):
-                    loss = self.phase.loss(self.module, batch.part(number, parts), step)
+                with autocast(self.training, self.device), self._compiling():
+                    loss = self.live.run(partial(self.phase.loss, self.live.model, batch.part(number, parts), step))
                 (loss / parts).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()
@@ -62,3 +63,13 @@ class Step:
     def update(self) -> None:
         """Clip the gradients, let the optimizer use them, and drop them."""
         self.live.update(self.training.clip)
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Calls of the model run compiled. It stays the same module: a wrapper would be of another class, without its methods."""
+        model = self.live.model
+        model._compiled_call_impl = self.compiled_call  # what nn.Module.compile sets, without an end
+        try:
+            yield
+        finally:
+            model._compiled_call_impl = None

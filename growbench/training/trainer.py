@@ -161,7 +161,7 @@ class Trainer:
 
     def _place(self, now: PhaseState) -> Step:
         """Bring the phase's model to where it is trained, and compile it if that is worth its time."""
-        now.live = place(now.model, now.optimizer, self.task.architecture, self.parallel, now.phase.workload is None)
+        now.live = place(now.phase, now.optimizer, self.task.architecture, self.parallel)
         now.step = step = Step.of(now.phase, now.live, self.training, self.work.machine, self.device, now.start.steps)
         if step.compiled:
             for first in now.phase.first_steps(now.start.steps).values():
@@ -216,7 +216,7 @@ class Trainer:
         """Evaluate, to the curve; the first time in a phase also count what an evaluation takes."""
         outcome, begins = self.outcome, now.done == 0
         train_loss = None if begins else self._mean_train_loss(now)
-        val_loss, accuracy = self.evaluation.scores(now.live.model, counted=begins)
+        val_loss, accuracy = self.evaluation.scores(now.live.evaluated, counted=begins)
         val_loss = self.parallel.mean(torch.tensor(val_loss, dtype=torch.float64)).item()  # the same in all processes
         refuse_not_finite([val_loss], outcome.steps)
         outcome.final_val_loss, outcome.final_val_accuracy, now.evaluated = val_loss, accuracy, now.done
@@ -314,7 +314,7 @@ class Trainer:
 
     def _restore(self, now: PhaseState, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint: all is as it was, but for the time that replay takes."""
-        checkpoint.restore(now.model, now.optimizer, self.task.rng, self.parallel.idle_state_device)
+        checkpoint.restore(now.model, now.optimizer, self.task.rng, self.parallel.idle_state_device(now.optimizer))
         state = checkpoint.state
         self.output.progress.resume(state["steps"] - self.outcome.steps)
         unpack(state, self.outcome, now, self.device)

@@ -86,7 +86,7 @@ def test_a_plan_counts_the_same_with_and_without_a_footprint(miniature: Path) ->
     experiment = loading.load(str(miniature))
     (planned,) = plan.plan(experiment, get("scratch"), 300)
     real = phase_costs.PhaseStep.of(experiment, "scratch", 0, 300, CPU)
-    flops, _ = count(lambda: real.step.phase.loss(real.step.module, real.batch, 0).backward())
+    flops, _ = count(lambda: real.step.phase.loss(real.step.live.model, real.batch, 0).backward())
     assert planned.flops_per_step == {"train": flops}
 
 

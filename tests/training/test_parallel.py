@@ -8,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,22 +22,26 @@ from hypothesis import strategies as st
 from torch import nn
 
 from growbench import architectures
+from growbench.architectures.families.gpt2 import GPT2
 from growbench.config.loading import load
 from growbench.config.schema import Machine, ModelConfig, Training
 from growbench.costs.accounts import Account
 from growbench.data import Batch
 from growbench.errors import UsageError
-from growbench.method import Method, Phase, Phases, Task, task_loss
+from growbench.method import Method, Phase, Phases, Task, cross_entropy, task_loss
 from growbench.registry import Found, get_all
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.signals import Interruption
 from growbench.training import parallel as parallel_module
+from growbench.training import replicas
+from growbench.training.optimizer_state import is_element_wise
 from growbench.training.parallel import Parallel, start
-from growbench.training.replicas import AveragedReplica, ShardedReplica, place
+from growbench.training.replicas import DataParallelReplica, LossScope, Replica, ShardedParameter, ShardedReplica, place
 from growbench.training.step import Step
 from growbench.training.tensor_parallel import Cut, check
 from tests.processes import work_together
+from tests.training.optimizers import Optimized
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 METHODS = ("scratch", "stackbert", "mslt", "ki", "bert2bert", "ligo", "progressive_net")
@@ -56,6 +62,9 @@ CASES = {
 }
 
 
+OPTIMIZERS = ("ASGD", "Muon", "Eventful", "Orthogonal", "Lookahead")
+
+
 class Reborn(Method):
     """Most of the training, then a fresh model for the rest: what it starts with hangs on torch's own generator."""
 
@@ -67,6 +76,11 @@ class Reborn(Method):
 
 
 REBORN = Found("scratch", Reborn(), "here")  # by this name it needs no other run
+
+
+def own_methods() -> list[Found]:
+    """Trained under every division."""
+    return [Found("by parts", ByParts(), "here"), *(Found(name, Optimized(name), "here") for name in OPTIMIZERS)]
 
 
 def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found]) -> None:
@@ -82,11 +96,39 @@ def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
         benchmark(experiment, folder, parallel, [REBORN])
 
 
+class ByParts(Method):
+    """Its loss calls the model's parts in its own way and reads attributes and parameters; some steps leave a part out."""
+
+    uses_source: ClassVar[bool] = False
+
+    def phases(self, task: Task) -> Phases:
+        def loss(model: Any, batch: Batch, step: int) -> torch.Tensor:
+            assert isinstance(model, GPT2) and model.num_parameters()
+            trunk = model.transformer
+            hidden = trunk.wte(batch.inputs)
+            if step != 5:
+                hidden = hidden + trunk.wpe(torch.arange(batch.inputs.shape[1]))
+            for block in trunk.h[: model.sizes.layers]:
+                hidden = block(hidden)
+            logits = model.lm_head(trunk.ln_f(hidden).flatten(0, 1))
+            return cross_entropy(logits, batch.labels) + trunk.ln_f.weight.square().mean()
+
+        yield Phase(model=task.build(), loss=loss)
+
+
 def averaged(rank: int) -> list[list[float]]:
     """What becomes of the weights 0 when both processes use the first parameter, the second one the second, none the third."""
-    model = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(3)])
-    live = AveragedReplica(model, model, torch.optim.SGD(model.parameters(), lr=1.0), replace(DIVISIONS["replicated"], rank=rank))
-    (model[0] * torch.tensor([1.0, rank]) + (model[1] if rank else 0.0)).sum().backward()
+
+    def loss(model: Any, batch: Batch, step: int) -> torch.Tensor:
+        value: torch.Tensor = (model[0] * torch.tensor([1.0, rank]) + (model[1] if rank else 0.0)).sum()
+        return value
+
+    model: Any = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(3)])
+    phase, optimizer = Phase(model=model, loss=loss), torch.optim.SGD(model.parameters(), lr=1.0)
+    live = place(phase, optimizer, architectures.get("gpt2"), replace(DIVISIONS["replicated"], rank=rank))
+    nothing = torch.zeros(1)
+    live.run(partial(loss, model, Batch(nothing, None, nothing), 0)).backward()
+    assert model[2].grad is None
     live.update(largest_norm=100.0)
     return [parameter.tolist() for parameter in model]
 
@@ -141,6 +183,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
             found = get_all(list(methods), OPTIONS)
             benchmark(experiments[architecture], folder / division / architecture, mine[division], found)
     for division, parallel in mine.items():
+        benchmark(experiments["gpt2"], folder / division / "own", parallel, own_methods())
         interrupted(experiments["gpt2"], folder / "interrupted" / division, parallel)
         if parallel.is_main_process:
             shutil.copytree(folder / "interrupted" / division, folder / "resumed" / division)
@@ -161,6 +204,7 @@ def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPath
         found = get_all(list(METHODS if architecture == "gpt2" else ["mslt"]), OPTIONS)
         benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
     benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN])
+    benchmark(experiments["gpt2"], folder / "alone" / "own", Parallel(CPU), own_methods())
     for processes in (2, 4):
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -193,6 +237,14 @@ def test_several_processes_give_what_one_gives(done: Path, architecture: str, di
                 assert flops == one.record.cost.flops[account], (run.folder.name, account)
 
 
+@pytest.mark.parametrize("name", [found.name for found in own_methods()])
+@pytest.mark.parametrize("division", DIVISIONS)
+def test_a_method_s_own_loss_and_optimizer_do_what_they_do_in_one_process(done: Path, division: str, name: str) -> None:
+    """Whatever the loss calls of the model, and whatever the optimizer holds or needs to see of a parameter."""
+    tolerance = 5e-4 if name == "Muon" else 2e-5  # torch's Muon multiplies matrices in bfloat16
+    assert_same_run(done / division / "own" / f"{name}-seed0", done / "alone" / "own" / f"{name}-seed0", tolerance)
+
+
 @pytest.mark.parametrize("division", DIVISIONS)
 def test_one_process_goes_on_where_several_stopped(done: Path, division: str) -> None:
     """A checkpoint holds whole models and optimizers, however they were divided."""
@@ -210,12 +262,12 @@ def test_several_processes_go_on_where_they_stopped(done: Path, division: str) -
     assert_same_run(done / "resumed" / division / "scratch-seed0", done / "alone" / "reborn" / "scratch-seed0")
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, tolerance: float = 2e-5) -> None:
     runs = [run for path in (one, other) if (run := store.load(path))]
     steps, losses = ([[row[key] for row in run.curve] for run in runs] for key in ("step", "val_loss"))
     assert steps[0] == steps[1]
     assert runs[0].record.cost.flops[Account.TRAIN] == runs[1].record.cost.flops[Account.TRAIN]
-    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=2e-5, atol=0)
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=tolerance, atol=0)
 
 
 def test_gradients_are_averaged_over_all_processes(done: Path) -> None:
@@ -224,23 +276,47 @@ def test_gradients_are_averaged_over_all_processes(done: Path) -> None:
         assert json.loads((done / f"averaged-{rank}.json").read_text()) == [[-1.0, -0.5], [-0.5, -0.5], [0.0, 0.0]]
 
 
-def test_moments_that_need_not_fit_wait_in_the_host_s_memory() -> None:
-    """AdamW's counts of steps stay on the device. Here the host is the CPU's part, then "meta" the device's."""
+def test_state_that_need_not_fit_waits_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW's step counts stay on the device. Here "meta" stands for the host first, then for the device."""
+    monkeypatch.setattr(replicas, "HOST", META)
+    monkeypatch.setattr(DataParallelReplica, "of", Replica)
     pieces, whole = nn.Linear(2, 2), nn.Linear(2, 2, device=META)
-    optimizers = [torch.optim.AdamW(model.parameters()) for model in (pieces, whole)]
+    parallel, optimizer = Parallel(META, dp_degree=2, sharded=True), torch.optim.AdamW(whole.parameters())
+    live = sharded_replica(whole, pieces, optimizer, parallel)
     pieces(torch.ones(2)).sum().backward()
-    optimizers[0].step()
-    pairs = [(name, parameter, pieces.get_parameter(name)) for name, parameter in whole.named_parameters()]
-    live = ShardedReplica(
-        pieces, pieces, optimizers[0], whole, optimizers[1], Parallel(META, dp_degree=2, sharded=True), {}, pairs
-    )
+    live.update(largest_norm=1.0)
     live.gather()
-    assert devices(optimizers[1]) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
-    optimizers[1].state = optimizers[0].state  # a host's moments
+    assert devices(live.local_optimizer) == {"step": CPU, "exp_avg": CPU, "exp_avg_sq": CPU}
+    assert devices(optimizer) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
+    optimizer.state = defaultdict(dict, zip(whole.parameters(), live.local_optimizer.state.values(), strict=True))
     live.close()
-    assert devices(optimizers[1]) == {"step": CPU, "exp_avg": CPU, "exp_avg_sq": CPU}
-    place(whole, optimizers[1], architectures.get("gpt2"), live.parallel, uniform=False)
-    assert devices(optimizers[1]) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
+    assert devices(optimizer) == {"step": CPU, "exp_avg": CPU, "exp_avg_sq": CPU}
+    place(Phase(model=whole, workload=lambda step: step), optimizer, architectures.get("gpt2"), parallel)
+    assert devices(optimizer) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
+
+
+def sharded_replica(whole: nn.Module, sharded: nn.Module, optimizer: torch.optim.Optimizer, parallel: Parallel) -> ShardedReplica:
+    pairs = zip(whole.parameters(), sharded.parameters(), strict=True)
+    parameters = [ShardedParameter(one, other, None, parallel) for one, other in pairs]
+    return ShardedReplica(sharded, optimizer, LossScope(sharded), whole, parameters, parallel)
+
+
+@pytest.mark.parametrize(("sharded", "device"), [(True, CPU), (False, META)])
+def test_state_is_restored_to_where_it_waits(sharded: bool, device: torch.device) -> None:
+    """Only element-wise optimizers wait in host memory: others are never sharded, and keep their state on the device."""
+    parallel, parameters = Parallel(META, dp_degree=2, sharded=sharded), [nn.Parameter(torch.zeros(2, 2))]
+    assert parallel.idle_state_device(torch.optim.AdamW(parameters)) == device
+    assert parallel.idle_state_device(torch.optim.Adafactor(parameters)) == META
+
+
+def test_an_optimizer_with_hooks_is_not_taken_for_element_wise() -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(2))])
+    assert is_element_wise(optimizer)
+    handle = optimizer.register_step_post_hook(lambda *_: None)
+    assert not is_element_wise(optimizer)
+    handle.remove()
+    optimizer.step = lambda: None  # type: ignore[method-assign]
+    assert not is_element_wise(optimizer)
 
 
 def devices(optimizer: torch.optim.Optimizer) -> dict[str, torch.device]:
@@ -251,7 +327,7 @@ def devices(optimizer: torch.optim.Optimizer) -> dict[str, torch.device]:
 def test_what_is_divided_both_ways_is_not_compiled(dp_degree: int, tp_degree: int) -> None:
     model: Any = nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
-    live = ShardedReplica(model, model, optimizer, model, optimizer, Parallel(CPU, dp_degree=dp_degree, tp_degree=tp_degree), {})
+    live = sharded_replica(model, model, optimizer, Parallel(CPU, dp_degree=dp_degree, tp_degree=tp_degree))
     step = Step.of(Phase(model=model), live, Training(batch=1, steps=1, lr=1.0), Machine(compile="on"), CPU, steps=1)
     assert step.compiled == (dp_degree == 1 or tp_degree == 1)
 

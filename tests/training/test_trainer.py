@@ -348,10 +348,17 @@ def test_every_phase_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         graphs.append(graph)
         return graph.forward
 
+    def loss(model: nn.Module, batch: Batch, step: int) -> torch.Tensor:
+        assert type(model) is nn.Sequential and len(model) == 1, "the module itself, not a wrapper"
+        value: torch.Tensor = model(batch.inputs).sum()
+        return value
+
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     training = Training(batch=1, steps=1, lr=1.0)
     for width in range(1, 11):
         model = nn.Sequential(nn.Linear(width, 1))
-        live = Replica(model, model, torch.optim.AdamW(model.parameters()))
-        Step.of(Phase(model=model), live, training, Machine(compile="on"), CPU, steps=1).module(torch.ones(1, width))
+        phase = Phase(model=model, loss=loss)
+        live = Replica(model, torch.optim.AdamW(model.parameters()))
+        step = Step.of(phase, live, training, Machine(compile="on"), CPU, steps=1)
+        step.backward(Batch(torch.ones(1, width), None, torch.ones(1)), 0)
         assert len(graphs) == width

@@ -1,0 +1,104 @@
+"""Optimizers of a method's own: torch's, and some that hold more than tensors or need whole matrices."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import optim
+
+from growbench.method import Method, Phase, Phases, Task
+
+
+class Eventful(optim.Optimizer):
+    """Its steps depend on Python numbers in its state, on settings that it changes, and on attributes of its own."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr, "decay": 1.0})
+        self.calls = 0
+        self.norms: dict[str, list[float]] = {"all": []}
+        self.average = torch.zeros(3)
+        self.also_average = [self.average]
+        self.first = self.param_groups[0]["params"][0]
+        self.rule = torch.atan
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.calls += 1
+        self.norms["all"] = [*self.norms["all"][-2:], self.first.grad.norm().item()]
+        self.average.mul_(0.9).add_(sum(self.norms["all"]))
+        for group in self.param_groups:
+            group["decay"] *= 0.97
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["seen"] = state.get("seen", 0) + 1
+                state["window"] = (*state.get("window", ())[-1:], parameter.grad.mean().item())
+                state["last"] = {"gradient": parameter.grad.clone(), "before": state.get("last") and state["last"]["gradient"]}
+                size = group["lr"] * group["decay"] * (1 + state["seen"] / self.calls + self.also_average[0].sum().item())
+                before = 0.0 if state["last"]["before"] is None else state["last"]["before"]
+                parameter -= size * (self.rule(parameter.grad + before) + sum(state["window"]))
+
+
+class Lookahead(optim.Optimizer):
+    """Wraps another optimizer, whose groups and state it shares, and goes half the way of every third step."""
+
+    def __init__(self, inner: optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.inner, self.param_groups, self.state, self.calls = inner, inner.param_groups, inner.state, 0
+        self.slow = [parameter.detach().clone() for group in inner.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.inner.step()
+        self.calls += 1
+        if self.calls % 3 == 0:
+            fast = [parameter for group in self.param_groups for parameter in group["params"]]
+            for slow, parameter in zip(self.slow, fast, strict=True):
+                parameter.copy_(slow.lerp_(parameter, 0.5))
+
+
+class Orthogonal(optim.Optimizer):
+    """Momentum of matrices is made orthogonal as in Muon, in full precision; other parameters follow the gradient's norm."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.view(-1).mul_(0.9).add_(parameter.grad.flatten())
+                update = momentum / (momentum.norm() + 1e-7)
+                if update.dim() == 2:
+                    for _ in range(3):
+                        update = 1.5 * update - 0.5 * update @ update.T @ update
+                parameter.view(-1).sub_(update.flatten(), alpha=group["lr"])
+
+
+OPTIMIZERS: dict[str, Any] = {
+    "SGD": lambda model: optim.SGD(model.parameters(), lr=0.1),
+    "SGD with momentum": lambda model: optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+    "Adagrad": lambda model: optim.Adagrad(model.parameters(), lr=0.01),
+    "RMSprop": lambda model: optim.RMSprop(model.parameters(), lr=0.001, momentum=0.9, centered=True),
+    "Adafactor": lambda model: optim.Adafactor(model.parameters(), lr=0.01),
+    "Adamax": lambda model: optim.Adamax(model.parameters(), lr=0.001),
+    "ASGD": lambda model: optim.ASGD(model.parameters(), lr=0.1, t0=3),
+    "AdamW": lambda model: optim.AdamW(model.parameters(), lr=0.001, amsgrad=True),
+    "Muon": lambda model: optim.Muon([p for p in model.parameters() if p.requires_grad_(p.dim() == 2).requires_grad], lr=0.01),
+    "Eventful": lambda model: Eventful(model.parameters(), lr=0.001),
+    "Orthogonal": lambda model: Orthogonal(model.parameters(), lr=0.02),
+    "Lookahead": lambda model: Lookahead(optim.AdamW(model.parameters(), lr=0.001)),
+}
+
+
+class Optimized(Method):
+    """Two phases with one optimizer of its own."""
+
+    name: str = ""
+    uses_source: ClassVar[bool] = False
+
+    def phases(self, task: Task) -> Phases:
+        model = task.build()
+        trained = yield Phase(model=model, optimizer=OPTIMIZERS[self.name](model), share=0.5)
+        yield Phase(model=model, optimizer=trained.optimizer)
