@@ -95,6 +95,10 @@ class Replica:
         """Clip the norm of the gradients, step the optimizer, and drop the gradients."""
         clip_grad_norm_(parameters_of(self.optimizer), largest_norm)
         self.optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
         self.optimizer.zero_grad()
 
     def gather(self) -> None:
@@ -225,10 +229,13 @@ class ShardedModelReplica(Replica):
             grad = parameter.sharded.grad
             parameter.whole.grad = None if grad is None else parameter.gather(grad)
         super().update(largest_norm)
-        self.model.zero_grad()
         with torch.no_grad():
             for parameter in self.parameters:
                 _to_local(parameter.sharded).copy_(parameter.scatter(parameter.whole))
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+        self.model.zero_grad()
 
     def gather(self) -> None:
         """The parameters are whole already."""
@@ -267,6 +274,9 @@ class ShardedReplica(ShardedModelReplica):
         for group, local in zip(self.optimizer.param_groups, self.local_optimizer.param_groups, strict=True):
             local.update({**group, "params": local["params"]})
         self.local_optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
         self.local_optimizer.zero_grad()
         self.model.zero_grad()
 

@@ -166,7 +166,7 @@ class Trainer:
         if step.compiled:
             for first in now.phase.first_steps(now.start.steps).values():
                 self.costs.compiling(lambda: step.backward(self._batch(now, first), first))  # noqa: B023
-            now.live.optimizer.zero_grad()
+            now.live.zero_grad()
         self.feed.waited = 0.0
         return step
 
@@ -259,11 +259,11 @@ class Trainer:
         self.feed.waited = 0.0
 
     def _batch(self, now: PhaseState, step: int) -> Batch:
-        """This process's share of the batch of a step."""
+        """This process's part of the batch of a step."""
         return self.feed.batch(now.start.first_step + step)
 
     def _probe(self, now: PhaseState, step: int) -> dict[str, int]:
-        """FLOPs of a step by account, over all shares of the batch."""
+        """FLOPs of a step by account, over all parts of the batch."""
         do = Step.of(now.phase, now.whole, self.training, self.work.machine, self.device)
         flops = self.costs.probe(lambda: do.backward(self._batch(now, step), step), now.phase.account)
         now.optimizer.zero_grad()
