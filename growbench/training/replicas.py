@@ -24,17 +24,17 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from growbench.architectures import Architecture, parameter_shapes, sizes_of
-from growbench.method import Phase, task_loss
+from growbench.method import Phase
 from growbench.training import tensor_parallel
 from growbench.training.optimizer_state import is_element_wise, move_state, parameters_of
 from growbench.training.parallel import HOST, Parallel
 from growbench.training.tensor_parallel import Cut
 
 
-def place(phase: Phase, optimizer: Optimizer, architecture: Architecture, parallel: Parallel) -> Replica:
-    """A phase's model and optimizer as this process trains them.
+def place(phase: Phase, optimizer: Optimizer, architecture: Architecture, parallel: Parallel, skips_parameters: bool) -> Replica:
+    """A phase's model and optimizer as this process trains them. `skips_parameters`: some steps leave some without gradients.
 
-    Only a model of the architecture is sharded, and only where all steps are alike; others are replicated.
+    Only a model of the architecture is sharded, and only where all steps have the same workload; others are replicated.
     """
     if parallel.is_single_process:
         return Replica(phase.model, optimizer)
@@ -42,7 +42,7 @@ def place(phase: Phase, optimizer: Optimizer, architecture: Architecture, parall
         replica = ShardedReplica if is_element_wise(optimizer) else ShardedModelReplica
         return replica.of(phase.model, optimizer, architecture, parallel)
     move_state(optimizer, parallel.device)
-    return DataParallelReplica.of(phase, optimizer)
+    return DataParallelReplica.of(phase.model, optimizer, parallel, skips_parameters)
 
 
 def _is_plain(model: nn.Module, architecture: Architecture) -> bool:
@@ -115,16 +115,11 @@ class DataParallelReplica(Replica):
     scope: DistributedDataParallel
 
     @classmethod
-    def of(cls, phase: Phase, optimizer: Optimizer) -> Self:
-        """A loss of the method's own may use some of the parameters only, and others at another step."""
-        may_skip_parameters = phase.loss is not task_loss or phase.workload is not None
-        scope = DistributedDataParallel(
-            LossScope(phase.model),
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=may_skip_parameters,
-        )
-        return cls(phase.model, optimizer, scope)
+    def of(cls, model: nn.Module, optimizer: Optimizer, parallel: Parallel, skips_parameters: bool) -> Self:
+        (skips_parameters,) = parallel.any_process(skips_parameters)  # DDP must be the same in all
+        scope = DistributedDataParallel(LossScope(model), gradient_as_bucket_view=True, find_unused_parameters=skips_parameters)
+        scope.broadcast_buffers = False  # each forward pass would broadcast masks and the like, which never change
+        return cls(model, optimizer, scope)
 
     def run(self, loss: Callable[[], Tensor]) -> Tensor:
         found: Tensor = self.scope(loss=loss)

@@ -64,6 +64,7 @@ class PhaseState:
     step: Step | None = None  # how its steps are done, once they have begun
     flops: dict[int, dict[str, int]] = field(default_factory=dict)  # of a step of each workload, by account
     paper_flops: int | None = None  # of a step, by the counter of LiGO's paper
+    skips_parameters: bool = False  # whether some workload leaves some of the trainable parameters without gradients
     done: int = 0
     evaluated: int = -1  # how many steps were done at the last evaluation
     step_seconds: list[float] = field(default_factory=list)

@@ -20,6 +20,7 @@ from growbench.data.feed import Feed
 from growbench.method import Method, Task, schedule
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.evaluation import Evaluation, duplicates
+from growbench.training.optimizer_state import parameters_of
 from growbench.training.parallel import Parallel
 from growbench.training.phases import Limits, PhaseDriver, PhaseObserver
 from growbench.training.replicas import place
@@ -161,7 +162,7 @@ class Trainer:
 
     def _place(self, now: PhaseState) -> Step:
         """Bring the phase's model to where it is trained, and compile it if that is worth its time."""
-        now.live = place(now.phase, now.optimizer, self.task.architecture, self.parallel)
+        now.live = place(now.phase, now.optimizer, self.task.architecture, self.parallel, now.skips_parameters)
         now.step = step = Step.of(now.phase, now.live, self.training, self.work.machine, self.device, now.start.steps)
         if step.compiled:
             for first in now.phase.first_steps(now.start.steps).values():
@@ -266,6 +267,7 @@ class Trainer:
         """FLOPs of a step by account, over all parts of the batch."""
         do = Step.of(now.phase, now.whole, self.training, self.work.machine, self.device)
         flops = self.costs.probe(lambda: do.backward(self._batch(now, step), step), now.phase.account)
+        now.skips_parameters |= any(parameter.grad is None for parameter in parameters_of(now.optimizer))
         now.optimizer.zero_grad()
         return {account: each * self.parallel.dp_degree for account, each in flops.items()}
 

@@ -89,15 +89,15 @@ def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Seque
 
 
 def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
-    """Stopped after seven of twelve steps: one process is asked, and all stop."""
+    """Stopped after seven of twelve steps, before the eighth: one process is asked, and all stop."""
     calls = iter(range(1000))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Interruption, "__call__", lambda self: next(calls) == 6 and parallel.rank == 1)
+        patch.setattr(Interruption, "__call__", lambda self: next(calls) == 7 and parallel.rank == 1)
         benchmark(experiment, folder, parallel, [REBORN])
 
 
 class ByParts(Method):
-    """Its loss calls the model's parts in its own way and reads attributes and parameters; some steps leave a part out."""
+    """Its loss calls the model's parts in its own way, reads attributes and parameters, and leaves one parameter out."""
 
     uses_source: ClassVar[bool] = False
 
@@ -106,8 +106,6 @@ class ByParts(Method):
             assert isinstance(model, GPT2) and model.num_parameters()
             trunk = model.transformer
             hidden = trunk.wte(batch.inputs)
-            if step != 5:
-                hidden = hidden + trunk.wpe(torch.arange(batch.inputs.shape[1]))
             for block in trunk.h[: model.sizes.layers]:
                 hidden = block(hidden)
             logits = model.lm_head(trunk.ln_f(hidden).flatten(0, 1))
@@ -125,7 +123,7 @@ def averaged(rank: int) -> list[list[float]]:
 
     model: Any = nn.ParameterList([nn.Parameter(torch.zeros(2)) for _ in range(3)])
     phase, optimizer = Phase(model=model, loss=loss), torch.optim.SGD(model.parameters(), lr=1.0)
-    live = place(phase, optimizer, architectures.get("gpt2"), replace(DIVISIONS["replicated"], rank=rank))
+    live = place(phase, optimizer, architectures.get("gpt2"), replace(DIVISIONS["replicated"], rank=rank), True)
     nothing = torch.zeros(1)
     live.run(partial(loss, model, Batch(nothing, None, nothing), 0)).backward()
     assert model[2].grad is None
@@ -279,7 +277,7 @@ def test_gradients_are_averaged_over_all_processes(done: Path) -> None:
 def test_state_that_need_not_fit_waits_in_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW's step counts stay on the device. Here "meta" stands for the host first, then for the device."""
     monkeypatch.setattr(replicas, "HOST", META)
-    monkeypatch.setattr(DataParallelReplica, "of", Replica)
+    monkeypatch.setattr(DataParallelReplica, "of", lambda model, optimizer, *_: Replica(model, optimizer))
     pieces, whole = nn.Linear(2, 2), nn.Linear(2, 2, device=META)
     parallel, optimizer = Parallel(META, dp_degree=2, sharded=True), torch.optim.AdamW(whole.parameters())
     live = sharded_replica(whole, pieces, optimizer, parallel)
@@ -291,7 +289,7 @@ def test_state_that_need_not_fit_waits_in_host_memory(monkeypatch: pytest.Monkey
     optimizer.state = defaultdict(dict, zip(whole.parameters(), live.local_optimizer.state.values(), strict=True))
     live.close()
     assert devices(optimizer) == {"step": CPU, "exp_avg": CPU, "exp_avg_sq": CPU}
-    place(Phase(model=whole, workload=lambda step: step), optimizer, architectures.get("gpt2"), parallel)
+    place(Phase(model=whole, workload=lambda step: step), optimizer, architectures.get("gpt2"), parallel, skips_parameters=True)
     assert devices(optimizer) == {"step": CPU, "exp_avg": META, "exp_avg_sq": META}
 
 
