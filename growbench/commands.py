@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
     from growbench.costs.hardware import choose_device
     from growbench.runs.benchmark import LADDER, Benchmark
+    from growbench.runs.jobs import Setting
     from growbench.training import parallel
 
     if options.throughput and not options.dry_run:
@@ -70,8 +71,9 @@ def run(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     folder = options.results / experiment.name
     processes = parallel.start(device, options.tensor_parallel, options.shard)
-    benchmark = Benchmark(experiment, folder, processes, options.target_loss, options.stop_at_target, budgets, options.save)
-    succeeded = benchmark.run(methods, options.seeds)
+    stop_at_loss = options.target_loss if options.stop_at_target else None
+    setting = Setting(experiment, folder, processes, stop_at_loss, options.save)
+    succeeded = Benchmark(setting, budgets, options.target_loss).run(methods, options.seeds)
     if not processes.is_main_process:
         return 0 if succeeded else 1
 

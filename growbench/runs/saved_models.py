@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,42 +50,67 @@ ABOUT = (  # of a run's record, in the card of its model
 SAME = 1e-4  # relative difference of logits: less is rounding
 
 
-def save(
-    folder: Path,
-    architecture: Architecture,
-    model: nn.Module,
-    sizes: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase | None,
-    record: RunRecord,
-) -> None:
-    """Store a run's model in `folder`, in full or not at all. `record`: the run's."""
-    draft = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    architecture.library.save(model, sizes, draft, tokenizer)
-    (draft / CARD).write_text(json.dumps(_card(architecture, sizes, record), indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, folder)
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model of ours that is to leave growbench, and what reads its text."""
+
+    architecture: Architecture
+    model: nn.Module
+    sizes: ModelConfig
+    tokenizer: PreTrainedTokenizerBase | None  # None: images
+
+    def save(self, folder: Path, record: RunRecord) -> None:
+        """Store it in `folder`, in full or not at all. `record`: of its run.
+
+        Raises UsageError if the stored model, as its library loads it, computes something else.
+        """
+        draft = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        try:
+            self.architecture.library.save(self.model, self.sizes, draft, self.tokenizer)
+            self._compare(draft)
+            (draft / CARD).write_text(json.dumps(self._card(record), indent=1) + "\n", encoding="utf-8")
+            os.replace(draft, folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+    def _compare(self, folder: Path) -> None:
+        stock = self.architecture.library.load(folder)
+        difference = _difference(self.architecture, self.model.eval(), stock, self.sizes.positions)
+        if not difference < SAME:
+            raise UsageError(
+                f"it computes something else than {type(stock).__name__} with its weights (logits differ by {difference:.2g}), "
+                "as a hook or another setting makes it"
+            )
+
+    def _card(self, record: RunRecord) -> dict[str, Any]:
+        """What growbench.json says. Cost: the run's own, the source's (None: not known), and both."""
+        known = {unit: getattr(record.cost, unit)[Account.SOURCE] is not None for unit in Unit}
+        return {
+            **{key: getattr(record, key) for key in ABOUT},
+            "architecture": self.architecture.name,
+            "sizes": asdict(self.sizes),
+            "cost": {
+                unit: {
+                    "own": record.cost.charged(unit),
+                    "source": record.cost.of(unit, Account.SOURCE) if known[unit] else None,
+                    "total": record.cost.charged(unit, Ledger.BUILD) if known[unit] else None,
+                }
+                for unit in Unit
+            },
+            "hardware": record.hardware.settings(),
+            "versions": record.versions,
+            "data": record.data,
+        }
 
 
-def _card(architecture: Architecture, sizes: ModelConfig, record: RunRecord) -> dict[str, Any]:
-    """What growbench.json says. Cost: the run's own, the source's (None: not known), and both."""
-    known = {unit: getattr(record.cost, unit)[Account.SOURCE] is not None for unit in Unit}
-    return {
-        **{key: getattr(record, key) for key in ABOUT},
-        "architecture": architecture.name,
-        "sizes": asdict(sizes),
-        "cost": {
-            unit: {
-                "own": record.cost.charged(unit),
-                "source": record.cost.of(unit, Account.SOURCE) if known[unit] else None,
-                "total": record.cost.charged(unit, Ledger.BUILD) if known[unit] else None,
-            }
-            for unit in Unit
-        },
-        "hardware": record.hardware.settings(),
-        "versions": record.versions,
-        "data": record.data,
-    }
+def _difference(architecture: Architecture, ours: nn.Module, stock: nn.Module, positions: int) -> float:
+    """How far the logits of our model are from those of the library's, relative."""
+    inputs, expected = architecture.library.example(stock, positions)
+    device = next(ours.parameters()).device
+    with torch.no_grad():
+        return float((ours(inputs.to(device)).cpu() - expected).norm() / expected.norm())
 
 
 def resolved(experiment: Experiment) -> Experiment:
@@ -123,9 +148,7 @@ def load(experiment: Experiment, device: torch.device) -> nn.Module:
         sizes = experiment.sizes("source", found.vocabulary)
         stock = library.load(folder)
         model = _taken_over(architecture, sizes, library.state(stock)).requires_grad_(False).eval()
-        inputs, expected = library.example(stock, sizes.positions)
-        difference = float((model(inputs) - expected).norm() / expected.norm())
-        if not difference < SAME:
+        if not _difference(architecture, model, stock, sizes.positions) < SAME:
             reasons = "; ".join(library.unusual(stock, model)) or "its class has other settings"
             raise UsageError(
                 f"does not compute what growbench's {architecture.name} does, whose settings are the usual: {reasons}"

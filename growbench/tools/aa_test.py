@@ -31,6 +31,7 @@ from growbench.method import Method, Phase, Phases, Task
 from growbench.registry import SCRATCH, Found, get
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
+from growbench.runs.jobs import Setting
 from growbench.runs.records import RunRecord
 from growbench.runs.store import Run
 from growbench.training.parallel import Parallel
@@ -245,7 +246,7 @@ def _train(experiment: Experiment, folder: Path, methods: Sequence[Found], seeds
     """Train what is not done yet, without a word. Raises UsageError if a run fails."""
     said = io.StringIO()
     with redirect_stderr(said):
-        succeeded = Benchmark(experiment, folder, Parallel(torch.device("cpu"))).run(methods, seeds)
+        succeeded = Benchmark(Setting(experiment, folder, Parallel(torch.device("cpu")))).run(methods, seeds)
     if not succeeded:
         raise UsageError(f"a run of the check failed: {next(line for line in said.getvalue().splitlines() if 'failed' in line)}")
 

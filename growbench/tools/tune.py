@@ -32,6 +32,7 @@ from growbench.planning.plan import CPU, refuse
 from growbench.registry import Found
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
+from growbench.runs.jobs import Setting
 from growbench.tools.search_space import Trials, Values, best, defaults, digest, fingerprint, space, with_values
 from growbench.tools.tuned_values import Tuned, Tuning, read_others, replace_file, variant
 from growbench.training.parallel import Parallel
@@ -60,7 +61,7 @@ def tune(experiment: Experiment, methods: Iterable[Found], request: Request, fol
         _refuse(experiment, found, vocabulary)
     tuning = Tuning(request.command, fingerprint(experiment), request.seeds, request.trials)
     storage = open_storage(folder)
-    benchmark = Benchmark(experiment, folder, Parallel(device))
+    benchmark = Benchmark(Setting(experiment, folder, Parallel(device)))
     done: dict[str, Sequence[FrozenTrial]] = {}
     for waiting in (False, True):  # first the methods that no other process is tuning
         for found in [found for found in methods if found.name not in done]:
@@ -132,7 +133,7 @@ class Search:
         Values that the method refuses, or fails with, are a failed trial. Raises UsageError if the values are not the cause.
         """
         trial = self._ask(number)
-        experiment = self.benchmark.experiment
+        experiment = self.benchmark.setting.experiment
         values = {key: each.suggest(trial, key) for key, each in space(experiment, self.found).items()}
         name = f"{self.found.name}-trial{number}"
         say(f"{name:<18} (from 0 to {self.tuning.trials - 1}): {_text(values)}")
@@ -151,7 +152,7 @@ class Search:
         return Trial(self.study, interrupted[0]._trial_id) if interrupted else self.study.ask()
 
     def _train(self, trial: Trial, tried: Found) -> None:
-        seeds, folder = self.tuning.seeds, self.benchmark.folder
+        seeds, folder = self.tuning.seeds, self.benchmark.setting.folder
         succeeded = self.benchmark.run([tried], seeds)
         runs = [run for seed in seeds if (run := store.load(folder / store.name(tried.name, seed)))]
         errors = [run.record.error.message for run in runs if run.record.error]

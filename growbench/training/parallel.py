@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
+from growbench.console import say
 from growbench.errors import UsageError
 from growbench.training.checkpoint import RandomStates, random_states
 from growbench.training.optimizer_state import is_element_wise
@@ -85,11 +86,16 @@ class Parallel:
         """Wait until all processes are here."""
         self.any_process(True)
 
-    def all_failed(self, run: str) -> bool:
-        """Called by a process whose run failed: whether the run failed in all of them, as by a mistake in the method.
+    def exit_if_failed_alone(self, run: str) -> None:
+        """Called by a process whose run failed. If the run did not fail in all of them, as by a mistake in the method, ends it.
 
-        If not, the others are waiting for this process within a step.
+        The others wait for this process within a step: torchrun ends them when it sees this one end.
         """
+        if not self._all_failed(run):
+            say(f"{run:<18} failed in this process alone, which ends, so that torchrun ends the others; start them again")
+            os._exit(1)  # an orderly end would wait for the others
+
+    def _all_failed(self, run: str) -> bool:
         if self.store is None:
             return True
         deadline = time.monotonic() + FAILURE_TIMEOUT

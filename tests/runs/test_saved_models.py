@@ -80,7 +80,7 @@ def checkpoint(tmp_path: Path, corpus: Path) -> Checkpoint:
     def save(name: str, model: nn.Module) -> Path:
         folder, sizes = tmp_path / f"{name}-model", architectures.sizes_of(model)
         own = tokenizer.for_transformers(*trained_tokenizer(name, corpus), sizes.positions) if name in TEXT else None
-        saved_models.save(folder, architectures.get(name), model, sizes, own, RECORD)
+        saved_models.TrainedModel(architectures.get(name), model, sizes, own).save(folder, RECORD)
         return folder
 
     return save

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from growbench import cli, report
 from growbench.analysis.comparison import analyse
 from growbench.costs.accounts import Account, Unit
-from growbench.runs import benchmark, store
+from growbench.runs import jobs, store
 from growbench.training import checkpoint, trainer
 
 RECORD: dict[str, Any] = {
@@ -251,7 +251,7 @@ def test_a_run_that_was_gone_on_with_elsewhere_says_so(miniature: Path, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(store.CurveFile, "append", interrupted)
         patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
-        patch.setattr(benchmark, "device_name", lambda device: "Another one")
+        patch.setattr(jobs, "device_name", lambda device: "Another one")
         assert cli.main(arguments) == 130
     assert cli.main(arguments) == 0
     run = store.load(tmp_path / "miniature" / "stackbert-seed0")
@@ -267,7 +267,7 @@ def test_seconds_of_a_source_trained_elsewhere_are_not_known(
     """Its FLOPs are: they are the same everywhere."""
     arguments = ["run", str(miniature), "--methods", "bert2bert", "--target-loss", "9", "--results", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "device_name", lambda device: "Another one")
+        patch.setattr(jobs, "device_name", lambda device: "Another one")
         assert cli.main(arguments) == 0
     for name in ("bert2bert-seed0", "scratch-seed0"):
         shutil.rmtree(tmp_path / "miniature" / name)

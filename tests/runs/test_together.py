@@ -14,6 +14,8 @@ import torch
 from growbench.config.loading import load
 from growbench.registry import get_all
 from growbench.runs.benchmark import Benchmark
+from growbench.runs.claims import Claims
+from growbench.runs.jobs import Setting
 from growbench.training.parallel import Parallel
 from tests.processes import ended, start
 
@@ -46,14 +48,14 @@ def test_what_another_process_does_is_waited_for(
     lock.parent.mkdir(parents=True)
     other = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    benchmark = Benchmark(load(str(miniature)), folder, Parallel(torch.device("cpu")))
-    wait_for = Benchmark._wait_for
+    benchmark = Benchmark(Setting(load(str(miniature)), folder, Parallel(torch.device("cpu"))))
+    wait = Claims.wait
 
-    def until_it_dies(self: Benchmark, names: Collection[str]) -> None:
-        wait_for(self, names)
+    def until_it_dies(self: Claims, names: Collection[str]) -> None:
+        wait(self, names)
         other.kill()
 
-    monkeypatch.setattr(Benchmark, "_wait_for", until_it_dies)
+    monkeypatch.setattr(Claims, "wait", until_it_dies)
     try:
         assert benchmark.run(get_all(["scratch", "stackbert", "mslt"], {}), [0])
     finally:

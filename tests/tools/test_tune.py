@@ -21,6 +21,7 @@ from growbench.config import loading
 from growbench.method import tunable
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
+from growbench.runs.sources import Sources
 from growbench.tools import tuned_values
 from growbench.tools.cards import card
 from growbench.tools.search_space import Range, best, defaults, space, with_values
@@ -315,7 +316,7 @@ def test_what_is_not_the_values_fault_is_no_trial(
         assert tune(*command) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "growbench: cannot write results: No space left on device"
     with monkeypatch.context() as patch:
-        patch.setattr(Benchmark, "_source", lambda *_: None)
+        patch.setattr(Sources, "of", lambda *_: None)
         assert tune(*command, "--methods", "net2net") == 2
     assert "net2net-trial0 needs the small model, whose training failed" in capsys.readouterr().err.splitlines()[-1]
     assert tune(*command, "--methods", "mslt,net2net") == 0

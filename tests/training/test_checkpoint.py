@@ -23,6 +23,7 @@ from growbench.planning.plan import plan
 from growbench.registry import Found, built_in, get, get_all
 from growbench.runs import store
 from growbench.runs.benchmark import LADDER, Benchmark
+from growbench.runs.jobs import Setting
 from growbench.training import trainer
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.parallel import Parallel
@@ -85,33 +86,33 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     found = get(name, OPTIONS.get(name))
-    Benchmark(experiment, tmp_path / "whole", ALONE).run([found], [0])
+    Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
     whole = outcome(tmp_path / "whole" / f"{name}-seed0")
-    resumed = Benchmark(experiment, tmp_path / "killed", ALONE)
+    resumed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
     for kill_at in (3, 8):  # in the first phase, and later; probes are steps too
         run_with_kill(resumed, found, kill_at, monkeypatch)
     resumed.run([found], [0])
-    curve, record = outcome(resumed.folder / f"{name}-seed0")
+    curve, record = outcome(resumed.setting.folder / f"{name}-seed0")
     assert curve == whole[0]
     assert record == whole[1]
-    assert not (resumed.folder / f"{name}-seed0" / "checkpoints").exists()
+    assert not (resumed.setting.folder / f"{name}-seed0" / "checkpoints").exists()
 
 
 def test_a_run_goes_on_only_with_the_same_configuration(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch = get("scratch")
-    run_with_kill(Benchmark(experiment, tmp_path / "a", ALONE), scratch, 15, monkeypatch)
+    run_with_kill(Benchmark(Setting(experiment, tmp_path / "a", ALONE)), scratch, 15, monkeypatch)
     changed = replace(experiment, train=replace(experiment.train, lr=2e-3))
-    Benchmark(changed, tmp_path / "a", ALONE).run([scratch], [0])
-    Benchmark(changed, tmp_path / "b", ALONE).run([scratch], [0])
+    Benchmark(Setting(changed, tmp_path / "a", ALONE)).run([scratch], [0])
+    Benchmark(Setting(changed, tmp_path / "b", ALONE)).run([scratch], [0])
     assert outcome(tmp_path / "a" / "scratch-seed0") == outcome(tmp_path / "b" / "scratch-seed0")
 
 
 def test_an_unreadable_checkpoint_is_passed_over(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = get("scratch")
-    Benchmark(experiment, tmp_path / "whole", ALONE).run([scratch], [0])
-    killed = Benchmark(experiment, tmp_path / "killed", ALONE)
+    Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([scratch], [0])
+    killed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
     run_with_kill(killed, scratch, 15, monkeypatch)
     folder = tmp_path / "killed" / "scratch-seed0" / "checkpoints"
     files = sorted(folder.glob("phase-0-step-*"), key=lambda path: int(path.stem.rpartition("-")[2]))
@@ -211,14 +212,14 @@ WSD = ["train.schedule=wsd", "train.steps=20"]
 
 def climb(miniature: Path, folder: Path, names: list[str]) -> dict[str, store.Run]:
     experiment = load(str(miniature), WSD)
-    Benchmark(experiment, folder, ALONE, budgets=LADDER).run(get_all(names, OPTIONS), [0])
+    Benchmark(Setting(experiment, folder, ALONE), LADDER).run(get_all(names, OPTIONS), [0])
     return {run.folder.name: run for run in store.load_all(folder)}
 
 
 def alone(miniature: Path, folder: Path, name: str, steps: int) -> store.Run:
     """A run of its own at a shorter budget, from the source of the full one."""
     experiment = load(str(miniature), [*WSD, f"train.steps={steps}", "source.steps=20"])
-    Benchmark(experiment, folder, ALONE).run([get(name, OPTIONS.get(name))], [0])
+    Benchmark(Setting(experiment, folder, ALONE)).run([get(name, OPTIONS.get(name))], [0])
     run = store.load(folder / f"{name}-seed0")
     assert run is not None
     return run
@@ -264,8 +265,8 @@ def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
 
 def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp_path: Path) -> None:
     experiment = load(str(miniature), WSD)
-    Benchmark(experiment, tmp_path / "a", ALONE).run([get("scratch")], [0])  # single first
-    Benchmark(experiment, tmp_path / "a", ALONE, budgets=LADDER).run([get("scratch")], [0])
+    Benchmark(Setting(experiment, tmp_path / "a", ALONE)).run([get("scratch")], [0])  # single first
+    Benchmark(Setting(experiment, tmp_path / "a", ALONE), LADDER).run([get("scratch")], [0])
     both = climb(miniature, tmp_path / "b", ["scratch"])
     for name, run in both.items():
         later = store.load(tmp_path / "a" / name)

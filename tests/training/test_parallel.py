@@ -32,6 +32,7 @@ from growbench.method import Method, Phase, Phases, Task, cross_entropy, task_lo
 from growbench.registry import Found, get_all
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
+from growbench.runs.jobs import Setting
 from growbench.runs.signals import Interruption
 from growbench.training import parallel as parallel_module
 from growbench.training import replicas
@@ -85,7 +86,7 @@ def own_methods() -> list[Found]:
 
 def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found]) -> None:
     """Train on a vocabulary that no number of processes divides."""
-    assert Benchmark(load(str(experiment), ["data.vocabulary=301"]), folder, parallel).run(methods, [0])
+    assert Benchmark(Setting(load(str(experiment), ["data.vocabulary=301"]), folder, parallel)).run(methods, [0])
 
 
 def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
@@ -153,10 +154,12 @@ def fail_alone(rank: int, experiment: Path, folder: Path, parallel: Parallel) ->
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "_exit", ended)
-        alike = Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("scratch", Fails(), "here")], [0])
+        alike = Benchmark(Setting(load(str(experiment)), folder / "failed", parallel)).run(
+            [Found("scratch", Fails(), "here")], [0]
+        )
         patch.setattr(parallel_module, "FAILURE_TIMEOUT", 1.0)
         try:
-            Benchmark(load(str(experiment)), folder / "failed", parallel).run([Found("alone", Fails((1,)), "here")], [0])
+            Benchmark(Setting(load(str(experiment)), folder / "failed", parallel)).run([Found("alone", Fails((1,)), "here")], [0])
             code = 0
         except SystemExit as end:
             code = int(str(end.code))
@@ -373,22 +376,22 @@ def test_the_parts_of_a_batch_are_the_batch(parts: int, masked: bool) -> None:
 def test_what_cannot_be_divided_is_refused(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = load(str(miniature))
     with pytest.raises(UsageError, match=r"^batch = 4: must be divisible by the data-parallel degree, 3$"):
-        Benchmark(experiment, tmp_path / "results", Parallel(CPU, dp_degree=3)).run([], [0])
+        Benchmark(Setting(experiment, tmp_path / "results", Parallel(CPU, dp_degree=3))).run([], [0])
     twelve = replace(experiment.train, batch=12)
     machine = replace(experiment.machine, micro_batch=4)
     odd = replace(experiment, train=twelve, source_train=twelve, machine=machine)
     with pytest.raises(
         UsageError, match=r"^batch = 12: 6 rows for each of 2 data-parallel processes: must be divisible by micro_batch = 4$"
     ):
-        Benchmark(odd, tmp_path / "results", Parallel(CPU, dp_degree=2)).run([], [0])
+        Benchmark(Setting(odd, tmp_path / "results", Parallel(CPU, dp_degree=2))).run([], [0])
     with pytest.raises(UsageError, match=r"^--tensor-parallel 4: must divide the heads of every model, and one has 2$"):
-        Benchmark(experiment, tmp_path / "results", Parallel(CPU, tp_degree=4)).run([], [0])
+        Benchmark(Setting(experiment, tmp_path / "results", Parallel(CPU, tp_degree=4))).run([], [0])
     compiled = replace(experiment, machine=Machine(compile="on"))
     with pytest.raises(
         UsageError,
         match=r'^machine.compile = "on": torch cannot compile models under data and tensor parallelism together; allowed here',
     ):
-        Benchmark(compiled, tmp_path / "results", Parallel(CPU, dp_degree=2, tp_degree=2)).run([], [0])
+        Benchmark(Setting(compiled, tmp_path / "results", Parallel(CPU, dp_degree=2, tp_degree=2))).run([], [0])
     with pytest.raises(UsageError, match=r"^--tensor-parallel 2: must divide the number of processes, 1;"):
         start(CPU, 2, False)
     monkeypatch.setenv("WORLD_SIZE", "3")

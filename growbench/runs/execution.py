@@ -1,0 +1,230 @@
+"""One run: trained from where it was left, stored, and its model kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import traceback
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from growbench import architectures
+from growbench.console import Progress, say
+from growbench.costs import memory
+from growbench.costs.accounts import Account, Unit
+from growbench.costs.ledger import Costs, charged
+from growbench.data import Data, tokenizer_to_save
+from growbench.errors import UsageError
+from growbench.formatting import quantity
+from growbench.method import Task
+from growbench.runs import store
+from growbench.runs.jobs import Job, Setting
+from growbench.runs.records import (
+    Cost,
+    PhaseRecord,
+    RunCosts,
+    RunError,
+    RunRecord,
+    RunStatus,
+)
+from growbench.runs.reproduced import versions
+from growbench.runs.saved_models import TrainedModel
+from growbench.runs.signals import Interruption
+from growbench.training.checkpoint import Checkpoint, Checkpoints
+from growbench.training.state import TrainingFailed
+from growbench.training.trainer import Output, Stop, Trainer, Work
+
+
+class SourceModel:
+    """The small model that methods grow, shared by all of them, and what its training cost. No method may change it."""
+
+    def __init__(self, model: nn.Module, cost: Cost) -> None:
+        self.model, self.cost = model.requires_grad_(False).eval(), cost
+        self._unchanged = dict(_digests(self.model))
+
+    def changes(self) -> list[str]:
+        """What is no longer as it was: parameters, buffers, and modules with another mode or other hooks."""
+        now = dict(_digests(self.model))
+        return [name for name in {**self._unchanged, **now} if self._unchanged.get(name) != now.get(name)]
+
+
+def _digests(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """By name, what each parameter, buffer and module of a model is like."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        yield name, f"{_sha256(tensor)}, requires_grad {tensor.requires_grad}"
+    for name, module in model.named_modules():
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module)
+        yield f"module {name or 'itself'}", f"training {module.training}, hooks {hooks}, {module.extra_repr()}"
+
+
+def _sha256(tensor: Tensor) -> str:
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(content.data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where a run leaves a longer one of the same method and seed, with which it shares all steps before."""
+
+    trunk: Checkpoints  # of the longer run
+    checkpoint: Checkpoint
+
+
+class Execution:
+    """One run as it is trained and stored.
+
+    `source`: needed by a method that uses one. `branches`: the numbers of scored steps at which checkpoints are kept for runs
+    that branch off this one.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        job: Job,
+        data: Data,
+        source: SourceModel | None = None,
+        branch: Branch | None = None,
+        branches: Collection[int] = (),
+    ) -> None:
+        self.setting, self.job, self.data, self.source, self.branch, self.branches = setting, job, data, source, branch, branches
+        self.config, self.hardware = setting.config(job, data), setting.hardware(job.which)
+        self.checkpoints = setting.checkpoints_of(job)
+
+    def run(self, target_loss: float | None = None) -> RunStatus:
+        """Train and store the run, from where it was left or branches off its trunk. `target_loss`: shown on the way.
+
+        Raises KeyboardInterrupt if it was interrupted; what was done is stored then too.
+        """
+        parallel, name = self.setting.parallel, self.job.name
+        folder = self._open()
+        interruption = Interruption()
+        trainer = self._trainer(folder, target_loss, interruption)
+        record, status, error = None, RunStatus.INTERRUPTED, None
+        try:
+            with interruption:
+                trainer.run(self.job.found.method)
+            self._refuse_changed_source()
+            record = self._record(trainer)  # now, since to keep the model takes memory
+            self._keep_model(trainer, record)
+            status = RunStatus.FINISHED
+        except Exception as failure:
+            status = RunStatus.FAILED
+            step = failure.step if isinstance(failure, TrainingFailed) else trainer.outcome.steps
+            error = RunError(step, f"{type(failure).__name__}: {failure}", traceback.format_exc())
+            say(f"{name:<18} failed: {failure}")
+        finally:
+            trainer.output.progress.close()
+            record = replace(record or self._record(trainer), status=status, error=error)
+            if folder and not folder.close(record):
+                status = RunStatus.UNWRITTEN
+        if status == RunStatus.FINISHED:
+            spent = f"{quantity(trainer.costs.total('flops'), 'FLOP')}, {trainer.costs.total('seconds'):.1f} s of training"
+            say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
+        if status == RunStatus.FAILED:
+            parallel.exit_if_failed_alone(name)
+        if status in (RunStatus.FINISHED, RunStatus.FAILED) and not self.branches:
+            self.checkpoints.remove()
+        parallel.barrier()  # what the next run reads is complete
+        return status
+
+    def _open(self) -> store.RunFolder | None:
+        """The run's folder with all that it resumes from; None in the processes that do not write."""
+        folder = None
+        if self.setting.parallel.is_main_process:
+            identity = {"run": dataclasses.asdict(self.config), "origin": self.job.found.origin}
+            folder = store.RunFolder(self.setting.folder_of(self.job), identity, self.hardware)
+        if self.branch:
+            self.checkpoints.branch_off(self.branch.trunk, self.branch.checkpoint)
+            if folder:
+                trunk = self.branch.trunk.folder.parent / "curve.jsonl"
+                folder.curve.begin_as(trunk, self.branch.checkpoint.state["rows"])
+        self.setting.parallel.barrier()  # what the other processes resume from is complete
+        return folder
+
+    def _trainer(self, folder: store.RunFolder | None, target_loss: float | None, interruption: Interruption) -> Trainer:
+        """The loop for this run, with a clean ledger and all random numbers from the seed."""
+        job, setting, device = self.job, self.setting, self.setting.parallel.device
+        torch.manual_seed(job.seed)
+        costs = Costs(device)
+        experiment = setting.experiment.at(job.budget_share, job.found.training)
+        source = self.source.model if self.source else None
+        task = Task.of(experiment, job.which, self.data.vocabulary, costs, job.seed, source)
+        progress = Progress(job.name, task.budget, target_loss, shown=setting.parallel.is_main_process)
+        memory.reset_peak(device)
+        work = Work(task, self.data, job.seed, costs, setting.experiment.machine)
+        output = Output(folder.curve if folder else [], progress, self.checkpoints, self.branches)
+        at_loss = -math.inf if self.config.stop_at_loss is None else self.config.stop_at_loss
+        return Trainer(work, output, Stop(at_loss, interruption), setting.parallel)
+
+    def _refuse_changed_source(self) -> None:
+        changes = self.source.changes() if self.source else []
+        if changes:
+            more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
+            raise UsageError(f"changed the shared source model: {changes[0]}{more}; change a copy, as task.read gives one")
+
+    def _keep_model(self, trainer: Trainer, record: RunRecord) -> None:
+        """The small model for the methods that grow it; with --save, a method's for use elsewhere."""
+        model = trainer.outcome.model
+        assert model is not None
+        if not self.setting.parallel.is_main_process:
+            return
+        if self.job.which == "source":
+            save_model(model, str(self.setting.folder_of(self.job) / "model.safetensors"))
+        elif self.setting.save:
+            save(self.setting, self.job, self.data, model, record)
+
+    def _record(self, trainer: Trainer) -> RunRecord:
+        """The record of the run if it ended now, and well."""
+        outcome, experiment, job = trainer.outcome, self.setting.experiment, self.job
+        before = self.branch.checkpoint.state if self.branch else None
+        return RunRecord(
+            status=RunStatus.FINISHED,
+            experiment=experiment.name,
+            title=experiment.title,
+            method=job.found.name,
+            origin=job.found.origin,
+            seed=job.seed,
+            config=self.config,
+            published=experiment.published.get(job.found.name),
+            cost=self._costs(outcome.costs),
+            inherited=Cost(*(charged(before[unit]) for unit in Unit)) if before else None,
+            final_val_loss=outcome.final_val_loss,
+            final_val_accuracy=outcome.final_val_accuracy,
+            keeps_source=job.keeps_source,
+            steps=outcome.steps,
+            tokens=outcome.tokens,
+            parameters=sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
+            peak_memory_bytes=outcome.costs.peak_memory(),
+            phases=[PhaseRecord(**phase) for phase in outcome.phases],
+            waited_seconds=outcome.waited,
+            versions=versions(),
+            hardware=self.hardware,
+            data=self.data.describe(),
+        )
+
+    def _costs(self, own: Costs) -> RunCosts:
+        """The run's own costs, and that of its source."""
+        flops, seconds = ({Account(key): spent for key, spent in costs.items()} for costs in (own.flops, own.seconds))
+        if not self.source:
+            return RunCosts(flops, seconds)
+        cost = self.source.cost
+        return RunCosts({**flops, Account.SOURCE: cost.flops}, {**seconds, Account.SOURCE: cost.seconds})
+
+
+def save(setting: Setting, job: Job, data: Data, model: nn.Module, record: RunRecord) -> None:
+    """Keep a trained model for use elsewhere, unless it is kept already. One that cannot be kept is named, with the reason."""
+    folder = setting.folder_of(job) / "model"
+    if job.keeps_source:
+        say(f"{job.name:<18} has a model that needs its source, which no library knows: it is not saved")
+    elif not folder.is_dir():
+        sizes = setting.experiment.sizes(job.which, data.vocabulary)
+        trained = TrainedModel(architectures.of(setting.experiment), model, sizes, tokenizer_to_save(data))
+        try:
+            trained.save(folder, record)
+        except UsageError as error:
+            say(f"{job.name:<18} has a model that is not saved: {error}")

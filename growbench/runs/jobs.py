@@ -1,0 +1,129 @@
+"""The runs of a benchmark: what each is, what they share, and which of them are done."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from growbench import architectures
+from growbench.config.schema import Experiment, Training
+from growbench.console import say
+from growbench.costs.hardware import Hardware, cpu_stepping, device_name
+from growbench.data import Data, load
+from growbench.registry import Found
+from growbench.runs import saved_models, store
+from growbench.runs.records import RunConfig
+from growbench.runs.store import Run
+from growbench.training.checkpoint import Checkpoints
+from growbench.training.parallel import Parallel
+
+Which = Literal["source", "target"]
+
+OF_SOURCE = ("architecture", "source", "data", "source_train", "fingerprint")  # of an experiment, what decides its source
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to do: a method on a seed at a share of the budget, or the small model's own training."""
+
+    found: Found
+    seed: int
+    budget_share: float = 1.0
+    which: Which = "target"
+
+    @property
+    def name(self) -> str:
+        return store.name(self.found.name, self.seed, self.budget_share)
+
+    @property
+    def uses_source(self) -> bool:
+        return self.found.method.uses_source
+
+    @property
+    def keeps_source(self) -> bool:
+        return self.found.method.keeps_source
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a benchmark share."""
+
+    experiment: Experiment
+    folder: Path  # results/<experiment>
+    parallel: Parallel
+    stop_at_loss: float | None = None  # each method's run ends at its first evaluation at or below it
+    save: bool = False  # keep the trained models
+
+    def folder_of(self, job: Job) -> Path:
+        return self.folder / job.name
+
+    def checkpoints_of(self, job: Job) -> Checkpoints:
+        return Checkpoints(self.folder_of(job) / "checkpoints", self.parallel.is_main_process)
+
+    def training(self, which: Which) -> Training:
+        return self.experiment.source_train if which == "source" else self.experiment.train
+
+    def load_data(self, which: Which) -> Data:
+        """Raises UsageError if the corpus cannot be read."""
+        architecture = architectures.of(self.experiment)
+        return load(self.experiment.data, architecture.objective, architecture.tokenizer, self.training(which).batch)
+
+    def hardware(self, which: Which) -> Hardware:
+        device = self.parallel.device
+        return Hardware(
+            device=device.type,
+            name=device_name(device),
+            threads=torch.get_num_threads(),
+            precision=self.training(which).precision_on(device.type),
+            processes=self.parallel.describe(),
+            stepping=cpu_stepping() if device.type == "cpu" else "",
+            **dataclasses.asdict(self.experiment.machine),
+        )
+
+    def config(self, job: Job, data: Data) -> RunConfig:
+        experiment = self.experiment.identity() | {"fingerprint": data.fingerprint}
+        tuned = {f"train.{key}": value for key, value in job.found.training.items()}
+        method = dataclasses.asdict(job.found.method) | tuned  # type: ignore[call-overload]
+        if job.which == "source":
+            return RunConfig(_plain(_of_source(experiment)), _plain(method))
+        return RunConfig(_plain(experiment), _plain(method), job.budget_share, self.stop_at_loss)
+
+    def holds(self, job: Job, data: Data, run: Run) -> bool:
+        """Whether a stored run is this job's: of its configuration and code."""
+        config = run.record.config
+        if job.which == "source":  # of older versions, its configuration holds that of the target as well
+            config = replace(config, experiment=_of_source(config.experiment))
+        return config == self.config(job, data) and run.record.origin == job.found.origin
+
+    def done(self, job: Job, data: Data) -> bool:
+        """Whether a run is stored, finished, of this configuration and code; says so.
+
+        What is known by now of the cost of a pretrained source is added to its record.
+        """
+        run = store.load(self.folder_of(job))
+        if run is None or not run.finished:
+            return False
+        if not self.holds(job, data, run):
+            say(f"{job.name:<18} was made with another configuration: training it again")
+            return False
+        if self.experiment.pretrained and job.uses_source and self.parallel.is_main_process:
+            store.state_source(run, saved_models.cost(self.experiment.pretrained, run.record.hardware))
+        unsaved = self.save and job.which == "target" and not (run.folder / "model").is_dir() and not job.keeps_source
+        hint = ", but its model was not saved: remove its folder to train it again"
+        say(f"{job.name:<18} is done: loss {run.final_loss:.4f}{hint * unsaved}")
+        return True
+
+
+def _of_source(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: experiment[key] for key in OF_SOURCE if key in experiment}
+
+
+def _plain(value: Any) -> Any:
+    """`value` as it reads back from JSON."""
+    return json.loads(json.dumps(value))

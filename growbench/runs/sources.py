@@ -1,0 +1,76 @@
+"""The small model that methods grow: pretrained, or trained here once per configuration and seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from safetensors.torch import load_model
+
+from growbench import architectures, registry
+from growbench.costs.accounts import Account, Unit
+from growbench.runs import saved_models, store
+from growbench.runs.claims import Claims
+from growbench.runs.execution import Execution, SourceModel, save
+from growbench.runs.jobs import Job, Setting
+from growbench.runs.records import Cost, RunStatus
+
+
+class Sources:
+    """Gives each method the same small model; of the latest seed it is kept in memory."""
+
+    def __init__(self, setting: Setting, claims: Claims) -> None:
+        self.setting, self.claims = setting, claims
+        self._latest: dict[int | None, SourceModel | None] = {}  # by seed; a pretrained one has none
+
+    def of(self, seed: int) -> SourceModel | None:
+        """The unchanged small model; None if its training failed. Raises UsageError if a pretrained one cannot be used."""
+        pretrained = self.setting.experiment.pretrained is not None
+        key = None if pretrained else seed
+        latest = self._latest.get(key)
+        if key not in self._latest or (latest and latest.changes()):
+            self._latest.clear()
+            self._latest[key] = self._pretrained() if pretrained else self._trained(seed)
+        return self._latest[key]
+
+    def pretrained_cost(self) -> Cost | None:
+        """What the training of the pretrained source cost; None if it is trained here. Reads it, and raises as `of` does."""
+        if self.setting.experiment.pretrained is None:
+            return None
+        source = self.of(0)
+        assert source is not None
+        return source.cost
+
+    def _pretrained(self) -> SourceModel:
+        experiment = self.setting.experiment
+        assert experiment.pretrained is not None
+        model = saved_models.load(experiment, self.setting.parallel.device)
+        return SourceModel(model, saved_models.cost(experiment.pretrained, self.setting.hardware("target")))
+
+    def _trained(self, seed: int) -> SourceModel | None:
+        """Load the small model, trained here or by another process."""
+        job = Job(replace(registry.get(registry.SCRATCH), name=registry.SOURCE), seed, which="source")
+        announced = [job.name]
+        while True:
+            with self.claims.claimed(job.name) as mine:
+                if mine:
+                    return self._load(job)
+            self.claims.wait(announced)
+            announced = []
+
+    def _load(self, job: Job) -> SourceModel | None:
+        """Train the small model, if that is not done."""
+        setting, data = self.setting, self.setting.load_data("source")
+        weights = setting.folder_of(job) / "model.safetensors"
+        done = weights.is_file() and setting.done(job, data)
+        if not done and Execution(setting, job, data).run() != RunStatus.FINISHED:
+            return None
+        with setting.parallel.device:
+            model = architectures.of(setting.experiment).build(setting.experiment.sizes("source", data.vocabulary))
+        load_model(model, weights, device=str(setting.parallel.device))
+        run = store.load(setting.folder_of(job))
+        assert run is not None
+        if setting.save and setting.parallel.is_main_process:
+            save(setting, job, data, model, run.record)
+        flops, seconds = (run.record.cost.of(unit, Account.TRAIN) for unit in Unit)
+        here = run.record.hardware == setting.hardware("source")
+        return SourceModel(model, Cost(flops, seconds if here else None))
