@@ -234,7 +234,7 @@ def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
         assert cli.main(arguments) == 1
     said = capsys.readouterr().err
     assert "run.json cannot be written: No space left on device" in said and "stackbert-seed0    finished" in said
-    monkeypatch.setattr(trainer.Trainer, "_steps", None)  # nothing is trained again
+    monkeypatch.setattr(trainer.Trainer, "_train", None)  # nothing is trained again
     assert cli.main(arguments) == 0
 
 

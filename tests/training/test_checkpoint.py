@@ -55,7 +55,7 @@ def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch:
 
     def counted(self: trainer.Trainer, *arguments: Any) -> torch.Tensor:
         nonlocal steps
-        steps += self.progress.label.startswith(found.name)
+        steps += self.output.progress.label.startswith(found.name)
         if steps == kill_at:
             raise Killed
         return loss(self, *arguments)
@@ -141,12 +141,12 @@ def test_any_optimizer_goes_on_to_the_same_bits(
 ) -> None:
     """Killed in the first phase and in the second one, which goes on with the first one's optimizer."""
     found = Found("scratch", Optimized(name), "here")
-    Benchmark(experiment, tmp_path / "whole", ALONE).run([found], [0])
-    killed = Benchmark(experiment, tmp_path / "killed", ALONE)
+    Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
+    killed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
     for kill_at in (6, 12):  # the second time in the second phase
         run_with_kill(killed, found, kill_at, monkeypatch)
     killed.run([found], [0])
-    assert outcome(killed.folder / "scratch-seed0") == outcome(tmp_path / "whole" / "scratch-seed0")
+    assert outcome(killed.setting.folder / "scratch-seed0") == outcome(tmp_path / "whole" / "scratch-seed0")
 
 
 def test_a_checkpoint_keeps_what_an_optimizer_holds(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_training_goes_on_without_a_checkpoint_that_cannot_hold_the_optimizer(
         return optimizer
 
     monkeypatch.setitem(OPTIMIZERS, "with a set", with_a_set)
-    assert Benchmark(experiment, tmp_path, ALONE).run([Found("scratch", Optimized("with a set"), "here")], [0])
+    assert Benchmark(Setting(experiment, tmp_path, ALONE)).run([Found("scratch", Optimized("with a set"), "here")], [0])
     said = capsys.readouterr().err.splitlines()
     path = tmp_path / "scratch-seed0" / "checkpoints" / "phase-0.safetensors"
     assert (
