@@ -104,9 +104,9 @@ class Operator(nn.Module):
         with next(iter(self.source.values())).value.device:
             return self.architecture.write(weights, self.architecture.build(self.sizes))
 
-    def paper_step_flops(self, batch: int, sequence: int) -> int:
+    def paper_step_flops(self, batch: int, sequence_length: int) -> int:
         """An operator step in LiGO's own counter, which charges the construction once per sequence."""
-        plain = ligo_paper_step(self.sizes, batch, sequence)
+        plain = ligo_paper_step(self.sizes, batch, sequence_length)
         return plain + 2 * batch * ligo_paper_construction(self.source_sizes, self.sizes)  # forward and backward
 
 

@@ -50,9 +50,11 @@ class Columns(nn.Module):
         self.source.eval()
         return self
 
-    def paper_step_flops(self, batch: int, sequence: int) -> int:
+    def paper_step_flops(self, batch: int, sequence_length: int) -> int:
         """A step in LiGO's counter: the target's, and the forward of the source."""
-        return ligo_paper_step(self.sizes, batch, sequence) + ligo_paper_step(self.source_sizes, batch, sequence) // 2
+        return (
+            ligo_paper_step(self.sizes, batch, sequence_length) + ligo_paper_step(self.source_sizes, batch, sequence_length) // 2
+        )
 
 
 class Adapter(nn.Module):

@@ -1,6 +1,6 @@
-"""Architectures: which tensor of a model is what. One file an architecture, holding one `ARCHITECTURE`.
+"""Architectures: which tensor of a model is what. Each file in `families` holds one `ARCHITECTURE`.
 
-A table is a list of rows that map a model's parameters to canonical weights (growbench.growth.weights) and back.
+Its table is a list of rows that map a model's parameters to canonical weights (growbench.growth.weights) and back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from growbench.config.schema import Experiment, ImageConfig, ModelConfig
 from growbench.errors import UsageError, did_you_mean
 from growbench.growth.weights import Axis, Weight, Weights
 
-# The sizes that not every architecture has, and what they are where it has none.
+# Sizes that only some architectures have, with their values in the others.
 OPTIONS = {key: getattr(ModelConfig, key) for key in ("kv_heads", "class_layers", "dropout", "drop_path", "tied")}
 
 Group = Literal["layers", "class_layers"]
@@ -32,10 +32,13 @@ GROUPS: dict[Group, Axis] = {"layers": Axis.LAYER, "class_layers": Axis.CLASS_LA
 class Row:
     """One canonical weight and the parameter that holds it.
 
-    `native` is the parameter's name, with `{}` for the layer's number where it repeats layer by layer. `transposed`: stored
-    (in, out), as GPT-2's Conv1D does. `part` = (k, n): the k-th of n equal blocks along the stored output axis, as in a
-    fused query-key-value. `group`: which of the model's stacks a repeated one belongs to. `first`: the parameter that is read
-    in place of a layer 0 that has none of its own. The other fields are those of `Weight`, without the layer axis.
+    `native`: the parameter's name, with `{}` for the layer number if the weight repeats in every layer.
+    `transposed`: the parameter is stored as (in, out), as in GPT-2's Conv1D.
+    `part`, `parts`: the parameter holds several weights, such as a fused query-key-value; this one is block number `part` of
+    `parts` equal blocks along the output axis.
+    `group`: the stack of layers that a repeated weight belongs to.
+    `first`: the parameter that is read for layer 0, if that layer has no parameter of its own.
+    The other fields are those of `Weight`, without the layer axis.
     """
 
     name: str
@@ -45,7 +48,8 @@ class Row:
     consumes: bool = False
     residual: bool = False
     transposed: bool = False
-    part: tuple[int, int] = (0, 1)
+    part: int = 0
+    parts: int = 1
     group: Group = "layers"
     first: str | None = None
 
@@ -55,7 +59,7 @@ class Row:
 
     @property
     def part_dim(self) -> int:
-        """The dimension of the stored parameter along which it is cut into parts: its output axis."""
+        """The output axis of the stored parameter, along which it is split into parts."""
         return -1 if self.transposed else 0
 
     @property
@@ -64,7 +68,7 @@ class Row:
         return f"{self.group}.{self.name}" if self.per_layer else self.name
 
     def natives(self, sizes: ModelConfig) -> list[tuple[int | None, str]]:
-        """The parameters that hold this weight, each with its layer (None where it does not repeat)."""
+        """Layer number and name of each parameter that holds this weight. The layer is None if the weight does not repeat."""
         if not self.per_layer:
             return [(None, self.native)]
         own = range(1 if self.first else 0, getattr(sizes, self.group))
@@ -73,10 +77,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the table of architectures.
+    """How to build models of one architecture, and how to read and write their weights.
 
-    A built model maps inputs to logits (N, vocabulary), and carries its ModelConfig as `sizes`. Text: inputs (B, T) and
-    positions (N,) of what is scored, or None for all. Images: inputs (B, 3, S, S), one row of logits an image.
+    A built model maps inputs to logits (N, vocabulary) and has its ModelConfig as attribute `sizes`.
+    Text: inputs are (B, T); positions are the (N,) labelled ones, or None for all. Images: inputs are (B, 3, S, S), and N = B.
     """
 
     name: str
@@ -85,11 +89,11 @@ class Architecture:
     norm: Literal["pre", "post"]
     make: Callable[[ModelConfig], nn.Module]
     table: Callable[[ModelConfig], list[Row]]
-    options: tuple[str, ...]  # which of OPTIONS it has
-    library: Library  # how its models are stored and read as their library's own
+    options: tuple[str, ...]  # the OPTIONS that it has
+    library: Library  # stores and reads its models as checkpoints of their library
 
     def build(self, config: ModelConfig) -> nn.Module:
-        """A freshly initialised model of these sizes. Raises UsageError for an option that the architecture does not have."""
+        """A freshly initialised model of these sizes. Raises UsageError for an option that the architecture lacks."""
         for key, default in OPTIONS.items():
             if key not in self.options and getattr(config, key) != default:
                 raise UsageError(f"{self.name} has no {key}: its options are {', '.join(self.options)}")
@@ -98,11 +102,11 @@ class Architecture:
         return model
 
     def shapes(self, config: ModelConfig) -> dict[str, torch.Size]:
-        """The parameters of a model of these sizes, by name, with their shapes. Raises UsageError as `build` does."""
+        """The shape of every parameter of a model of these sizes, by name. Raises UsageError as `build` does."""
         return _shapes(self.name, config)
 
     def read(self, model: nn.Module) -> Weights:
-        """The model's parameters as canonical weights, without gradients. Tied parameters are read once."""
+        """The model's parameters as canonical weights, detached from autograd. Tied parameters are read once."""
         sizes = sizes_of(model)
         stored = {name: parameter.detach() for name, parameter in model.named_parameters()}
         weights = {}
@@ -115,7 +119,7 @@ class Architecture:
         return weights
 
     def native(self, weights: Weights, sizes: ModelConfig) -> dict[str, Tensor]:
-        """Canonical weights as the model's parameters by name: views where it can, so gradients flow back."""
+        """The model's parameters by name, made from canonical weights by differentiable operations, as views where possible."""
         parts: dict[str, list[Tensor]] = {}
         dims = {}
         for row in self.table(sizes):
@@ -127,14 +131,14 @@ class Architecture:
         return {name: blocks[0] if len(blocks) == 1 else torch.cat(blocks, dims[name]) for name, blocks in parts.items()}
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, int | None, nn.Parameter]]:
-        """Every parameter with its canonical name and its layer (None where it does not repeat); fused ones repeatedly."""
+        """Canonical name, layer (None if it does not repeat) and parameter. A fused parameter comes once for each part."""
         sizes = sizes_of(model)
         for row in self.table(sizes):
             for layer, native in row.natives(sizes):
                 yield row.key, layer, model.get_parameter(native)
 
     def stack(self, model: nn.Module) -> tuple[nn.Module, str]:
-        """Where the growing layers are: the module that holds their list, and the list's name in it."""
+        """The module that holds the list of growing layers, and the name of that list in it."""
         row = next(row for row in self.table(sizes_of(model)) if row.per_layer and row.group == "layers")
         path, _, name = row.native.partition(".{}")[0].rpartition(".")
         return model.get_submodule(path), name
@@ -162,7 +166,7 @@ def _shapes(name: str, config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
-    """A model's parameters by name, tied ones once, with their shapes."""
+    """The shape of every parameter of a model, by name. Tied parameters are listed once."""
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
@@ -172,8 +176,7 @@ def sizes_of(model: nn.Module) -> ModelConfig:
 
 
 def _canonical(row: Row, stored: Tensor) -> Tensor:
-    block, blocks = row.part
-    stored = stored.chunk(blocks, row.part_dim)[block] if blocks > 1 else stored
+    stored = stored.chunk(row.parts, row.part_dim)[row.part] if row.parts > 1 else stored
     return stored.mT if row.transposed else stored
 
 
@@ -182,7 +185,7 @@ def _stored(row: Row, value: Tensor) -> Tensor:
 
 
 def linear(name: str, native: str, out: Axis, into: Axis, role: str, bias: bool = True) -> list[Row]:
-    """A linear layer: the weight consumes `into`, weight and bias produce `out`."""
+    """A linear layer: its weight consumes `into`; weight and bias produce `out`."""
     residual = out is Axis.WIDTH and role.endswith(("attention_out", "ffn_down"))
     rows = [
         Row(f"{name}.weight", f"{native}.weight", (out, into), role, consumes=True, residual=residual),
@@ -192,12 +195,12 @@ def linear(name: str, native: str, out: Axis, into: Axis, role: str, bias: bool 
 
 
 def fused(*layers: list[Row]) -> list[Row]:
-    """Linear layers that one parameter holds as equal blocks, in this order."""
-    return [replace(row, part=(block, len(layers))) for block, rows in enumerate(layers) for row in rows]
+    """Linear layers of equal size whose parameters are stored as one, in this order along the output axis."""
+    return [replace(row, part=number, parts=len(layers)) for number, rows in enumerate(layers) for row in rows]
 
 
-def norm(name: str, native: str, axis: Axis = Axis.WIDTH, *, bias: bool = True, consumes: bool = False) -> list[Row]:
-    """A norm's gain and bias. `consumes`: it feeds a tied decoder, which cannot be divided itself."""
+def norm(name: str, native: str, axis: Axis = Axis.WIDTH, bias: bool = True, consumes: bool = False) -> list[Row]:
+    """A norm's gain and bias. `consumes`: they take the place of the tied decoder behind them, which cannot be divided."""
     rows = [
         Row(f"{name}.weight", f"{native}.weight", (axis,), "norm", consumes),
         Row(f"{name}.bias", f"{native}.bias", (axis,), "norm", consumes),
@@ -206,17 +209,17 @@ def norm(name: str, native: str, axis: Axis = Axis.WIDTH, *, bias: bool = True, 
 
 
 def embedding(name: str, native: str, *axes: Axis) -> Row:
-    """A table (*axes, WIDTH) that is looked up or added."""
+    """An embedding (*axes, WIDTH) that is looked up or added."""
     return Row(name, native, (*axes, Axis.WIDTH), "embedding")
 
 
 def names() -> list[str]:
-    """The known architectures, without importing them."""
+    """The names of all architectures, found without importing them."""
     return [module.name for module in pkgutil.iter_modules(families.__path__)]
 
 
 def get(name: str) -> Architecture:
-    """The architecture of that name. Raises UsageError for an unknown one."""
+    """The architecture of that name. Raises UsageError if it is unknown."""
     if name not in names():
         raise UsageError(f"unknown architecture {name!r}: {did_you_mean(name, names())}")
     architecture: Architecture = importlib.import_module(f"{families.__name__}.{name}").ARCHITECTURE
@@ -224,7 +227,7 @@ def get(name: str) -> Architecture:
 
 
 def of(experiment: Experiment) -> Architecture:
-    """The architecture of an experiment. Raises UsageError if it is unknown, or cannot be trained on the experiment's data."""
+    """The experiment's architecture. Raises UsageError if it is unknown, or cannot be trained on the experiment's data."""
     architecture = get(experiment.architecture)
     images = isinstance(experiment.data, ImageConfig)
     if images != (architecture.objective == "classes"):
@@ -234,6 +237,6 @@ def of(experiment: Experiment) -> Architecture:
 
 
 def check_rotary(config: ModelConfig) -> None:
-    """Refuse head sizes that rotary positions cannot turn: they turn pairs of dimensions."""
+    """Raise UsageError for an odd head size: rotary positions rotate pairs of dimensions."""
     if config.head_size % 2:
         raise UsageError(f"width / heads = {config.head_size}: rotary positions need an even head size")

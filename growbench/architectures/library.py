@@ -1,6 +1,6 @@
-"""The libraries that our models come from: how a model is stored as theirs, for use anywhere, and how one of theirs is read.
+"""transformers and timm: saving our models as checkpoints of these libraries, and loading such checkpoints.
 
-Safetensors only; code that lies beside weights is never run.
+Only safetensors are read; code in a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -21,54 +21,53 @@ from growbench.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 META = torch.device("meta")
 
 
 class Library(Protocol):
-    """One architecture in its library. What cannot be read raises UsageError, or the library's own errors."""
+    """One architecture in its library. An unreadable checkpoint raises UsageError, or an error of the library."""
 
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """Store a model of ours, and the tokenizer of its text, as a checkpoint of the library's own class."""
+        """Save one of our models, with its tokenizer if it reads text, as a checkpoint of the library's class."""
 
     def sizes(self, folder: Path) -> ModelConfig:
-        """The sizes of the model in a folder, complete with vocabulary, positions and patch."""
+        """The sizes of the checkpoint in a folder, including vocabulary, positions and patch."""
 
     def load(self, folder: Path) -> nn.Module:
-        """The model in a folder: the library's own class, in float32, in evaluation mode."""
+        """The checkpoint in a folder as a model of the library's class, in float32 and evaluation mode."""
 
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
-        """Its tensors, named and laid out as ours are."""
+        """Its tensors, with the names and layout of our models."""
 
-    def example(self, stock: nn.Module, length: int) -> tuple[Tensor, Tensor]:
-        """Inputs, of text a sequence of `length`, and the logits (N, vocabulary) that it gives for them."""
+    def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
+        """Random inputs (text: one sequence of `sequence_length`) and the logits (N, vocabulary) of the library's model."""
 
     def unusual(self, stock: nn.Module, ours: nn.Module) -> list[str]:
-        """Settings other than sizes that it has and our model has not."""
+        """Its settings, other than sizes, that differ from our model's."""
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
-    """A model's state on the CPU, copied: tied tensors lie apart."""
+    """A copy of a model's state on the CPU. Tied tensors are copied separately."""
     state = model.state_dict()
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
 @dataclass(frozen=True)
 class Transformers:
-    """An architecture in transformers. `names`: by key of its configuration, which of our sizes it is."""
+    """An architecture in transformers. `names` maps keys of its configuration to fields of ModelConfig."""
 
-    stock: Any  # the class
+    stock: Any  # transformers' class
     names: Mapping[str, str]
 
     def settings(self, sizes: ModelConfig) -> dict[str, Any]:
-        """Sizes in the words of transformers' configuration."""
+        """The sizes as settings of transformers' configuration."""
         return {key: getattr(sizes, name) for key, name in self.names.items()}
 
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
         assert tokenizer is not None
         config, state = copy.deepcopy(model.config), tensors(model)
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id  # type: ignore[union-attr]
-        self.leave(config, state)
+        self.to_library(config, state)
         with META:
             stock = self.stock(config)
         stock.load_state_dict(state, assign=True)
@@ -96,13 +95,13 @@ class Transformers:
 
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
         state = dict(stock.state_dict())
-        self.enter(stock.config, state)
+        self.from_library(stock.config, state)
         return state
 
-    def example(self, stock: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+    def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         config: Any = stock.config
-        inputs = torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
-        inputs[inputs == config.pad_token_id] = ((config.pad_token_id or 0) + 1) % config.vocab_size  # ours are never padded
+        inputs = torch.randint(config.vocab_size, (1, sequence_length), generator=torch.Generator().manual_seed(0))
+        inputs[inputs == config.pad_token_id] = ((config.pad_token_id or 0) + 1) % config.vocab_size  # our inputs have no padding
         with torch.no_grad():
             return inputs, stock(inputs).logits.flatten(0, 1)
 
@@ -112,16 +111,16 @@ class Transformers:
         differ = {key: value for key, value in found.items() if key not in known and usual.get(key) != value}
         return [f"{key} = {value}" for key, value in differ.items() if not key.endswith(("_token_id", "dropout", "_prob"))]
 
-    def leave(self, config: Any, state: dict[str, Tensor]) -> None:
-        """Change, in place, what the library's class must find otherwise than ours to compute the same."""
+    def to_library(self, config: Any, state: dict[str, Tensor]) -> None:
+        """Convert configuration and state of our model, in place, so that the library's class computes the same function."""
 
-    def enter(self, config: Any, state: dict[str, Tensor]) -> None:
-        """The way back."""
+    def from_library(self, config: Any, state: dict[str, Tensor]) -> None:
+        """The inverse of `to_library`."""
 
 
 @dataclass(frozen=True)
 class Timm:
-    """An architecture in timm. `entry`: a model of its registry that is ours but for the `options`."""
+    """An architecture in timm. `entry`: the registered model that equals ours once it is built with `options`."""
 
     entry: str
     stock: type[nn.Module]
@@ -158,7 +157,7 @@ class Timm:
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
         return dict(stock.state_dict())
 
-    def example(self, stock: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+    def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         size: Any = stock.patch_embed.img_size  # type: ignore[union-attr]
         inputs = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

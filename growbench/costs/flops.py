@@ -1,6 +1,6 @@
 """The FLOP counter.
 
-Multiply-add = 2, matrix products only, attention in full even if causal, nothing recomputed, no optimizer.
+A multiply-add counts as 2. Only matrix products count, attention in full even if causal; recomputation and optimizer do not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from growbench.data import Batch
 
 T = TypeVar("T")
-
-
 aten = torch.ops.aten
 
 
@@ -37,14 +35,14 @@ def _dot(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * a[0]
 
 
-# torch's counter knows products of matrices, but not of matrix and vector
+# products with vectors, which torch's counter lacks
 VECTOR_PRODUCTS = {aten.mv: _mv, aten.addmv: _addmv, aten.dot: _dot}
 
 
 class _NoModules:
-    """Takes the place of torch's ModuleTracker, which fails where a module gets a view of a parameter under no_grad (CaiT)."""
+    """Replaces torch's ModuleTracker, which fails if a module gets a view of a parameter under no_grad (CaiT)."""
 
-    parents = frozenset({"Global"})  # only totals are read
+    parents = frozenset({"Global"})  # only totals are needed
 
     def __enter__(self) -> None: ...
 
@@ -53,7 +51,7 @@ class _NoModules:
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Count the FLOPs of what runs inside. Attention takes the math path: the fused CPU kernels are invisible to the counter."""
+    """Count the FLOPs of what runs inside. Attention takes the math path, because the counter misses the fused CPU kernels."""
     counter = FlopCounterMode(display=False, custom_mapping=VECTOR_PRODUCTS)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with sdpa_kernel(SDPBackend.MATH), counter:
@@ -61,20 +59,20 @@ def counting() -> Iterator[FlopCounterMode]:
 
 
 def count(function: Callable[[], T]) -> tuple[int, T]:
-    """FLOPs of `function()`, and what it returned."""
+    """The FLOPs of `function()`, and its result."""
     with counting() as counter:
         result = function()
     return counter.get_total_flops(), result
 
 
 def fvcore_forward(model: nn.Module, batch: Batch) -> int:
-    """FLOPs of a forward pass by fvcore, an independent counter, which must equal ours.
+    """FLOPs of a forward pass by fvcore, an independent counter, whose result must equal ours.
 
-    fvcore counts a multiply-add as 1, counts norms, and does not know fused attention: here it is doubled, norms are left
-    out, and attention is two products.
+    fvcore counts a multiply-add as 1, counts norms, and does not know fused attention. So its result is doubled, norms are left
+    out, and attention is counted as two products.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # fvcore traces, which torch has deprecated
+        warnings.simplefilter("ignore", FutureWarning)  # fvcore uses tracing, which torch has deprecated
         return _fvcore_forward(model, batch)
 
 

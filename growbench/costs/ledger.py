@@ -13,19 +13,19 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from growbench.costs import memory
-from growbench.costs.accounts import CHARGED, UNCHARGED
+from growbench.costs.accounts import CHARGED, UNCHARGED, Account
 from growbench.costs.flops import T, count, counting
 
 
 class Stopwatch:
-    """Times laps without making the host wait for the device: events on CUDA, the host's clock elsewhere."""
+    """Measures the seconds between marks. On CUDA it records events, so that the host need not wait for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.marks: list[Any] = []
 
     def mark(self) -> None:
-        """End a lap; the first mark starts the first one."""
+        """End one interval and begin the next. The first mark only begins one."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -34,7 +34,7 @@ class Stopwatch:
             self.marks.append(time.perf_counter())
 
     def read(self) -> list[float]:
-        """Seconds of the laps since the last reading. Waits for the device."""
+        """Seconds of each interval since the last reading. Waits for the device."""
         marks, self.marks = self.marks, []
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -43,33 +43,33 @@ class Stopwatch:
 
 
 def charged(ledger: Mapping[str, float]) -> float:
-    """What of a ledger's accounts is charged, without the source."""
+    """The sum of a ledger's charged accounts, without the source."""
     return sum(ledger[account] for account in CHARGED)
 
 
 class Costs:
-    """One run's ledger: FLOPs and seconds by account, filled by measuring what the runner does."""
+    """One run's ledger: measured FLOPs and seconds by account."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.flops = {account: 0 for account in ("source", *CHARGED, *UNCHARGED)}
-        self.seconds = {account: 0.0 for account in ("source", *CHARGED, *UNCHARGED)}
+        self.flops: dict[str, int] = dict.fromkeys(Account, 0)
+        self.seconds: dict[str, float] = dict.fromkeys(Account, 0.0)
         self._counter: FlopCounterMode | None = None
-        self._taught: Counter[str] = Counter()  # FLOPs of teachers in the step that is probed, by account
-        self._teacher_watches = {account: Stopwatch(device) for account in ("teacher", "overhead")}
-        self._peak = 0  # bytes, before the latest counting
+        self._taught: Counter[str] = Counter()  # FLOPs of teachers in the probed step, by account
+        self._teacher_watches = {account: Stopwatch(device) for account in (Account.TEACHER, Account.OVERHEAD)}
+        self._peak = 0  # bytes, before the last counting
 
     def total(self, kind: str) -> float:
-        """What is charged so far without the source: `kind` is "flops" or "seconds"."""
+        """The charged total so far, without the source. `kind` is "flops" or "seconds"."""
         return charged(getattr(self, kind))
 
     def spent(self) -> float:
-        """Seconds of this run in every account but overhead, which is all the rest."""
-        return sum(seconds for account, seconds in self.seconds.items() if account not in ("source", "overhead"))
+        """Seconds of this run in all accounts but overhead, which is the rest of the run."""
+        return sum(seconds for account, seconds in self.seconds.items() if account not in (Account.SOURCE, Account.OVERHEAD))
 
     @contextmanager
     def clocked(self, account: str) -> Iterator[None]:
-        """Charge the seconds of what runs inside."""
+        """Charge the seconds of what runs inside to `account`."""
         self._synchronize()
         start = time.perf_counter()
         try:
@@ -79,13 +79,13 @@ class Costs:
             self.seconds[account] += time.perf_counter() - start
 
     def peak_memory(self) -> int:
-        """The bytes taken at most, but for what only counting takes on CUDA: attention by the math path keeps its weights."""
+        """Bytes at the run's peak. On CUDA without FLOP counting, whose math path keeps the attention weights."""
         return max(self._peak, memory.peak(self.device))
 
     @contextmanager
-    def _apart(self) -> Iterator[None]:
-        """Memory that is taken inside is not the run's."""
-        if self.device.type != "cuda":  # elsewhere a new peak takes long to begin, and the path is the math one anyway
+    def _without_peak(self) -> Iterator[None]:
+        """Leave the memory of what runs inside out of the run's peak."""
+        if self.device.type != "cuda":  # elsewhere resetting the peak is slow, and steps take the math path too
             yield
             return
         self._peak = self.peak_memory()
@@ -93,19 +93,19 @@ class Costs:
         memory.reset_peak(self.device)
 
     def charged(self, account: str, function: Callable[[], T]) -> T:
-        """Run `function`, charge its FLOPs and seconds."""
-        with self.clocked(account), self._apart() if account in UNCHARGED else nullcontext():
+        """Run `function` and charge its FLOPs and seconds to `account`."""
+        with self.clocked(account), self._without_peak() if account in UNCHARGED else nullcontext():
             flops, result = count(function)
         self.flops[account] += flops
         return result
 
     @contextmanager
     def teacher(self, precomputed: bool = False) -> Iterator[None]:
-        """A teacher's forward pass: no gradients, its FLOPs and seconds apart.
+        """Run a teacher's forward pass inside: without gradients, with its FLOPs and seconds charged to the account `teacher`.
 
-        `precomputed`: as if its outputs had been stored before; recorded as overhead, and not charged.
+        `precomputed`: count its outputs as stored before the run. The costs are then overhead, which is not charged.
         """
-        account = "overhead" if precomputed else "teacher"
+        account = Account.OVERHEAD if precomputed else Account.TEACHER
         before = self._counted()
         self._teacher_watches[account].mark()
         with torch.no_grad():
@@ -114,7 +114,7 @@ class Costs:
         self._taught[account] += self._counted() - before
 
     def _counted(self) -> int:
-        """FLOPs so far in the step that is probed; 0 outside of one."""
+        """FLOPs so far in the probed step; 0 outside a probe."""
         return self._counter.get_total_flops() if self._counter else 0
 
     def teacher_seconds(self) -> dict[str, float]:
@@ -122,25 +122,30 @@ class Costs:
         return {account: sum(watch.read()[::2]) for account, watch in self._teacher_watches.items()}
 
     def probe(self, step: Callable[[], Any], account: str) -> dict[str, int]:
-        """FLOPs of one training step by account; afterwards the random state is as before, the time is overhead."""
+        """FLOPs of one training step by account. Its time is overhead. The random state is restored."""
         cuda = [self.device] if self.device.type == "cuda" else []
         self._taught.clear()
-        with torch.random.fork_rng(devices=cuda), self.clocked("overhead"), self._apart(), counting() as self._counter:
+        with (
+            torch.random.fork_rng(devices=cuda),
+            self.clocked(Account.OVERHEAD),
+            self._without_peak(),
+            counting() as self._counter,
+        ):
             step()
         flops = self._counted()
         self._counter = None
         self.teacher_seconds()
-        self.flops["overhead"] += flops
+        self.flops[Account.OVERHEAD] += flops
         return self._by_account(account, flops)
 
     def _by_account(self, account: str, flops: int) -> dict[str, int]:
-        """The FLOPs of a step, those of teachers apart."""
-        return {account: flops - self._taught.total()} | {key: each for key, each in self._taught.items() if each}
+        """The FLOPs of a step of `account`, with those of teachers in their own accounts."""
+        return {account: flops - self._taught.total()} | {str(key): each for key, each in self._taught.items() if each}
 
     def compiling(self, step: Callable[[], Any]) -> None:
-        """Run a training step for the sake of what is compiled at its first call; afterwards the random state is as before."""
+        """Run a training step so that torch.compile compiles it. Its time is compilation. The random state is restored."""
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), self.clocked("compilation"):
+        with torch.random.fork_rng(devices=cuda), self.clocked(Account.COMPILATION):
             step()
         self.teacher_seconds()
 

@@ -1,4 +1,4 @@
-"""The process's memory: how much it took at most, and that what was freed is kept for the next step."""
+"""The process's memory: its peak, and how the C library treats freed memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from typing import Any
 import torch
 
 LIBRARY: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
 
 def keep_freed() -> None:
-    """Let freed memory stay with the process, where its C library is glibc.
+    """Keep freed memory in the process, if its C library is glibc.
 
-    A training step allocates the same tensors as the one before. By default glibc hands those above 32 MiB back to the system
-    each time, which then has to clear new pages: a tenth of a step of BERT-Base on two cores.
+    Every training step allocates tensors of the same sizes. By default glibc returns those above 32 MiB to the system, which
+    clears the pages each time: a tenth of the time of a BERT-Base step on two cores.
     """
     if hasattr(LIBRARY, "mallopt"):
         LIBRARY.mallopt(M_MMAP_MAX, 0)
@@ -28,17 +26,17 @@ def keep_freed() -> None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start a new peak: of the device on CUDA, of the process where the system allows it (Linux)."""
+    """Start a new peak: of the device on CUDA, else of the process, if the system allows it (Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif os.access("/proc/self/clear_refs", os.W_OK):
         if hasattr(LIBRARY, "malloc_trim"):
-            LIBRARY.malloc_trim(0)  # what others freed is not ours
+            LIBRARY.malloc_trim(0)  # memory freed before is not part of the new peak
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(device: torch.device) -> int:
-    """Bytes: the device's on CUDA, else the process's largest resident size."""
+    """The peak in bytes: of the device on CUDA, else of the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""The closed form by which LiGO's paper counts FLOPs."""
+"""FLOPs as LiGO's paper counts them, by a closed form."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from growbench.config.schema import ModelConfig
 
 
 def ligo_paper_step(
-    sizes: ModelConfig, batch: int, sequence: int, trained_layers: int | None = None, trained_embeddings: bool = True
+    sizes: ModelConfig, batch: int, sequence_length: int, trained_layers: int | None = None, trained_embeddings: bool = True
 ) -> int:
-    """FLOPs of a training step by the counter of LiGO's paper: ELECTRA's, with backward counted equal to forward.
+    """FLOPs of a training step as LiGO's paper counts them: by ELECTRA's counter, with a backward pass as costly as a forward.
 
-    The embedding is charged as a dense product and the head at 0.15625 of the positions. Layers and embeddings that are
-    frozen have no backward. Source: flop_computation.py of VITA-Group/LiGO.
+    The embedding counts as a dense product, the head at 0.15625 of the positions. Frozen layers and embeddings have no backward
+    pass. Source: flop_computation.py of VITA-Group/LiGO.
     """
-    h, i, heads, s, v = sizes.width, sizes.ffn, sizes.heads, sequence, sizes.vocabulary
+    h, i, heads, s, v = sizes.width, sizes.ffn, sizes.heads, sequence_length, sizes.vocabulary
     block = 8 * h * h + 4 * h * i + 4 * h * s + 10 * s * heads + 20 * h + 9 * i + 5
     embedding = 2 * h * v + 2 * h * (s + 2) + 2 * h + 5 * h + 4 * h
     output = 0.15625 * (2 * h * v + 2 * h * h + h + 8 * h + 5 * h + 7 * v)
@@ -28,9 +28,9 @@ def ligo_paper_step(
 
 
 def ligo_paper_construction(small: ModelConfig, large: ModelConfig) -> int:
-    """FLOPs of building the large weights, as LiGO's paper counts them: each entry once per block and per sequence.
+    """FLOPs of building the large weights as LiGO's paper counts them: each entry once per block and per sequence.
 
-    Once per sequence is the paper's slip (once per step is what happens); it is kept so that its figures come out.
+    The paper is wrong here: weights are built once per step. Its count is kept to reproduce its figures.
     Source: flop_computation.py of VITA-Group/LiGO.
     """
     h, i, h1, n1 = large.width, large.ffn, small.width, small.layers
@@ -46,22 +46,23 @@ def paper_step(
     architecture: Architecture,
     model: nn.Module,
     batch: int,
-    sequence: int,
+    sequence_length: int,
     teacher: ModelConfig | None = None,
     own: Callable[[int, int], int] | None = None,
 ) -> int | None:
-    """A step of any phase's model in the paper's counter; `own`: that of a model that is no plain transformer.
+    """FLOPs of a training step of any model as LiGO's paper counts them. None for models that it cannot count, such as images'.
 
-    A teacher's forward is charged as half a step of the teacher. None for what the counter does not know: images, other models.
+    `teacher`: sizes of a teacher, whose forward pass counts as half a training step. `own`: a count from batch and sequence
+    length, for a model that is not a plain transformer.
     """
     if architecture.objective == "classes":
         return None
-    taught = ligo_paper_step(teacher, batch, sequence) // 2 if teacher else 0
+    taught = ligo_paper_step(teacher, batch, sequence_length) // 2 if teacher else 0
     if own:
-        return own(batch, sequence) + taught
+        return own(batch, sequence_length) + taught
     try:
         trained = {(name.partition(".")[0], layer) for name, layer, p in architecture.parameters(model) if p.requires_grad}
     except AttributeError:
         return None
     layers = sum(group == "layers" for group, _ in trained)
-    return ligo_paper_step(sizes_of(model), batch, sequence, layers, ("embeddings", None) in trained) + taught
+    return ligo_paper_step(sizes_of(model), batch, sequence_length, layers, ("embeddings", None) in trained) + taught

@@ -1,4 +1,4 @@
-"""Data: text or images -> memory-mapped cache -> batches of fixed shapes that depend on nothing but seed and step."""
+"""Data: text or images -> memory-mapped cache -> batches of fixed shapes, which depend only on seed and step."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from growbench.config.schema import DataConfig, ImageConfig
 from growbench.data import images, text
 from growbench.data.images import ImageData
-from growbench.data.text import Batch, TextData, scored_per_row
+from growbench.data.text import Batch, TextData, labelled_per_row
 from growbench.data.tokenizer import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "Data", "ImageData", "TextData", "load", "scored_per_row", "tokenizer_to_save"]
+__all__ = ["Batch", "Data", "ImageData", "TextData", "labelled_per_row", "load", "tokenizer_to_save"]
 
 
 class Data(Protocol):
-    """All that training needs to know of its data, whatever they are."""
+    """What training needs of its data, text or images."""
 
     @property
     def name(self) -> str: ...  # of the corpus
 
     @property
-    def fingerprint(self) -> str: ...  # of its content
+    def fingerprint(self) -> str: ...  # of the corpus's content
 
     @property
     def vocabulary(self) -> int: ...  # images: classes
@@ -35,7 +35,7 @@ class Data(Protocol):
     def tokens_per_batch(self) -> int: ...  # images: patches
 
     @property
-    def costly(self) -> bool: ...  # whether to make a batch takes so long that worker processes are worth starting
+    def costly(self) -> bool: ...  # making a batch takes so long that worker processes are worth starting
 
     def train_batch(self, step: int, seed: int) -> Batch: ...
 
@@ -45,17 +45,17 @@ class Data(Protocol):
 
 
 def tokenizer_to_save(data: Data) -> PreTrainedTokenizerBase | None:
-    """What a saved model needs beside it to read text; None for images. Raises UsageError if it is a name that is not there."""
+    """The tokenizer to save with a model; None for images. Raises UsageError if a named tokenizer is not found."""
     return data.tokenizer_to_save() if isinstance(data, TextData) else None
 
 
 def load(config: DataConfig, objective: Literal["causal", "masked", "classes"], tokenizer_kind: Kind | None, batch: int) -> Data:
-    """The corpus of an experiment as batches of `batch` sequences or images, prepared on first use, then read from the cache.
+    """An experiment's data in batches of `batch` sequences or images. Prepared on first use, then read from the cache.
 
-    `tokenizer_kind` (images: None) says which tokenizer to train where `config` names none. Raises UsageError if the corpus
-    cannot be read, or is too small for one batch of training or of validation.
+    `tokenizer_kind`: the tokenizer to train if `config` names none; None for images. Raises UsageError if the corpus cannot be
+    read, or is too small for one training batch or one validation batch.
     """
     if isinstance(config, ImageConfig):
         return images.load(config, batch)
-    assert objective != "classes" and tokenizer_kind is not None  # an experiment's architecture fits its data
+    assert objective != "classes" and tokenizer_kind is not None  # checked by architectures.of
     return text.load(config, objective, tokenizer_kind, batch)

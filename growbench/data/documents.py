@@ -1,7 +1,4 @@
-"""Where the data comes from: every corpus of text is a stream of documents, and a fingerprint of its content.
-
-Images come from the same places, so what finds and fingerprints files, samples and datasets of the hub serves both kinds.
-"""
+"""Corpora of text. Each is a stream of documents with a fingerprint of its content."""
 
 from __future__ import annotations
 
@@ -12,29 +9,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from growbench.config.schema import TextConfig
+from growbench.data.sources import Hub, cell, digest, matching_files, one_line_errors, parquet_rows, sample_file
 from growbench.errors import UsageError
 
-if TYPE_CHECKING:
-    pass
-from growbench.data.sources import Hub, cell, digest, matching_files, one_line_errors, parquet_rows, sample_file
-
 SAMPLE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"  # 101 English articles, CC BY-SA 3.0
-
-
 SAMPLE_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
-
-
-SHORTEST_PARAGRAPH = 100  # characters; what is shorter is headings, captions and table cells
+SHORTEST_PARAGRAPH = 100  # characters; shorter lines are headings, captions and table cells
 
 
 class Reading(Protocol):
-    """Texts, one after another."""
+    """An iterator over documents that can tell where to continue."""
 
     def __iter__(self) -> Iterator[str]: ...
-    def place(self) -> Any: ...  # plain JSON values: where another reading goes on after the texts so far
+    def place(self) -> Any: ...  # plain JSON values: where to continue after the documents read so far
 
 
 class Corpus(Protocol):
@@ -43,9 +33,9 @@ class Corpus(Protocol):
 
 
 class Documents:
-    """The first documents of a corpus (0: all) in its own order, stripped, without blank ones.
+    """The first `config.documents` documents (0: all) of the corpus in order, stripped. Blank ones are left out.
 
-    Another preparation's `place` says where to begin. Raises UsageError if a document cannot be read.
+    `place` continues an earlier reading. Raises UsageError if a document cannot be read.
     """
 
     def __init__(self, config: TextConfig, place: Any = None) -> None:
@@ -63,8 +53,8 @@ class Documents:
         return self.done, self._reading.place()
 
 
-class Counted:
-    """Texts that can only be read from the start."""
+class FromStart:
+    """A reading of documents that cannot be continued: those that were read before are read again and dropped."""
 
     def __init__(self, texts: Iterator[str], done: int | None) -> None:
         self._texts, self._done = texts, done or 0
@@ -79,7 +69,7 @@ class Counted:
 
 
 def fingerprint(config: TextConfig) -> str:
-    """A sha256, or the commit of a dataset on the hub: it changes when the content does. Raises UsageError for no corpus."""
+    """The sha256 of the corpus, or the commit of a hub dataset. Raises UsageError if there is no such corpus."""
     return _corpus(config).fingerprint()
 
 
@@ -94,13 +84,13 @@ def _corpus(config: TextConfig) -> Corpus:
 
 @dataclass(frozen=True)
 class WikipediaSample:
-    """The prose of 101 English Wikipedia articles, 2.56 million characters, that gensim carries as test data."""
+    """The prose of 101 English Wikipedia articles, 2.56 million characters, which are test data of gensim."""
 
     def fingerprint(self) -> str:
         return SAMPLE_SHA256
 
     def read(self, place: Any = None) -> Reading:
-        return Counted(self._articles(), place)
+        return FromStart(self._articles(), place)
 
     def _articles(self) -> Iterator[str]:
         dump = sample_file("wikipedia-sample", "gensim", f"test/test_data/{SAMPLE}", SAMPLE_SHA256)
@@ -113,14 +103,14 @@ class WikipediaSample:
 
 
 def _prose(article: str) -> str:
-    """The running text of an article, one paragraph a line: no headings, lists, tables, bold or italic marks."""
+    """The prose of an article, one paragraph per line: no headings, lists, tables, bold or italic marks."""
     lines = (line.strip() for line in re.sub("''+", "", article).split("\n"))
     return "\n".join(line for line in lines if len(line) >= SHORTEST_PARAGRAPH and not line.startswith(("*", "#")))
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files that match comma-separated globs, in the order of their names."""
+    """Files that match comma-separated globs, sorted by name."""
 
     globs: str
     text_column: str
@@ -130,14 +120,14 @@ class Files:
 
     def read(self, place: Any = None) -> Reading:
         readers = ((READERS[path.suffix.lower()], path) for path in self._paths())
-        return Counted((text for reader, path in readers for text in reader(path, self.text_column)), place)
+        return FromStart((text for reader, path in readers for text in reader(path, self.text_column)), place)
 
     def _paths(self) -> list[Path]:
         return matching_files(self.globs, READERS)
 
 
 def _read_text(path: Path, _: str) -> Iterator[str]:
-    """Paragraphs separated by an empty line."""
+    """One document per paragraph. Paragraphs are separated by blank lines."""
     paragraph: list[str] = []
     for line in _lines(path):
         if line.strip():
@@ -189,7 +179,7 @@ class HubText:
 
 
 class HubReading:
-    """A dataset knows itself where its reading stands: what came before that place is not read, or loaded, again."""
+    """A reading of a hub dataset. The dataset keeps its own state, so it continues without reading documents again."""
 
     def __init__(self, hub: Hub, text_column: str, place: dict[str, Any] | None) -> None:
         self._label, self._text_column = hub.label(), text_column

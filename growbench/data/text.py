@@ -1,4 +1,4 @@
-"""Batches of text: pure functions of (seed, step), so that every method sees the same data and a run resumes anywhere."""
+"""Batches of text. Each is a pure function of (seed, step), so all methods see the same data and a run can resume at any step."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from growbench.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ORDER, MASKS, VALIDATION, AUGMENTATION = range(4)  # first numbers of the random seeds, so that no two uses share a stream
+ORDER, MASKS, VALIDATION, AUGMENTATION = range(
+    4
+)  # first number of each random seed, so that different uses have different streams
 
 
 class Batch(NamedTuple):
-    """Inputs, and what the model should say at the scored positions."""
+    """Inputs, and the labels that the model should predict at the labelled positions."""
 
     inputs: Tensor  # (B, T) int64 token ids; images: (B, 3, S, S) float32, normalised
-    positions: Tensor | None  # (N,) int64 indices into the flattened (B*T,) positions, ascending; None: all are scored
-    labels: Tensor  # (N,) int64 the right token at each scored position; images: (B,) int64, or (B, classes) float32 soft labels
+    positions: Tensor | None  # (N,) int64 ascending indices of labelled positions in the flattened (B*T,); None: all
+    labels: Tensor  # (N,) int64 the token at each labelled position; images: (B,) int64, or (B, classes) float32 soft labels
 
     def part(self, number: int, parts: int) -> Batch:
-        """The rows of one of several equal parts; each row has as many scored positions as any other."""
+        """Part `number` of `parts` equal parts of the batch. All rows have the same number of labelled positions."""
         if parts == 1:
             return self
         rows = len(self.inputs) // parts
@@ -42,13 +44,13 @@ class Batch(NamedTuple):
         return Batch(self.inputs[number * rows : (number + 1) * rows], positions, self.labels.chunk(parts)[number])
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on `device`; the host does not wait for the copy of pinned memory to CUDA."""
+        """The batch on `device`. Copies of pinned memory to CUDA are asynchronous."""
         return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
 
 
-def scored_per_row(length: int, share: float) -> int:
-    """How many positions of a masked row of `length` are scored: the same in every row, none of them first or last."""
-    return max(1, round(share * (length - 2)))
+def labelled_per_row(sequence_length: int, share: float) -> int:
+    """The number of labelled positions in every row of a masked model's batch. The first and the last are never labelled."""
+    return max(1, round(share * (sequence_length - 2)))
 
 
 Cut = Callable[[NDArray[np.int64], tuple[int, ...]], Batch]  # blocks (B, W) of tokens and a random seed -> a batch
@@ -56,11 +58,11 @@ Cut = Callable[[NDArray[np.int64], tuple[int, ...]], Batch]  # blocks (B, W) of 
 
 @dataclass(frozen=True)
 class TextData:
-    """A tokenized corpus, cut into blocks. `train_batch` and `validation_batches` are all that training needs."""
+    """A tokenized corpus, cut into blocks, as training needs it (see Data)."""
 
     name: str  # of the corpus
     fingerprint: str  # of its documents
-    vocabulary: int  # the model's: what the experiment asks for, or the named tokenizer's
+    vocabulary: int  # the model's: the experiment's own setting, or the size of its named tokenizer
     documents: int
     train_tokens: int
     validation_tokens: int
@@ -68,7 +70,7 @@ class TextData:
     tokenizer: dict[str, Any]
     batch: int  # sequences
     evaluation_batches: int
-    train_blocks: NDArray[np.unsignedinteger]  # (blocks, W), a view on the memory-mapped stream
+    train_blocks: NDArray[np.unsignedinteger]  # (blocks, W), a view of the memory-mapped stream
     validation_blocks: NDArray[np.unsignedinteger]
     cut: Cut
     source: Tokens
@@ -81,7 +83,7 @@ class TextData:
         return self.cut(self.train_blocks[rows].astype(np.int64), (MASKS, seed, step))
 
     def validation_batches(self) -> list[Batch]:
-        """Always the same batches with the same masks, spread evenly over the validation documents."""
+        """Fixed batches with fixed masks, spread evenly over the validation documents."""
         groups = evenly_spread(len(self.validation_blocks), self.evaluation_batches, self.batch)
         blocks = (self.validation_blocks[rows].astype(np.int64) for rows in groups)
         return [self.cut(block, (VALIDATION, number)) for number, block in enumerate(blocks)]
@@ -92,7 +94,7 @@ class TextData:
         return {key: getattr(self, key) for key in keys}
 
     def tokenizer_to_save(self) -> PreTrainedTokenizerBase:
-        """The tokenizer as transformers' own. Raises UsageError if it is a named one that is not there."""
+        """The tokenizer as an object of transformers. Raises UsageError if a named tokenizer is not found."""
         if self.config.tokenizer:
             return pretrained(self.config.tokenizer)
         from tokenizers import Tokenizer
@@ -102,28 +104,28 @@ class TextData:
 
 
 def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: int) -> TextData:
-    """The text of an experiment as batches of `batch` sequences, prepared on first use, then read from the cache.
+    """An experiment's text in batches of `batch` sequences. Prepared on first use, then read from the cache.
 
-    `tokenizer_kind` says which tokenizer to train where `config` names none. Raises UsageError if the corpus cannot be read, or
-    is too small for one batch of training or of validation.
+    `tokenizer_kind`: the tokenizer to train if `config` names none. Raises UsageError if the corpus cannot be read, or is too
+    small for one training batch or one validation batch.
     """
     tokens = prepare(config, objective, tokenizer_kind)
     if config.tokenizer and 0 < config.vocabulary < tokens.vocabulary.size:
         least = f"tokenizer {config.tokenizer!r} needs at least {tokens.vocabulary.size}"
         raise UsageError(f"vocabulary = {config.vocabulary}: {least}")
-    length = config.sequence_length
+    sequence_length = config.sequence_length
     cut: Cut
     if objective == "causal":
-        width, stride, cut = length + 1, length, causal
+        width, stride, cut = sequence_length + 1, sequence_length, causal
     else:
-        width, stride, cut = length - 2, length - 2, Masking.of(tokens.vocabulary, config.mask_share)
+        width, stride, cut = sequence_length - 2, sequence_length - 2, Masking.of(tokens.vocabulary, config.mask_share)
     blocks = {}
     for split, stream in ("training", tokens.train), ("validation", tokens.validation):
         needed = (batch - 1) * stride + width
         if len(stream) < needed:
             raise UsageError(
                 f"corpus {config.corpus} has {len(stream)} {split} tokens; "
-                f"one batch of {batch} sequences of {length} needs {needed}"
+                f"one batch of {batch} sequences of {sequence_length} needs {needed}"
             )
         blocks[split] = sliding_window_view(stream, width)[::stride]
     return TextData(
@@ -133,7 +135,7 @@ def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: 
         documents=tokens.documents,
         train_tokens=len(tokens.train),
         validation_tokens=len(tokens.validation),
-        tokens_per_batch=batch * length,
+        tokens_per_batch=batch * sequence_length,
         tokenizer={"name": config.tokenizer or f"{tokenizer_kind}, trained on the corpus", "tokens": tokens.vocabulary.size},
         batch=batch,
         evaluation_batches=min(config.evaluation_batches, len(blocks["validation"]) // batch),
@@ -146,14 +148,14 @@ def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: 
 
 
 def rows_of_batch(count: int, batch: int, step: int, seed: int) -> NDArray[np.int64]:
-    """Which of `count` rows make batch number `step` of an endless sequence of epochs, each a permutation of all."""
+    """The rows (of `count`) of batch number `step` in an endless sequence of epochs, each a permutation of all rows."""
     epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     orders = [_order(count, seed, epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
     return np.concatenate(orders)
 
 
 def evenly_spread(count: int, batches: int, batch: int) -> NDArray[np.int64]:
-    """(batches, batch) of `count` rows, ascending."""
+    """(batches, batch) ascending row numbers, spread evenly over `count` rows."""
     wanted = batches * batch
     return (np.arange(wanted) * count // wanted).reshape(batches, batch)
 
@@ -171,7 +173,7 @@ def causal(blocks: NDArray[np.int64], _: tuple[int, ...]) -> Batch:
 
 @dataclass(frozen=True)
 class Masking:
-    """BERT's masked language model (https://arxiv.org/abs/1810.04805, section 3.1), with the same number scored in every row."""
+    """BERT's masking (https://arxiv.org/abs/1810.04805, section 3.1), with the same number of labelled positions in every row."""
 
     vocabulary: Vocabulary
     share: float
@@ -185,12 +187,14 @@ class Masking:
         return cls(vocabulary, share, np.flatnonzero(~is_special), is_special)
 
     def __call__(self, blocks: NDArray[np.int64], seed: tuple[int, ...]) -> Batch:
-        """Blocks (B, T-2): [CLS] and [SEP] around; of the scored, 80 % become [MASK], 10 % another token, 10 % stay."""
+        """Blocks (B, T-2), between [CLS] and [SEP]. Labelled tokens: 80 % become [MASK], 10 % a random token, 10 % stay."""
         batch, width = blocks.shape
         rng = np.random.default_rng(seed)
-        scored = scored_per_row(width + 2, self.share)
-        priority = rng.random(blocks.shape) + self.is_special[blocks]  # special ones last, for a row that has too few others
-        columns = np.sort(np.argpartition(priority, scored - 1)[:, :scored])
+        labelled = labelled_per_row(width + 2, self.share)
+        priority = (
+            rng.random(blocks.shape) + self.is_special[blocks]
+        )  # special tokens last: labelled only if a row has too few others
+        columns = np.sort(np.argpartition(priority, labelled - 1)[:, :labelled])
         rows = np.full((batch, width + 2), self.vocabulary.separator)
         rows[:, 0] = self.vocabulary.start
         rows[:, 1:-1] = blocks

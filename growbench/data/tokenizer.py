@@ -1,4 +1,4 @@
-"""Tokenizers: trained on the corpus, the same way every time, or a named one."""
+"""Tokenizers: trained on the corpus by a deterministic procedure, or loaded by name."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ CHARACTERS = 1000  # BERT's limit: rarer characters become [UNK]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What batches need to know of a tokenizer: token ids."""
+    """The token ids of a tokenizer that batches need."""
 
     size: int
-    start: int  # first in a masked row: [CLS]
-    separator: int  # after every document, and last in a masked row: [SEP], <|endoftext|>
-    mask: int | None  # causal: None
+    start: int  # first token of a masked model's row: [CLS]
+    separator: int  # after every document, and last token of a masked model's row: [SEP], <|endoftext|>
+    mask: int | None  # None for causal models
     special: list[int]  # never masked, never a random replacement
 
 
 def train(kind: Kind, size: int, masked: bool, sample: list[str]) -> tuple[Tokenizer, Vocabulary]:
-    """A tokenizer of at most `size` tokens (fewer if the sample is too small), equal for equal samples."""
+    """A tokenizer of at most `size` tokens (fewer if the sample is too small). Equal samples give equal tokenizers."""
     if kind == "wordpiece":
         tokenizer = _train_wordpiece(size, sample)
         start, separator, mask = "[CLS]", "[SEP]", "[MASK]"
@@ -45,7 +45,7 @@ def train(kind: Kind, size: int, masked: bool, sample: list[str]) -> tuple[Token
 
 
 def _train_bytes(size: int, masked: bool, sample: list[str]) -> Tokenizer:
-    """GPT-2's: byte-level byte-pair encoding, no normalisation, so that decoding gives the text back."""
+    """As GPT-2's: byte-level byte-pair encoding without normalisation, so that decoding restores the text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -62,7 +62,7 @@ def _train_bytes(size: int, masked: bool, sample: list[str]) -> Tokenizer:
 
 
 def _train_wordpiece(size: int, sample: list[str]) -> Tokenizer:
-    """BERT's: lower case, no accents, words cut into pieces."""
+    """As BERT's: lower case, no accents, words split into pieces."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     def tokenizer(model: models.WordPiece) -> Tokenizer:
@@ -74,7 +74,7 @@ def _train_wordpiece(size: int, sample: list[str]) -> Tokenizer:
 
     draft = tokenizer(models.WordPiece(unk_token="[UNK]"))
     characters = _frequent_characters(draft, sample, min(CHARACTERS, size // 4))
-    # The trainer numbers characters inside words in the order of a hash map, which differs from run to run: number them here.
+    # The trainer would number characters inside words in the order of a hash map, which differs between runs.
     inside_words = [f"##{character}" for character in characters if _joins_words(draft, character)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=size,
@@ -90,12 +90,12 @@ def _train_wordpiece(size: int, sample: list[str]) -> Tokenizer:
 
 
 def _frequent_characters(tokenizer: Tokenizer, sample: Iterable[str], most: int) -> list[str]:
-    """The commonest characters of the normalised sample, spaces apart. Ties go by code point, so that the choice is fixed."""
+    """The `most` commonest characters of the normalised sample, without spaces. Ties are broken by code point."""
     raw: Counter[str] = Counter()
     for text in sample:
         raw.update(text)
     counts: Counter[str] = Counter()
-    for character, count in raw.items():  # BERT's normaliser works character by character
+    for character, count in raw.items():  # BERT's normaliser treats each character alone
         for normalised in tokenizer.normalizer.normalize_str(character):
             counts[normalised] += count
     ordered = sorted((character for character in counts if not character.isspace()), key=lambda c: (-counts[c], c))
@@ -103,13 +103,13 @@ def _frequent_characters(tokenizer: Tokenizer, sample: Iterable[str], most: int)
 
 
 def _joins_words(tokenizer: Tokenizer, character: str) -> bool:
-    """Whether a character can stand inside a word: punctuation and Chinese characters are words of their own."""
+    """Whether a character can be inside a word. Punctuation and Chinese characters are words of their own."""
     word = tokenizer.normalizer.normalize_str(f"a{character}a")
     return len(tokenizer.pre_tokenizer.pre_tokenize_str(word)) == 1
 
 
-def for_transformers(tokenizer: Tokenizer, vocabulary: Vocabulary, length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer that was trained here as transformers' own: the same ids; of masked models a row begins and ends as here."""
+def for_transformers(tokenizer: Tokenizer, vocabulary: Vocabulary, sequence_length: int) -> PreTrainedTokenizerFast:
+    """A trained tokenizer as an object of transformers, with the same ids. For masked models it adds [CLS] and [SEP]."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -123,11 +123,11 @@ def for_transformers(tokenizer: Tokenizer, vocabulary: Vocabulary, length: int) 
         tokenizer.post_processor = TemplateProcessing(single=f"{start} $A {separator}", pair=pair, special_tokens=ends)
     spare = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
     roles |= {role: token for role, token in spare.items() if tokenizer.token_to_id(token) in vocabulary.special}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=length, **roles)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=sequence_length, **roles)
 
 
 def pretrained(name: str) -> PreTrainedTokenizerFast:
-    """transformers' tokenizer of that name on the hub, or in that folder. Raises UsageError if it is not there."""
+    """The tokenizer of this name on the hub or in this folder. Raises UsageError if it is not found."""
     from transformers import AutoTokenizer
 
     try:
@@ -140,7 +140,7 @@ def pretrained(name: str) -> PreTrainedTokenizerFast:
 
 
 def named(name: str, masked: bool) -> tuple[Tokenizer, Vocabulary]:
-    """The tokenizer of that name on the hub, or in that folder. Raises UsageError if it is not there or lacks special tokens."""
+    """As `pretrained`, with its token ids. Raises UsageError if it is not found or lacks a special token."""
     found = pretrained(name)
     tokenizer = found.backend_tokenizer
     ends = [found.sep_token_id, found.eos_token_id] if masked else [found.eos_token_id, found.sep_token_id]

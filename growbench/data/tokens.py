@@ -1,4 +1,4 @@
-"""The cache: what is prepared once, then memory-mapped. Of a text, two flat files of token ids."""
+"""The cache of prepared data, which is memory-mapped. Tokenized text is two flat files of token ids."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Objective = Literal["causal", "masked"]
-FORMAT = 1  # of the cache, and of everything between documents and tokens: raise it when either changes
-VALIDATION_EVERY = 20  # every 20th document is validation
-SAMPLE_CHARACTERS = 20_000_000  # what a tokenizer is trained on, at most
-CHUNK_CHARACTERS = 1_000_000  # what is encoded at once
-FEW_CHUNKS = 4  # fewer are encoded here, before worker processes would have started
-PROGRESS = "progress.json"  # in a folder under way: an interrupted preparation goes on from it
+FORMAT = 1  # of the cached files and of how they follow from documents: raise it when either changes
+VALIDATION_EVERY = 20  # every 20th document is in the validation split
+SAMPLE_CHARACTERS = 20_000_000  # of documents that a tokenizer is trained on, at most
+CHUNK_CHARACTERS = 1_000_000  # encoded together
+FEW_CHUNKS = 4  # fewer are encoded in this process: worker processes take longer to start
+PROGRESS = "progress.json"  # in a folder that is being filled: an interrupted preparation resumes from it
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenized corpus: one stream of ids a split, a separator after every document."""
+    """A tokenized corpus: one stream of ids per split, with a separator after every document."""
 
     train: NDArray[np.unsignedinteger]
     validation: NDArray[np.unsignedinteger]
@@ -49,7 +49,7 @@ class Tokens:
 
 
 def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
-    """The corpus as tokens, from the cache if it was tokenized before. Raises UsageError if it cannot be read or cached."""
+    """The corpus as tokens, from the cache if it is there. Raises UsageError if the corpus cannot be read or cached."""
     smallest = tokenizers.SMALLEST[kind]
     if not config.tokenizer and config.vocabulary < smallest:
         raise UsageError(f"vocabulary = {config.vocabulary}: a {kind} tokenizer needs at least {smallest}")
@@ -64,7 +64,7 @@ def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
 
 
 def cached(settings: list[Any], fill: Callable[[Path], None]) -> Path:
-    """The folder of the cache that belongs to `settings` (plain JSON values), filled by `fill` if it was not there.
+    """The folder of the cache for `settings` (plain JSON values), filled by `fill` if it does not exist.
 
     Raises UsageError if it cannot be written.
     """
@@ -90,16 +90,16 @@ def _open(folder: Path, fingerprint: str) -> Tokens:
 
 
 def memory_map(path: Path, dtype: str) -> NDArray[Any]:
-    """A flat file of numbers, read only."""
-    if path.stat().st_size == 0:  # cannot be mapped
+    """A read-only view of a flat file of numbers."""
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, mode="r").view(np.ndarray)
 
 
 def _build(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside it, then rename that: whoever looks sees all of it or nothing. One process does, and others wait.
+    """Fill a temporary folder, then rename it, so that `folder` is either complete or missing. Other processes wait for it.
 
-    `fill` finds in the folder what it left there when it was killed. After an error that is kept only if there is `PROGRESS`.
+    If `fill` is interrupted, it finds its files again at the next call. After an error they are kept only if `PROGRESS` exists.
     """
     from filelock import FileLock
 
@@ -118,17 +118,17 @@ def _build(folder: Path, fill: Callable[[Path], None]) -> None:
                     raise
                 building.rename(folder)
         finally:
-            name.unlink(missing_ok=True)  # while it is locked: who gets a lock without a name asks again
+            name.unlink(missing_ok=True)  # while locked: a process that then locks the unlinked file tries again
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of a text is in the folder, as after every chunk."""
+    """How much of the corpus is in the folder. Written after every chunk."""
 
     documents: int = 0
     train: int = 0  # bytes
     validation: int = 0
-    place: Any = None  # in the corpus
+    place: Any = None  # in the corpus, where to continue
 
 
 def _tokenize(folder: Path, config: TextConfig, objective: Objective, kind: Kind) -> None:
@@ -139,12 +139,12 @@ def _tokenize(folder: Path, config: TextConfig, objective: Objective, kind: Kind
         if config.tokenizer:
             tokenizer, vocabulary = tokenizers.named(config.tokenizer, objective == "masked")
         else:
-            head = _head(chunks)  # kept, so that the documents are read once
+            head = _head(chunks)  # kept, so that documents are read only once
             tokenizer, vocabulary = tokenizers.train(kind, config.vocabulary, objective == "masked", _sample(head))
         tokenizer.save(str(folder / "tokenizer.json"))
         dtype = "uint16" if vocabulary.size <= 65536 else "uint32"
         meta = {"documents": 0, "dtype": dtype, "vocabulary": asdict(vocabulary), "corpus": config.corpus}
-        _write(folder / "meta.json", meta)  # from here on the tokenizer need not be trained again
+        _write(folder / "meta.json", meta)  # written last: with it, an interrupted preparation need not train the tokenizer again
     meta = json.loads((folder / "meta.json").read_text())
     encode = Encoder(folder / "tokenizer.json", meta["vocabulary"]["separator"], meta["dtype"])
     meta["documents"] = _encode(folder, chain(head, chunks), encode, progress)
@@ -153,9 +153,9 @@ def _tokenize(folder: Path, config: TextConfig, objective: Objective, kind: Kind
 
 
 class Chunk(NamedTuple):
-    first: int  # number of its first document
+    first: int  # number of the first document
     documents: list[str]
-    place: Any  # in the corpus, after it
+    place: Any  # in the corpus, after the chunk
 
 
 def _chunks(documents: documents.Documents, title: str) -> Iterator[Chunk]:
@@ -172,7 +172,7 @@ def _chunks(documents: documents.Documents, title: str) -> Iterator[Chunk]:
 
 
 def _head(chunks: Iterator[Chunk]) -> list[Chunk]:
-    """So many of the chunks that a tokenizer can be trained on them."""
+    """The first chunks, enough to train a tokenizer."""
     head = []
     characters = 0
     while characters < SAMPLE_CHARACTERS and (chunk := next(chunks, None)) is not None:
@@ -196,18 +196,18 @@ def _sample(chunks: list[Chunk]) -> list[str]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Makes tokens of a chunk, in whichever process."""
+    """Turns a chunk into tokens, in this process or in a worker."""
 
     tokenizer_file: Path
     separator: int
     dtype: str
 
     def __call__(self, chunk: Chunk) -> tuple[bytes, bytes]:
-        """Its part of train.bin, and of validation.bin."""
+        """The chunk's bytes of train.bin and of validation.bin."""
         splits: tuple[list[bytes], list[bytes]] = [], []
         encodings = _tokenizer(self.tokenizer_file).encode_batch_fast(chunk.documents, add_special_tokens=False)
         for index, encoding in enumerate(encodings, chunk.first):
-            if encoding.ids:  # nothing is left of a document of control characters
+            if encoding.ids:  # empty for a document of control characters only
                 splits[index % VALIDATION_EVERY == 0].append(np.array([*encoding.ids, self.separator], self.dtype).tobytes())
         return b"".join(splits[0]), b"".join(splits[1])
 
@@ -217,12 +217,12 @@ def _tokenizer(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.encode_special_tokens = True  # a document that says "[MASK]" means the word
+    tokenizer.encode_special_tokens = True  # "[MASK]" in a document is text, not the mask token
     return tokenizer
 
 
 def _encode(folder: Path, chunks: Iterable[Chunk], encode: Encoder, progress: Progress) -> int:
-    """Write train.bin and validation.bin, from `progress` on; the number of documents."""
+    """Write train.bin and validation.bin from `progress` on. Returns the number of documents."""
     done = asdict(progress)
     with (folder / "train.bin").open("ab") as train, (folder / "validation.bin").open("ab") as validation:
         files = {"train": train, "validation": validation}
@@ -240,7 +240,7 @@ def _encode(folder: Path, chunks: Iterable[Chunk], encode: Encoder, progress: Pr
 
 
 def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk, tuple[bytes, bytes]]]:
-    """Every chunk with its tokens; many are encoded at once by worker processes, unless there are too few to start them for."""
+    """Every chunk with its tokens, in order. Several chunks are encoded in parallel by worker processes, unless there are few."""
     chunks = iter(chunks)
     first = list(islice(chunks, FEW_CHUNKS))
     if len(first) < FEW_CHUNKS or processes.cores() == 1:
@@ -252,7 +252,7 @@ def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk,
         try:
             for chunk in chain(first, chunks):
                 waiting.append((chunk, pool.submit(encode, chunk)))
-                if len(waiting) > 2 * workers:  # so that memory does not grow with the corpus
+                if len(waiting) > 2 * workers:  # bounds the memory
                     chunk, tokens = waiting.popleft()
                     yield chunk, tokens.result()
             for chunk, tokens in waiting:
@@ -262,7 +262,7 @@ def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk,
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
-    """Plain JSON values to a file, at once."""
+    """Write plain JSON values to a file atomically."""
     draft = file.with_suffix(".draft")
     draft.write_text(json.dumps(values, indent=1))
     draft.replace(file)

@@ -107,20 +107,6 @@ class Select:
 
 
 @dataclass(frozen=True)
-class Project:
-    """A linear map: (N, n), or (L, N, n) for one map a layer. Consumers use `consuming`, by default the same matrix."""
-
-    matrix: Tensor
-    consuming: Tensor | None = None
-
-    def produce(self, value: Tensor, dim: int) -> Tensor:
-        return _multiply(self.matrix, value, dim)
-
-    def consume(self, value: Tensor, dim: int) -> Tensor:
-        return _multiply(self.matrix if self.consuming is None else self.consuming, value, dim)
-
-
-@dataclass(frozen=True)
 class Extend:
     """The linear map B = [I; M]: old units stay, new ones are M (N-n, n), or (L, N-n, n), times the old.
 
@@ -221,13 +207,3 @@ def deepen(weights: Weights, layer_map: LayerMap, axis: Axis = Axis.LAYER) -> We
     return {
         name: replace(weight, value=grown(name, weight)) if axis in weight.axes else weight for name, weight in weights.items()
     }
-
-
-def _multiply(matrix: Tensor, value: Tensor, dim: int) -> Tensor:
-    """A matrix (N, n), or (L, N, n) for a `value` that begins with L, along dimension `dim`, as one matrix product."""
-    matrix = matrix.to(value)
-    if dim == value.dim() - 2:
-        return matrix @ value
-    if matrix.dim() > value.dim():
-        return (matrix @ value.unsqueeze(-1)).squeeze(-1)
-    return (value.movedim(dim, -1) @ matrix.mT).movedim(-1, dim)

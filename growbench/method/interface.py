@@ -1,7 +1,8 @@
 """The plugin interface: everything that the author of a growth method imports.
 
-A method is a frozen dataclass whose fields are its hyperparameters. Its `phases` yields stretches of training that the
-runner carries out, and what it computes between two yields is its growth. The runner owns data, device, clock and counter.
+A method is a frozen dataclass whose fields are its hyperparameters. Its generator `phases` yields phases of training, which
+growbench carries out. What it computes between two yields is charged as growth. growbench owns data, device, clock and FLOP
+counter.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from growbench import architectures
 from growbench.architectures import Architecture
@@ -29,6 +30,7 @@ from growbench.growth.maps import copying, interleave, stack, stack_and_top
 from growbench.growth.weights import WIDTHS, Axis, AxisMap, Extend, Maps, Select, Weight, Weights, deepen, length, widen
 from growbench.method import schedule
 from growbench.method.loss import cross_entropy
+from growbench.method.optimizer import adamw
 from growbench.method.schedule import Schedule, constant
 
 __all__ = [
@@ -64,29 +66,26 @@ __all__ = [
     "widen",
 ]  # fmt: skip
 
-
 Number = TypeVar("Number", int, float)
-
-
 LossFn = Callable[[nn.Module, Batch, int], Tensor]  # (model, batch, step within the phase) -> scalar
 
 
 def task_loss(model: nn.Module, batch: Batch, step: int = 0) -> Tensor:
-    """The task's own loss: mean cross-entropy in nats over the batch's scored positions, or its images."""
+    """The task's own loss: mean cross-entropy in nats over the batch's labelled positions, or over its images."""
     return cross_entropy(model(batch.inputs, batch.positions), batch.labels)
 
 
 class MethodError(UsageError):
-    """A method breaks the plugin interface: what it did, and what to write instead."""
+    """A method breaks the plugin interface. The text says what it did and what to write instead."""
 
 
 @dataclass(kw_only=True)
 class Phase:
-    """A stretch of training that the runner carries out.
+    """A phase of training, which growbench carries out.
 
-    Its length is `steps`, or a `share` of the budget, or neither: the rest of the budget. Every step does the same work; where
-    it does not, `workload` says which of several workloads a step has. An optimizer of the method's own, best made by
-    `task.optimizer(model)`, brings its state, and for each of its param groups a peak `lr`.
+    Its length is `steps`, or a `share` of the budget, or by default the rest of the budget. FLOPs are counted on one step, so
+    all steps must do the same work; if they do not, `workload` gives the workload of each step. An `optimizer` keeps its state,
+    and each of its param groups has a peak `lr`.
     """
 
     model: nn.Module  # trained in place; requires_grad says what is frozen
@@ -94,13 +93,13 @@ class Phase:
     share: float | None = None  # of the budget, above 0 and up to 1
     loss: LossFn = task_loss  # (model, batch, step within the phase) -> scalar, in nats
     optimizer: Optimizer | None = None  # None: task.optimizer(model)
-    schedule: Schedule | None = None  # None: the run's schedule goes on where it is (constant in an operator's phase)
-    group_schedules: Sequence[Schedule | None] = ()  # one a param group of `optimizer`; None: the phase's
-    account: Literal["train", "operator"] = "train"  # operator: outside of the budget, and its losses reach no target
+    schedule: Schedule | None = None  # None: the run's schedule continues (operator: constant)
+    group_schedules: Sequence[Schedule | None] = ()  # one per param group of `optimizer`; None: the phase's
+    account: Literal["train", "operator"] = "train"  # operator: outside the budget; not scored
     name: str = "train"  # as curves and tables show it
-    target: nn.Module | None = None  # the part of `model` that is the target, where `model` holds more
-    workload: Callable[[int], int] | None = None  # step within the phase -> number of its workload
-    paper_step_flops: Callable[[int, int], int] | None = None  # (batch, sequence length) -> FLOPs by the counter of LiGO's paper
+    target: nn.Module | None = None  # the part of `model` that has the target's sizes; None: all of it
+    workload: Callable[[int], int] | None = None  # step within the phase -> number of the workload
+    paper_step_flops: Callable[[int, int], int] | None = None  # (batch, sequence length) -> FLOPs as LiGO's paper counts
 
     def __post_init__(self) -> None:
         """Raises MethodError for wrong values, so that the error is raised on the method's own line."""
@@ -109,11 +108,11 @@ class Phase:
 
     @property
     def scored(self) -> bool:
-        """Whether its steps are steps of the budget, and its losses can reach the target."""
+        """Whether its steps count against the budget and its losses can reach the target loss."""
         return self.account == "train"
 
     def workload_of(self, step: int) -> int:
-        """The workload of a step; 0 where all are the same."""
+        """The workload of a step: 0 if all steps do the same work."""
         return 0 if self.workload is None else self.workload(step)
 
     def first_steps(self, steps: int) -> dict[int, int]:
@@ -121,11 +120,11 @@ class Phase:
         return {0: 0} if self.workload is None else {self.workload(step): step for step in reversed(range(steps))}
 
     def workloads(self, steps: range) -> Counter[int]:
-        """How many of these steps have each workload."""
+        """The number of these steps that have each workload."""
         return Counter({0: len(steps)}) if self.workload is None else Counter(map(self.workload, steps))
 
     def length(self, budget: int, done: int) -> int:
-        """Steps of this phase when `done` of the budget's steps lie behind. Raises MethodError if it has none."""
+        """Steps of this phase if `done` steps of the budget were trained before it. Raises MethodError if there are none."""
         left = budget - done if self.scored else budget
         asked = self.steps if self.steps is not None else left if self.share is None else round(self.share * budget)
         if asked < 1:
@@ -154,10 +153,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a yield gives back: the phase's model and optimizer as training left them, steps done, last training loss."""
+    """What a yield returns: the phase's model and optimizer after training, its number of steps, its last training loss."""
 
     model: nn.Module  # the phase's own
-    optimizer: Optimizer  # with its state: the next phase may go on with it
+    optimizer: Optimizer  # with its state; the next phase may use it
     steps: int  # done
     loss: float  # of the last training step, in nats
 
@@ -167,15 +166,15 @@ Phases = Generator[Phase, Trained, None]
 
 @dataclass
 class Task:
-    """What a method has to work with. Everything random in a method comes from `rng`."""
+    """What a method has to work with. All randomness in a method must come from `rng`."""
 
-    architecture: Architecture  # the table of its weights: native(weights, config) gives parameters under autograd
+    architecture: Architecture  # native(weights, config) turns canonical weights into parameters, under autograd
     target_config: ModelConfig  # the sizes to grow to
     budget: int  # scored steps
     training: Training  # the experiment's [train]: batch, steps, lr, schedule, ...
     device: torch.device  # of every model
     rng: torch.Generator  # on the CPU, seeded by the run's seed
-    teacher: Callable[..., AbstractContextManager[None]]  # with task.teacher(): no gradients, its costs apart
+    teacher: Callable[..., AbstractContextManager[None]]  # with task.teacher(): no gradients; costs go to the account `teacher`
     source_config: ModelConfig  # the sizes of the source
     _source: nn.Module | None = field(default=None, repr=False)
 
@@ -189,7 +188,7 @@ class Task:
         seed: int = 0,
         source: nn.Module | None = None,
     ) -> Task:
-        """The experiment's task: to train its target (from `source`), or its source."""
+        """The task of training the experiment's target, given `source`, or of training its source."""
         training = experiment.train if which == "target" else experiment.source_train
         return cls(
             architecture=architectures.of(experiment),
@@ -207,71 +206,55 @@ class Task:
     def source(self) -> nn.Module:
         """The trained small model, frozen and in evaluation mode."""
         if self._source is None:
-            raise RuntimeError("this method says uses_source = False, so there is no source model")
+            raise RuntimeError("this method declares uses_source = False, so it has no source model")
         return self._source
 
     @property
     def schedule(self) -> Schedule:
-        """The run's own schedule, for a phase that is to go through all of it by itself."""
+        """The run's schedule, for a phase that goes through all of it from the start."""
         return schedule.of(self.training)
 
     def with_source(self, source: nn.Module) -> Task:
-        """The same task from another small model."""
+        """The same task with another source model."""
         return replace(self, _source=source)
 
     def build(self, config: ModelConfig | None = None) -> nn.Module:
-        """A freshly initialised model, of the target's sizes unless told otherwise."""
+        """A freshly initialised model of these sizes; None: of the target's."""
         with self.device:
             return self.architecture.build(config or self.target_config)
 
     def read(self, model: nn.Module) -> Weights:
-        """A copy of a model's canonical weights, without gradients."""
+        """A copy of a model's canonical weights, detached from autograd."""
         weights = self.architecture.read(model)
         return {name: replace(weight, value=weight.value.clone()) for name, weight in weights.items()}
 
     def model_from(self, weights: Weights, config: ModelConfig | None = None) -> nn.Module:
-        """A model that holds these canonical weights, of the target's sizes unless told otherwise.
+        """A model of these sizes (None: the target's) with these canonical weights.
 
-        Raises ValueError if a parameter is missing or misshapen.
+        Raises ValueError if a weight is missing or has the wrong shape.
         """
         _check_lengths(weights, config or self.target_config)
         return self.architecture.write(weights, self.build(config))
 
     def train_only(self, model: nn.Module, trained: Callable[[str, int | None], bool]) -> nn.Module:
-        """Freeze all weights but those that `trained`(canonical name, layer or None) says; returns the model.
+        """Freeze the parameters for which `trained(canonical name, layer)` is False, unfreeze the others; return the model.
 
-        Where everything below a layer is frozen, autograd does not go there. Layers of class attention belong to the head:
-        their layer is None.
+        The layer is None for what does not repeat, and for layers of class attention, which belong to the head. Autograd stops
+        at the lowest layer that is trained if everything below it is frozen.
         """
         for name, layer, parameter in self.architecture.parameters(model):
             parameter.requires_grad_(trained(name, layer if name.startswith("layers.") else None))
         return model
 
     def optimizer(self, model: nn.Module, lr: float | None = None, weight_decay: float | None = None) -> Optimizer:
-        """The task's AdamW over the trainable parameters; matrices and embeddings decay, norms and biases do not.
-
-        A model may say more: timm's image models exempt positions and class token by `no_weight_decay()`.
-        """
-        exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
-        parameters = [(p, p.dim() > 1 and name not in exempt) for name, p in model.named_parameters() if p.requires_grad]
-        decay = self.training.weight_decay if weight_decay is None else weight_decay
-        groups = [
-            {"params": [p for p, decays in parameters if decays], "weight_decay": decay},
-            {"params": [p for p, decays in parameters if not decays], "weight_decay": 0.0},
-        ]
-        return AdamW(
-            [group for group in groups if group["params"]],
-            lr=self.training.lr if lr is None else lr,
-            betas=self.training.betas,
-            eps=self.training.eps,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        """The task's AdamW over the model's trainable parameters, with these values in place of the task's."""
+        return adamw(model, self.training, self.device, lr, weight_decay)
 
 
 def tunable(default: Number, low: Number, high: Number, /) -> Number:
-    """A hyperparameter that `growbench tune` looks for from `low` to `high`: by ratio where that is ten or more.
+    """A hyperparameter that `growbench tune` searches from `low` to `high`, on a log scale if `high / low` is ten or more.
 
-    Only whole numbers where `default` is one.
+    If `default` is an integer, only integers are tried.
     """
     if not low <= default <= high:
         raise ValueError(f"tunable({default}, {low}, {high}): must be a default, and a range that holds it")
@@ -279,7 +262,7 @@ def tunable(default: Number, low: Number, high: Number, /) -> Number:
 
 
 def _check_lengths(weights: Weights, config: ModelConfig) -> None:
-    """Refuse weights whose growing axes have not the lengths of a model of these sizes."""
+    """Raise ValueError for a weight with a growing axis whose length differs from that of a model of these sizes."""
     for name, weight in weights.items():
         for axis, found in zip(weight.axes, weight.value.shape, strict=True):
             if axis in (Axis.LAYER, *WIDTHS) and found != (expected := length(axis, config)):
@@ -293,18 +276,18 @@ CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "wraps")
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 @dataclass(frozen=True)
 class Method(ABC):
-    """A growth method. Its annotated fields are its hyperparameters: each subclass is made a frozen dataclass.
+    """A growth method. Every subclass becomes a frozen dataclass, whose fields are the method's hyperparameters.
 
-    Its docstring is its card; the first line says what the method does.
+    The class's docstring describes the method; its first line says what the method does.
     """
 
     paper: ClassVar[str]  # URL
-    uses_source: ClassVar[bool] = True  # False: starts from nothing, and is charged no source
-    keeps_source: ClassVar[bool] = False  # True: the final model needs the source; each phase says which part is its `target`
-    wraps: ClassVar[tuple[str, ...]] = ()  # names or files of the methods that it takes from the registry
+    uses_source: ClassVar[bool] = True  # False: trains without a source model, and is not charged for one
+    keeps_source: ClassVar[bool] = False  # True: the final model contains the source; each phase names its `target`
+    wraps: ClassVar[tuple[str, ...]] = ()  # names or files of other methods that it gets from the registry
 
     def __init_subclass__(cls) -> None:
-        """Raises UsageError for a field that has no type, which would be no hyperparameter."""
+        """Raises UsageError for a field without a type annotation, which would not become a hyperparameter."""
         for name, value in vars(cls).items():
             is_data = not (name.startswith("_") or callable(value) or hasattr(value, "__get__"))
             if is_data and name not in CLASS_FIELDS and name not in inspect.get_annotations(cls):
@@ -316,4 +299,4 @@ class Method(ABC):
 
     @abstractmethod
     def phases(self, task: Task) -> Phases:
-        """Yield the phases of training in order. Depend on nothing but `task` and what the yields gave back."""
+        """Yield the phases of training in order. The code may depend only on `task` and on what the yields returned."""

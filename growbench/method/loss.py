@@ -1,4 +1,4 @@
-"""Cross-entropy with a backward pass that touches the logits' gradient once: the largest tensor of a small model."""
+"""Cross-entropy whose backward pass writes the gradient of the logits, a small model's largest tensor, only once."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
         log_probabilities, labels = ctx.saved_tensors
         scale = scale / len(labels)
-        # softmax - one-hot, in the place of the saved tensor: a second backward is refused by autograd
+        # softmax - one-hot, written over the saved tensor; autograd refuses a second backward pass
         gradient = log_probabilities.exp_().mul_(scale)
         gradient.scatter_add_(-1, labels[:, None], (-scale).expand(len(labels), 1))
         return gradient.to(ctx.dtype), None
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats of `labels` under `logits` (N, classes).
+    """Mean negative log-likelihood of `labels` under `logits` (N, classes), in nats.
 
-    `labels` is (N,) int64, or (N, classes) of probabilities.
+    `labels` are (N,) int64, or (N, classes) probabilities.
     """
     if labels.dim() == 2:
         return functional.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the share of the peak learning rate at a step of the budget."""
+"""Learning-rate schedules: by which factor the peak learning rate is multiplied at each step of the budget."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from growbench.config.schema import Training
 
-Schedule = Callable[[int, int], float]  # (step, steps) -> share of the peak learning rate
+Schedule = Callable[[int, int], float]  # (step, steps) -> lr_multiplier, from 0 to 1
 
 
 def constant(step: int, steps: int) -> float:
@@ -16,19 +16,19 @@ def constant(step: int, steps: int) -> float:
 
 
 def stable_steps(training: Training, steps: int) -> int:
-    """wsd: the steps before the decay, which are the same in every budget that has as many."""
+    """wsd: the number of steps before the decay. Every longer budget begins with the same steps."""
     return max(training.warmup_steps, round(steps * (1 - training.decay)))
 
 
 def of(training: Training) -> Schedule:
-    """The schedule that `training` asks for: warm-up, then linear, cosine, or stable with a linear decay at the end (wsd)."""
+    """The schedule of `training`: linear warm-up, then a linear or cosine decay, or a late linear decay (wsd)."""
 
     def decayed(progress: float) -> float:
         if training.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
         return 1 - progress
 
-    def share(step: int, steps: int) -> float:
+    def lr_multiplier(step: int, steps: int) -> float:
         if step < training.warmup_steps:
             return (step + 1) / training.warmup_steps
         start = training.warmup_steps
@@ -36,4 +36,4 @@ def of(training: Training) -> Schedule:
             start = stable_steps(training, steps)
         return decayed(max(0, step - start) / (steps - start))
 
-    return share
+    return lr_multiplier

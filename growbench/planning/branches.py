@@ -1,4 +1,4 @@
-"""Which runs of a ladder may branch off its longest one, and what they share with it."""
+"""Which runs of a ladder can branch off the trunk, its longest run, and what they share with it."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from growbench.training.phases import PhaseStart
 
 
 def branching_step(longer: Experiment, shorter: Experiment, method: Method, vocabulary: int) -> int | None:
-    """After how many scored steps a method's run at the shorter budget leaves the longer one: where its own decay begins (wsd).
+    """The scored step at which a method's run at the shorter budget branches off the longer one: where its decay begins (wsd).
 
-    None if they have no such trunk: they have it where their phases, losses and schedules are the same, and only the last
-    phase's length follows from the budget.
+    None if it cannot branch off. It can if both runs have the same phases, losses and schedules, and only the last phase's
+    length depends on the budget.
     """
     if longer.train.schedule != "wsd":
         return None
     try:
         walks = [list(walk(experiment, method, vocabulary, Costs(META))) for experiment in (longer, shorter)]
-    except Exception:  # a method that cannot be planned: nothing is known of it
+    except Exception:  # the method cannot be planned, so nothing is known about it
         return None
     same = len(walks[0]) == len(walks[1]) and all(map(_alike, *walks))
     return stable_steps(shorter.train, shorter.train.steps) if same else None
 
 
 def _alike(a: PhaseStart, b: PhaseStart) -> bool:
-    """Whether two phases train alike, step by step, as far as the shorter one goes."""
+    """Whether all steps of the shorter phase are the same as in the longer one."""
     one, other = a.phase, b.phase
     same = (one.name, one.scored, one.loss, one.workload) == (other.name, other.scored, other.loss, other.workload)
     same &= one.schedule == other.schedule and not (one.group_schedules or other.group_schedules)
     if a.steps == b.steps:
         return same
-    of_the_rest = {one.steps, one.share, other.steps, other.share} == {None}
-    return same and of_the_rest and one.schedule in (None, constant)  # another schedule may depend on the phase's length
+    takes_the_rest = {one.steps, one.share, other.steps, other.share} == {None}
+    return same and takes_the_rest and one.schedule in (None, constant)  # another schedule may depend on the phase's length
 
 
 def shared(phases: Sequence[PlannedPhase], scored_steps: int) -> float:
-    """FLOPs of a plan until so many scored steps are done."""
+    """FLOPs of a plan up to this number of scored steps."""
     total = 0.0
     for phase in phases:
         steps = min(phase.steps, scored_steps) if phase.scored else phase.steps

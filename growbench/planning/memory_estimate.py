@@ -1,4 +1,4 @@
-"""What a training step takes in memory, found without taking it: tensors without values are followed through their lives."""
+"""The memory of a training step, estimated on the meta device: each tensor is tracked until it is freed."""
 
 from __future__ import annotations
 
@@ -21,41 +21,33 @@ from growbench.costs.flops import VECTOR_PRODUCTS
 
 attend = functional.scaled_dot_product_attention
 
-
-# what autocast on CUDA does in half precision, and what in float32, of the functions that models use
+# functions used by models that autocast on CUDA computes in half precision, and in float32
 HALVED = {
     functional.linear, torch.conv2d, torch.matmul, Tensor.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm,
     torch.einsum, torch.tensordot, attend,
 }  # fmt: skip
-
-
 PRECISE = {
     functional.layer_norm, functional.softmax, torch.softmax, Tensor.softmax, functional.log_softmax, torch.log_softmax,
     Tensor.log_softmax, functional.cross_entropy, functional.kl_div, functional.rms_norm,
 }  # fmt: skip
 
-
 FLOPS = flop_registry | {func: shape_wrapper(formula) for func, formula in VECTOR_PRODUCTS.items()}
-
-
 RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
+LARGEST_RANDOM = 2**20  # elements; larger random tensors are weights, whose values are not needed
 
 
-LARGEST_RANDOM = 2**20  # larger ones are weights: they need no values
+class TensorTracker(TorchDispatchMode):
+    """Tracks every meta tensor that is made inside until it is freed. Bytes: `live` now, `peak` since `reset`.
 
-
-class Footprint(TorchDispatchMode):
-    """Follows every tensor made inside, all on the meta device, until it is freed. Bytes: `live` now, `peak` since `reset`.
-
-    Counts `flops` on the way, by the formulas of torch's own counter, which would take as long again. On the meta device torch
-    works out the results' shapes in Python: here that is done once for all operations with equal arguments.
+    Also counts `flops`, by the formulas of torch's counter, because a second dispatch mode would double the time. torch infers
+    result shapes on the meta device in Python, which is slow, so results of operations with equal arguments are cached.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
-        self._results: dict[Any, Any] = {}  # of operations that make new tensors: what these are like
-        self._followed: dict[int, weakref.ref[Any]] = {}  # storages
+        self._results: dict[Any, Any] = {}  # shapes and types of new tensors, by operation and arguments
+        self._tracked: dict[int, weakref.ref[Any]] = {}  # storages
         self._paused = False
 
     def reset(self) -> None:
@@ -64,7 +56,7 @@ class Footprint(TorchDispatchMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is made inside takes no memory."""
+        """Tensors that are made inside count as no memory."""
         self._paused = True
         try:
             yield
@@ -83,7 +75,9 @@ class Footprint(TorchDispatchMode):
             result = _made(like)
         else:
             if not func._schema.is_mutable and len({each.is_meta for each in _tensors(args) if each.dim()}) > 1:
-                args = tree_map_only(Tensor, lambda each: each.to("meta"), args)  # small random ones join the others
+                args = tree_map_only(
+                    Tensor, lambda each: each.to("meta"), args
+                )  # small random tensors are on the CPU: the other arguments are not
             result = func(*args, **kwargs)
             if _makes_new(func, args, kwargs, result):
                 self._results[key] = _like(result)
@@ -92,31 +86,31 @@ class Footprint(TorchDispatchMode):
         if not self._paused:
             for each in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(each, Tensor) and each.is_meta:
-                    self._follow(each.untyped_storage())
+                    self._track(each.untyped_storage())
         return result
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         place = storage._cdata
-        if place not in self._followed:
+        if place not in self._tracked:
             size = storage.nbytes()
 
             def freed(_: Any) -> None:
-                del self._followed[place]
+                del self._tracked[place]
                 self.live -= size
 
-            self._followed[place] = weakref.ref(storage, freed)
+            self._tracked[place] = weakref.ref(storage, freed)
             self.live += size
             self.peak = max(self.peak, self.live)
 
 
 @cache
 def _changes_values(func: Any) -> bool:
-    """Whether an operation changes its first argument in place, and that no further than its values."""
+    """Whether an operation changes only values of its first argument, in place."""
     return func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
 
 
 def _key(argument: Any) -> Any:
-    """What the shapes of an operation's results depend on."""
+    """The properties of an argument that decide the shapes of an operation's results."""
     if isinstance(argument, Tensor):
         return argument.shape, argument.stride(), argument.dtype, argument.is_meta
     if isinstance(argument, (tuple, list)):
@@ -135,7 +129,7 @@ def _tensors(*values: Any) -> Iterator[Tensor]:
 
 
 def _makes_new(func: Any, args: Any, kwargs: Any, result: Any) -> bool:
-    """Whether an operation's results are new tensors on the meta device: none of its arguments, and no views of them."""
+    """Whether an operation's results are new meta tensors: neither its arguments nor views of them."""
     made = list(_tensors(result))
     if func._schema.is_mutable or func.is_view or not made or not all(each.is_meta for each in made):
         return False
@@ -156,17 +150,17 @@ def _made(like: Any) -> Any:
     return [each if each is None else _made(each) for each in like]
 
 
-class Kernels(TorchFunctionMode):
-    """Lets tensors on the meta device be computed as on `device`, as far as that decides what is kept for the backward pass.
+class DeviceEmulation(TorchFunctionMode):
+    """Makes functions of meta tensors keep for the backward pass what they would keep on `device`.
 
-    Attention in one kernel keeps query, key, value and output, and no weights: everywhere but with dropout on the CPU. Half
-    precision on CUDA goes by autocast's lists of functions, as autocast itself leaves meta tensors alone: an estimate.
+    Fused attention keeps query, key, value and output, but no attention weights; only dropout on the CPU prevents it. For half
+    precision it applies CUDA autocast's lists of functions, because autocast ignores meta tensors. The result is an estimate.
     """
 
-    def __init__(self, device: torch.device, bf16: bool, footprint: Footprint) -> None:
+    def __init__(self, device: torch.device, bf16: bool, tracker: TensorTracker) -> None:
         super().__init__()
-        self.gpu, self.bf16, self.footprint = device.type != "cpu", bf16, footprint
-        self._halves: dict[int, Tensor] = {}  # of parameters, which autocast keeps
+        self.gpu, self.bf16, self.tracker = device.type != "cpu", bf16, tracker
+        self._halves: dict[int, Tensor] = {}  # half-precision copies of parameters, which autocast keeps
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -175,9 +169,9 @@ class Kernels(TorchFunctionMode):
         elif self.bf16 and func in PRECISE:
             args, kwargs = tree_map_only(Tensor, _single, (args, kwargs))
         if func is attend and (self.gpu or not kwargs.get("dropout_p")):
-            return _Fused.apply(*args[:3], self.footprint)  # type: ignore[no-untyped-call]
+            return _FusedAttention.apply(*args[:3], self.tracker)  # type: ignore[no-untyped-call]
         if func is functional.dropout and self.gpu and kwargs["training"]:
-            return torch.native_dropout(args[0], kwargs["p"], True)[0]  # keeps a mask of a byte an element
+            return torch.native_dropout(args[0], kwargs["p"], True)[0]  # keeps a mask of one byte per element
         return func(*args, **kwargs)
 
     def _half(self, value: Tensor) -> Tensor:
@@ -194,28 +188,28 @@ def _single(value: Tensor) -> Tensor:
     return value.float() if value.dtype == torch.bfloat16 else value
 
 
-class _Fused(torch.autograd.Function):
-    """Attention in one kernel. Its products are carried out, so that they are counted, but take no memory.
+class _FusedAttention(torch.autograd.Function):
+    """Fused attention. Its products are computed, so that their FLOPs are counted, but take no memory.
 
-    Legend: B rows, H heads, T queries, S keys, D head size; grouped keys and values have fewer heads.
+    Shape legend: B rows, H heads, T queries, S keys, D head size. Grouped keys and values have fewer heads.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, footprint: Footprint) -> Tensor:
-        with footprint.paused():
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tracker: TensorTracker) -> Tensor:
+        with tracker.paused():
             weights = query @ _for_each_head(key, query).mT  # (B, H, T, S)
             weights @ _for_each_head(value, query)
         output = _rows_first(query, value.shape[-1])
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, output, sums)
-        ctx.footprint = footprint
+        ctx.tracker = tracker
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
         of_query, of_key, of_value, _ = ctx.needs_input_grad
-        with ctx.footprint.paused():
+        with ctx.tracker.paused():
             weights = gradient.new_empty((*query.shape[:-1], key.shape[-2]))
             if of_query or of_key:
                 gradient @ _for_each_head(value, query).mT
@@ -234,6 +228,6 @@ def _for_each_head(grouped: Tensor, query: Tensor) -> Tensor:
 
 
 def _rows_first(like: Tensor, head_size: int) -> Tensor:
-    """A new (B, H, T, D) that lies in memory as (B, T, H, D), as the kernels make it."""
+    """A new tensor (B, H, T, D) with the memory layout (B, T, H, D), as fused kernels make it."""
     rows, heads, length, _ = like.shape
     return like.new_empty(rows, length, heads, head_size).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""What a run would cost, without training it: every phase probed on the meta device, where tensors have shapes but no values."""
+"""The costs of a run, found without training: every phase is probed on the meta device, whose tensors have no values."""
 
 from __future__ import annotations
 
@@ -22,35 +22,33 @@ from growbench.costs.published import paper_step
 from growbench.data.shapes import shape_batch
 from growbench.errors import UsageError
 from growbench.method import Method, Phase, Task, task_loss
-from growbench.planning.memory_estimate import Footprint, Kernels
+from growbench.planning.memory_estimate import DeviceEmulation, TensorTracker
 from growbench.registry import Found, get
 from growbench.training.phases import Limits, PhaseDriver, PhaseStart, where_raised
 
 T = TypeVar("T")
-
-
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 class Unplannable(UsageError):
-    """A method that can be run, perhaps, but not planned."""
+    """The method cannot be planned. It may still run."""
 
 
 @dataclass(frozen=True)
 class PlannedPhase:
-    """One phase of a plan. FLOPs as in growbench.costs; `paper_flops_per_step` by the counter of LiGO's paper."""
+    """One phase of a plan. FLOPs are counted as in growbench.costs.flops."""
 
     name: str
     steps: int
     scored: bool
-    flops_per_step: dict[str, float]  # by account; the mean where steps differ in kind
-    growth_flops: int  # of the growth before the phase
-    paper_flops_per_step: int | None  # None: the paper's counter does not know this kind of phase
-    memory: int  # bytes at most in use in a step: all models alive, gradients, Adam's moments, what is kept for backward
+    flops_per_step: dict[str, float]  # by account; the mean over the phase's steps
+    growth_flops: int  # of the growth before this phase
+    paper_flops_per_step: int | None  # as LiGO's paper counts; None: its counter does not cover the phase
+    memory: int  # bytes at a step's peak: all models, gradients, Adam's moments, activations kept for backward
 
     @property
     def flops(self) -> float:
-        """What is charged for the phase and the growth before it."""
+        """FLOPs charged for the phase and the growth before it."""
         return self.steps * self.charged_per_step + self.growth_flops
 
     def charged(self, account: str) -> float:
@@ -65,10 +63,10 @@ class PlannedPhase:
 def plan(
     experiment: Experiment, found: Found, vocabulary: int, device: torch.device = CPU, limits: Limits | None = None
 ) -> list[PlannedPhase]:
-    """Every phase of a method with its steps, FLOPs, and memory on this type of device. Uses no memory for weights.
+    """Every phase of a method with its steps, FLOPs, and memory on this type of device. Allocates no memory for weights.
 
-    Raises UsageError if the method refuses the experiment or breaks the interface, and Unplannable if it fails without values
-    to look at.
+    Raises UsageError if the method refuses the experiment or breaks the interface, and Unplannable if it fails because tensors
+    have no values.
     """
     check_sizes(experiment, vocabulary)
     try:
@@ -81,9 +79,9 @@ def plan(
 
 
 def refuse(experiment: Experiment, found: Found, vocabulary: int, device: torch.device) -> None:
-    """Raise UsageError for a method that cannot be run, before anything is trained.
+    """Raise UsageError if the method cannot run. Nothing is trained.
 
-    A method that cannot be planned is walked through with values, its phases untrained.
+    A method that cannot be planned is walked through on the device, with real tensors and untrained phases.
     """
     try:
         plan(experiment, found, vocabulary, device)
@@ -97,7 +95,7 @@ def refuse(experiment: Experiment, found: Found, vocabulary: int, device: torch.
 
 
 def check_sizes(experiment: Experiment, vocabulary: int) -> None:
-    """Refuse sizes that no method can build, in the architecture's own words: raises UsageError."""
+    """Raise UsageError if the architecture cannot build the source's or the target's sizes."""
     sizes: tuple[Literal["source", "target"], ...] = ("source", "target")
     for which in sizes:
         architectures.of(experiment).shapes(experiment.sizes(which, vocabulary))
@@ -106,7 +104,7 @@ def check_sizes(experiment: Experiment, vocabulary: int) -> None:
 def walk(
     experiment: Experiment, method: Method, vocabulary: int, costs: Costs, limits: Limits | None = None
 ) -> Iterator[PhaseStart]:
-    """Every phase of a method in order, as if each had been trained when the next one is asked for; the source is random."""
+    """Every phase of a method in order, without training. The source is randomly initialised."""
     source = None
     if method.uses_source:
         with costs.device:
@@ -121,9 +119,9 @@ def _plan(
     experiment: Experiment, method: Method, vocabulary: int, device: torch.device, limits: Limits | None
 ) -> list[PlannedPhase]:
     planned: list[PlannedPhase] = []
-    with Footprint() as footprint:
-        costs = PlannedCosts(footprint)
-        step = StepOnMeta(experiment, vocabulary, device, costs, footprint)
+    with TensorTracker() as tracker:
+        costs = PlannedCosts(tracker)
+        step = StepOnMeta(experiment, vocabulary, device, costs, tracker)
         for start in walk(experiment, method, vocabulary, costs, limits):
             remember_moments(start.optimizer)
             phase, times = start.phase, start.phase.workloads(range(start.steps))
@@ -148,7 +146,7 @@ def _plan(
 
 
 def _paper_flops(experiment: Experiment, vocabulary: int, start: PhaseStart, taught: bool) -> int | None:
-    """FLOPs of a step by the counter of LiGO's paper; None where it does not know the phase."""
+    """FLOPs of a step as LiGO's paper counts them; None if its counter does not cover the phase."""
     if start.phase.workload is not None:
         return None
     teacher = experiment.sizes("source", vocabulary) if taught else None
@@ -158,7 +156,7 @@ def _paper_flops(experiment: Experiment, vocabulary: int, start: PhaseStart, tau
 
 
 def remember_moments(optimizer: Optimizer) -> None:
-    """Give the optimizer the state that it has after its first step."""
+    """Give the optimizer the state that Adam has after the first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter not in optimizer.state:
@@ -166,16 +164,16 @@ def remember_moments(optimizer: Optimizer) -> None:
                 optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
 
 
-# A plain step's FLOPs and memory by everything that they depend on: most methods end in the same one.
+# FLOPs and memory of plain steps, by all that they depend on. Most methods end with the same plain step.
 _plain_steps: dict[Any, tuple[int, int]] = {}
 
 
 class PlannedCosts(Costs):
-    """A ledger whose FLOPs are counted by the footprint: torch's counter would take as long again."""
+    """A ledger whose FLOPs are counted by the TensorTracker, which is faster than running torch's counter too."""
 
-    def __init__(self, footprint: Footprint) -> None:
+    def __init__(self, tracker: TensorTracker) -> None:
         super().__init__(META)
-        self.footprint = footprint
+        self.tracker = tracker
 
     def charged(self, account: str, function: Callable[[], T]) -> T:
         before = self._counted()
@@ -185,7 +183,7 @@ class PlannedCosts(Costs):
         return result
 
     def _counted(self) -> int:
-        return self.footprint.flops
+        return self.tracker.flops
 
     def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
         self._taught.clear()
@@ -197,13 +195,13 @@ class PlannedCosts(Costs):
 
 @dataclass
 class StepOnMeta:
-    """Carries out training steps of one experiment without values: FLOPs by account, and the most memory in use, in bytes."""
+    """Runs training steps of one experiment on the meta device. Finds FLOPs by account, and peak memory in bytes."""
 
     experiment: Experiment
     vocabulary: int
-    device: torch.device  # on which the memory would be used
+    device: torch.device  # whose memory is estimated
     costs: Costs
-    footprint: Footprint
+    tracker: TensorTracker
 
     def __post_init__(self) -> None:
         architecture, batch = architectures.of(self.experiment), self.experiment.train.batch
@@ -213,26 +211,29 @@ class StepOnMeta:
         self.batch = shape_batch(self.experiment.data, architecture.objective, rows, self.vocabulary, META)
 
     def __call__(self, phase: Phase, model: nn.Module, step: int) -> tuple[dict[str, int], int]:
-        """Of this step of the phase. Gradients are there from its start: micro-batches add theirs up, and a freed tensor's place
-        seldom suits the next one."""
-        account, before = "train" if phase.scored else "operator", self.footprint.live
+        """FLOPs by account, and peak memory, of one step of the phase.
+
+        Gradients are allocated from the start of the step: micro-batches accumulate them, and allocators rarely reuse freed
+        memory well.
+        """
+        account, before = "train" if phase.scored else "operator", self.tracker.live
         key = self._plain(phase, model)
         if key in _plain_steps:
             flops, taken = _plain_steps[key]
             return {account: self.times * flops}, before + taken
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        self.footprint.reset()
-        with Kernels(self.device, self.bf16, self.footprint):
+        self.tracker.reset()
+        with DeviceEmulation(self.device, self.bf16, self.tracker):
             spent = self.costs.probe(lambda: phase.loss(model, self.batch, step).backward(), account)
         for parameter in model.parameters():
             parameter.grad = None
         if key is not None:
-            _plain_steps[key] = spent[account], self.footprint.peak - before
-        return {account: self.times * flops for account, flops in spent.items()}, self.footprint.peak
+            _plain_steps[key] = spent[account], self.tracker.peak - before
+        return {account: self.times * flops for account, flops in spent.items()}, self.tracker.peak
 
     def _plain(self, phase: Phase, model: nn.Module) -> Any:
-        """All that a step depends on where the model and its loss are the architecture's own; else None."""
+        """All that a plain step depends on. None if model, loss or workload are not the architecture's own."""
         architecture = architectures.of(self.experiment)
         own = type(model).__module__ == architecture.make.__module__ and phase.loss is task_loss and phase.workload is None
         if not own or any(each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each) for each in model.modules()):

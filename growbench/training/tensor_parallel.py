@@ -89,7 +89,7 @@ def split(model: nn.Module, architecture: Architecture, mesh: DeviceMesh) -> dic
     cuts: dict[str, Cut] = {}
     styles: dict[str, Split] = {}
     for row, native, at in _rows(architecture, sizes):
-        cuts[native] = Cut(len(row.axes) - 1 - at if row.transposed else at, row.part[1])
+        cuts[native] = Cut(len(row.axes) - 1 - at if row.transposed else at, row.parts)
         for path, key in holders[native]:
             module = model.get_submodule(path)
             if any(module.children()):
@@ -131,7 +131,7 @@ def _rows(architecture: Architecture, sizes: ModelConfig) -> Iterator[tuple[Row,
     axes = _split_axes(architecture, sizes)
     for row in architecture.table(sizes):
         at = next((place for place, axis in enumerate(row.axes) if axis in axes), None)
-        if at is not None and row.part[0] == 0:
+        if at is not None and row.part == 0:
             for _, native in row.natives(sizes):
                 yield row, native, at
 

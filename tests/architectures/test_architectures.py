@@ -260,10 +260,10 @@ def test_models_compute_what_their_library_computes(name: str, options: dict[str
 @pytest.mark.parametrize("name", TEXT)
 def test_the_logits_of_selected_positions_are_those_of_the_library(name: str) -> None:
     model, tokens = random_model(name, SMALL), inputs_of(name, SMALL)
-    scored, precision = torch.tensor([1, 7, 12, 35]), precision_of(name)
-    expected = logits_of_the_library(name, model, tokens)[scored]
+    labelled, precision = torch.tensor([1, 7, 12, 35]), precision_of(name)
+    expected = logits_of_the_library(name, model, tokens)[labelled]
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens, scored), expected, rtol=precision, atol=precision)
+        torch.testing.assert_close(model(tokens, labelled), expected, rtol=precision, atol=precision)
 
 
 @pytest.mark.parametrize("positions", [65, 66, 200])

@@ -161,11 +161,11 @@ def test_causal_epoch_holds_every_block_once(corpus: str, length: int, batch: in
 def test_masked_batch(corpus: str, length: int, batch: int, share: float, step: int) -> None:
     data = masked_data(corpus, batch, sequence_length=length, mask_share=share)
     inputs, positions, labels = data.train_batch(step, 0)
-    scored = max(1, round(share * (length - 2)))
+    labelled = max(1, round(share * (length - 2)))
     assert positions is not None and positions.dtype == labels.dtype == inputs.dtype == torch.int64
-    assert labels.shape == positions.shape == (batch * scored,)
+    assert labels.shape == positions.shape == (batch * labelled,)
     assert torch.all(positions.diff() > 0)
-    assert torch.bincount(positions // length, minlength=batch).tolist() == [scored] * batch
+    assert torch.bincount(positions // length, minlength=batch).tolist() == [labelled] * batch
     original = inputs.flatten().scatter(0, positions, labels).view(batch, length)
     assert set(original[:, 0].tolist()) == {2} and set(original[:, -1].tolist()) == {3}
     if share < 0.3:
@@ -615,7 +615,7 @@ def test_without_the_hub_the_version_that_was_read_last_is_taken(
     """What was prepared from it is then found in the cache: a machine without network can train on it."""
     from huggingface_hub import HfApi
 
-    from growbench.data.sources import Hub, _newest_commit
+    from growbench.data.sources import Hub, newest_commit
 
     def no_network(*_: Any) -> None:
         raise ConnectionError("Name or service not known")
@@ -626,9 +626,9 @@ def test_without_the_hub_the_version_that_was_read_last_is_taken(
     found = hub.fingerprint("text")
     assert found == hub.fingerprint("text"), "asked once"
     monkeypatch.setattr(HfApi, "dataset_info", no_network)
-    _newest_commit.cache_clear()  # another process
+    newest_commit.cache_clear()  # another process
     assert hub.fingerprint("text") == found
-    assert "Name or service not known): taking the version that was read last" in capsys.readouterr().err
+    assert "Name or service not known): using the version that was read last" in capsys.readouterr().err
 
 
 def test_wikipedia_sample() -> None:
@@ -640,5 +640,5 @@ def test_wikipedia_sample() -> None:
 
 
 def test_missing_gensim(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("growbench.data.documents.find_spec", lambda _: None)
+    monkeypatch.setattr("growbench.data.sources.find_spec", lambda _: None)
     assert 'pip install "growbench[samples]"' in message(config("wikipedia-sample"), "causal", "bytes", 4)

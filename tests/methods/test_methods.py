@@ -428,9 +428,9 @@ def test_mslts_frozen_layers_cost_their_forward_only(architecture: str, rule: st
     outcome, _ = run(experiment, "mslt", tied_embedding=rule, shares=[0.25, 0.25, 0.25])
     d, tokens = target.width, 4 * 16
     block = 2 * tokens * (4 * d * d + 2 * d * target.ffn) + 4 * 4 * 16 * 16 * d
-    scored = tokens if architecture == "gpt2" else 4 * 2
-    decoder = 2 * scored * d * VOCABULARY
-    transform = 0 if architecture == "gpt2" else 2 * scored * d * d
+    labelled = tokens if architecture == "gpt2" else 4 * 2
+    decoder = 2 * labelled * d * VOCABULARY
+    transform = 0 if architecture == "gpt2" else 2 * labelled * d * d
     # BERT's lowest trained layer reads what is frozen without a norm between: no gradient for what enters the attention
     spared = 0 if architecture == "gpt2" else 3 * 2 * tokens * d * d
     head = (2 if rule == "frozen" else 3) * decoder + 3 * transform

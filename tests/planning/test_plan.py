@@ -15,7 +15,7 @@ from growbench import cli
 from growbench.config import loading, schema
 from growbench.costs.flops import count
 from growbench.planning import plan
-from growbench.planning.memory_estimate import Footprint, Kernels
+from growbench.planning.memory_estimate import DeviceEmulation, TensorTracker
 from growbench.planning.plan import CPU, META
 from growbench.registry import get
 from growbench.tools import phase_costs
@@ -29,38 +29,38 @@ def step_of(linear: nn.Linear, inputs: torch.Tensor) -> None:
 
 
 def test_a_tensor_counts_from_its_making_until_it_is_freed() -> None:
-    with Footprint() as footprint:
+    with TensorTracker() as tracker:
         first = torch.empty(100, 10, device=META)
         view = first.t()[3:]
         second = first * 2
-        assert footprint.live == footprint.peak == 2 * 4000
+        assert tracker.live == tracker.peak == 2 * 4000
         del first
-        assert footprint.live == 2 * 4000, "its view is still there"
+        assert tracker.live == 2 * 4000, "its view is still there"
         del view, second
-        assert (footprint.live, footprint.peak) == (0, 2 * 4000)
-        footprint.reset()
-        assert footprint.peak == 0
+        assert (tracker.live, tracker.peak) == (0, 2 * 4000)
+        tracker.reset()
+        assert tracker.peak == 0
 
 
 def test_what_backward_needs_is_kept_and_freed() -> None:
     """y = W x; loss = sum(y^2). Alive at the peak, in backward: W, x, y, the gradients of y^2, of y, and what that is made of."""
-    with Footprint() as footprint:
+    with TensorTracker() as tracker:
         linear, x = nn.Linear(30, 20, bias=False, device=META), torch.empty(50, 30, device=META)
         weight, given, output = 4 * 20 * 30, 4 * 50 * 30, 4 * 50 * 20
-        assert footprint.live == weight + given
+        assert tracker.live == weight + given
         step_of(linear, x)
-        assert footprint.live == 2 * weight + given, "the gradient stays"
-        assert weight + given + 2 * output <= footprint.peak <= 2 * weight + given + 4 * output
+        assert tracker.live == 2 * weight + given, "the gradient stays"
+        assert weight + given + 2 * output <= tracker.peak <= 2 * weight + given + 4 * output
 
 
 @pytest.mark.parametrize(("device", "dropout", "weights"), [(CPU, 0.0, 0), (CPU, 0.1, 1), (CUDA, 0.1, 0)])
 def test_attention_keeps_its_weights_only_where_no_kernel_does_it(device: torch.device, dropout: float, weights: int) -> None:
     shape = 2, 4, 64, 16
-    with Footprint() as footprint, Kernels(device, False, footprint):
+    with TensorTracker() as tracker, DeviceEmulation(device, False, tracker):
         q, k, v = (torch.empty(*shape, device=META, requires_grad=True) for _ in range(3))
-        before = footprint.live
+        before = tracker.live
         output = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        kept = footprint.live - before
+        kept = tracker.live - before
         size, pairs = 4 * 2 * 4 * 64 * 16, 4 * 2 * 4 * 64 * 64
         if weights:
             assert kept > size + 2 * pairs  # softmax, and the mask
@@ -72,16 +72,16 @@ def test_attention_keeps_its_weights_only_where_no_kernel_does_it(device: torch.
 
 def test_half_precision_keeps_halves() -> None:
     """A product keeps its input and its weight in half precision."""
-    with Footprint() as footprint, Kernels(CUDA, True, footprint):
+    with TensorTracker() as tracker, DeviceEmulation(CUDA, True, tracker):
         linear, x = nn.Linear(30, 20, bias=False, device=META), torch.empty(50, 30, device=META)
-        before = footprint.live
+        before = tracker.live
         y = linear(x)
         assert y.dtype == torch.bfloat16
-        assert footprint.live - before == 2 * (20 * 30 + 50 * 30 + 50 * 20)
+        assert tracker.live - before == 2 * (20 * 30 + 50 * 30 + 50 * 20)
         assert functional.layer_norm(y, (20,)).dtype == torch.float32
 
 
-def test_a_plan_counts_the_same_with_and_without_a_footprint(miniature: Path) -> None:
+def test_a_plan_counts_the_same_with_and_without_a_tracker(miniature: Path) -> None:
     """What is remembered of shapes changes no count: the FLOPs are those of a real step."""
     experiment = loading.load(str(miniature))
     (planned,) = plan.plan(experiment, get("scratch"), 300)

@@ -1,1 +1,1 @@
-"""One file a family of models, holding one `ARCHITECTURE`; the file's name is the architecture's."""
+"""One file per family of models. It holds one `ARCHITECTURE`, whose name is the file's."""

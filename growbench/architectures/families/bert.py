@@ -12,7 +12,7 @@ from growbench.growth.weights import Axis
 
 
 class Bert(BertForMaskedLM):
-    """transformers' BERT, from tokens (B, T) straight to the logits of the scored positions."""
+    """transformers' BERT that maps tokens (B, T) to the logits of the labelled positions."""
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
         hidden = self.bert(inputs).last_hidden_state.flatten(0, 1)
@@ -32,10 +32,10 @@ def make(config: ModelConfig) -> Bert:
             **LIBRARY.settings(config),
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
-            pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
+            pad_token_id=None,  # no block is padded, so no embedding row is fixed at zero
         )
     )
-    model.cls.predictions.bias = model.cls.predictions.decoder.bias  # untied, transformers leaves a second, unused one
+    model.cls.predictions.bias = model.cls.predictions.decoder.bias  # if untied, transformers has a second bias, which is unused
     return model
 
 
@@ -46,16 +46,16 @@ def table(config: ModelConfig) -> list[Row]:
     )
 
 
-def encoder_rows(config: ModelConfig, trunk: str, transform: str, head_norm: str, decoder: str, bias: str) -> list[Row]:
-    """The table of BERT and its kin, which differ in the names of trunk and head."""
-    layer = f"{trunk}.encoder.layer.{{}}"
-    # A tied decoder reads the embedding's columns, so the head's transform writes the residual axis.
+def encoder_rows(config: ModelConfig, prefix: str, transform: str, head_norm: str, decoder: str, bias: str) -> list[Row]:
+    """The table of BERT and of models that differ from it only in the names of encoder and head."""
+    layer = f"{prefix}.encoder.layer.{{}}"
+    # A tied decoder is the embedding matrix, so the head's transform writes to the residual axis.
     head = Axis.WIDTH if config.tied else Axis.HEAD_TRANSFORM
     rows = [
-        embedding("embeddings.token", f"{trunk}.embeddings.word_embeddings.weight", Axis.VOCAB),
-        embedding("embeddings.position", f"{trunk}.embeddings.position_embeddings.weight", Axis.POSITION),
-        embedding("embeddings.type", f"{trunk}.embeddings.token_type_embeddings.weight", Axis.TYPE),
-        *norm("embeddings.norm", f"{trunk}.embeddings.LayerNorm"),
+        embedding("embeddings.token", f"{prefix}.embeddings.word_embeddings.weight", Axis.VOCAB),
+        embedding("embeddings.position", f"{prefix}.embeddings.position_embeddings.weight", Axis.POSITION),
+        embedding("embeddings.type", f"{prefix}.embeddings.token_type_embeddings.weight", Axis.TYPE),
+        *norm("embeddings.norm", f"{prefix}.embeddings.LayerNorm"),
         *linear("attention.query", f"{layer}.attention.self.query", Axis.HEADS, Axis.WIDTH, "query"),
         *linear("attention.key", f"{layer}.attention.self.key", Axis.HEADS, Axis.WIDTH, "key"),
         *linear("attention.value", f"{layer}.attention.self.value", Axis.HEADS, Axis.WIDTH, "value"),

@@ -1,4 +1,4 @@
-"""CaiT: image patches, talking heads, LayerScale, pre-norm; then a few layers of class attention, which do not grow."""
+"""CaiT: image patches, talking heads, LayerScale, pre-norm. Layers of class attention follow, whose number does not grow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from growbench.growth.weights import Axis
 
 
 class Cait(TimmCait):
-    """timm's CaiT; `positions` is for text."""
+    """timm's CaiT. `positions` is used by text models only."""
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
         logits: Tensor = super().forward(inputs)
@@ -28,19 +28,19 @@ def make(config: ModelConfig) -> Cait:
     return Cait(
         **options(config),
         **timm_dropout(config),
-        # LayerScale's start by depth, as in the CaiT paper
+        # LayerScale's initial value by depth, as in the CaiT paper
         init_values=0.1 if config.layers <= 18 else 1e-5 if config.layers <= 24 else 1e-6,
     )
 
 
 def options(config: ModelConfig) -> dict[str, Any]:
-    """What timm's CaiT takes."""
+    """Sizes as keyword arguments of timm's CaiT."""
     common = timm_sizes(config)
     return {**common, "depth_token_only": config.class_layers, "mlp_ratio_token_only": common["mlp_ratio"]}
 
 
 def read(model: Any) -> ModelConfig:
-    """The sizes of a model of timm's."""
+    """The sizes of a timm model."""
     return replace(read_vit(model), class_layers=len(model.blocks_token_only))
 
 
@@ -59,7 +59,7 @@ def table(config: ModelConfig) -> list[Row]:
 
 
 def class_rows() -> list[Row]:
-    """The layers of class attention. Their roles are their own, so that a learned operator can tell them from the others."""
+    """The layers of class attention. They have roles of their own, so that a learned operator can tell them from the others."""
     top = "blocks_token_only.{}"
     rows = [
         *norm("attention.norm", f"{top}.norm1"),

@@ -1,4 +1,4 @@
-"""GPT-2: causal, pre-norm, learned positions, Conv1D weights (in, out), query-key-value fused in one matrix."""
+"""GPT-2: causal, pre-norm, learned positions, Conv1D weights (in, out), fused query-key-value."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from growbench.growth.weights import Axis
 
 
 class GPT2(GPT2LMHeadModel):
-    """transformers' GPT-2, from tokens (B, T) straight to the logits of the scored positions."""
+    """transformers' GPT-2 that maps tokens (B, T) to the logits of the labelled positions."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
         for block in self.transformer.h:
-            block.mlp.act = nn.GELU(approximate="tanh")  # type: ignore[union-attr]  # gelu_new, in one fused kernel
+            block.mlp.act = nn.GELU(approximate="tanh")  # type: ignore[union-attr]  # gelu_new in one kernel
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        trunk = self.transformer
-        # block by block: the trunk's own forward builds masks for padding, and waits for the device to look at them
-        hidden = trunk.drop(trunk.wte(inputs) + trunk.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
-        for block in trunk.h:
+        base = self.transformer
+        # The blocks are called one by one: base.forward would look for padding, which waits for the device.
+        hidden = base.drop(base.wte(inputs) + base.wpe(torch.arange(inputs.shape[1], device=inputs.device)))
+        for block in base.h:
             hidden = block(hidden)
-        hidden = trunk.ln_f(hidden).flatten(0, 1)
+        hidden = base.ln_f(hidden).flatten(0, 1)
         return self.lm_head(hidden if positions is None else hidden[positions])
 
 
@@ -52,16 +52,23 @@ def make(config: ModelConfig) -> GPT2:
     )
 
 
+def conv1d(name: str, native: str, out: Axis, into: Axis, role: str) -> list[Row]:
+    """A linear layer whose weight is stored as (in, out)."""
+    weight, bias = linear(name, native, out, into, role)
+    return [replace(weight, transposed=True), bias]
+
+
 def table(config: ModelConfig) -> list[Row]:
     block = "transformer.h.{}"
+    query_key_value = f"{block}.attn.c_attn"
     rows = [
         embedding("embeddings.token", "transformer.wte.weight", Axis.VOCAB),
         embedding("embeddings.position", "transformer.wpe.weight", Axis.POSITION),
         *norm("attention.norm", f"{block}.ln_1"),
         *fused(
-            conv1d("attention.query", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "query"),
-            conv1d("attention.key", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "key"),
-            conv1d("attention.value", f"{block}.attn.c_attn", Axis.HEADS, Axis.WIDTH, "value"),
+            conv1d("attention.query", query_key_value, Axis.HEADS, Axis.WIDTH, "query"),
+            conv1d("attention.key", query_key_value, Axis.HEADS, Axis.WIDTH, "key"),
+            conv1d("attention.value", query_key_value, Axis.HEADS, Axis.WIDTH, "value"),
         ),
         *conv1d("attention.out", f"{block}.attn.c_proj", Axis.WIDTH, Axis.HEADS, "attention_out"),
         *norm("ffn.norm", f"{block}.ln_2"),
@@ -72,12 +79,6 @@ def table(config: ModelConfig) -> list[Row]:
     if not config.tied:
         rows.append(Row("head.weight", "lm_head.weight", (Axis.VOCAB, Axis.WIDTH), "head", consumes=True))
     return rows
-
-
-def conv1d(name: str, native: str, out: Axis, into: Axis, role: str) -> list[Row]:
-    """A linear layer whose matrix is stored (in, out)."""
-    weight, bias = linear(name, native, out, into, role)
-    return [replace(weight, transposed=True), bias]
 
 
 ARCHITECTURE = Architecture("gpt2", "causal", "bytes", "pre", make, table, ("dropout", "tied"), LIBRARY)

@@ -17,22 +17,22 @@ from growbench.growth.weights import Axis
 
 
 class Llama(LlamaForCausalLM):
-    """transformers' Llama, from tokens (B, T) straight to the logits of the scored positions."""
+    """transformers' Llama that maps tokens (B, T) to the logits of the labelled positions."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         for path, module in list(self.named_modules()):
-            if isinstance(module, LlamaRMSNorm):  # the same function in one fused kernel, and in the weights' own precision
+            if isinstance(module, LlamaRMSNorm):  # the same function in one kernel, computed in the weights' own precision
                 self.set_submodule(path, nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps))
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        trunk = self.model
-        # block by block: the trunk's own forward builds masks for padding, and waits for the device to look at them
-        hidden = trunk.embed_tokens(inputs)
-        turns = trunk.rotary_emb(hidden, torch.arange(inputs.shape[1], device=inputs.device)[None])
-        for layer in trunk.layers:
-            hidden = layer(hidden, position_embeddings=turns)
-        hidden = trunk.norm(hidden).flatten(0, 1)
+        base = self.model
+        # The layers are called one by one: base.forward would look for padding, which waits for the device.
+        hidden = base.embed_tokens(inputs)
+        rotations = base.rotary_emb(hidden, torch.arange(inputs.shape[1], device=inputs.device)[None])
+        for layer in base.layers:
+            hidden = layer(hidden, position_embeddings=rotations)
+        hidden = base.norm(hidden).flatten(0, 1)
         return self.lm_head(hidden if positions is None else hidden[positions])
 
 

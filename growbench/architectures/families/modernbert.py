@@ -16,20 +16,20 @@ from growbench.growth.weights import Axis
 
 
 class ModernBert(ModernBertForMaskedLM):
-    """transformers' ModernBERT, from tokens (B, T) straight to the logits of the scored positions."""
+    """transformers' ModernBERT that maps tokens (B, T) to the logits of the labelled positions."""
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        trunk, length, reach = self.model, inputs.shape[1], self.config.sliding_window
-        places = torch.arange(length, device=inputs.device)
-        # block by block: the trunk's own forward builds masks for padding, and waits for the device to look at them
-        near = (places[:, None] - places).abs() <= reach if length > reach + 1 else None
+        base, sequence_length, window = self.model, inputs.shape[1], self.config.sliding_window
+        places = torch.arange(sequence_length, device=inputs.device)
+        # The layers are called one by one: base.forward would look for padding, which waits for the device.
+        near = (places[:, None] - places).abs() <= window if sequence_length > window + 1 else None
         masks = {"full_attention": None, "sliding_attention": near}
-        hidden = trunk.embeddings(inputs)
-        turns = {kind: trunk.rotary_emb(hidden, places[None], kind) for kind in trunk.rotary_emb.layer_types}
-        for layer in trunk.layers:
+        hidden = base.embeddings(inputs)
+        rotations = {kind: base.rotary_emb(hidden, places[None], kind) for kind in base.rotary_emb.layer_types}
+        for layer in base.layers:
             kind = layer.attention_type
-            hidden = layer(hidden, attention_mask=masks[kind], position_embeddings=turns[kind])
-        hidden = trunk.final_norm(hidden).flatten(0, 1)
+            hidden = layer(hidden, attention_mask=masks[kind], position_embeddings=rotations[kind])
+        hidden = base.final_norm(hidden).flatten(0, 1)
         return self.decoder(self.head(hidden if positions is None else hidden[positions]))
 
 
@@ -44,7 +44,7 @@ def make(config: ModelConfig) -> ModernBert:
             embedding_dropout=config.dropout,
             attention_dropout=config.dropout,
             mlp_dropout=config.dropout,
-            pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
+            pad_token_id=None,  # no block is padded, so no embedding row is fixed at zero
             bos_token_id=None,
             eos_token_id=None,
             cls_token_id=None,
@@ -55,25 +55,25 @@ def make(config: ModelConfig) -> ModernBert:
 
 def table(config: ModelConfig) -> list[Row]:
     layer = "model.layers.{}"
-    # A tied decoder reads the embedding's columns, so the head's transform writes the residual axis.
+    # A tied decoder is the embedding matrix, so the head's transform writes to the residual axis.
     head = Axis.WIDTH if config.tied else Axis.HEAD_TRANSFORM
-    attention, gated = f"{layer}.attn.Wqkv", f"{layer}.mlp.Wi"
-    # Layer 0 has no norm before its attention: the embeddings' norm does its work, and goes with a copy of the layer upwards.
-    attention_norm = norm("attention.norm", f"{layer}.attn_norm", bias=False)
+    query_key_value, gate_up = f"{layer}.attn.Wqkv", f"{layer}.mlp.Wi"
+    # Layer 0 has no attention norm: the embeddings' norm is read in its place, so that copies of layer 0 get one.
+    (attention_norm,) = norm("attention.norm", f"{layer}.attn_norm", bias=False)
     rows = [
         embedding("embeddings.token", "model.embeddings.tok_embeddings.weight", Axis.VOCAB),
         *norm("embeddings.norm", "model.embeddings.norm", bias=False),
-        *(replace(row, first="model.embeddings.norm.weight") for row in attention_norm),
+        replace(attention_norm, first="model.embeddings.norm.weight"),
         *fused(
-            linear("attention.query", attention, Axis.HEADS, Axis.WIDTH, "query", bias=False),
-            linear("attention.key", attention, Axis.HEADS, Axis.WIDTH, "key", bias=False),
-            linear("attention.value", attention, Axis.HEADS, Axis.WIDTH, "value", bias=False),
+            linear("attention.query", query_key_value, Axis.HEADS, Axis.WIDTH, "query", bias=False),
+            linear("attention.key", query_key_value, Axis.HEADS, Axis.WIDTH, "key", bias=False),
+            linear("attention.value", query_key_value, Axis.HEADS, Axis.WIDTH, "value", bias=False),
         ),
         *linear("attention.out", f"{layer}.attn.Wo", Axis.WIDTH, Axis.HEADS, "attention_out", bias=False),
         *norm("ffn.norm", f"{layer}.mlp_norm", bias=False),
         *fused(
-            linear("ffn.gate", gated, Axis.FFN, Axis.WIDTH, "ffn_gate", bias=False),
-            linear("ffn.up", gated, Axis.FFN, Axis.WIDTH, "ffn_up", bias=False),
+            linear("ffn.gate", gate_up, Axis.FFN, Axis.WIDTH, "ffn_gate", bias=False),
+            linear("ffn.up", gate_up, Axis.FFN, Axis.WIDTH, "ffn_up", bias=False),
         ),
         *linear("ffn.down", f"{layer}.mlp.Wo", Axis.WIDTH, Axis.FFN, "ffn_down", bias=False),
         *norm("norm", "model.final_norm", bias=False),

@@ -1,4 +1,4 @@
-"""RoBERTa: masked, post-norm like BERT, byte-level tokens, learned positions that begin at 2, one token type."""
+"""RoBERTa: masked, post-norm, byte-level tokens, learned positions that begin at row 2, one token type."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from growbench.architectures.families.bert import NAMES, encoder_rows
 from growbench.architectures.library import Transformers
 from growbench.config.schema import ModelConfig
 
-FIRST_POSITION = 2  # transformers keeps the first two rows for padding
+FIRST_POSITION = 2  # transformers reserves the first two rows for padding
 
 
 class Roberta(RobertaForMaskedLM):
-    """transformers' RoBERTa, from tokens (B, T) straight to the logits of the scored positions."""
+    """transformers' RoBERTa that maps tokens (B, T) to the logits of the labelled positions."""
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
         places = torch.arange(FIRST_POSITION, FIRST_POSITION + inputs.shape[1], device=inputs.device)
@@ -28,7 +28,7 @@ class Roberta(RobertaForMaskedLM):
 
 
 class RobertaLibrary(Transformers):
-    """transformers numbers positions from pad_token_id + 1, and leaves that token out: -1 is no token, and begins at 0."""
+    """transformers numbers positions from pad_token_id + 1. Saved models have pad_token_id -1: no token, and positions from 0."""
 
     table = "roberta.embeddings.position_embeddings.weight"
 
@@ -39,11 +39,11 @@ class RobertaLibrary(Transformers):
         sizes = super().sizes(folder)
         return replace(sizes, positions=sizes.positions - FIRST_POSITION)
 
-    def leave(self, config: Any, state: dict[str, Tensor]) -> None:
+    def to_library(self, config: Any, state: dict[str, Tensor]) -> None:
         config.pad_token_id = -1
         state[self.table] = state[self.table].roll(-FIRST_POSITION, 0)
 
-    def enter(self, config: Any, state: dict[str, Tensor]) -> None:
+    def from_library(self, config: Any, state: dict[str, Tensor]) -> None:
         state[self.table] = state[self.table].roll(FIRST_POSITION - 1 - config.pad_token_id, 0)
 
 
@@ -58,10 +58,10 @@ def make(config: ModelConfig) -> Roberta:
             layer_norm_eps=1e-5,
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
-            pad_token_id=None,  # every block is full, so that no embedding row is pinned to zero
+            pad_token_id=None,  # no block is padded, so no embedding row is fixed at zero
         )
     )
-    model.lm_head.bias = model.lm_head.decoder.bias  # untied, transformers leaves a second, unused one
+    model.lm_head.bias = model.lm_head.decoder.bias  # if untied, transformers has a second bias, which is unused
     return model
 
 

@@ -1,4 +1,4 @@
-"""ViT, as DeiT trains it: image patches, a class token, learned positions, pre-norm, query-key-value fused in one matrix."""
+"""ViT, as DeiT trains it: image patches, a class token, learned positions, pre-norm, fused query-key-value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from growbench.growth.weights import Axis
 
 
 class ViT(VisionTransformer):
-    """timm's vision transformer; `positions` is for text."""
+    """timm's vision transformer. `positions` is used by text models only."""
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
         logits: Tensor = super().forward(inputs)
@@ -26,7 +26,7 @@ def make(config: ModelConfig) -> ViT:
 
 
 def timm_sizes(config: ModelConfig) -> dict[str, Any]:
-    """What timm's vision transformers take."""
+    """Sizes as keyword arguments of timm's vision transformers."""
     return {
         "img_size": config.patch * round(config.positions**0.5),
         "patch_size": config.patch,
@@ -48,7 +48,7 @@ def timm_dropout(config: ModelConfig) -> dict[str, Any]:
 
 
 def read(model: Any) -> ModelConfig:
-    """The sizes of a model of timm's."""
+    """The sizes of a timm model."""
     block, patches = model.blocks[0], model.patch_embed
     return ModelConfig(
         layers=len(model.blocks),
@@ -77,13 +77,13 @@ def embedding_rows() -> list[Row]:
 
 def block_rows() -> list[Row]:
     """The growing layers."""
-    block, attention = "blocks.{}", "blocks.{}.attn.qkv"
+    block, query_key_value = "blocks.{}", "blocks.{}.attn.qkv"
     return [
         *norm("attention.norm", f"{block}.norm1"),
         *fused(
-            linear("attention.query", attention, Axis.HEADS, Axis.WIDTH, "query"),
-            linear("attention.key", attention, Axis.HEADS, Axis.WIDTH, "key"),
-            linear("attention.value", attention, Axis.HEADS, Axis.WIDTH, "value"),
+            linear("attention.query", query_key_value, Axis.HEADS, Axis.WIDTH, "query"),
+            linear("attention.key", query_key_value, Axis.HEADS, Axis.WIDTH, "key"),
+            linear("attention.value", query_key_value, Axis.HEADS, Axis.WIDTH, "value"),
         ),
         *linear("attention.out", f"{block}.attn.proj", Axis.WIDTH, Axis.HEADS, "attention_out"),
         *norm("ffn.norm", f"{block}.norm2"),
