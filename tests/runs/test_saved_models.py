@@ -28,7 +28,7 @@ from growbench.costs.accounts import Account
 from growbench.costs.hardware import Hardware
 from growbench.data import load, tokenizer
 from growbench.errors import UsageError
-from growbench.runs import saved_models
+from growbench.runs import saved_models, store
 from growbench.runs.records import Cost, RunConfig, RunCosts, RunRecord, RunStatus
 
 SIZES = ModelConfig(layers=2, width=16, heads=2, ffn=40, vocabulary=300, positions=9)
@@ -332,6 +332,42 @@ def test_a_model_that_is_not_saved_is_said(done: tuple[Path, Path, str], tmp_pat
     code, _, said = growbench("run", miniature, "--methods", "bert2bert,progressive_net", "--save", "--results", tmp_path)
     hints = [line for line in said.splitlines() if line.endswith("its model was not saved: remove its folder to train it again")]
     assert code == 0 and [line.split()[0] for line in hints] == ["bert2bert-seed0"]
+
+
+HOOKED = """
+from growbench.method import Method, Phase, Phases, Task
+
+class {name}(Method):
+    \"\"\"Train a model that is more than its weights.\"\"\"
+    paper = ""
+    uses_source = False
+    def phases(self, task: Task) -> Phases:
+        model = task.build()
+        {change}
+        yield Phase(model=model)
+"""
+CHANGES = {
+    "hooked": "model.register_forward_hook(lambda module, inputs, output: 2 * output)",
+    "set": "model.transformer.ln_f.eps = 0.5",
+    "plain": "model.register_forward_hook(lambda module, inputs, output: output)",
+}
+
+
+def test_a_model_that_its_weights_do_not_make_is_not_saved(miniature: Path, tmp_path: Path) -> None:
+    """One line says so, and the run is kept; a hook that changes nothing does not matter."""
+    for name, change in CHANGES.items():
+        (tmp_path / f"{name}.py").write_text(HOOKED.format(name=name.capitalize(), change=change))
+    methods = ",".join(str(tmp_path / f"{name}.py") for name in CHANGES)
+    code, _, said = growbench("run", miniature, "--methods", methods, "--save", "--results", tmp_path / "results")
+    assert code == 0
+    folder = tmp_path / "results" / "miniature"
+    assert {path.parent.name for path in folder.glob("*/model")} == {"scratch-seed0", "plain-seed0"}
+    assert not list(folder.rglob("*.part"))
+    for name in ("hooked", "set"):
+        run = store.load(folder / f"{name}-seed0")
+        assert run is not None and run.finished
+        (line,) = (line for line in said.splitlines() if line.startswith(f"{name}-seed0") and "not saved" in line)
+        assert "it computes something else than GPT2LMHeadModel with its weights" in line
 
 
 def test_a_run_starts_from_a_saved_model_and_is_charged_for_it(done: tuple[Path, Path, str], tmp_path: Path) -> None:
