@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar in a terminal, one aligned line per evaluation elsewhere."""
+"""Progress of a run: a bar in a terminal; elsewhere one aligned line for each evaluation."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from growbench.formatting import duration, quantity
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal; results go to files and stdout."""
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    """Print a message to stderr; results go to files and stdout."""
+    if os.environ.get("RANK", "0") == "0":  # of several processes, only the first prints
         print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Follows one run of `label`, which trains at least `steps` steps, towards `target` (None: not known yet)."""
+    """The progress of the run `label`, of at least `steps` steps, towards a target loss (nats; None: not known)."""
 
-    def __init__(self, label: str, steps: int, target: float | None, shown: bool = True) -> None:
-        self.label, self.steps, self.target, self.shown = label, steps, target, shown
+    def __init__(self, label: str, steps: int, target_loss: float | None, shown: bool = True) -> None:
+        self.label, self.steps, self.target_loss, self.shown = label, steps, target_loss, shown
         self.started = time.perf_counter()
-        self.done = self.before = 0
+        self.done = self.resumed = 0  # steps done, and those of them before the run was resumed
         form = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left]{postfix}"
         self.bar = tqdm(
             total=steps, desc=label, disable=None if shown else True, leave=False, bar_format=form, dynamic_ncols=True
         )
 
     def extend(self, phase: str, total: int) -> None:
-        """A phase begins; the run is now expected to have `total` steps in all."""
+        """A phase begins; the whole run is now expected to have `total` steps."""
         self.phase, self.steps = phase, total
         self.bar.total = total
         self.bar.set_description_str(f"{self.label} · {phase}")
@@ -41,21 +41,21 @@ class Progress:
         self.bar.update()
 
     def resume(self, steps: int) -> None:
-        """So many steps were done before, in another time."""
+        """The run is resumed: this number of steps was done earlier."""
         self.done += steps
-        self.before += steps
+        self.resumed += steps
         self.bar.update(steps)
 
     def evaluated(self, val_loss: float, flops: float) -> None:
-        """Show an evaluation."""
-        goal = "" if self.target is None else f" -> {self.target:.4f}"
+        """Show an evaluation: validation loss (nats), and the FLOPs charged so far."""
+        goal = "" if self.target_loss is None else f" -> {self.target_loss:.4f}"
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {val_loss:.4f}{goal}, {quantity(flops, 'FLOP')}")
             return
         if not self.shown:
             return
         spent = time.perf_counter() - self.started
-        now = self.done - self.before
+        now = self.done - self.resumed
         left = duration(spent / now * (self.steps - self.done)) if now else "-"
         say(
             f"{self.label:<18} {self.phase:<16} step {self.done:>6}/{self.steps:<6} loss {val_loss:8.4f}{goal}"

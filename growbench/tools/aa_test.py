@@ -1,7 +1,7 @@
-"""The harness proves itself: it finds no saving where there is none, and a planted one in its true size.
+"""The A/A test: the harness must find no saving where there is none, and must measure a planted saving correctly.
 
-Runs of a miniature of an experiment, by the real loop and the real analysis. Every target is the worst final loss of the runs
-compared, so that all of them meet it and none is dropped.
+It trains a miniature of an experiment by the real loop and evaluates it by the real analysis. Every target is the worst final
+loss of the runs compared, so that all runs reach it and none is dropped.
 """
 
 from __future__ import annotations
@@ -36,42 +36,26 @@ from growbench.runs.records import RunRecord
 from growbench.runs.store import Run
 from growbench.training.parallel import Parallel
 
-# A second or two a run, ending while the loss still falls: costs to a loss are all noise on the plateau of token frequencies.
+# A run takes one or two seconds. It ends while the loss still falls: on a plateau, the cost to reach a loss is only noise.
 SIZES = ("layers=2", "width=32", "heads=2", "ffn=0", "kv_heads=0")
-
-
 TRAINING = ("batch=8", "steps=120", "warmup=12", "lr=5e-4")
-
-
 TEXT = ("sequence_length=32", "vocabulary=258", 'tokenizer=""', "evaluation_batches=2")
-
-
 IMAGES = ("evaluation_batches=2",)
 
-
 TWIN_SEEDS = 3  # of scratch, and as many others of its twin
-
-
 COVERAGE = 0.9  # promised share of intervals that contain 0
-
-
 BIAS = 0.02  # promised bound of the mean saving
 
-
-SHARES = (0.2, 0.4)  # of the budget, planted
-
-
+SHARES = (0.2, 0.4)  # planted savings, as shares of the budget
 PLANTED_SEEDS = 6
-
-
-NEAR = 0.03  # promised distance of a planted saving from its share
+NEAR = 0.03  # promised bound of the error of a planted saving
 
 
 class Planted(Method):
-    """Start from scratch's own weights after so many steps, and go through the rest of its schedule."""
+    """Start from scratch's own weights after a number of steps, and follow the rest of its schedule."""
 
     paper: ClassVar[str] = ""
-    steps: int
+    steps: int  # that scratch was trained for
 
     def phases(self, task: Task) -> Phases:
         def later(step: int, steps: int) -> float:
@@ -81,7 +65,7 @@ class Planted(Method):
 
 
 class Promise(NamedTuple):
-    """What the harness says of itself, and what came of it."""
+    """What the harness promises, what was measured, and whether the promise is kept."""
 
     text: str
     measured: str
@@ -89,11 +73,11 @@ class Promise(NamedTuple):
 
 
 def report(name: str, overrides: Sequence[str], repetitions: int, folder: Path, command: str) -> int:
-    """Check the experiment `name`; tables and a summary go to a folder of its own in `folder`. 0 if every promise is kept.
+    """Test the experiment `name`, and write tables and a summary to its own folder below `folder`. 0 if every promise is kept.
 
-    What was trained before is not trained again. Raises UsageError if a run fails.
+    Stored runs are not trained again. Raises UsageError if a run fails.
     """
-    torch.set_num_threads(1)  # at this size more are slower
+    torch.set_num_threads(1)  # more are slower at this size
     experiment = miniature(name, overrides)
     folder = folder / experiment.name
     twins, planted = twin_table(experiment, folder / "runs", repetitions), planted_table(experiment, folder / "runs")
@@ -108,7 +92,7 @@ def report(name: str, overrides: Sequence[str], repetitions: int, folder: Path, 
 
 
 def miniature(name: str, overrides: Iterable[str]) -> Experiment:
-    """The experiment with the sizes above and a source as large as its target; `overrides` come last."""
+    """The experiment with the settings above and a source as large as its target. `overrides` are applied last."""
     data = IMAGES if isinstance(loading.load(name).data, ImageConfig) else TEXT
     trained = [] if loading.load(name).pretrained else ["source"]
     small = [f"{which}.{key}" for which in (*trained, "target") for key in SIZES]
@@ -118,12 +102,12 @@ def miniature(name: str, overrides: Iterable[str]) -> Experiment:
 
 
 def twin_table(experiment: Experiment, folder: Path, repetitions: int) -> pd.DataFrame:
-    """Scratch against itself under another name, with other seeds, many times: what the twin saves, two rows a repetition.
+    """What scratch saves against itself, as a `twin` with other seeds: two rows for each repetition.
 
-    The seeds of either side are once scratch's and once the twin's, `forth` and `back`: so the luck of the seeds, which is
-    larger than what is looked for, cancels in the mean, and what remains is a bias of the harness.
-    `percentile_`: the interval by the bare bootstrap. `default_`: with the default target, scratch's mean final loss, which a
-    twin misses as often as not; where it meets it, its saving cannot be negative.
+    In the row `forth` one half of the seeds is scratch and the other half its twin; in `back` they are exchanged. Chance
+    differences between the halves, which are larger than any bias of the harness, cancel in the mean of the two.
+    `percentile_`: the interval of the plain percentile bootstrap. `default_`: with the default target, scratch's mean final
+    loss. A twin misses it about half the time; where it reaches it, its saving cannot be negative.
     """
     rows = []
     for repetition in range(repetitions):
@@ -165,16 +149,16 @@ def _twin_row(scratch: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
 
 
 def planted_table(experiment: Experiment, folder: Path) -> pd.DataFrame:
-    """Methods that start from scratch's own weights after a share of its steps: a row a share, with what each saves.
+    """What a method saves that starts from scratch's own weights after a share of its steps: a row for each share.
 
-    Scratch's weights are all there is to take over: the learning rate is constant until the decay at the end, and the
-    optimizer, Adam with both betas 0, remembers nothing. A fresh Adam with a memory would be an effect of its own.
+    The weights are all that scratch can hand over: the learning rate is constant until the decay at the end, and the optimizer
+    is Adam with both betas 0, which has no memory. A new Adam with memory would have an effect of its own.
     """
     training = replace(experiment.train, schedule="wsd", decay=0.2, betas=(0.0, 0.0))
     rows = []
     for share in SHARES:
         steps, seeds = round(share * training.steps), range(PLANTED_SEEDS)
-        source_training = replace(training.in_steps(), steps=steps, decay=1 / steps)  # decays in no step
+        source_training = replace(training.in_steps(), steps=steps, decay=1 / steps)  # so short that no step has a lower rate
         planted = Found("planted", Planted(steps), f"growbench {__version__}")
         place = folder / f"planted-{share:g}"
         _train(replace(experiment, train=training, source_train=source_training), place, [get(SCRATCH), planted], seeds)
@@ -190,7 +174,7 @@ def planted_table(experiment: Experiment, folder: Path) -> pd.DataFrame:
 
 
 def promises(twins: pd.DataFrame, planted: pd.DataFrame) -> list[Promise]:
-    """What must hold, beside what was measured."""
+    """Every promise with what was measured."""
     number, inside, mean = len(twins), int(twins["inside"].sum()), float(twins["saving"].mean())
     error = float(stats.sem(twins.groupby("repetition")["saving"].mean()))
     found = [
@@ -214,28 +198,29 @@ def promises(twins: pd.DataFrame, planted: pd.DataFrame) -> list[Promise]:
 
 
 def summary(experiment: Experiment, record: RunRecord, twins: pd.DataFrame, kept: list[Promise], command: str) -> str:
-    """The outcome as Markdown. `record`: of any of the runs."""
+    """The outcome as Markdown. `record`: of any run; it gives hardware and versions."""
     training, hardware, percentile = experiment.train, record.hardware, twins["percentile_inside"]
     met, forth = twins[twins["default_reached"] == TWIN_SEEDS], twins.loc[twins["way"] == "forth", "saving"]
     versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
     lines = [
-        f"# {experiment.name} against itself, and planted savings",
+        f"# {experiment.name}: scratch against itself, and planted savings",
         "",
-        f"Made by `{command}`. A miniature: {experiment.architecture}, {experiment.target.layers} layers of width "
-        f"{experiment.target.width}, {training.steps} steps of batch {training.batch} x {experiment.data.positions} "
-        f"from {experiment.data.corpus}, learning rate {training.lr:g} ({training.schedule}, warm-up {training.warmup_steps}). "
-        f"In each of {len(forth)} repetitions {TWIN_SEEDS} seeds of scratch against {TWIN_SEEDS} others of its twin, then the "
-        "two the other way round; the target is the worst final loss of the runs compared.",
+        f"Made by `{command}`. A miniature of the experiment: {experiment.architecture}, {experiment.target.layers} layers of "
+        f"width {experiment.target.width}, {training.steps} steps of batch {training.batch} x {experiment.data.positions} from "
+        f"{experiment.data.corpus}, learning rate {training.lr:g} ({training.schedule}, warm-up {training.warmup_steps}). Each "
+        f"of {len(forth)} repetitions compares {TWIN_SEEDS} seeds of scratch with {TWIN_SEEDS} other seeds of scratch, named its "
+        "twin, and then exchanges the two. The target is the worst final loss of the runs compared.",
         "",
         "| promise | measured | kept |",
         "|---|---|---|",
         *(f"| {promise.text} | {promise.measured} | {'yes' if promise.kept else '**no**'} |" for promise in kept),
         "",
-        f"Not the other way round, the mean saving is {percent(float(forth.mean()), 2)}, standard error "
-        f"{percent(float(stats.sem(forth)), 2)}, with the luck of the seeds in it.",
-        f"The bare percentile bootstrap contains 0 in {percentile.sum()} of {len(twins)} ({percent(percentile.mean())}).",
-        f"With the default target, the mean of scratch's final losses, the twin met it in every seed in {len(met)} of "
-        f"{len(twins)}; its interval then lay above 0 in {(met['default_low'] > 0).sum()}.",
+        f"Without the exchange, the mean saving is {percent(float(forth.mean()), 2)}, standard error "
+        f"{percent(float(stats.sem(forth)), 2)}: chance differences between the seeds do not cancel.",
+        f"The interval of the plain percentile bootstrap contains 0 in {percentile.sum()} of {len(twins)} comparisons "
+        f"({percent(percentile.mean())}).",
+        f"The default target, the mean of scratch's final losses, was reached by every seed of the twin in {len(met)} of "
+        f"{len(twins)} comparisons; in {(met['default_low'] > 0).sum()} of these its interval was above 0.",
         "",
         f"{hardware.name} ({hardware.device}, threads: {hardware.threads}, {hardware.precision}); {versions}",
     ]
@@ -243,7 +228,7 @@ def summary(experiment: Experiment, record: RunRecord, twins: pd.DataFrame, kept
 
 
 def _train(experiment: Experiment, folder: Path, methods: Sequence[Found], seeds: Iterable[int]) -> None:
-    """Train what is not done yet, without a word. Raises UsageError if a run fails."""
+    """Train the runs that are not stored yet, without output. Raises UsageError if one fails."""
     said = io.StringIO()
     with redirect_stderr(said):
         succeeded = Benchmark(Setting(experiment, folder, Parallel(torch.device("cpu")))).run(methods, seeds)

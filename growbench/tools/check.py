@@ -1,6 +1,6 @@
-"""What the interface promises, checked for one method on miniatures of every architecture, through the real loop.
+"""Checks that a method keeps the promises of the plugin interface, in the real loop on miniatures of every architecture.
 
-Data are random and made from (seed, step), so nothing is read or fetched.
+Data are random numbers drawn from (seed, step); nothing is read from a disk or a network.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from growbench.tools.watcher import LIMITS, Run, Sparing
 
 @dataclass
 class Verdict:
-    """What became of a method in one cell."""
+    """The result of checking a method in one cell."""
 
     cell: Cell
     phases: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)  # promises, one line each
     warnings: list[str] = field(default_factory=list)
-    refused: str = ""  # why the method does not want this cell
+    refused: str = ""  # the method's own reason for refusing this cell
 
     def lines(self) -> list[str]:
-        """What a person reads."""
+        """The result as lines of text."""
         if self.broken:
             return [f"{self.cell}: BROKEN: {line}" for line in self.broken]
         if self.refused:
@@ -45,10 +45,10 @@ class Verdict:
 
 
 def report(found: Found) -> int:
-    """Print a line for each cell, or promise broken, then what came out. 0 if promises were kept and none was broken."""
+    """Print a line for each cell or broken promise, then a summary. 0 if at least one cell was checked and no promise broken."""
     verdicts = []
     warnings = card_warnings(found.method)
-    said: Counter[str] = Counter()  # how often each broken promise was seen
+    said: Counter[str] = Counter()  # in how many cells each promise was broken
     for cell in miniatures.cells():
         seen = verdict(found.method, cell)
         verdicts.append(seen)
@@ -73,13 +73,13 @@ def report(found: Found) -> int:
 
 
 def broken_promises(method: Method, cell: Cell) -> list[str]:
-    """One line for each promise that the method breaks in this cell; a refusal is one too."""
+    """One line for each promise that the method breaks in this cell. A refusal counts as one."""
     seen = verdict(method, cell)
     return seen.broken + [f"refused: {seen.refused}"] * bool(seen.refused)
 
 
 def verdict(method: Method, cell: Cell) -> Verdict:
-    """Run the method in this cell; once an architecture count its FLOPs, run it again and plan it, and compare."""
+    """Run the method in this cell. In one cell of each architecture also compare FLOPs with the plan, and with a second run."""
     seen, source = Verdict(cell), copy.deepcopy(_source(cell))
     run = Run(method, cell, source, Sparing(counts=cell.plain))
     seen.phases = [phase["name"] for phase in run.trainer.outcome.phases]
@@ -98,7 +98,7 @@ def verdict(method: Method, cell: Cell) -> Verdict:
 
 
 def card_warnings(method: Method) -> list[str]:
-    """What a reader misses in the method's card."""
+    """What is missing in the method's description: a first sentence, a URL of the paper."""
     cls = type(method)
     card = (inspect.getdoc(cls) or "").partition("\n")[0] if cls.__doc__ else ""
     warnings = [] if card.endswith(".") else [f"the docstring of {cls.__name__} should begin with a sentence, on one line"]
@@ -109,7 +109,7 @@ def card_warnings(method: Method) -> list[str]:
 
 @cache
 def _source(cell: Cell) -> nn.Module:
-    """A small model as if trained: no weight is what it was initialised to."""
+    """A small model whose weights all differ from their initial values, as after training."""
     torch.manual_seed(SEED + 1)
     source = architectures.get(cell.architecture).build(cell.experiment.sizes("source", VOCABULARY))
     for parameter in source.parameters():

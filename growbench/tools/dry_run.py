@@ -1,7 +1,8 @@
-"""What `growbench run` would take, as text: FLOPs by account, tokens, memory, hours. Nothing is trained."""
+"""Forecast of what `growbench run` would need: FLOPs by account, tokens, memory and hours. Nothing is trained."""
 
 from __future__ import annotations
 
+import statistics
 import textwrap
 import time
 from collections.abc import Sequence
@@ -21,42 +22,42 @@ from growbench.planning.branches import branching_step, shared
 from growbench.planning.plan import PlannedPhase, Unplannable, plan, plan_source
 from growbench.registry import Found
 from growbench.runs import saved_models
+from growbench.training.step import autocast
 
 
 def throughput(experiment: Experiment, vocabulary: int, device: torch.device) -> float:
-    """FLOPs per second of this device on one layer of the target: median of a few training steps of a fitting batch."""
+    """FLOP/s of this device on one layer of the target: the median of three steps of forward and backward."""
     architecture = architectures.of(experiment)
     with device:
         model = architecture.build(replace(experiment.sizes("target", vocabulary), layers=1))
     one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)
     flops_of_one, _ = count(lambda: task_loss(model, one).backward())
-    fitting = 2e13 if device.type == "cuda" else 2e10  # FLOPs: well below a second
+    fitting = 2e13 if device.type == "cuda" else 2e10  # FLOPs of a batch: well below a second
     rows = max(1, min(experiment.machine.rows(experiment.train.batch), int(fitting / flops_of_one)))
     batch = shape_batch(experiment.data, architecture.objective, rows, vocabulary, device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=experiment.train.precision_on(device.type) == "bf16")
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        with autocast:
+        with autocast(experiment.train, device):
             loss = task_loss(model, batch)
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return rows * flops_of_one / sorted(seconds[1:])[1]
+    return rows * flops_of_one / statistics.median(seconds[1:])
 
 
-MEMORY = "memory: an estimate of what tensors take at most in a step: weights, gradients, moments, what backward needs"
+MEMORY = "memory: the estimated peak of a step: weights, gradients, moments, and what backward needs"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a budget."""
+    """A method at one budget."""
 
     name: str
     phases: list[PlannedPhase] | Unplannable
-    source: float | None  # FLOPs that the build ledger charges; None: not known
-    inherited: float = 0.0  # FLOPs that are charged, but were spent on a trunk of the ladder
+    source: float | None  # FLOPs that the build ledger charges for the source; None: not known
+    inherited: float = 0.0  # FLOPs that are charged, but computed by the trunk that this run branches off
 
     @property
     def flops(self) -> float:
@@ -67,14 +68,15 @@ def forecast(
     experiment: Experiment,
     methods: Sequence[Found],
     seeds: int,
-    budgets: Sequence[float],
+    budget_shares: Sequence[float],
     device: torch.device,
     speed: float | None,
 ) -> str:
-    """The plan of all methods at all budgets. `speed` is in FLOP/s; None: measured. The device need not be there otherwise."""
+    """The forecast of every method at every budget share. `speed` is in FLOP/s; None: it is measured, on a device that exists."""
     vocabulary = vocabulary_size(experiment.data)
-    sources, charge = _source(experiment, methods, vocabulary, device)
-    rows = [_row(experiment, found, budget, vocabulary, device, charge) for found in methods for budget in sorted(budgets)[::-1]]
+    sources, source_flops = _source(experiment, methods, vocabulary, device)
+    shares = sorted(budget_shares, reverse=True)
+    rows = [_row(experiment, found, share, vocabulary, device, source_flops) for found in methods for share in shares]
     named = f"given with --throughput, on {device.type}"
     if speed is None:
         speed, named = throughput(experiment, vocabulary, device), f"measured just now on {device_name(device)}"
@@ -95,7 +97,7 @@ def forecast(
 def _source(
     experiment: Experiment, methods: Sequence[Found], vocabulary: int, device: torch.device
 ) -> tuple[list[Row], float | None]:
-    """The small model's row, if one is trained, and what the build ledger charges for it."""
+    """The row of the source, if one is trained, and the FLOPs that the build ledger charges for it."""
     if experiment.pretrained:
         return [], saved_models.cost(experiment.pretrained).flops
     if not any(found.method.uses_source for found in methods):
@@ -104,15 +106,17 @@ def _source(
     return [row], row.flops
 
 
-def _row(experiment: Experiment, found: Found, budget: float, vocabulary: int, device: torch.device, charge: float | None) -> Row:
-    own, name = experiment.at(budget, found.training), found.name + f" x {budget:g}" * (budget < 1)
-    source = charge if found.method.uses_source else 0.0
+def _row(
+    experiment: Experiment, found: Found, share: float, vocabulary: int, device: torch.device, source_flops: float | None
+) -> Row:
+    own, name = experiment.at(share, found.training), found.name + f" x {share:g}" * (share < 1)
+    source = source_flops if found.method.uses_source else 0.0
     try:
         phases = plan(own, found, vocabulary, device)
     except Unplannable as error:
         return Row(name, error, source)
     full = experiment.at(1.0, found.training)
-    branch = branching_step(full, own, found.method, vocabulary) if budget < 1 else None
+    branch = branching_step(full, own, found.method, vocabulary) if share < 1 else None
     return Row(name, phases, source, 0.0 if branch is None else shared(phases, branch))
 
 
@@ -131,7 +135,7 @@ def _head(experiment: Experiment, seeds: int, device: torch.device) -> list[str]
 
 
 def _lines(row: Row, experiment: Experiment, speed: float) -> list[str]:
-    """A method's line, and below it its phases where there are several."""
+    """The line of a method, and below it its phases if it has several."""
     phases = row.phases
     if isinstance(phases, Unplannable):
         return [f"{row.name:<22} {phases}"]

@@ -1,4 +1,4 @@
-"""Miniatures of every architecture, on random data, for checking a method."""
+"""Miniatures of every architecture with random data, for checking a method."""
 
 from __future__ import annotations
 
@@ -13,29 +13,17 @@ from growbench.data import Batch
 from growbench.data.shapes import shape_batch
 
 CPU = torch.device("cpu")
-
-
 SEED = 0
-
-
-BUDGET = 6
-
-
+BUDGET = 6  # steps
 VOCABULARY = 32
-
-
-VALIDATION = -1  # the step that validation's batch is made from
-
-
+VALIDATION = -1  # the step that the validation batch is drawn from
 TEXT = TextConfig(corpus="wikipedia-sample", sequence_length=8, vocabulary=VOCABULARY)
-
-
 IMAGES = ImageConfig(corpus="mnist-sample", image_size=8, patch=4, classes=VOCABULARY)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One miniature: an architecture, text models tied or untied, heads grouped or not."""
+    """One miniature: an architecture, with tied or untied embeddings, with or without grouped-query attention."""
 
     architecture: str
     tied: bool = True
@@ -51,12 +39,12 @@ class Cell:
 
     @property
     def plain(self) -> bool:
-        """One cell of each architecture."""
+        """Whether this is the first cell of its architecture, in which more is checked."""
         return self.tied and not self.grouped
 
     @property
     def experiment(self) -> Experiment:
-        """From 2 to 3 layers and from 16 to 24 in width: no size is a multiple of the source's."""
+        """Growth from 2 to 3 layers and from width 16 to 24: no target size is a multiple of the source's."""
         few = {"class_layers": 1} if "class_layers" in architectures.get(self.architecture).options else {}
         heads = [(4, 2), (6, 3)] if self.grouped else [(2, 0), (3, 0)]
         source, target = (
@@ -69,7 +57,7 @@ class Cell:
 
 
 def cells() -> list[Cell]:
-    """Every architecture; of text tied and untied, and once with grouped heads where it can."""
+    """Every architecture, with each of the options that it has: untied embeddings, grouped-query attention."""
     found = []
     for name in architectures.names():
         options = architectures.get(name).options
@@ -80,7 +68,7 @@ def cells() -> list[Cell]:
 
 @dataclass(frozen=True)
 class RandomData:
-    """Batches of random tokens or images, each a function of (seed, step)."""
+    """Batches of random tokens or images. Each depends on (seed, step) only."""
 
     config: DataConfig
     objective: str

@@ -1,4 +1,4 @@
-"""One run of a method on a miniature, watched: what breaks the plugin interface's promises is noted."""
+"""Runs a method on a miniature, and records where it breaks the promises of the plugin interface."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class Poisoned(Architecture):
 
 
 class Sparing(Costs):
-    """A ledger that counts no evaluation, and nothing at all unless it `counts`: counting takes most of a miniature's time."""
+    """A ledger that skips counting where it is not needed: counting takes most of a miniature's time.
+
+    It counts no FLOPs of evaluations, and none at all unless `counts`.
+    """
 
     def __init__(self, counts: bool) -> None:
         super().__init__(CPU)
@@ -56,7 +59,7 @@ class Sparing(Costs):
     def charged(self, account: str, function: Callable[[], T]) -> T:
         if self.counts and account != "evaluation":
             return super().charged(account, function)
-        with sdpa_kernel(SDPBackend.MATH):  # as where it is counted
+        with sdpa_kernel(SDPBackend.MATH):  # the same attention kernel as where FLOPs are counted
             return function()
 
     def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
@@ -70,7 +73,7 @@ class Sparing(Costs):
 
 @dataclass
 class WatchedTask(Task):
-    """A task that notices whether its source is looked at."""
+    """A task that records whether its source is read."""
 
     source_is_read: bool = False
 
@@ -81,15 +84,15 @@ class WatchedTask(Task):
 
 
 class Watcher(PhaseObserver):
-    """Looks at the model, the source and the generators whenever a phase begins and ends."""
+    """Checks the model, the source and the random generators whenever a phase begins or ends."""
 
     def __init__(self, task: WatchedTask, source: nn.Module) -> None:
         self.task, self.source, self.source_before, self.hooks_before = task, source, _values(source), _hooks(source)
-        self.broken: dict[str, str] = {}  # what is wrong, and where it was seen first
+        self.broken: dict[str, str] = {}  # what is wrong -> where it was seen first
         self.warnings: list[str] = []
         self.place = "before the first phase"
-        self.growing = True  # between two phases, in the method's own code
-        self.ended = False  # the method yields no more
+        self.growing = True  # the method's own code runs, outside of a phase
+        self.ended = False  # the method has yielded its last phase
         self.model: nn.Module | None = None  # of the last phase
         self.frozen: dict[str, Tensor] = {}
         self.randomness = _global_randomness()
@@ -171,11 +174,11 @@ class Watcher(PhaseObserver):
         assert self.model is not None
         bad = [name for name, p in self.model.named_parameters() if not p.isfinite().all()]
         if bad:
-            self._breaks(f"parameters that are not finite when it {when}, unwritten perhaps: {_some(bad)}")
+            self._breaks(f"parameters are not finite when it {when}, perhaps never written: {_some(bad)}")
 
 
 class Run:
-    """One run of a method in a cell, as far as it came."""
+    """One run of a method in a cell, complete or up to its first error."""
 
     def __init__(self, method: Method, cell: Cell, source: nn.Module, costs: Costs) -> None:
         experiment = cell.experiment
@@ -202,12 +205,12 @@ class Run:
 
     @property
     def refusal(self) -> str:
-        """Why the method does not want the cell, if it says so itself."""
+        """The method's own reason for refusing the cell; empty if it does not."""
         refuses = isinstance(self.error, UsageError) and not isinstance(self.error, MethodError) and self.watcher.growing
         return str(self.error) if refuses else ""
 
     def broken(self) -> list[str]:
-        """The promises broken by this run alone."""
+        """The promises that this run breaks, without comparing it with others."""
         watcher, outcome = self.watcher, self.trainer.outcome
         broken = [f"{place}: {what}" for what, place in watcher.broken.items()]
         if outcome.target is not None and (watcher.ended or not self.error):
@@ -220,7 +223,7 @@ class Run:
         return broken
 
     def _last_model(self, model: nn.Module) -> list[str]:
-        """What is wrong with the last scored model, or its part that is the target."""
+        """What is wrong with the target: the last scored model, or the part of it that the phase names."""
         place = self.watcher.place
         sizes, target = getattr(model, "sizes", None), self.task.target_config
         if not isinstance(sizes, ModelConfig):
@@ -234,7 +237,7 @@ class Run:
         return [f"{place}: {line}" for line in broken]
 
     def against_plan(self, planned: list[PlannedPhase]) -> list[str]:
-        """Where the plan, made without values, differs from what the run was charged."""
+        """Where the plan, which is made without values of weights, differs from what the run was charged."""
         keys = ("name", "steps", "scored", "flops_per_step", "growth_flops")
         plans = [{key: getattr(phase, key) for key in keys} for phase in planned]
         runs = [{key: phase[key] for key in keys} for phase in self.trainer.outcome.phases]
@@ -249,7 +252,7 @@ class Run:
         ]
 
     def against(self, again: Run) -> list[str]:
-        """Where a second run of the same seed differs."""
+        """Where a second run with the same seed differs."""
         if again.error:
             return [f"{again.watcher.place}: fails when run again: {type(again.error).__name__}: {again.error}"]
         for one, other in zip(self.curve, again.curve, strict=False):
@@ -263,12 +266,12 @@ class Run:
 
 
 def _values(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, copied."""
+    """Copies of parameters and buffers."""
     return {name: value.detach().clone() for name, value in [*model.named_parameters(), *model.named_buffers()]}
 
 
 def _equal(now: Tensor, before: Tensor) -> bool:
-    """Bit by bit, but NaN counts as NaN."""
+    """Whether all values are equal; NaN equals NaN."""
     return now.shape == before.shape and torch.equal(now.detach().nan_to_num(), before.nan_to_num())
 
 
@@ -281,5 +284,5 @@ def _some(names: list[str]) -> str:
 
 
 def _global_randomness() -> tuple[Any, ...]:
-    """Torch's seed, and the states of the generators that a checkpoint does not keep."""
+    """Torch's seed, and the states of the generators that checkpoints do not store."""
     return torch.initial_seed(), random.getstate(), repr(np.random.get_state(legacy=False))

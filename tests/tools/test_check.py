@@ -170,7 +170,7 @@ BREACHES = {
         model.transformer.h[1].mlp.c_fc.weight.data = torch.full_like(model.transformer.h[1].mlp.c_fc.weight, torch.nan)
         yield Phase(model=model, name="torn")
         """,
-        "phase 'torn': parameters that are not finite when it begins, unwritten perhaps: transformer.h.1.mlp.c_fc.weight",
+        "phase 'torn': parameters are not finite when it begins, perhaps never written: transformer.h.1.mlp.c_fc.weight",
     ),
     "never scored": (
         "yield Phase(model=model, steps=3, account='operator', name='aside')",
