@@ -1,1 +1,1 @@
-"""One file a method: the file's name is the method's name."""
+"""One file per method. The method has the file's name."""

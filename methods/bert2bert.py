@@ -30,19 +30,21 @@ from growbench.method import (
 class Bert2Bert(Method):
     """Copy the source's neurons and heads into the wider model, then stack its layers to the target's depth.
 
-    Formula: FPI: W'[a, b] = W[g(a), g(b)] / copies(g(b)). AKI: the new heads and FFN neurons of layer l come from layer
-    l + 1, whole (head: its query, key, value rows and output columns; neuron: its row, bias and column); the last
-    layer's from itself. Depth: whole copies of the stack, the rest from the top.
-    Two-stage pretraining: for `sub_model_share` of the budget each step picks one of the sub-models of the lowest
-    `sub_model_layers`, twice, thrice as many layers and so on, and trains its top `sub_model_layers` and the head.
+    Formula: FPI: W'[a, b] = W[g(a), g(b)] / copies(g(b)). AKI: the new heads and FFN neurons of layer l are whole heads and
+    neurons of layer l + 1 (a head is its query, key and value rows and its output columns; a neuron is its row, bias and
+    column); those of the last layer are its own. Depth: whole copies of the stack, then the remaining layers from its top.
+    Two-stage pretraining: for `sub_model_share` of the budget, each step picks one sub-model at random. The sub-models have the
+    lowest `sub_model_layers` layers, twice as many, and so on. The step trains the sub-model's top `sub_model_layers` layers
+    and the head.
     Paper: Chen et al., ACL 2022, section 3.
-    Function preserving: FPI is, in width, at integer ratios; AKI and stacking are not.
-    Defaults: AKI, the paper's better one. The residual axis is copied evenly, so that LayerNorm is preserved; drawn anew
-    for each block, as in a port of the paper, it would not be. No first stage: LiGO's paper compares without; the paper's
-    best has 3 layers, for 5 epochs. Whether it trains embeddings then is not known to us: here they train with the lowest
-    sub-model only, a decoder tied to them too.
-    Under FPI, and on AKI's residual axis, copies have equal gradients, so without dropout they stay copies.
-    Costs beyond training: none but the copying. New optimizer state, the run's learning rate from its start.
+    Function preserving: FPI preserves the function in width at integer ratios; AKI and stacking do not.
+    Defaults: AKI, which is better in the paper. The residual axis is copied evenly and in the same way in all blocks, so that
+    LayerNorm is preserved. There is no first stage, as in the comparison of LiGO's paper; the paper's best one has 3 layers
+    and takes 5 epochs. Whether it trains embeddings is not known; here they train with the lowest sub-model only, and so does a
+    decoder that is tied to them. With FPI, and on AKI's residual axis, copies have equal gradients, so they stay
+    equal without dropout.
+    Costs beyond training: copying only. The optimizer's state is new, and the learning rate follows the run's schedule from its
+    start.
     """
 
     paper: ClassVar[str] = "https://aclanthology.org/2022.acl-long.151"
@@ -69,7 +71,7 @@ class Bert2Bert(Method):
         yield Phase(model=model)
 
     def sub_models(self, task: Task, model: nn.Module) -> Phase:
-        """The first stage: sub-models of rising depth, one picked at random for each step."""
+        """The first stage: sub-models of several depths, one of which is picked at random for each step."""
         depths = sorted(
             {
                 min(depth + self.sub_model_layers, task.target_config.layers)
@@ -90,7 +92,7 @@ class Bert2Bert(Method):
             )
             with cut_to(task, model, depth):
                 value = task_loss(model, batch)
-            model.requires_grad_(True)  # the graph is built: the optimizer skips what has no gradient
+            model.requires_grad_(True)  # after the graph is built; the optimizer skips parameters without gradient
             return value
 
         return Phase(model=model, share=self.sub_model_share, loss=loss, workload=depth_at, name="sub-models")
@@ -98,7 +100,7 @@ class Bert2Bert(Method):
 
 @contextmanager
 def cut_to(task: Task, model: nn.Module, depth: int) -> Iterator[None]:
-    """The model without its layers from `depth` on."""
+    """Remove the model's layers from `depth` on, for the duration of the context."""
     parent, name = task.architecture.stack(model)
     layers = getattr(parent, name)
     setattr(parent, name, layers[:depth])
@@ -109,7 +111,7 @@ def cut_to(task: Task, model: nn.Module, depth: int) -> Iterator[None]:
 
 
 def upper_layers(weights: Weights) -> Weights:
-    """Every layer replaced by the next one; the last stays."""
+    """Replace every layer by the next one. The last layer stays."""
     for axis in (Axis.LAYER, Axis.CLASS_LAYER):
         layers = next((weight.value.shape[0] for weight in weights.values() if axis in weight.axes), 0)
         weights = deepen(weights, [min(layer + 1, layers - 1) for layer in range(layers)], axis)
@@ -117,7 +119,7 @@ def upper_layers(weights: Weights) -> Weights:
 
 
 def with_new_units(kept: Weights, upper: Weights, maps: Maps) -> Weights:
-    """`kept`, but heads and FFN neurons that are further copies of an old one are taken from `upper`."""
+    """`kept`, with heads and FFN neurons from `upper` in place of all but the first copy of an old one."""
     whole_units = (Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN)
     new = {axis: copies.further() for axis in whole_units if isinstance(copies := maps[axis], Select)}
 

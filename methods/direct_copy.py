@@ -1,4 +1,4 @@
-"""Direct copy: the small model in the corner of a random large one."""
+"""Direct copy: the small model's weights in the corner of a random large model's."""
 
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -9,14 +9,15 @@ from growbench.method import Method, Phase, Phases, Task, UsageError, deepen, st
 
 
 class DirectCopy(Method):
-    """Copy the small model's weights into the corner of a freshly initialised large one; stack its layers.
+    """Copy the small model's weights into the corner of a freshly initialised large model's, and stack its layers.
 
-    Formula: W'[:n, :m] = W; everything else stays random. Depth: layer l copies layer l mod L.
+    Formula: W'[:n, :m] = W; all other entries stay random. Depth: layer l copies layer l mod L.
     Paper: DirectCopy in bert2BERT (Chen et al. 2022), direct copy in LiGO, which cites Network Morphism (Wei et al. 2016).
-    Function preserving: new = "random" no; new = "morph", where new units have no outgoing weights yet, is in heads and FFN,
-    but not along the residual axis, whose norms see the new dimensions.
-    Defaults: new = "random", as in bert2BERT; "morph" is Network Morphism's.
-    Costs beyond training: none but the copying. New optimizer state, the run's learning rate from its start.
+    Function preserving: new = "random" is not. new = "morph", whose new units have zero outgoing weights, preserves the function
+    in heads and FFN, but not along the residual axis, because the new dimensions change the norms.
+    Defaults: new = "random", as in bert2BERT; "morph" is as in Network Morphism.
+    Costs beyond training: copying only. The optimizer's state is new, and the learning rate follows the run's schedule from its
+    start.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1603.01670"

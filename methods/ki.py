@@ -9,22 +9,22 @@ from growbench.method import Batch, Method, Phase, Phases, Task, UsageError, cro
 
 
 class Ki(Method):
-    """Train the large model from random initialisation, at first with the small one as its teacher.
+    """Train the large model from random initialisation, at first with the small model as its teacher.
 
-    Formula: (1 - a) CE + a tau^2 KL(teacher || student), both at temperature tau in the KL, at the scored positions (the masked
-    ones of a masked model); a falls linearly from `weight` to 0 over the first `share` of the budget, then there is plain
-    training and no teacher. The teacher runs in evaluation mode without gradients.
+    Formula: (1 - a) CE + a tau^2 KL(teacher || student) at the labelled positions, with both distributions of the KL at
+    temperature tau. a falls linearly from `weight` to 0 over the first `share` of the budget; plain training without a teacher
+    follows. The teacher runs in evaluation mode without gradients.
     Paper: Qin et al., NAACL 2022, section 3.
-    Function preserving: nothing is grown, no weight is reused.
-    Defaults: tau 2 and weight 1 as in the authors' code (thunlp/Knowledge-Inheritance); share 0.3, in the range of the paper's
-    table 7 (18 to 68 % by teacher, larger teachers longer). Their code runs the teacher to the end, even where a = 0, and so
-    does the accounting of LiGO's paper; here it stops.
-    Costs beyond training: one forward of the teacher a guided step, charged to `teacher`. teacher = "precomputed" takes its
-    outputs as stored, as the paper does: recorded as overhead and not charged.
+    Function preserving: nothing is grown and no weight is reused.
+    Defaults: tau 2 and weight 1, as in the authors' code (thunlp/Knowledge-Inheritance); share 0.3, within the range of the
+    paper's table 7 (18 to 68 %, longer for larger teachers). The authors' code runs the teacher to the end, even when a = 0, and
+    LiGO's paper counts it so; here the teacher stops.
+    Costs beyond training: one forward pass of the teacher per guided step, charged to `teacher`. teacher = "precomputed" counts
+    the teacher's outputs as stored before, as the paper does: their cost is recorded as overhead and not charged.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2105.13880"
-    share: float = tunable(0.3, 0.1, 0.7)  # of the budget, with a teacher
+    share: float = tunable(0.3, 0.1, 0.7)  # of the budget that is trained with a teacher
     weight: float = 1.0  # of the teacher at the first step
     temperature: float = tunable(2.0, 1.0, 4.0)
     teacher: Literal["online", "precomputed"] = "online"

@@ -32,10 +32,11 @@ from growbench.method import (
 
 
 class Operator(nn.Module):
-    """The large model whose weights are a learned linear map of the small model's. Legend: L layers, N new size, n old.
+    """The large model, with weights that are a learned linear map of the small model's.
 
-    width: for each operator M, (N-n, n) or (L, N-n, n), with B = [I; M]; depth: for each weight that repeats layer by
-    layer, its own (L2, L1) mixing matrix. Forward builds the large weights once, in one product per weight and side.
+    `width`: operators M, (N-n, n) or (L, N-n, n), with B = [I; M]. `depth`: an (L2, L1) mixing matrix for each weight that
+    repeats in every layer. `forward` builds all large weights first, with one product per weight and side.
+    Shape legend: L layers (L1 old, L2 new), N new size of an axis, n old size.
     """
 
     def __init__(self, task: Task, settings: "Ligo") -> None:
@@ -45,8 +46,8 @@ class Operator(nn.Module):
         self.source = task.read(task.source)  # constants
         self.large = task.build().requires_grad_(False)
         for parameter in self.large.parameters():
-            parameter.data = parameter.new_empty(0)  # a shell: its weights are built anew in each step
-        self.names: dict[tuple[Axis, str], str] = {}  # of the operator that each axis of each role goes through
+            parameter.data = parameter.new_empty(0)  # frees the memory: forward builds the weights in every step
+        self.names: dict[tuple[Axis, str], str] = {}  # of the operator for each axis and role
         self.width, self.depth = nn.ParameterDict(), nn.ParameterDict()
         for weight in self.source.values():
             for axis in weight.axes:
@@ -66,7 +67,7 @@ class Operator(nn.Module):
             self.width[name] = nn.Parameter(rows.to(task.device))
 
     def _operator(self, axis: Axis, role: str) -> str:
-        """An output and the input that it feeds share one operator; layers of class attention have their own."""
+        """The operator's name. An output and the input that it feeds share one; layers of class attention have their own."""
         prefix = "class_" if role.startswith("class_") else ""
         if axis in (Axis.HEADS, Axis.KV_HEADS):
             grouped = any(sizes.key_value_heads < sizes.heads for sizes in (self.source_sizes, self.sizes))
@@ -74,7 +75,7 @@ class Operator(nn.Module):
         return f"{prefix}ffn" if axis is Axis.FFN else axis.value
 
     def _layers(self, axis: Axis, weight: Weight) -> tuple[int, ...]:
-        """The leading dimension of an operator with one map a layer: as many as there are layers when it is applied."""
+        """The leading dimension (L,) of an operator with one map per layer, as many as there are when it is applied; else ()."""
         if self.settings.sharing == "all" or axis is Axis.WIDTH:
             return ()
         if weight.axes[0] is Axis.LAYER:
@@ -82,7 +83,7 @@ class Operator(nn.Module):
         return weight.value.shape[:1] if weight.axes[0] is Axis.CLASS_LAYER else ()
 
     def grown(self) -> Weights:
-        """The large model's canonical weights: W_i = B_i (sum_j w_ij W_j) A_i^T, or B and A inside the sum."""
+        """The large model's canonical weights: W_i = B_i (sum_j w_ij W_j) A_i^T; width_first: B and A are inside the sum."""
         maps: Maps = {key: Extend(self.width[name], self.settings.divided) for key, name in self.names.items()}
 
         def mixed(name: str, weight: Weight) -> Tensor:
@@ -98,51 +99,52 @@ class Operator(nn.Module):
         return logits
 
     def materialise(self) -> nn.Module:
-        """The large model, holding the grown weights, all of them trainable. The operator is done with."""
+        """The large model with the grown weights, all trainable and independent of the operator."""
         with torch.no_grad():
             weights = self.grown()
         with next(iter(self.source.values())).value.device:
             return self.architecture.write(weights, self.architecture.build(self.sizes))
 
     def paper_step_flops(self, batch: int, sequence_length: int) -> int:
-        """An operator step in LiGO's own counter, which charges the construction once per sequence."""
+        """FLOPs of an operator step as LiGO's paper counts them: the weights are built once per sequence."""
         plain = ligo_paper_step(self.sizes, batch, sequence_length)
         return plain + 2 * batch * ligo_paper_construction(self.source_sizes, self.sizes)  # forward and backward
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "-")  # a parameter's name holds no dot
+    return name.replace(".", "-")  # a parameter's name may not contain a dot
 
 
 class Ligo(Method):
-    """Learn a linear map from the small model's weights to the large one's, grow once, then train the large model.
+    """Learn a linear map from the small model's weights to the large model's, grow once, then train the large model.
 
-    Formula: W_i = B_i (sum_j w_ij W_j) A_i^T, B = [I; M]: the old units stay, the new ones are learned averages of them.
-    One M for the residual axis, one a layer for query, key, value and FFN; the output projection's input uses the
-    value's, the second FFN matrix's the first's; every weight has its own depth mixing w. Tied embeddings stay tied:
-    the decoder grows with the residual map. Numbers and sizes of heads may change: the map knows no heads. Grouped heads: the
-    output projection has an M of its own. Talking heads have one, and so have the layers of class attention. Where only width
-    or only depth grows, there is only that operator.
-    Paper: Wang et al., ICLR 2023, section 3 and appendix B.1; B = [I; M], depth before width and the initialisation follow
-    the authors' code (VITA-Group/LiGO), on which the paper is silent; order = "width_first" is the paper's.
-    Function preserving: no; width = "selection" with divided = true and no depth noise is Net2Net's map and stacking.
-    Defaults: 100 operator steps (the paper's number for all models); AdamW without weight decay and without warm-up at
-    a learning rate of its own: as released, warm-up over 10,000 steps leaves the operator at its initialisation.
-    operator_steps = 0 grows from the initialisation. New units start as random averages of all old ones ("average") or as
-    copies of one ("selection"); sharing = "all" has one M for all layers. Afterwards a new optimizer and the run's learning
-    rate from its start.
-    Costs beyond training: operator_steps steps of the large model with the weights' construction, charged to `operator`.
+    Formula: W_i = B_i (sum_j w_ij W_j) A_i^T with B = [I; M]: old units stay, and new units are learned averages of them. There
+    is one M for the residual axis, and one per layer for query, key, value and FFN. The input of the output projection uses the
+    value's M; the input of the second FFN matrix uses the first matrix's M. Every weight has its own depth mixing w. Tied
+    embeddings stay tied. Number and size of heads may change, because the map ignores heads. With grouped heads, the output
+    projection has its own M; so have talking heads and the layers of class attention. If only width or only depth grows, there
+    is only that operator.
+    Paper: Wang et al., ICLR 2023, section 3 and appendix B.1. B = [I; M], depth before width and the initialisation follow the
+    authors' code (VITA-Group/LiGO), because the paper does not specify them. order = "width_first" is as in the paper.
+    Function preserving: no. width = "selection" with divided = true and no depth noise is Net2Net's map with stacking.
+    Defaults: 100 operator steps, as in the paper for all models. AdamW without weight decay and without warm-up, at a learning
+    rate of its own, because the released warm-up of 10,000 steps leaves the operator at its initialisation. New units start as
+    random averages of all old ones ("average") or as copies of one ("selection"). sharing = "all" uses one M for all layers.
+    operator_steps = 0 grows by the initial operator. After growth, the optimizer's state is new, and the learning rate follows
+    the run's schedule from its start.
+    Costs beyond training: operator_steps training steps of the large model, including the construction of its weights, charged
+    to `operator`.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2303.00980"
-    operator_steps: int = 100  # not tuned: outside of the budget at which tuning compares, more are always better
+    operator_steps: int = 100  # not tuned: operator steps are outside the budget, so more are always better
     operator_lr: float = tunable(3e-3, 3e-4, 3e-2)
     order: Literal["depth_first", "width_first"] = "depth_first"
     sharing: Literal["layer", "all"] = "layer"
     width: Literal["average", "selection"] = "average"
     depth: Literal["stack", "interleave"] = "stack"
     depth_noise: float = 0.03
-    divided: bool = False  # consumers divide by the column sums of B
+    divided: bool = False  # consumers are divided by the column sums of B
 
     def __post_init__(self) -> None:
         for key in ("operator_steps", "depth_noise"):
@@ -166,7 +168,7 @@ class Ligo(Method):
         yield Phase(model=operator.materialise())
 
     def width_rows(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
-        """M at the start: rows u / sum(u), u ~ U(0, 1) (`rand` in the authors' code), or one-hot rows (`sel`)."""
+        """The initial M: rows u / sum(u) with u ~ U(0, 1) (`rand` in the authors' code), or one-hot rows (`sel`)."""
         if self.width == "selection":
             chosen = torch.randint(shape[-1], shape[:-1], generator=rng)
             return one_hot(chosen, shape[-1]).to(torch.get_default_dtype())
@@ -174,7 +176,7 @@ class Ligo(Method):
         return rows / rows.sum(-1, keepdim=True)
 
     def depth_rows(self, old: int, new: int, rng: torch.Generator) -> Tensor:
-        """w at the start, (new, old): 1 on the copied layer, U(0, noise) elsewhere, divided by the row's sum."""
+        """The initial w, (new, old): 1 for the copied layer, U(0, noise) elsewhere, divided by the sum of the row."""
         rows = torch.rand(new, old, generator=rng) * self.depth_noise
         rows[torch.arange(new), {"stack": stack, "interleave": interleave}[self.depth](old, new)] = 1
         return rows / rows.sum(-1, keepdim=True)

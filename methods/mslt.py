@@ -9,24 +9,24 @@ from growbench.method import Method, Phase, Phases, Task, UsageError, Weight, We
 
 
 class Mslt(Method):
-    """Train a shallow model; add copies of its top layers and train only those, stage by stage; then train all layers.
+    """Train a shallow model; in stages, add copies of its top layers and train only those; then train all layers.
 
-    Formula: stage k has depth k n; its top n layers start as copies of the previous stage's top n. Stage 1 trains everything;
-    later stages train the top n layers and the head, and everything below, embeddings included, is frozen and runs without
-    autograd (in training mode, so its dropout acts). A last stage trains all layers.
+    Formula: stage k has depth k n; its top n layers start as copies of the previous stage's top n. Stage 1 trains all parameters.
+    Later stages train the top n layers and the head; the layers below and the embeddings are frozen and run without autograd,
+    but with dropout. A last stage trains all layers.
     Paper: Yang et al. 2020, "Progressively Stacking 2.0".
-    Function preserving: no, the loss jumps at each stage.
-    Defaults: four stages (BERT-Base: 3, 6, 9, 12 layers) of a fifth of the budget each, and the last fifth for all layers;
-    the paper's lengths are not known to us. Where the decoder is tied to the embeddings, "embeddings frozen" and "head trained"
-    contradict each other. tied_embedding: "frozen" freezes the tied matrix and trains the rest of the head; "decoder" trains it
-    by the decoder's gradient alone; "untied" parts the two until the last stage, which goes on with the decoder's.
-    New optimizer state at each stage, the learning rate goes on along one curve.
-    Costs: every stage is training and is charged as such; frozen layers cost their forward only. No source model.
+    Function preserving: no; the loss jumps at each stage.
+    Defaults: four stages (BERT-Base: 3, 6, 9, 12 layers) of a fifth of the budget each, and the last fifth for all layers. The
+    paper's lengths are not known. If the decoder is tied to the embeddings, freezing embeddings contradicts training the head.
+    tied_embedding: "frozen" freezes the tied matrix and trains the rest of the head; "decoder" trains the matrix by the
+    decoder's gradient only; "untied" unties them until the last stage, which ties both to the decoder's matrix. The optimizer's
+    state is new at each stage; the run's learning-rate schedule continues.
+    Costs: every stage is charged as training; frozen layers cost their forward pass only. There is no source model.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2011.13635"
     uses_source: ClassVar[bool] = False
-    shares: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2)  # of the budget, one stage each before the joint one
+    shares: tuple[float, ...] = (0.2, 0.2, 0.2, 0.2)  # of the budget, for each stage before the last
     tied_embedding: Literal["frozen", "decoder", "untied"] = "frozen"
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Mslt(Method):
         yield Phase(model=model.requires_grad_(True), name="all layers")
 
     def stages(self, layers: int) -> dict[int, float]:
-        """Depth and share of the budget of each stage before the joint one; a shallow target has fewer stages, as long in all."""
+        """Depth -> share of the budget, for each stage before the last. Shallow targets have fewer stages with the same total."""
         stages: dict[int, float] = {}
         for number, share in enumerate(self.shares, 1):
             depth = -(-layers * number // len(self.shares))
@@ -62,7 +62,7 @@ class Mslt(Method):
         return stages
 
     def freeze_below(self, task: Task, model: nn.Module, lowest: int) -> Any:
-        """Freeze all but the layers from `lowest` on and the head; returns the handle of what detaches the embeddings, if any."""
+        """Freeze all but the head and the layers from `lowest` on. Returns the hook that detaches the embeddings, if there is one."""
         by_decoder = self.tied_embedding == "decoder" and "head.weight" not in task.read(model)
 
         def trained(name: str, layer: int | None) -> bool:
@@ -77,13 +77,13 @@ class Mslt(Method):
 
 
 def untie(weights: Weights) -> Weights:
-    """With a decoder of its own, which starts as a copy of the embeddings."""
+    """Add a decoder that is a copy of the embeddings."""
     embeddings = weights["embeddings.token"]
     return {**weights, "head.weight": Weight(embeddings.value.clone(), embeddings.axes, "head", consumes=True)}
 
 
 def tie(weights: Weights) -> Weights:
-    """With the decoder for embeddings."""
+    """Replace the embeddings by the decoder, and remove the decoder."""
     decoder = weights["head.weight"]
     rest = {name: weight for name, weight in weights.items() if name != "head.weight"}
     return {**rest, "embeddings.token": replace(weights["embeddings.token"], value=decoder.value)}

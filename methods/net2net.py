@@ -1,4 +1,4 @@
-"""Net2Net: wider by copies, deeper by identities."""
+"""Net2Net: wider by copies of units, deeper by identity layers."""
 
 from dataclasses import replace
 from typing import ClassVar
@@ -25,16 +25,16 @@ from growbench.method import (
 
 
 class Net2Net(Method):
-    """Copy neurons and heads with division and a little noise, then add layers on top that change nothing yet.
+    """Copy neurons and heads, with division and a little noise, then add identity layers on top.
 
-    Formula: wider: W'[a, b] = W[g(a), g(b)] / copies(g(b)), and noise * std(W) * N(0, 1) on the new entries of the matrices;
-    deeper: new layers are copies of the top one whose branches write zeros (attention output and second FFN matrix).
-    Paper: Chen, Goodfellow, Shlens, ICLR 2016, section 2; the transformer's identity layer is that of Network Morphism's line.
-    Function preserving: without noise, at integer width ratios, in pre-norm models. Post-norm models normalise what a layer
-    without branches passes on, so there the added layers change the function.
-    Defaults: noise 0.01, to part the copies, whose gradients are equal; the paper gives no number. The residual axis is copied
-    evenly. The paper lowers the learning rate after growth; here every method has the run's, from its start.
-    Costs beyond training: none but the copying. New optimizer state.
+    Formula: wider: W'[a, b] = W[g(a), g(b)] / copies(g(b)), plus noise * std(W) * N(0, 1) on new entries of matrices. Deeper: new
+    layers are copies of the top layer with attention output and second FFN matrix set to zero.
+    Paper: Chen, Goodfellow, Shlens, ICLR 2016, section 2. The identity layer of transformers follows Network Morphism.
+    Function preserving: without noise, at integer width ratios, in pre-norm models. In post-norm models the norms of an added
+    layer change the function.
+    Defaults: noise 0.01, because copies have equal gradients and would stay equal; the paper gives no number. The residual axis
+    is copied evenly. The paper lowers the learning rate after growth; here it follows the run's schedule from its start.
+    Costs beyond training: copying only. The optimizer's state is new.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1511.05641"
@@ -53,7 +53,7 @@ class Net2Net(Method):
         yield Phase(model=task.model_from(with_identities(wide, source.layers, target.layers)))
 
     def noisy(self, weights: Weights, maps: Maps, rng: torch.Generator) -> Weights:
-        """Noise on every entry of a matrix that belongs to a further copy of a unit."""
+        """Add noise to every matrix entry that belongs to a second or later copy of a unit."""
 
         def noisy(weight: Weight) -> Tensor:
             value, is_new = weight.value, torch.zeros(weight.value.shape, dtype=torch.bool)
@@ -68,7 +68,7 @@ class Net2Net(Method):
 
 
 def with_identities(weights: Weights, old: int, new: int) -> Weights:
-    """New layers on top, copies of the highest one that add nothing to the residual stream."""
+    """Add layers on top: copies of the top layer that write zeros to the residual stream."""
     deeper = deepen(weights, [*range(old), *[old - 1] * (new - old)])
     silent = {name: weight for name, weight in deeper.items() if weight.residual and Axis.LAYER in weight.axes}
     for name, weight in silent.items():

@@ -12,19 +12,19 @@ from growbench.method import Method, Phase, Phases, Task, interleave, ligo_paper
 
 
 class Columns(nn.Module):
-    """The frozen source and the target beside it; each of the target's layers also reads the source through an adapter."""
+    """The frozen source and the target side by side. Each layer of the target also reads the source through an adapter."""
 
     def __init__(self, task: Task, alpha: float) -> None:
         super().__init__()
         small, large = task.source_config, task.target_config
         self.sizes, self.source_sizes = large, small
-        self.column, self.source = task.build(), copy.deepcopy(task.source)  # other methods use the source without hooks
+        self.column, self.source = task.build(), copy.deepcopy(task.source)  # a copy, because hooks are added to it
         with task.device:
             adapters = [
                 Adapter(task.source_config.width, task.target_config.width, alpha) for _ in range(task.target_config.layers)
             ]
         self.adapters = nn.ModuleList(adapters)
-        self.states: list[Tensor] = []  # what entered each layer of the source
+        self.states: list[Tensor] = []  # the input of each source layer in the last forward pass
 
         def keep(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
             self.states.append(inputs[0])
@@ -51,14 +51,14 @@ class Columns(nn.Module):
         return self
 
     def paper_step_flops(self, batch: int, sequence_length: int) -> int:
-        """A step in LiGO's counter: the target's, and the forward of the source."""
+        """FLOPs of a step as LiGO's paper counts them: a training step of the target and a forward pass of the source."""
         return (
             ligo_paper_step(self.sizes, batch, sequence_length) + ligo_paper_step(self.source_sizes, batch, sequence_length) // 2
         )
 
 
 class Adapter(nn.Module):
-    """U gelu(V alpha h): what enters a layer of the source, (..., old), as an addition to what enters one of the target."""
+    """U gelu(V alpha h): maps the input of a source layer, (..., old), to an addition to that of a target layer, (..., new)."""
 
     def __init__(self, old: int, new: int, alpha: float) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Adapter(nn.Module):
 
 
 def layers_of(task: Task, model: nn.Module) -> list[nn.Module]:
-    """The layers that repeat."""
+    """The model's growing layers."""
     parent, name = task.architecture.stack(model)
     return list(getattr(parent, name))
 
@@ -81,12 +81,13 @@ def layers_of(task: Task, model: nn.Module) -> list[nn.Module]:
 class ProgressiveNet(Method):
     """Train the target from random initialisation beside the frozen source, which it reads through lateral adapters.
 
-    Formula: layer l reads h + U gelu(V alpha h'), h' what enters layer floor(l L1 / L2) of the source; U starts at 0, so the
-    start is that of scratch.
-    Paper: Rusu et al. 2016, section 2 and the adapters of its section 2.1.
-    Function preserving: no. The source is kept: the final model needs it, and is larger than the target.
-    Defaults: alpha 0.1, one of the paper's three (1, 0.1, 0.01); the adapter's hidden width is the source's.
-    Costs: each step runs the source's forward and the adapters, charged to `train`, in use as in training.
+    Formula: layer l reads h + U gelu(V alpha h'), where h' is the input of the source's layer floor(l L1 / L2), with L1 layers in
+    the source and L2 in the target. U starts at 0, so training starts like scratch.
+    Paper: Rusu et al. 2016, section 2; adapters: section 2.1.
+    Function preserving: no. The final model contains the source, so it is larger than the target.
+    Defaults: alpha 0.1, one of the paper's three values (1, 0.1, 0.01). The adapter's hidden width is the source's width.
+    Costs: each step also runs the source's forward pass and the adapters, charged to `train`. Inference with the
+    final model runs them too.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1606.04671"

@@ -7,14 +7,15 @@ from growbench.registry import get
 
 
 class RandomSource(Method):
-    """Grow a small model that was never trained, by the operator of another method: a control.
+    """Control: grow an untrained small model by another method.
 
-    Formula: that of the method `like`, from a freshly initialised source.
-    Paper: Rusu et al. 2016 (Progressive Neural Networks) compare with a random frozen column; G_stack (Du et al. 2024) with
-    growth after no tokens. What remains of a saving here is owed to the shape of the grown weights, not to their content.
+    Formula: that of the method `like`, with a freshly initialised source. A saving that remains comes from the structure of the
+    grown weights, not from what the source has learned.
+    Paper: Rusu et al. 2016 (Progressive Neural Networks) compare with a random frozen column; G_stack (Du et al. 2024) compares
+    with growth after no tokens.
     Function preserving: as `like`.
     Defaults: bert2bert with its defaults.
-    Costs beyond training: those of `like`. No source is charged, as none is trained.
+    Costs beyond training: those of `like`. No source is trained, so none is charged.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1606.04671"

@@ -8,8 +8,8 @@ from growbench.method import Method, Phase, Phases, Task
 class Scratch(Method):
     """Train the target from random initialisation: the baseline.
 
-    Weights N(0, 0.02) as the architecture's own library draws them, biases 0, norms 1. Not a growth: nothing is
-    preserved and nothing is charged but training. It has no hyperparameters beside the experiment's.
+    The architecture's library initialises the weights: N(0, 0.02), biases 0, norms 1. Nothing is grown, so nothing is preserved
+    and only training is charged. There are no hyperparameters beyond the experiment's.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/1810.04805"

@@ -1,4 +1,4 @@
-"""Control: scratch with a new optimizer on the way."""
+"""Training from random initialisation with a restart of the optimizer."""
 
 from typing import ClassVar
 
@@ -6,14 +6,14 @@ from growbench.method import Method, Phase, Phases, Task, UsageError
 
 
 class ScratchRestart(Method):
-    """Control: scratch that throws its optimizer's state away after a share of the budget, as growth does.
+    """Control: scratch whose optimizer state is reset after a share of the budget, as in growth.
 
-    Formula: nothing is grown; the model goes on, the learning rate goes on, Adam's moments start anew.
-    Paper: Shen et al. 2022 (Staged Training) count the optimizer's state among what growth takes over; most methods start a new
-    one. What this control saves, they owe to that and not to growth.
+    Formula: Adam's moments are reset; model and learning rate continue. Most methods start with a new optimizer state: what this
+    control saves comes from that reset, not from growth.
+    Paper: Shen et al. 2022 (Staged Training) also grow the optimizer's state.
     Function preserving: nothing is grown.
     Defaults: after a fifth of the budget.
-    Costs: none beyond training. No source model.
+    Costs: training only. There is no source model.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2203.06211"

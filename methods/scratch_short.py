@@ -6,14 +6,14 @@ from growbench.method import Method, Phase, Phases, Task, UsageError
 
 
 class ScratchShort(Method):
-    """Train the target from random initialisation with a shorter schedule of its own: a control.
+    """Control: train the target from random initialisation with a complete schedule on a smaller budget.
 
-    Formula: scratch on `share` of the budget, warm-up and whole decay included.
-    Paper: Kaddour et al. 2023 (No Train No Gain): scratch meets its final loss only at the end of its decay, so a saving that
-    a shortened decay reaches too is owed to the schedule and not to growth.
+    Formula: scratch on `share` of the budget, with warm-up and the whole decay.
+    Paper: Kaddour et al. 2023 (No Train No Gain). Scratch reaches its final loss only at the end of its decay, so a saving that
+    this control reaches too comes from the schedule, not from growth.
     Function preserving: nothing is grown.
     Defaults: half of the budget.
-    Costs: what it trains.
+    Costs: training only.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2307.06440"

@@ -9,20 +9,20 @@ from growbench.method import Method, Phase, Phases, Task, UsageError, deepen, st
 
 
 class StackBert(Method):
-    """Train a shallow model of the target's width, double its layers, go on; the last stage has the target's depth.
+    """Train a shallow model of the target's width, and double its layers in stages up to the target's depth.
 
-    Formula: layer l of a stage copies layer l mod L of the stage before, biases and norms included; everything else
-    carries over. All layers train in every stage.
+    Formula: layer l of a stage copies layer l mod L of the stage before, including biases and norms; all other weights are kept.
+    All layers train in every stage.
     Paper: Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking", algorithm 1.
-    Function preserving: no, the loss jumps at each doubling.
-    Defaults: two doublings after 12.5 % and 17.5 % of the budget, as 50K and 70K of 400K steps in the authors' code
-    (gonglinyuan/StackingBERT); the optimizer starts anew at each stage, the learning rate goes on along one curve.
-    from_source: the given small model, if its width is the target's, takes the place of the stages up to its depth.
-    Costs: every stage is training and is charged as such. No source model, unless from_source.
+    Function preserving: no; the loss jumps at each doubling.
+    Defaults: two doublings, after stages of 12.5 % and 17.5 % of the budget, as 50K and 70K of 400K steps in the authors' code
+    (gonglinyuan/StackingBERT). The optimizer's state is new at each stage; the run's learning-rate schedule continues.
+    from_source: the given small model, if it has the target's width, replaces the stages up to its depth.
+    Costs: every stage is charged as training. There is no source model, except with from_source.
     """
 
     paper: ClassVar[str] = "https://proceedings.mlr.press/v97/gong19a.html"
-    shares: tuple[float, ...] = (0.125, 0.175)  # of the budget, one stage each before the last
+    shares: tuple[float, ...] = (0.125, 0.175)  # of the budget, for each stage before the last
     from_source: bool = False
 
     def __post_init__(self) -> None:
@@ -52,7 +52,7 @@ class StackBert(Method):
         yield Phase(model=model, name=f"depth {depths[-1]}")
 
     def deeper(self, task: Task, model: nn.Module, depth: int) -> nn.Module:
-        """The model with its stack of layers repeated up to `depth`."""
+        """The model with its stack of layers repeated up to `depth` layers."""
         weights = task.read(model)
         layers = len(weights["layers.attention.out.weight"].value)
         return task.model_from(deepen(weights, stack(layers, depth)), replace(task.target_config, layers=depth))

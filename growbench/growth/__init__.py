@@ -1,1 +1,1 @@
-"""Canonical weights, and the maps that grow them."""
+"""Canonical weights and the maps that grow them."""

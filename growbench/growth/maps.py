@@ -1,4 +1,4 @@
-"""Which old unit each new one copies: the index maps that growth methods share, for widths and for layers."""
+"""Index maps of growth methods: the old unit or layer that each new one copies."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from growbench.growth.weights import Axis, Maps, Select
 
 
 def even(old: int, new: int, rng: torch.Generator) -> Tensor:
-    """(new,) old units, each copied equally often as far as possible: what a norm needs to be preserved."""
+    """(new,) indices of old units, each as often as the others as far as possible. Norms are preserved if it is exact."""
     whole = torch.arange(old).repeat(new // old)
     return torch.cat([whole, torch.randperm(old, generator=rng)[: new % old]])
 
 
 def random(old: int, new: int, rng: torch.Generator) -> Tensor:
-    """(new,) old units: the first keep their place, the new ones copy uniformly random old ones (Net2Net, section 2.2)."""
+    """(new,) indices of old units: the old ones keep their places, new ones copy old ones at random (Net2Net, section 2.2)."""
     return torch.cat([torch.arange(old), torch.randint(old, (new - old,), generator=rng)])
 
 
 def copying(source: ModelConfig, target: ModelConfig, rng: torch.Generator) -> Maps:
-    """The maps of function-preserving width growth (Net2Net; FPI of bert2BERT): whole heads and FFN neurons are copied.
+    """The maps of function-preserving width growth (Net2Net; FPI of bert2BERT), which copy whole heads and FFN neurons.
 
-    Heads and neurons are copied at random; the residual axis evenly. Growing by a whole factor preserves the function; else
-    the norms see a changed mean and variance. Raises UsageError where heads cannot be copied whole.
+    Heads and neurons are copied at random, the residual axis evenly. Growth by an integer factor preserves the function; other
+    factors change mean and variance in the norms. Raises UsageError if whole heads cannot be copied.
     """
     heads, key_value_heads = head_maps(source, target, rng)
     residual = Select(even(source.width, target.width, rng))
@@ -40,19 +40,19 @@ def copying(source: ModelConfig, target: ModelConfig, rng: torch.Generator) -> M
 
 
 def head_maps(source: ModelConfig, target: ModelConfig, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(heads,) and (key-value heads,): the old head of each new one, so that every head keeps its own keys and values.
+    """(heads,) and (key-value heads,): the old head that each new one copies. Every head keeps its own keys and values.
 
-    Raises UsageError if the head size changes, or if a group of heads becomes too small for the heads it had.
+    Raises UsageError if the head size changes, or if a group of heads becomes too small for its old heads.
     """
     if source.head_size != target.head_size:
         sizes = f"target.width / target.heads = {target.head_size} must equal the source's {source.head_size}"
         raise UsageError(f"heads are copied whole: {sizes}")
     old_group, new_group = source.heads // source.key_value_heads, target.heads // target.key_value_heads
-    copies = random if new_group >= old_group else even  # a group that spreads over smaller ones needs enough of them
+    copies = random if new_group >= old_group else even  # an old group that is split into smaller ones needs enough of them
     key_value_heads = copies(source.key_value_heads, target.key_value_heads, rng)
     heads = torch.empty(target.heads, dtype=torch.int64)
     for old in range(source.key_value_heads):
-        groups = (key_value_heads == old).nonzero()  # every new group that shares this key-value head
+        groups = (key_value_heads == old).nonzero()  # the new groups with this key-value head
         places = (groups * new_group + torch.arange(new_group)).flatten()
         if len(places) < old_group:
             grown = f"from {source.heads} / {source.key_value_heads} to {target.heads} / {target.key_value_heads}"
@@ -71,7 +71,7 @@ def stack(old: int, new: int) -> list[int]:
 
 
 def stack_and_top(old: int, new: int) -> list[int]:
-    """Whole copies of the stack, then the remaining layers from the top of the old model (bert2BERT)."""
+    """Whole copies of the stack, then the remaining layers from the top of the old one (bert2BERT)."""
     return list(range(old)) * (new // old) + list(range(old - new % old, old))
 
 

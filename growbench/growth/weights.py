@@ -1,11 +1,11 @@
-"""Canonical weights, and the pure functions on them: widen, deepen.
+"""Canonical weights, and the pure functions that grow them: widen and deepen.
 
-A canonical weight is one named tensor with one axis per dimension. What a model repeats layer by layer is one tensor
-with a leading LAYER axis: `layers.attention.query.weight` is (LAYER, HEADS, WIDTH). So a growth operator is written once,
-runs on every architecture, and grows all layers in one product. Matrices are (out, in). Everything here works under
-autograd, so that a learned operator is the same code with learnable maps.
+A canonical weight is a named tensor with an axis for each dimension. Weights that repeat in every layer are one tensor with a
+leading LAYER axis: `layers.attention.query.weight` is (LAYER, HEADS, WIDTH). So a growth operator is written once, runs on every
+architecture, and grows all layers in one product. Matrices are (out, in). All functions are differentiable, so that a learned
+operator is the same code with learnable maps.
 
-Shape legend: L layers, N grown size of an axis, n its size before.
+Shape legend: L layers, N new size of an axis, n old size.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from growbench.config.schema import ModelConfig
 
 
 class Axis(Enum):
-    """What a dimension of a weight ranges over. LAYER and the WIDTHS grow; the others keep their size."""
+    """What a dimension of a weight ranges over. LAYER and the axes in WIDTHS grow; the others keep their size."""
 
     LAYER = "layer"
-    WIDTH = "width"  # the residual stream: one for the whole network
+    WIDTH = "width"  # the residual stream, which all layers share
     HEADS = "heads"  # heads x head size
-    KV_HEADS = "kv_heads"  # key-value heads x head size; consumed by the attention itself
-    HEAD_COUNT = "head_count"  # heads as such, where attention mixes them (talking heads)
+    KV_HEADS = "kv_heads"  # key-value heads x head size; read by the attention itself
+    HEAD_COUNT = "head_count"  # heads, if attention mixes them (talking heads)
     FFN = "ffn"
     HEAD_TRANSFORM = "head_transform"  # between a masked model's head transform and its untied decoder
     CLASS_LAYER = "class_layer"  # layers of class attention
-    VOCAB = "vocab"  # tokens, or classes
+    VOCAB = "vocab"  # tokens, or classes of images
     POSITION = "position"
     TYPE = "type"
-    PATCH = "patch"  # colours, rows and columns of an image patch
+    PATCH = "patch"  # colours, rows or columns of an image patch
     SINGLE = "single"  # of length one
 
 
@@ -57,11 +57,11 @@ def length(axis: Axis, sizes: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class Weight:
-    """One canonical tensor. `role` says what it does (query, ffn_up, norm, ...), in the words of the architecture tables.
+    """A canonical weight. `role` is its function in the model: query, ffn_up, norm and so on.
 
-    `consumes`: the last axis is the input side of a product, so that growing it must keep the product's sum. It is the
-    producing side otherwise. A norm before a tied decoder consumes too: the tied matrix itself cannot be divided.
-    `residual`: writes into the residual stream (attention output, second FFN matrix, and their biases).
+    `consumes`: the last axis is the input side of a product, so growing it must preserve the product's sum. Other axes are
+    output sides. A norm before a tied decoder consumes too, because the tied matrix cannot be divided.
+    `residual`: the weight writes to the residual stream (attention output, second FFN matrix, and their biases).
     """
 
     value: Tensor
@@ -75,7 +75,7 @@ Weights = dict[str, Weight]
 
 
 class AxisMap(Protocol):
-    """How one axis grows: `produce` applies the producing side along dimension `dim`, `consume` the consuming side."""
+    """How an axis grows. Along dimension `dim` of a weight, `produce` grows an output side, `consume` an input side."""
 
     def produce(self, value: Tensor, dim: int) -> Tensor: ...
 
@@ -84,9 +84,9 @@ class AxisMap(Protocol):
 
 @dataclass(frozen=True)
 class Select:
-    """Unit i of the grown axis is unit `index[i]` of the old one; consumers divide by the number of copies.
+    """Unit i of the grown axis copies unit `index[i]` of the old one. Consumers are divided by the number of copies.
 
-    The function-preserving map of Net2Net and bert2BERT (FPI): all copies are divided, the original included.
+    This is the function-preserving map of Net2Net and bert2BERT (FPI). All copies are divided, including the first.
     """
 
     index: Tensor  # (N,) int64
@@ -99,7 +99,7 @@ class Select:
         return self.produce(value, dim) / copies.reshape([-1] + [1] * (value.dim() - 1 - dim))
 
     def further(self) -> Tensor:
-        """The new units, (k,), that are not the first copy of their old unit."""
+        """(k,) indices of the new units that are a second or later copy of their old unit."""
         first = torch.full((int(self.index.max()) + 1,), len(self.index)).scatter_reduce(
             0, self.index, torch.arange(len(self.index)), "amin"
         )
@@ -108,9 +108,9 @@ class Select:
 
 @dataclass(frozen=True)
 class Extend:
-    """The linear map B = [I; M]: old units stay, new ones are M (N-n, n), or (L, N-n, n), times the old.
+    """The linear map B = [I; M]: old units stay, and new units are M times the old ones. M is (N-n, n) or (L, N-n, n).
 
-    `divided`: consumers use B / B's column sums instead of B, which undoes the growth of their sum (Net2Net's division).
+    `divided`: consumers use B divided by its column sums, which preserves the product's sum (Net2Net's division).
     """
 
     matrix: Tensor
@@ -128,7 +128,7 @@ class Extend:
         return grown.reshape(*before, -1, *after)
 
     def consume(self, value: Tensor, dim: int) -> Tensor:
-        """`dim` is the last one."""
+        """`dim` must be the last dimension."""
         if not self.divided:
             return self.produce(value, dim)
         copies = (1 + self.matrix.sum(-2)).to(value)  # (n,) or (L, n)
@@ -137,9 +137,9 @@ class Extend:
 
 
 class _Extended(torch.autograd.Function):
-    """[V; M V] along dimension -2, or [V, V M^T] along -1: a concatenation and a product without copies between them.
+    """[V; M V] along dimension -2, or [V, V M^T] along -1, without the copy that `cat` and `matmul` need between them.
 
-    V is (B, n, m) or (B, m, n), M is (B, N-n, n). What cat and matmul do, in three quarters of the time.
+    V is (B, n, m) or (B, m, n), M is (B, N-n, n). It takes three quarters of the time of `cat` and `matmul`.
     """
 
     @staticmethod
@@ -167,16 +167,16 @@ class _Extended(torch.autograd.Function):
         return for_value, for_matrix, None
 
 
-# The map of each growing axis; one under (axis, role) goes before that of the axis.
+# The map of each growing axis. A map for (axis, role) takes precedence over one for the axis.
 Maps = dict[Axis | tuple[Axis, str], AxisMap]
 
 
 def widen(weights: Weights, maps: Maps) -> Weights:
-    """Grow every dimension whose axis has a map; the last one on its consuming side where the weight consumes it."""
+    """Grow every dimension whose axis has a map: the last dimension as an input side if the weight consumes it."""
 
     def grown(weight: Weight) -> Tensor:
         value = weight.value
-        for dim in sorted(range(value.dim()), key=lambda dim: -weight.value.shape[dim]):  # the longest first: smaller products
+        for dim in sorted(range(value.dim()), key=lambda dim: -weight.value.shape[dim]):  # longest first, for smaller products
             axis = weight.axes[dim]
             axis_map = maps.get((axis, weight.role), maps.get(axis))
             if axis_map is not None:
@@ -191,10 +191,10 @@ LayerMap = Sequence[int] | Tensor | Callable[[str, Weight], Tensor]
 
 
 def deepen(weights: Weights, layer_map: LayerMap, axis: Axis = Axis.LAYER) -> Weights:
-    """Grow the LAYER axis (or CLASS_LAYER) of every weight that has one.
+    """Grow the axis (LAYER or CLASS_LAYER) of every weight that has it.
 
-    `layer_map` is the list of old layers that the new ones copy, a matrix (new layers, old layers) of mixing weights,
-    or a function from a weight's name and the weight to its new value.
+    `layer_map`: the old layer that each new one copies, or a matrix (new layers, old layers) of mixing weights, or a function
+    from a weight's name and the weight to its new value.
     """
 
     def grown(name: str, weight: Weight) -> Tensor:

@@ -1,1 +1,1 @@
-"""What a run would take, without training."""
+"""What a run would cost, without training."""
