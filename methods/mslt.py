@@ -54,7 +54,7 @@ class Mslt(Method):
         yield Phase(model=model.requires_grad_(True), name="all layers")
 
     def stages(self, layers: int) -> dict[int, float]:
-        """Depth -> share of the budget, for each stage before the last. Shallow targets have fewer stages with the same total."""
+        """Depth -> share of the budget, for each stage before the last. Shallow targets have fewer stages."""
         stages: dict[int, float] = {}
         for number, share in enumerate(self.shares, 1):
             depth = -(-layers * number // len(self.shares))
@@ -62,7 +62,7 @@ class Mslt(Method):
         return stages
 
     def freeze_below(self, task: Task, model: nn.Module, lowest: int) -> Any:
-        """Freeze all but the head and the layers from `lowest` on. Returns the hook that detaches the embeddings, if there is one."""
+        """Freeze all but the head and the layers from `lowest` on. Returns the hook that detaches the embeddings, or None."""
         by_decoder = self.tied_embedding == "decoder" and "head.weight" not in task.read(model)
 
         def trained(name: str, layer: int | None) -> bool:
