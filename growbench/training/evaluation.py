@@ -1,4 +1,4 @@
-"""What a model says on the fixed validation batches: its loss, how growth changed its outputs; its duplicates. Never charged."""
+"""Evaluation on fixed validation batches: loss, accuracy, how growth changed the outputs; duplicated units. Never charged."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from growbench.data import Data
 from growbench.growth.weights import Axis, Weights
 from growbench.method.loss import cross_entropy
 
-OUTPUTS = 1024  # rows of logits that outputs are compared on
+OUTPUTS = 1024  # rows of logits that are compared
 
 
 class Evaluation:
-    """Evaluates models of one run. Leaves them in their mode, and everything it spends in the account `evaluation`."""
+    """Evaluates the models of one run, and charges the account `evaluation`. The models' training mode is restored."""
 
     def __init__(self, data: Data, rows: int, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]) -> None:
-        """`rows`: how many of a batch are worked on at a time."""
+        """`rows`: the size of a micro-batch."""
         self.batches = [
             batch.part(number, parts).to(costs.device)
             for batch in data.validation_batches()
@@ -31,7 +31,7 @@ class Evaluation:
         self.before: Tensor | None = None  # outputs before the next growth
 
     def scores(self, model: nn.Module, counted: bool) -> tuple[float, float | None]:
-        """Mean loss over the batches, and of images the accuracy. `counted`: count FLOPs anew, as for a new phase."""
+        """Mean loss (nats) over the batches, and for images the accuracy. `counted`: count FLOPs anew, for a new model."""
 
         def means() -> list[float]:
             rows = []
@@ -58,17 +58,17 @@ class Evaluation:
         return loss, accuracy[0] if accuracy else None
 
     def remember(self, model: nn.Module) -> None:
-        """Keep this model's outputs, to compare a grown one with."""
+        """Keep this model's outputs, to compare those of a grown one with them."""
         self.before = self._outputs(model)
 
     def change(self, model: nn.Module) -> float | None:
-        """Norm of the difference of outputs to the remembered ones, over their norm; None if there are none."""
+        """Norm of the difference between the outputs and the remembered ones, divided by the norm of these; None without any."""
         if self.before is None:
             return None
         return ((self._outputs(model) - self.before).norm() / self.before.norm()).item()
 
     def _outputs(self, model: nn.Module) -> Tensor:
-        """Logits (N, vocabulary) of the first positions of validation, in evaluation mode."""
+        """Logits (up to OUTPUTS, vocabulary) of the first validation batch, in evaluation mode."""
         batch, mode = self.batches[0], model.training
         with torch.no_grad(), self.autocast:
             logits = self.costs.charged("evaluation", lambda: model.eval()(batch.inputs, batch.positions))
@@ -80,10 +80,10 @@ SAME = 0.99  # cosine above which two units are duplicates
 
 
 def duplicates(weights: Weights) -> float:
-    """The share of FFN units whose incoming weights point the same way as those of another unit of their layer.
+    """The share of FFN units whose incoming weights are almost parallel to those of another unit of the same layer.
 
-    Growth by copying starts near 1 where every unit was copied; as long as it stays there the copies have not parted, and the
-    larger model is no richer than the small one.
+    It is near 1 after growth that copies every unit. While it stays near 1, copies are still equal, and the larger model can
+    represent no more than the small one.
     """
     shares = []
     for weight in weights.values():

@@ -1,6 +1,6 @@
-"""The driver of a method's phases: the only place that advances a method's generator.
+"""The driver of a method's phases: the only code that advances a method's generator.
 
-Training, planning and checking all go through it, so that a plan and a run cannot differ.
+Training, planning and checking all use it, so that a plan and a run cannot differ.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ IN_PLACE_OF_RETURN = "write `yield Phase(model=...)` in place of `return`"
 
 @dataclass(frozen=True)
 class PhaseStart:
-    """A phase as it is about to be trained."""
+    """A phase that is about to be trained."""
 
     phase: Phase
     number: int  # among the method's phases, from 0
     model: nn.Module  # on the task's device, in training mode
     optimizer: Optimizer
     steps: int
-    first_step: int  # of the run
-    first_scored_step: int  # of the budget
+    first_step: int  # the steps of the run before it
+    first_scored_step: int  # the steps of the budget before it
     target_sized: bool  # whether its target has the sizes of the task's target
     growth_flops: int  # of the growth before it
     keeps_optimizer_state: bool  # whether its optimizer starts with a state that is not all zero
@@ -49,7 +49,7 @@ class PhaseStart:
 
 
 class PhaseObserver:
-    """Watches the phases of a method."""
+    """Is told of the phases of a method."""
 
     def method_begins(self) -> None:
         """The method is about to be asked for its first phase."""
@@ -58,24 +58,24 @@ class PhaseObserver:
         """The method has yielded a phase, which is about to be trained."""
 
     def phase_ends(self, start: PhaseStart) -> None:
-        """A phase has been trained; the method goes on."""
+        """A phase has been trained; the method's own code runs next."""
 
     def method_ends(self) -> None:
-        """The method yields no more."""
+        """The method has yielded its last phase."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a method is driven, for a check on a miniature."""
+    """Limits that keep a check on a miniature short."""
 
-    fixed_steps: int | None = None  # a phase of a fixed number of steps is cut to so many
-    phases: int | None = None  # more phases are an error
+    fixed_steps: int | None = None  # the most steps of a phase whose number of steps is fixed
+    phases: int | None = None  # the most phases; more are an error
 
 
 class PhaseDriver:
-    """Gives a method's phases one by one. Each must be reported as `trained` before the next one is asked for.
+    """Iterates over the phases of a method. Call `trained` for each before asking for the next.
 
-    Raises MethodError where the method breaks the interface, and what the method itself raises.
+    Raises MethodError if the method breaks the interface, and any exception of the method itself.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class PhaseDriver:
                     if stop.value is not None:
                         raise MethodError(f"phases() returned {_a(stop.value)}, which is ignored: {IN_PLACE_OF_RETURN}") from None
                     break
-                trained = None  # what only the runner held of the phase before is freed
+                trained = None  # frees the model of the last phase, unless the method still holds it
                 phase = self._checked(yielded, number)
                 if phase.scored and self.scored_steps >= self.task.budget:
                     self._refuse_after_cut(phase)
@@ -124,7 +124,7 @@ class PhaseDriver:
         self._check_last()
 
     def trained(self, loss: float) -> None:
-        """The phase under way has been trained; `loss` is its last training loss, NaN where nothing was computed."""
+        """Report the present phase as trained. `loss` (nats): its last training loss, NaN if nothing was computed."""
         self._loss = loss
 
     def _generator(self) -> Phases:
@@ -176,7 +176,7 @@ class PhaseDriver:
             raise MethodError(f"{self._cut}, so nothing is left for phase {phase.name!r}: use fewer steps, or share=")
 
     def _check_last(self) -> None:
-        """Refuse a method that leaves no model of the target's sizes."""
+        """Refuse a method whose last scored model does not have the target's sizes."""
         if self.last_scored is None:
             raise MethodError("no phase is scored: nothing is trained within the budget: `yield Phase(model=...)`")
         if not self.last_scored.target_sized:
@@ -185,7 +185,7 @@ class PhaseDriver:
 
 
 def where_raised(error: BaseException, method: Method) -> str:
-    """`mine.py, line 12: ` if an error was raised in or below the file of a method's class; else nothing."""
+    """`mine.py, line 12: ` if an error was raised by code in the file of a method's class or called from it; else empty."""
     file = inspect.getsourcefile(type(method))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"{file.rpartition('/')[2]}, line {frames[-1].lineno}: " if file and frames else ""
@@ -196,7 +196,7 @@ def _a(value: Any) -> str:
 
 
 def _has_state(optimizer: Optimizer) -> bool:
-    """Whether an optimizer remembers anything: moments that are all zero are as good as none."""
+    """Whether an optimizer has a state with a value that is not 0: moments that are all zero are like new ones."""
     values = [value for state in optimizer.state.values() for value in state.values()]
     return any(hasattr(value, "dim") and value.dim() > 0 and not value.is_meta and bool(value.any()) for value in values)
 
@@ -207,12 +207,12 @@ def _check_parameters(phase: Phase, model: nn.Module, optimizer: Optimizer) -> N
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for key, name in trainable.items() if key not in held]
     if missing or len(held) != len(trainable):
-        lacks = missing or "none, and holds others"
-        raise MethodError(f"phase {phase.name!r}: the optimizer must hold exactly the trainable parameters; it lacks {lacks}")
+        wrong = f"lacks {missing}" if missing else "holds others as well"
+        raise MethodError(f"phase {phase.name!r}: the optimizer must hold exactly the trainable parameters; it {wrong}")
 
 
 def _difference(model: nn.Module, config: ModelConfig, shapes: dict[str, torch.Size]) -> str:
-    """How a model differs from the target: in its sizes, or else in a parameter."""
+    """How a model differs from the target: the first size, or else parameter, that is not equal."""
     sizes = getattr(model, "sizes", None)
     if isinstance(sizes, ModelConfig) and sizes != config:
         key = next(each.name for each in fields(config) if getattr(sizes, each.name) != getattr(config, each.name))

@@ -1,4 +1,4 @@
-"""What a run is while it is trained: its counters, and the phase under way."""
+"""The state of a run that is being trained: its counters, and its present phase."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from growbench.training.step import Step
 
 
 class TrainingFailed(Exception):
-    """A run that cannot go on: what went wrong, and at which step."""
+    """A run that cannot be continued: what went wrong, and at which step."""
 
     def __init__(self, step: int, message: str) -> None:
         super().__init__(f"step {step}: {message}")
@@ -30,7 +30,7 @@ class TrainingFailed(Exception):
 
 
 class Curve(Protocol):
-    """Where the rows of a run's evaluations go: a list, or a file."""
+    """Holds a row for each evaluation of a run: a list, or a file."""
 
     def append(self, row: dict[str, Any], /) -> None: ...
 
@@ -39,39 +39,39 @@ class Curve(Protocol):
 
 @dataclass
 class Outcome:
-    """What a run leaves behind, complete or as far as it came."""
+    """The results of a run, complete or up to the present step."""
 
     costs: Costs
-    model: nn.Module | None = None  # the last scored one
-    target: nn.Module | None = None  # its part that is the target
+    model: nn.Module | None = None  # of the last scored phase
+    target: nn.Module | None = None  # the part of `model` that is the target
     steps: int = 0
     tokens: int = 0
     scored_steps: int = 0
-    rows: int = 0  # of the curve
-    waited: float = 0.0  # seconds of its steps that went by waiting for data
+    rows: int = 0  # rows of the curve
+    waited: float = 0.0  # seconds that its steps spent waiting for data
     final_val_loss: float | None = None
-    final_val_accuracy: float | None = None  # of images
+    final_val_accuracy: float | None = None  # of image classification
     phases: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class PhaseState:
-    """A phase under way."""
+    """A phase that is being trained."""
 
     start: PhaseStart
-    whole: Replica  # the model and optimizer as the method gave them
-    live: Replica  # the same as they are trained here: replicated or divided among processes
-    step: Step | None = None  # how its steps are done, once they have begun
-    flops: dict[int, dict[str, int]] = field(default_factory=dict)  # of a step of each workload, by account
-    paper_flops: int | None = None  # of a step, by the counter of LiGO's paper
+    whole: Replica  # the model and optimizer that the method gave
+    live: Replica  # the same while they are trained: replicated or sharded over processes
+    step: Step | None = None  # None before the first step
+    flops: dict[int, dict[str, int]] = field(default_factory=dict)  # of one step, by workload and account
+    paper_flops: int | None = None  # of one step, by the counter of LiGO's paper
     skips_parameters: bool = False  # whether some workload leaves some of the trainable parameters without gradients
-    done: int = 0
-    evaluated: int = -1  # how many steps were done at the last evaluation
+    done: int = 0  # steps
+    evaluated: int = -1  # steps that were done at the last evaluation
     step_seconds: list[float] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last evaluation
     train_loss: float = math.nan  # of the last step before the last evaluation
-    growth: dict[str, Any] = field(default_factory=dict)  # what happened before its first step
-    randomness: RandomStates | None = None  # that the run goes on with after it, if its steps have random states of their own
+    growth: dict[str, Any] = field(default_factory=dict)  # what growth changed, measured before the first step
+    randomness: RandomStates | None = None  # of the run, restored after the phase if its steps have their own
 
     @classmethod
     def of(cls, start: PhaseStart) -> PhaseState:
@@ -98,25 +98,25 @@ class PhaseState:
         return self.done == self.start.steps
 
     def set_rates(self, lr_multiplier: float) -> None:
-        """The learning rates of the next step: this multiple of each peak, or what a param group's own schedule says."""
+        """Set the learning rates of the next step: this multiple of each peak, or that of a param group's own schedule."""
         own = dict(enumerate(self.phase.group_schedules))
         for place, (group, peak) in enumerate(zip(self.optimizer.param_groups, self.peaks, strict=True)):
             schedule = own.get(place)
             group["lr"] = peak * (lr_multiplier if schedule is None else schedule(self.done, self.start.steps))
 
     def reset_rates(self) -> None:
-        """Back to the peaks, so that the next phase can go on with this optimizer."""
+        """Set the learning rates to their peaks, so that the next phase can continue with this optimizer."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak
 
     def join(self) -> None:
-        """Training is over: all of the model and its optimizer is in this process again."""
+        """End training: gather the whole model and optimizer state in this process."""
         self.live.gather()
         self.live.close()
         self.live = self.whole
 
     def record(self) -> dict[str, Any]:
-        """What run.json says of it when it has ended."""
+        """The record of the trained phase in run.json."""
         spent: Counter[str] = Counter()
         charge(spent, self.flops, self.phase.workloads(range(self.done)))
         return {
@@ -133,19 +133,19 @@ class PhaseState:
 
 
 def charge(flops: MutableMapping[str, int], of_a_step: Mapping[int, dict[str, int]], steps: Mapping[int, int]) -> None:
-    """Add to `flops`, by account, those of so many steps of each workload. `of_a_step`: of one step, by workload."""
+    """Add the FLOPs of steps to `flops`, by account. `of_a_step`: of one step, by workload. `steps`: how many, by workload."""
     for workload, number in steps.items():
         for account, each in of_a_step[workload].items():
             flops[account] += number * each
 
 
-# what a checkpoint keeps
+# the fields of Outcome and of PhaseState that a checkpoint stores
 COUNTERS = ("steps", "tokens", "scored_steps", "rows", "waited", "final_val_loss", "final_val_accuracy", "phases")
 UNDER_WAY = ("done", "evaluated", "step_seconds", "train_loss", "growth")
 
 
 def pack(outcome: Outcome, now: PhaseState) -> dict[str, Any]:
-    """A run's counters, costs and the phase under way, as plain JSON values."""
+    """A run's counters, its costs and its present phase, as JSON values."""
     costs = {"flops": outcome.costs.flops, "seconds": outcome.costs.seconds}
     phase = {key: getattr(now, key) for key in UNDER_WAY}
     under_way = {"phase": phase, "losses": [loss.item() for loss in now.losses]}
@@ -153,7 +153,7 @@ def pack(outcome: Outcome, now: PhaseState) -> dict[str, Any]:
 
 
 def unpack(state: Mapping[str, Any], outcome: Outcome, now: PhaseState, device: torch.device) -> None:
-    """The reverse."""
+    """Set `outcome` and `now` to what `pack` gave."""
     for key in COUNTERS:
         setattr(outcome, key, state[key])
     for key in UNDER_WAY:
@@ -164,7 +164,7 @@ def unpack(state: Mapping[str, Any], outcome: Outcome, now: PhaseState, device: 
 
 
 def refuse_not_finite(losses: list[float], first_step: int) -> None:
-    """Raise TrainingFailed at the first of the losses, of one step each, that is infinite or no number."""
+    """Raise TrainingFailed if a loss is infinite or NaN. `losses`: of consecutive steps, from `first_step`."""
     for step, loss in enumerate(losses, first_step):
         if not math.isfinite(loss):
             raise TrainingFailed(step, f"the loss is {loss}")

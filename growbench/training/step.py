@@ -1,4 +1,4 @@
-"""One training step: forward and backward by micro-batches, in the precision and with the compilation that is asked for."""
+"""One training step: forward and backward by micro-batches, in the chosen precision, compiled or not."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from growbench.data import Batch
 from growbench.method import Phase
 from growbench.training.replicas import Replica
 
-WORTH_COMPILING = 1000  # steps: compiling a model takes as long as hundreds of them
+WORTH_COMPILING = 1000  # steps; compiling a model takes as long as hundreds of them
 
 
 def autocast(training: Training, device: torch.device) -> torch.autocast:
-    """The precision of a training's forward passes on this device."""
+    """The context of forward passes: bf16 or float32, as `training` has it on this device."""
     return torch.autocast(device.type, torch.bfloat16, enabled=training.precision_on(device.type) == "bf16")
 
 
 @dataclass(frozen=True)
 class Step:
-    """How the steps of a phase are done."""
+    """Does the steps of a phase."""
 
     phase: Phase
     live: Replica
     training: Training
     machine: Machine
     device: torch.device
-    compiled_call: Callable[..., Any] | None = None  # of the model
+    compiled_call: Callable[..., Any] | None = None  # of the model; None: not compiled
 
     @classmethod
     def of(cls, phase: Phase, live: Replica, training: Training, machine: Machine, device: torch.device, steps: int = 0) -> Step:
-        """`steps`: how many there will be; many are worth compiling for."""
+        """`steps`: the number of steps to come, which decides whether compiling pays off; 0: do not compile."""
         worth = device.type == "cuda" and steps >= WORTH_COMPILING if machine.compile == "auto" else machine.compile == "on"
         if not (worth and steps and live.compiles):
             return cls(phase, live, training, machine, device)
-        torch.compiler.reset()  # Dynamo keeps eight graphs of one `forward`, of all phases together, and then runs it uncompiled
+        torch.compiler.reset()  # Dynamo keeps at most eight graphs of a `forward`, over all phases, and then stops compiling
         return cls(phase, live, training, machine, device, torch.compile(live.model._call_impl, dynamic=False))
 
     @property
@@ -61,14 +61,14 @@ class Step:
         return torch.stack(losses).mean()
 
     def update(self) -> None:
-        """Clip the gradients, let the optimizer use them, and drop them."""
+        """Clip the gradients, do a step of the optimizer, and clear the gradients."""
         self.live.update(self.training.clip)
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
-        """Calls of the model run compiled. It stays the same module: a wrapper would be of another class, without its methods."""
+        """Within, calls of the model run compiled. No wrapper: it would have another class, without the model's methods."""
         model = self.live.model
-        model._compiled_call_impl = self.compiled_call  # what nn.Module.compile sets, without an end
+        model._compiled_call_impl = self.compiled_call  # nn.Module.compile sets it too, but for good
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""One run: a method's phases, trained step by step. The only training loop."""
+"""The training loop: it trains the phases of one method step by step. There is no other."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ from growbench.training.replicas import place
 from growbench.training.state import Curve, Outcome, PhaseState, TrainingFailed, charge, pack, refuse_not_finite, unpack
 from growbench.training.step import Step, autocast
 
-CHECKPOINT_SECONDS = 60.0  # at least, between two checkpoints
+CHECKPOINT_SECONDS = 60.0  # least time between two checkpoints
 
 
 @dataclass(frozen=True)
 class Work:
-    """What to train, and on what."""
+    """What to train, on which data, and with which limits."""
 
     task: Task
     data: Data
     seed: int
-    costs: Costs  # the task's
+    costs: Costs  # the ledger that the task charges as well
     machine: Machine = field(default_factory=Machine)
     limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a run goes while it is trained."""
+    """Where the loop writes a run's results."""
 
-    curve: Curve  # receives each evaluation's row
+    curve: Curve  # receives a row for each evaluation
     progress: Progress
-    checkpoints: Checkpoints | None = None  # the run resumes from the newest, and is kept in a new one every minute
-    branches: Collection[int] = ()  # numbers of scored steps at which a checkpoint is kept for other runs to branch off
+    checkpoints: Checkpoints | None = None  # to resume from; a new one is written every minute
+    branches: Collection[int] = ()  # scored steps at which a checkpoint is kept for other runs to branch off
 
 
 @dataclass(frozen=True)
 class Stop:
-    """When a run ends before its last phase does."""
+    """When a run stops before the end of its last phase."""
 
-    at_loss: float = -math.inf  # at the first scored evaluation at or below it
-    interrupted: Callable[[], bool] = lambda: False  # at the next step; the run can be resumed
+    at_loss: float = -math.inf  # nats: the run ends at its first scored evaluation at or below it
+    interrupted: Callable[[], bool] = lambda: False  # asked before each step; the run can be resumed
 
 
 class Due(NamedTuple):
-    """What is to be done before the next step, the same in all processes."""
+    """What must be done before the next step; the same in all processes."""
 
     evaluation: bool
     branch: bool  # a checkpoint for other runs to branch off
@@ -70,7 +70,7 @@ class Due(NamedTuple):
 
 
 class Trainer:
-    """Trains what a method yields, and keeps the run's curve and costs."""
+    """Trains the phases that a method yields, and records the run's curve and costs."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Trainer:
         self.work, self.output, self.stop, self.observers = work, output, stop or Stop(), observers
         self.task, self.costs, self.training, self.device = work.task, work.costs, work.task.training, work.task.device
         self.parallel = parallel or Parallel(self.device)
-        self.every = max(1, self.task.budget // 100)  # evaluations are at most 1 % of the budget apart
+        self.every = max(1, self.task.budget // 100)  # steps between two evaluations: 1 % of the budget
         rows, classifies = work.machine.rows(self.training.batch), self.task.architecture.objective == "classes"
         self.evaluation = Evaluation(work.data, rows, classifies, work.costs, autocast(self.training, self.device))
         self.feed = Feed(work.data, work.seed, self.device, work.machine.workers, self.parallel.dp_rank, self.parallel.dp_degree)
@@ -91,12 +91,12 @@ class Trainer:
         self.schedule = schedule.of(self.training)
         self.outcome = Outcome(work.costs)
         self.source_loss: float | None = None
-        self.reached = False  # the loss to stop at
+        self.reached = False  # whether the run has reached the loss to stop at
         self.started = self.saved = time.perf_counter()
-        self.elapsed = 0.0  # seconds before this process took the run up
+        self.elapsed = 0.0  # seconds that the run took before it was resumed
 
     def run(self, method: Method) -> Outcome:
-        """Train every phase of `method`. Raises TrainingFailed; `self.outcome` then holds what came before."""
+        """Train every phase of `method`. Raises TrainingFailed; then `self.outcome` holds the results up to that step."""
         driver = PhaseDriver(method, self.task, self.costs, self.observers, self.work.limits)
         try:
             if method.uses_source:
@@ -119,7 +119,7 @@ class Trainer:
         return self.outcome
 
     def _train(self, now: PhaseState) -> None:
-        """Train a phase to its end, or to the loss to stop at. Before each step, and after the last, what is due is done."""
+        """Train a phase to its end, or to the loss to stop at. Before each step and after the last, do what is due."""
         while True:
             due = self._due(now)
             if any(due):
@@ -161,7 +161,7 @@ class Trainer:
         self.output.progress.step()
 
     def _place(self, now: PhaseState) -> Step:
-        """Bring the phase's model to where it is trained, and compile it if that is worth its time."""
+        """Replicate or shard the phase's model over the processes, and compile it if that pays off."""
         now.live = place(now.phase, now.optimizer, self.task.architecture, self.parallel, now.skips_parameters)
         now.step = step = Step.of(now.phase, now.live, self.training, self.work.machine, self.device, now.start.steps)
         if step.compiled:
@@ -180,7 +180,7 @@ class Trainer:
         progress.extend(now.phase.name, progress.done + (left if now.phase.scored else left + start.steps))
 
     def _begin(self, now: PhaseState) -> None:
-        """Count a step of each workload; then take the phase up where it was left, or look at what growth did to the model."""
+        """Count the FLOPs of a step of each workload. Then resume the phase, or, if it is new, measure what growth changed."""
         now.flops = {workload: self._probe(now, step) for workload, step in now.phase.first_steps(now.start.steps).items()}
         now.paper_flops = self._paper_flops(now)
         newest = self.output.checkpoints.newest(now.start.number) if self.output.checkpoints else None
@@ -199,7 +199,7 @@ class Trainer:
         }
 
     def _end(self, now: PhaseState) -> None:
-        """Check that the work per step was what was charged, and record the phase."""
+        """Check that the last step took as many FLOPs as were charged, and record the phase."""
         first, last = now.flops[now.phase.workload_of(now.done - 1)], self._probe(now, now.done - 1)
         if last != first:
             raise TrainingFailed(
@@ -214,7 +214,7 @@ class Trainer:
             self.output.checkpoints.save_end(now.start.number, self._checkpoint(now))
 
     def _evaluate(self, now: PhaseState) -> None:
-        """Evaluate, to the curve; the first time in a phase also count what an evaluation takes."""
+        """Evaluate, and add a row to the curve. At the start of a phase also count the FLOPs of an evaluation."""
         outcome, begins = self.outcome, now.done == 0
         train_loss = None if begins else self._mean_train_loss(now)
         val_loss, accuracy = self.evaluation.scores(now.live.evaluated, counted=begins)
@@ -235,21 +235,21 @@ class Trainer:
             "seconds": self.costs.total("seconds"),
             "scored": scored,
         }
-        del self.output.curve[outcome.rows :]  # what came after the checkpoint that the run was resumed from
+        del self.output.curve[outcome.rows :]  # drops rows newer than the checkpoint that the run was resumed from
         self.output.curve.append(row if accuracy is None else row | {"val_accuracy": accuracy})
         outcome.rows += 1
         self.output.progress.evaluated(val_loss, row["flops"])
         self.reached = scored and val_loss <= self.stop.at_loss
 
     def _mean_train_loss(self, now: PhaseState) -> float:
-        """The mean training loss since the last evaluation. Refuses a loss that is not finite."""
+        """The mean training loss (nats) since the last evaluation. Raises TrainingFailed for a loss that is not finite."""
         losses = self.parallel.mean(torch.stack(now.losses)).tolist()
         refuse_not_finite(losses, self.outcome.steps - len(losses) + 1)
         now.losses, now.train_loss = [], losses[-1]
         return statistics.fmean(losses)
 
     def _charge(self, now: PhaseState) -> None:
-        """Stop the clock, and charge the steps since the last time."""
+        """Read the clock, and charge the steps since it was read last."""
         step_seconds, taught = self.watch.read(), self.costs.teacher_seconds()
         for account, seconds in taught.items():
             self.costs.seconds[account] += seconds
@@ -280,17 +280,17 @@ class Trainer:
         return paper_step(self.task.architecture, now.model, batch, sequence_length, teacher, now.phase.paper_step_flops)
 
     def _lr_multiplier(self, now: PhaseState, step: int) -> float:
-        """The multiple of the peak learning rate at a step of the phase."""
+        """The learning rate at a step of the phase, as a multiple of its peak."""
         if now.phase.schedule is not None:
             return now.phase.schedule(step, now.start.steps)
         return self.schedule(now.start.first_scored_step + step, self.task.budget) if now.phase.scored else 1.0
 
     def _duplicates(self, now: PhaseState) -> float | None:
-        """The share of duplicated FFN units; None for what is not the target."""
+        """The share of duplicated FFN units; None for a model that is not of the target's sizes."""
         return duplicates(self.task.read(now.start.target)) if now.start.target_sized else None
 
     def _save(self, now: PhaseState, due: Due) -> None:
-        """Keep the checkpoints that are due."""
+        """Write the checkpoints that are due."""
         if self.output.checkpoints and due.branch:
             self.output.checkpoints.save_branch(self.outcome.scored_steps, self._checkpoint(now))
         if self.output.checkpoints and due.checkpoint:
@@ -299,7 +299,7 @@ class Trainer:
             self.saved = time.perf_counter()
 
     def _checkpoint(self, now: PhaseState) -> Checkpoint:
-        """The present moment. All processes take part."""
+        """A checkpoint of the present state. All processes must call this together."""
         now.live.gather()
         now.losses = [self.parallel.mean(loss) for loss in now.losses]
         state = pack(self.outcome, now) | {"overhead": self._overhead(), "reached": self.reached}
@@ -307,7 +307,7 @@ class Trainer:
         return Checkpoint.of(now.model, now.optimizer, self.task.rng, state, now.randomness)
 
     def _restore_end(self, now: PhaseState) -> bool:
-        """Load the end of a phase, if it was trained before."""
+        """Load the phase as it was at its end, if an earlier process trained it to there. Returns whether it did."""
         ended = self.output.checkpoints.ended(now.start.number) if self.output.checkpoints else None
         if ended:
             self._restore(now, ended)
@@ -315,7 +315,7 @@ class Trainer:
         return ended is not None
 
     def _restore(self, now: PhaseState, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint: all is as it was, but for the time that replay takes."""
+        """Continue from a checkpoint. Only the seconds that replay takes are added to the run."""
         checkpoint.restore(now.model, now.optimizer, self.task.rng, self.parallel.idle_state_device(now.optimizer))
         state = checkpoint.state
         self.output.progress.resume(state["steps"] - self.outcome.steps)
