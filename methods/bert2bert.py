@@ -59,13 +59,13 @@ class Bert2Bert(Method):
             raise UsageError(f"sub_model_layers = {self.sub_model_layers}: must be at least 1")
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source_config, task.target_config
-        maps = copying(source, target, task.rng)
+        small, large = task.source_config, task.target_config
+        maps = copying(small, large, task.rng)
         weights = task.read(task.source)
         grown = widen(weights, maps)
         if self.init == "aki":
             grown = with_new_units(grown, widen(upper_layers(weights), maps), maps)
-        model = task.model_from(deepen(grown, stack_and_top(source.layers, target.layers)))
+        model = task.model_from(deepen(grown, stack_and_top(small.layers, large.layers)))
         if self.sub_model_share:
             yield self.sub_models(task, model)
         yield Phase(model=model)

@@ -24,21 +24,21 @@ class DirectCopy(Method):
     new: Literal["random", "morph"] = "random"  # morph: random incoming weights, zero outgoing ones
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source_config, task.target_config
+        small, large = task.source_config, task.target_config
         for what, old, grown in (
-            ("width / heads", source.head_size, target.head_size),
-            ("heads / kv_heads", source.heads // source.key_value_heads, target.heads // target.key_value_heads),
+            ("width / heads", small.head_size, large.head_size),
+            ("heads / kv_heads", small.heads // small.key_value_heads, large.heads // large.key_value_heads),
         ):
             if old != grown:
                 raise UsageError(f"direct_copy copies whole heads: target's {what} = {grown} must equal the source's {old}")
-        small = deepen(task.read(task.source), stack(source.layers, target.layers))
-        large = task.read(task.build())
+        stacked = deepen(task.read(task.source), stack(small.layers, large.layers))
+        fresh = task.read(task.build())
 
         def filled(name: str) -> Tensor:
-            corner, value = small[name].value, large[name].value.clone()
-            if self.new == "morph" and small[name].consumes:
+            corner, value = stacked[name].value, fresh[name].value.clone()
+            if self.new == "morph" and stacked[name].consumes:
                 value[..., corner.shape[-1] :] = 0
             value[tuple(slice(size) for size in corner.shape)] = corner
             return value
 
-        yield Phase(model=task.model_from({name: replace(weight, value=filled(name)) for name, weight in large.items()}))
+        yield Phase(model=task.model_from({name: replace(weight, value=filled(name)) for name, weight in fresh.items()}))

@@ -20,6 +20,6 @@ class Interpolation(Method):
     paper: ClassVar[str] = "https://arxiv.org/abs/1710.10348"
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source_config, task.target_config
-        wide = widen(task.read(task.source), copying(source, target, task.rng))
-        yield Phase(model=task.model_from(deepen(wide, interleave(source.layers, target.layers))))
+        small, large = task.source_config, task.target_config
+        wide = widen(task.read(task.source), copying(small, large, task.rng))
+        yield Phase(model=task.model_from(deepen(wide, interleave(small.layers, large.layers))))

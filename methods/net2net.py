@@ -45,12 +45,12 @@ class Net2Net(Method):
             raise UsageError(f"noise = {self.noise}: must be at least 0")
 
     def phases(self, task: Task) -> Phases:
-        source, target = task.source_config, task.target_config
-        maps = copying(source, target, task.rng)
+        small, large = task.source_config, task.target_config
+        maps = copying(small, large, task.rng)
         wide = widen(task.read(task.source), maps)
         if self.noise:
             wide = self.noisy(wide, maps, task.rng)
-        yield Phase(model=task.model_from(with_identities(wide, source.layers, target.layers)))
+        yield Phase(model=task.model_from(with_identities(wide, small.layers, large.layers)))
 
     def noisy(self, weights: Weights, maps: Maps, rng: torch.Generator) -> Weights:
         """Add noise to every matrix entry that belongs to a second or later copy of a unit."""

@@ -21,41 +21,41 @@ def random(old: int, new: int, rng: torch.Generator) -> Tensor:
     return torch.cat([torch.arange(old), torch.randint(old, (new - old,), generator=rng)])
 
 
-def copying(source: ModelConfig, target: ModelConfig, rng: torch.Generator) -> Maps:
+def copying(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> Maps:
     """The maps of function-preserving width growth (Net2Net; FPI of bert2BERT), which copy whole heads and FFN neurons.
 
     Heads and neurons are copied at random, the residual axis evenly. Growth by an integer factor preserves the function; other
     factors change mean and variance in the norms. Raises UsageError if whole heads cannot be copied.
     """
-    heads, key_value_heads = head_maps(source, target, rng)
-    residual = Select(even(source.width, target.width, rng))
+    heads, key_value_heads = head_maps(small, large, rng)
+    residual = Select(even(small.width, large.width, rng))
     return {
         Axis.WIDTH: residual,
         Axis.HEAD_TRANSFORM: residual,
-        Axis.HEADS: Select(_dimensions(heads, source.head_size)),
-        Axis.KV_HEADS: Select(_dimensions(key_value_heads, source.head_size)),
+        Axis.HEADS: Select(_dimensions(heads, small.head_size)),
+        Axis.KV_HEADS: Select(_dimensions(key_value_heads, small.head_size)),
         Axis.HEAD_COUNT: Select(heads),
-        Axis.FFN: Select(random(source.ffn, target.ffn, rng)),
+        Axis.FFN: Select(random(small.ffn, large.ffn, rng)),
     }
 
 
-def head_maps(source: ModelConfig, target: ModelConfig, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def head_maps(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """(heads,) and (key-value heads,): the old head that each new one copies. Every head keeps its own keys and values.
 
     Raises UsageError if the head size changes, or if a group of heads becomes too small for its old heads.
     """
-    if source.head_size != target.head_size:
-        sizes = f"target.width / target.heads = {target.head_size} must equal the source's {source.head_size}"
+    if small.head_size != large.head_size:
+        sizes = f"target.width / target.heads = {large.head_size} must equal the source's {small.head_size}"
         raise UsageError(f"heads are copied whole: {sizes}")
-    old_group, new_group = source.heads // source.key_value_heads, target.heads // target.key_value_heads
+    old_group, new_group = small.heads // small.key_value_heads, large.heads // large.key_value_heads
     copies = random if new_group >= old_group else even  # an old group that is split into smaller ones needs enough of them
-    key_value_heads = copies(source.key_value_heads, target.key_value_heads, rng)
-    heads = torch.empty(target.heads, dtype=torch.int64)
-    for old in range(source.key_value_heads):
+    key_value_heads = copies(small.key_value_heads, large.key_value_heads, rng)
+    heads = torch.empty(large.heads, dtype=torch.int64)
+    for old in range(small.key_value_heads):
         groups = (key_value_heads == old).nonzero()  # the new groups with this key-value head
         places = (groups * new_group + torch.arange(new_group)).flatten()
         if len(places) < old_group:
-            grown = f"from {source.heads} / {source.key_value_heads} to {target.heads} / {target.key_value_heads}"
+            grown = f"from {small.heads} / {small.key_value_heads} to {large.heads} / {large.key_value_heads}"
             raise UsageError(f"heads / kv_heads {grown}: a group of {old_group} heads has only {len(places)} places to go")
         heads[places] = old * old_group + torch.arange(len(places)) % old_group
     return heads, key_value_heads
