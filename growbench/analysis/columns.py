@@ -12,6 +12,8 @@ import numpy as np
 from growbench.analysis.statistics import Values, interval
 from growbench.costs.accounts import Ledger, Unit
 
+PAPER_SAVING = "flops_saving_paper_counter"  # the source free, FLOPs by the counter of LiGO's paper
+
 
 def cost(unit: Unit, ledger: Ledger) -> str:
     """What one run cost."""

@@ -55,7 +55,7 @@ def _outcome(run: Run, scratch: Run | None, target: float, given: float | None) 
             cost = reference if run is scratch and given is None else cost_to_target(run, target, unit, ledger)
             row[columns.cost(unit, ledger)] = cost
             row[columns.saving(unit, ledger)] = _saving(run, scratch, unit, cost, reference)
-    row["flops_saving_paper_counter"] = _paper_saving(run, scratch, target, given)
+    row[columns.PAPER_SAVING] = _paper_saving(run, scratch, target, given)
     return row
 
 
@@ -113,7 +113,7 @@ def _method_row(table: pd.DataFrame, method: str, target: float, claim: Publishe
     for unit in Unit:
         percent = getattr(claim, unit)
         row[columns.published_saving(unit)] = math.nan if percent is None else percent / 100
-    row["flops_saving_paper_counter"] = table["flops_saving_paper_counter"].mean() if reached == len(table) else math.nan
+    row[columns.PAPER_SAVING] = table[columns.PAPER_SAVING].mean() if reached == len(table) else math.nan
     for unit in Unit:
         for ledger in Ledger:
             costs = table[columns.cost(unit, ledger)]  # inf once a seed missed, NaN once the cost of a source is not known

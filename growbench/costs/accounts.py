@@ -32,7 +32,5 @@ class Ledger(StrEnum):
     BUILD = "build"  # the source model is trained for this, and charged
 
 
-UNITS = tuple(Unit)
-LEDGERS = tuple(Ledger)
 CHARGED = (Account.GROWTH, Account.OPERATOR, Account.TEACHER, Account.TRAIN)  # build adds the source
 UNCHARGED = (Account.EVALUATION, Account.COMPILATION, Account.OVERHEAD)

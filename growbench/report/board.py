@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 from growbench.analysis import profiles, tables
 from growbench.analysis.columns import to_scratch
 from growbench.analysis.comparison import KEEPS, Comparison
-from growbench.costs.accounts import LEDGERS, Ledger, Unit
+from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import counted, ratio
 from growbench.registry import SCRATCH
 from growbench.report import drawing, parts
@@ -97,7 +97,7 @@ def _table(columns: Mapping[str, Mapping[str, Row]], means: pd.DataFrame, names:
     blocks = [
         MethodRows(
             name,
-            [[ledger, *_savings(columns, method, ledger), ratio(mean[method][to_scratch(ledger)])] for ledger in LEDGERS],
+            [[ledger, *_savings(columns, method, ledger), ratio(mean[method][to_scratch(ledger)])] for ledger in Ledger],
         )
         for method, name in names.items()
     ]
@@ -110,7 +110,7 @@ def markdown(columns: Mapping[str, Mapping[str, Row]], names: Mapping[str, Metho
         [name.label + " (control)" * name.control, ledger, *_savings(columns, method, ledger)]
         for method, name in names.items()
         if method != SCRATCH
-        for ledger in LEDGERS
+        for ledger in Ledger
     ]
     keeps = f"\n{parts.MARKS['keeps_source']}\n" if any(name.label.endswith(KEEPS) for name in names.values()) else ""
     return parts.markdown_table(["method", "FLOPs saved", *columns], rows, names=2) + keeps
@@ -123,7 +123,7 @@ def performance_profile(labels: Mapping[str, str], data: pd.DataFrame, width: fl
     height = drawing.high_enough(2.8 if width == WIDE else 2.5, names)
     figure, both = drawing.panels(width, [height] * 2, 0.75, 0.25 + drawing.room(names))
     looks = drawing.looks(labels)
-    for axes, ledger in zip(both, LEDGERS, strict=True):
+    for axes, ledger in zip(both, Ledger, strict=True):
         axes.set_xscale("log")
         axes.set_xlim(1, profiles.FURTHEST)
         axes.set_ylim(-0.06, 1.06)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import LEDGERS, Ledger, Unit
+from growbench.costs.accounts import Ledger, Unit
 from growbench.registry import SCRATCH
 from growbench.report.cells import cost_scale
 from growbench.report.drawing import (
@@ -113,7 +113,7 @@ def _target(axes: Axes, comparison: Comparison, unit: Unit, drawn: Mapping[str, 
     target_line(axes, comparison.target)
     for row in tables.records(comparison.savings):
         look = drawn[row["method"]]
-        reuse, build = (row[columns.cost_to_target(unit, ledger)] for ledger in LEDGERS)
+        reuse, build = (row[columns.cost_to_target(unit, ledger)] for ledger in Ledger)
         if np.isfinite(reuse):
             dot: dict[str, Any] = {"marker": look.dot, "color": look.colour, "markersize": 7, "clip_on": False}
             axes.plot(reuse, comparison.target, **dot, markeredgecolor="white", zorder=6)
@@ -127,7 +127,7 @@ def ladder(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(labels(comparison)))
     drawn = looks(comparison.methods)
     scale = cost_scale(data["flops"].max(), Unit.FLOPS)
-    for axes, ledger in zip(both, LEDGERS, strict=True):
+    for axes, ledger in zip(both, Ledger, strict=True):
         rows, ends = data[data["ledger"] == ledger], []
         axes.set_xscale("log")
         axes.set_xlim(data["flops"].min() / 1.06, data["flops"].max() * 1.06)

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from growbench.analysis import columns, tables
 from growbench.analysis.columns import Saving
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import LEDGERS, UNITS, Ledger, Unit
+from growbench.costs.accounts import Ledger, Unit
 from growbench.registry import SCRATCH
 from growbench.report.cells import outcome
 from growbench.report.drawing import (
@@ -41,7 +41,7 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     height = 0.46 * len(rows) + 0.1
     figure, both = panels(width, [height, height], room(labels(comparison)), 2.2 if width == WIDE else 1.35, below=0.42)
     drawn = looks(comparison.methods)
-    for axes, unit in zip(both, UNITS, strict=True):
+    for axes, unit in zip(both, Unit, strict=True):
         _saving_limits(axes, data, comparison.outcomes, unit)
         for row, place in zip(rows, reversed(range(len(rows))), strict=True):
             seeds = comparison.outcomes[comparison.outcomes["method"] == row["method"]]
@@ -69,7 +69,7 @@ def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
 def _saving_limits(axes: Axes, data: pd.DataFrame, outcomes: pd.DataFrame, unit: Unit) -> None:
     """Savings up to 100 %; what costs more than twice scratch is drawn at the edge, with its figure beside it."""
     values = [0.0, 0.1, *data[columns.published_saving(unit)]]
-    for ledger in LEDGERS:
+    for ledger in Ledger:
         values += [*outcomes[columns.saving(unit, ledger)]]
         for row in tables.records(data):
             found = Saving.of(row, unit, ledger)
@@ -92,7 +92,7 @@ def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> F
     height = high_enough(2.6 if width == WIDE else 2.3, labels(comparison))
     figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(labels(comparison)))
     drawn = looks(comparison.methods)
-    for axes, ledger in zip(both, LEDGERS, strict=True):
+    for axes, ledger in zip(both, Ledger, strict=True):
         rows = data[data["ledger"] == ledger]
         if len(rows):
             axes.set_xlim(data["loss"].max(), min(data["loss"].min(), comparison.target))

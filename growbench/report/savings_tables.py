@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import LEDGERS, UNITS, Ledger, Unit
+from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import NONE, Scale, counted, p_value, percent
 from growbench.report.cells import UNKNOWN, cost_scale, saving_of
 from growbench.report.parts import GroupedTable, MethodRow, markdown_table, method_names
@@ -33,13 +33,13 @@ class SavingsTable:
     def scales(self) -> dict[Unit, Scale]:
         """One scale a unit: the one that suits the most expensive run."""
         ended = [run for run in self.comparison.runs if run.curve]
-        return {unit: cost_scale(max(run.curve[-1][unit] for run in ended), unit) for unit in UNITS}
+        return {unit: cost_scale(max(run.curve[-1][unit] for run in ended), unit) for unit in Unit}
 
     def cost_heads(self, unit: Unit) -> dict[str, str]:
         """The heads of a unit's columns: below the group's title, and readable alone."""
         name = self.scales[unit].name
-        return {f"to target, {ledger}": f"{name} to target, {ledger}" for ledger in LEDGERS} | {
-            f"saved, {ledger}": f"{TITLES[unit]} saved, {ledger}" for ledger in LEDGERS
+        return {f"to target, {ledger}": f"{name} to target, {ledger}" for ledger in Ledger} | {
+            f"saved, {ledger}": f"{TITLES[unit]} saved, {ledger}" for ledger in Ledger
         }
 
     def cells(self, row: Mapping[str, Any]) -> list[str]:
@@ -49,22 +49,22 @@ class SavingsTable:
         if self.comparison.has_accuracy:
             cells.append(percent(row["final_val_accuracy"]))
         cells.append(f"{row['reached']} of {row['seeds']}")
-        for unit in UNITS:
-            costs = [row[columns.cost_to_target(unit, ledger)] for ledger in LEDGERS]
+        for unit in Unit:
+            costs = [row[columns.cost_to_target(unit, ledger)] for ledger in Ledger]
             cells += [UNKNOWN if math.isnan(cost) else scales[unit].text(cost) for cost in costs]
-            cells += [saving_of(row, unit, ledger) for ledger in LEDGERS]
+            cells += [saving_of(row, unit, ledger) for ledger in Ledger]
         return cells
 
     def grouped(self) -> GroupedTable:
         """The table of the page."""
-        groups = {f"{GROUPS[unit]} ({self.scales[unit].name})": self.cost_heads(unit) for unit in UNITS}
+        groups = {f"{GROUPS[unit]} ({self.scales[unit].name})": self.cost_heads(unit) for unit in Unit}
         names = method_names(self.comparison)
         rows = [MethodRow(names[row["method"]], self.cells(row)) for row in tables.records(self.comparison.savings)]
         return GroupedTable(self.own_heads, groups, rows)
 
     def markdown(self) -> str:
         """The same to paste into a README."""
-        heads = ["method", *self.own_heads, *(head for unit in UNITS for head in self.cost_heads(unit).values())]
+        heads = ["method", *self.own_heads, *(head for unit in Unit for head in self.cost_heads(unit).values())]
         rows = [
             [self.comparison.label(row["method"]) + " (control)" * row["control"], *self.cells(row)]
             for row in tables.records(self.comparison.savings)
@@ -96,7 +96,7 @@ def ladder(comparison: Comparison) -> Ladder | None:
     if comparison.ladder.empty:
         return None
     single = {row["method"]: row for row in tables.records(comparison.savings)}
-    pairs = [(unit, ledger) for unit in UNITS for ledger in LEDGERS]
+    pairs = [(unit, ledger) for unit in Unit for ledger in Ledger]
     groups = {
         f"{GROUPS[unit]} saved, {ledger}": {
             protocol: f"{TITLES[unit]} saved, {ledger}: {protocol}" for protocol in ("single", "ladder")
@@ -119,7 +119,7 @@ def ladder(comparison: Comparison) -> Ladder | None:
 
 def papers(comparison: Comparison) -> GroupedTable | None:
     """The papers' figures beside ours, each counter in a column of its own; None where no paper gives any."""
-    claims = comparison.savings[[columns.published_saving(unit) for unit in UNITS]].notna().any(axis=1)
+    claims = comparison.savings[[columns.published_saving(unit) for unit in Unit]].notna().any(axis=1)
     if not claims.any():
         return None
     groups = {
@@ -132,7 +132,7 @@ def papers(comparison: Comparison) -> GroupedTable | None:
             names[row["method"]],
             [
                 saving_of(row, Unit.FLOPS, Ledger.REUSE),
-                percent(row["flops_saving_paper_counter"]),
+                percent(row[columns.PAPER_SAVING]),
                 percent(row[columns.published_saving(Unit.FLOPS)]),
                 saving_of(row, Unit.SECONDS, Ledger.REUSE),
                 percent(row[columns.published_saving(Unit.SECONDS)]),
@@ -145,13 +145,13 @@ def papers(comparison: Comparison) -> GroupedTable | None:
 
 def tests(comparison: Comparison) -> GroupedTable | None:
     """The p-values; None where the seeds are too few for any."""
-    values = [columns.p_value(other, ledger) for other in ("scratch", "best") for ledger in LEDGERS]
+    values = [columns.p_value(other, ledger) for other in ("scratch", "best") for ledger in Ledger]
     tested = comparison.savings[values].notna().any(axis=1)
     if not tested.any():
         return None
     groups = {
-        "Against scratch": _heads("p against scratch", LEDGERS),
-        "Against the best other": _heads("p against the best other", LEDGERS),
+        "Against scratch": _heads("p against scratch", Ledger),
+        "Against the best other": _heads("p against the best other", Ledger),
     }
     names = method_names(comparison)
     rows = [
@@ -161,6 +161,6 @@ def tests(comparison: Comparison) -> GroupedTable | None:
     return GroupedTable([], groups, rows)
 
 
-def _heads(title: str, heads: Sequence[str]) -> dict[str, str]:
+def _heads(title: str, heads: Iterable[str]) -> dict[str, str]:
     """Heads, and by each the same readable without its group's title."""
     return {str(head): f"{title}, {head}" for head in heads}

@@ -18,13 +18,14 @@ import torch
 from scipy import stats
 
 from growbench import __version__
-from growbench.analysis import tables
+from growbench.analysis import columns, tables
+from growbench.analysis.columns import Saving
 from growbench.analysis.comparison import Comparison, compare
 from growbench.analysis.statistics import percentile_interval
 from growbench.config import loading
 from growbench.config.schema import Experiment, ImageConfig
 from growbench.console import say
-from growbench.costs.accounts import LEDGERS
+from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
 from growbench.formatting import percent, saving
 from growbench.method import Method, Phase, Phases, Task
@@ -130,21 +131,21 @@ def _twin_row(scratch: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
     runs = [*scratch, *twins]
     comparison, default = compare(runs, _worst(runs)), _row(compare(runs), "twin")
     found, outcomes = _row(comparison, "twin"), comparison.outcomes
-    low, high = found["flops_saving_reuse_low"], found["flops_saving_reuse_high"]
-    by_seed = outcomes.loc[outcomes["method"] == "twin", "flops_saving_reuse"].to_numpy()
+    saved, by_default = (Saving.of(row, Unit.FLOPS, Ledger.REUSE) for row in (found, default))
+    by_seed = outcomes.loc[outcomes["method"] == "twin", columns.saving(Unit.FLOPS, Ledger.REUSE)].to_numpy()
     percentile_low, percentile_high = percentile_interval(by_seed)
     return {
         "target_loss": comparison.target,
-        "saving": found["flops_saving_reuse"],
-        "low": low,
-        "high": high,
-        "inside": low <= 0 <= high,
+        "saving": saved.mean,
+        "low": saved.low,
+        "high": saved.high,
+        "inside": saved.low <= 0 <= saved.high,
         "percentile_low": percentile_low,
         "percentile_high": percentile_high,
         "percentile_inside": percentile_low <= 0 <= percentile_high,
         "default_reached": default["reached"],
-        "default_saving": default["flops_saving_reuse"],
-        "default_low": default["flops_saving_reuse_low"],
+        "default_saving": by_default.mean,
+        "default_low": by_default.low,
     }
 
 
@@ -165,9 +166,9 @@ def planted_table(experiment: Experiment, folder: Path) -> pd.DataFrame:
         runs = [*_stored(place, SCRATCH, seeds), *_stored(place, "planted", seeds)]
         found = _row(compare(runs, _worst(runs)), "planted")
         row = {"share": steps / training.steps, "seeds": len(seeds), "target_loss": found["target_loss"]}
-        for ledger in LEDGERS:
-            column = f"flops_saving_{ledger}"
-            row |= {f"{ledger}{end}": found[f"{column}{end}"] for end in ("", "_low", "_high")}
+        for ledger in Ledger:
+            saved = Saving.of(found, Unit.FLOPS, ledger)
+            row |= {ledger: saved.mean, f"{ledger}_low": saved.low, f"{ledger}_high": saved.high}
         rows.append(row)
         say(f"planted {percent(share, 0)}: saved {percent(row['reuse'])} (reuse), {percent(row['build'])} (build)")
     return pd.DataFrame(rows)

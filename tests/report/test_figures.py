@@ -130,10 +130,7 @@ def test_labels_of_the_performance_profile_fit(width: float) -> None:
         method: method for method in ["scratch", *sorted(set(registry.built_in()) - {"scratch"}), "a_plugin_with_a_long_name"]
     }
     rows = [
-        (method, ledger, tau, share)
-        for method in labels
-        for ledger in accounts.LEDGERS
-        for tau, share in ((1, 0), (2, 1), (4, 1))
+        (method, ledger, tau, share) for method in labels for ledger in accounts.Ledger for tau, share in ((1, 0), (2, 1), (4, 1))
     ]
     with style.context(["default", drawing.PARAMETERS]):
         figure = board.performance_profile(labels, pd.DataFrame(rows, columns=["method", "ledger", "tau", "share"]), width)
