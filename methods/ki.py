@@ -24,7 +24,7 @@ class Ki(Method):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2105.13880"
-    share: float = tunable(0.3, 0.1, 0.7)  # of the budget that is trained with a teacher
+    share: float = tunable(0.3, 0.1, 0.7)  # of the budget, with a teacher
     weight: float = 1.0  # of the teacher at the first step
     temperature: float = tunable(2.0, 1.0, 4.0)
     teacher: Literal["online", "precomputed"] = "online"
