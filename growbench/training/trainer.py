@@ -311,13 +311,14 @@ class Trainer:
         ended = self.output.checkpoints.ended(now.start.number) if self.output.checkpoints else None
         if ended:
             self._restore(now, ended)
-            self.evaluation.remember(now.model)
         return ended is not None
 
     def _restore(self, now: PhaseState, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint. Only the seconds that replay takes are added to the run."""
         checkpoint.restore(now.model, now.optimizer, self.task.rng, self.parallel.idle_state_device(now.optimizer))
         state = checkpoint.state
+        if len(state["phases"]) > now.start.number:  # the phase had ended; what this takes is in the checkpoint's costs already
+            self.evaluation.remember(now.model)
         self.output.progress.resume(state["steps"] - self.outcome.steps)
         unpack(state, self.outcome, now, self.device)
         self.reached = state["reached"]
