@@ -70,12 +70,12 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The commit of growbench's code, "and changes" if it was changed since; "unknown" outside of its repository."""
+    """The commit of growbench's code, with "-dirty" if it was changed since; "unknown" outside of its repository."""
     package = Path(growbench.__file__).parent
     if _git("ls-files", "--error-unmatch", str(package / "__init__.py")) is None:  # in another one's repository, perhaps
         return "unknown"
     changed = _git("status", "--porcelain", "--", str(package), str(package.parent / "methods"))
-    return f"{_git('rev-parse', 'HEAD')}{' and changes' if changed else ''}"
+    return f"{_git('rev-parse', 'HEAD')}{'-dirty' if changed else ''}"
 
 
 def _git(*arguments: str) -> str | None:

@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Interruption:
-    """Within `with Interruption() as asked:`, `asked()` says whether somebody wants the program to stop."""
+    """Within `with Interruption() as asked:`, `asked()` says whether the program was asked to stop."""
 
     def __init__(self) -> None:
         self._asked = False

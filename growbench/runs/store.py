@@ -194,7 +194,7 @@ def load(folder: Path) -> Run | None:
         if stamp and stamp.covers(record):
             record = replace(record, origin=stamp.origin, config=stamp.config)
         return Run(folder, record, list(_rows(folder / "curve.jsonl")), stamp)
-    except (OSError, ValueError) as error:  # no UTF-8 and no JSON are ValueErrors
+    except (OSError, ValueError) as error:  # text that is not UTF-8 or not JSON raises a ValueError
         _say_once(f"{folder} is left out: run.json cannot be read: {' '.join(str(error).split())}")
         return None
 
@@ -208,7 +208,7 @@ def _stamp(folder: Path) -> Stamp | None:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The evaluations on file, up to the first line that is none. Of a run that was broken off, that is the last one."""
+    """The evaluations on file, up to the first line that is not one: of an interrupted run, its last line may be incomplete."""
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:

@@ -140,6 +140,6 @@ def test_the_commit_is_that_of_growbenchs_repository(tmp_path: Path, monkeypatch
     (tmp_path / "notes.txt").write_text("not code")
     assert commit() == git("rev-parse", "HEAD")
     (package / "__init__.py").write_text("changed = True")
-    assert commit() == f"{git('rev-parse', 'HEAD')} and changes"
+    assert commit() == f"{git('rev-parse', 'HEAD')}-dirty"
     monkeypatch.setenv("PATH", "")
     assert commit() == "unknown"

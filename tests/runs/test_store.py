@@ -218,7 +218,7 @@ def test_a_small_disk_and_a_read_only_one(miniature: Path, tmp_path: Path) -> No
     assert not (tmp_path / "miniature.toml-results" / "miniature").exists()
 
 
-def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
+def test_a_record_that_cannot_be_written_is_said_and_the_run_resumed(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last bytes on the disk: the methods after it run, and the next call makes the record from the last checkpoint."""
@@ -238,8 +238,8 @@ def test_a_record_that_cannot_be_written_is_said_and_the_run_gone_on_with(
     assert cli.main(arguments) == 0
 
 
-def test_a_run_that_was_gone_on_with_elsewhere_says_so(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its seconds are of two machines, and compare with those of neither."""
+def test_a_run_that_was_resumed_elsewhere_says_so(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seconds are of two machines, and are excluded from comparison with either."""
     arguments = ["run", str(miniature), "--methods", "stackbert", "--results", str(tmp_path)]
     append = store.CurveFile.append
 
