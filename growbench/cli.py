@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
+    _reproduce(command("reproduce", commands.reproduce, "retrain the beginning of stored runs, and compare with their curves"))
     _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
     _check(command("check", commands.check, "check that a method keeps the plugin interface's promises, on small models"))
     _flops(command("flops", commands.flops, "FLOPs per step of every method by two cost models, checked against fvcore"))
@@ -154,6 +155,13 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("--target-loss", type=_positive, metavar="X", help="default: the mean final validation loss of scratch")
 
 
+def _reproduce(again: argparse.ArgumentParser) -> None:
+    again.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder, as results/gpt2-tiny/ligo-seed0")
+    again.add_argument(
+        "--steps", type=_steps, metavar="N|all", help="how many steps; default: all growth, and two evaluations after it"
+    )
+
+
 def _list(known: argparse.ArgumentParser) -> None:
     known.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures", "weights"))
     known.add_argument("architecture", nargs="?", metavar="ARCHITECTURE", help="with weights: as growbench list weights gpt2")
@@ -222,6 +230,14 @@ def _budgets(text: str) -> list[float]:
     if not shares or 1 not in budgets or len(set(budgets)) < max(len(budgets), 2):
         raise argparse.ArgumentTypeError(f"{text!r}: must be different shares above 0 and up to 1, with 1 among them")
     return budgets
+
+
+def _steps(text: str) -> int:
+    if text == "all":
+        return sys.maxsize
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 1, or all")
+    return int(text)
 
 
 def _repetitions(text: str) -> int:

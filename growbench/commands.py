@@ -123,6 +123,14 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce(options: argparse.Namespace) -> int:
+    _prepare()
+
+    from growbench.tools import reproduce as reproduction
+
+    return reproduction.report(options.runs, options.steps)
+
+
 def list_known(options: argparse.Namespace) -> int:
     if (options.what == "weights") != (options.architecture is not None):
         known = ", ".join(registry.architecture_summaries())

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from growbench import architectures
+from growbench.config.schema import Training
 from growbench.console import Progress, say
 from growbench.costs import memory
 from growbench.costs.accounts import Account, Unit
@@ -103,7 +104,8 @@ class Execution:
         parallel, name = self.setting.parallel, self.job.name
         folder = self._open()
         interruption = Interruption()
-        trainer = self._trainer(folder, target_loss, interruption)
+        progress = Progress(name, self.training.steps, target_loss, shown=parallel.is_main_process)
+        trainer = self.trainer(Output(folder.curve if folder else [], progress, self.checkpoints, self.branches), interruption)
         record, status, error = None, RunStatus.INTERRUPTED, None
         try:
             with interruption:
@@ -146,7 +148,13 @@ class Execution:
         self.setting.parallel.barrier()  # what the other processes resume from is complete
         return folder
 
-    def _trainer(self, folder: store.RunFolder | None, target_loss: float | None, interruption: Interruption) -> Trainer:
+    @property
+    def training(self) -> Training:
+        """How the run's model is trained: at its share of the budget, with its method's own values."""
+        experiment = self.setting.experiment.at(self.job.budget_share, self.job.found.training)
+        return experiment.source_train if self.job.which == "source" else experiment.train
+
+    def trainer(self, output: Output, interrupted: Callable[[], bool]) -> Trainer:
         """The loop for this run, with a clean ledger and all random numbers from the seed."""
         job, setting, device = self.job, self.setting, self.setting.parallel.device
         torch.manual_seed(job.seed)
@@ -154,12 +162,10 @@ class Execution:
         experiment = setting.experiment.at(job.budget_share, job.found.training)
         source = self.source.model if self.source else None
         task = Task.of(experiment, job.which, self.data.vocabulary, costs, job.seed, source)
-        progress = Progress(job.name, task.budget, target_loss, shown=setting.parallel.is_main_process)
         memory.reset_peak(device)
         work = Work(task, self.data, job.seed, costs, setting.experiment.machine)
-        output = Output(folder.curve if folder else [], progress, self.checkpoints, self.branches)
         at_loss = -math.inf if self.config.stop_at_loss is None else self.config.stop_at_loss
-        return Trainer(work, output, Stop(at_loss, interruption), setting.parallel)
+        return Trainer(work, output, Stop(at_loss, interrupted), setting.parallel)
 
     def _refuse_changed_source(self) -> None:
         changes = self.source.changes() if self.source else []
