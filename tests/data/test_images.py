@@ -427,7 +427,7 @@ def test_wrong_files(folders: Path, tmp_path: Path) -> None:
     assert "no file matches" in message(tmp_path / "nothing")
     assert "no file matches" in message(tmp_path / "*.jpg")
     path = write_parquet(tmp_path / "a.parquet", rows_of(folders))
-    assert "matches parquet files and image files" in message(f"files:{path}, {folders}")
+    assert "matches both parquet files and image files" in message(f"files:{path}, {folders}")
 
 
 def test_hub_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

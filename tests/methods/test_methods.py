@@ -278,8 +278,8 @@ def two_stages(cell: Cell) -> tuple[Experiment, Task, Phase]:
 @each_cell
 def test_a_step_of_a_sub_model_moves_its_top_layers_and_the_head_only(cell: Cell) -> None:
     experiment, task, phase = two_stages(cell)
-    assert phase.kind is not None
-    steps = {phase.kind(step): step for step in range(20)}
+    assert phase.workload is not None
+    steps = {phase.workload(step): step for step in range(20)}
     assert steps.keys() == {2, 4, 6}
     optimizer, data = task.optimizer(phase.model), data_of(experiment)
     for depth, step in steps.items():
@@ -291,7 +291,7 @@ def test_a_step_of_a_sub_model_moves_its_top_layers_and_the_head_only(cell: Cell
             moved = value != before[name]
             if name.startswith("layers."):
                 by_layer = moved.flatten(1).any(1).tolist()
-                # ModernBERT's layer 0 has the embeddings' norm for its own
+                # in ModernBERT, layer 0 has the norm of the embeddings
                 own = slice(1, None) if name == "layers.attention.norm.weight" else slice(None)
                 assert by_layer[own] == [depth - 2 <= number < depth for number in range(6)][own], name
             else:
@@ -301,10 +301,10 @@ def test_a_step_of_a_sub_model_moves_its_top_layers_and_the_head_only(cell: Cell
 @pytest.mark.parametrize("architecture", ["gpt2", "bert"])
 def test_a_sub_models_step_costs_that_of_a_model_of_its_depth_frozen_below(architecture: str) -> None:
     experiment, task, phase = two_stages(Cell(architecture))
-    assert phase.kind is not None
+    assert phase.workload is not None
     batch, costs = data_of(experiment).train_batch(0, 0), Costs(CPU)
     forwards = {}
-    for depth, step in {phase.kind(step): step for step in range(20)}.items():
+    for depth, step in {phase.workload(step): step for step in range(20)}.items():
         shallow = task.build(replace(task.target_config, layers=depth))
         head = count(lambda: task.build(replace(task.target_config, layers=1))(*batch[:2]))[0]
         task.train_only(shallow, lambda name, at: at >= depth - 2 if at is not None else not (depth > 2 and "embed" in name))  # noqa: B023
