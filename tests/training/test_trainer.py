@@ -195,6 +195,23 @@ def test_a_handed_over_optimizer_keeps_its_state_and_its_groups_peaks(train: Tra
     assert moments == [(6, 12)]
 
 
+def test_an_optimizer_state_that_is_all_zero_is_new(train: Train) -> None:
+    """What the record of each phase says of its optimizer: made anew, made with zero moments, and trained before."""
+
+    def phases(task: Task) -> Phases:
+        model = task.build()
+        trained = yield Phase(model=model, steps=4)
+        zero = task.optimizer(model)
+        for group in zero.param_groups:
+            for p in group["params"]:
+                zero.state[p] = {"step": torch.tensor(4.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        yield Phase(model=model, steps=4, optimizer=zero)
+        yield Phase(model=model, optimizer=trained.optimizer)
+
+    outcome, _ = train(Planned(make=phases))
+    assert [phase["optimizer"] for phase in outcome.phases] == ["new", "new", "kept"]
+
+
 def test_new_weights_can_be_warmed_up_alone(train: Train) -> None:
     """A param group with a schedule of its own: still while the others train on the run's schedule."""
 
