@@ -1,4 +1,4 @@
-"""The command line: what can be asked for. What each command does is in growbench.commands."""
+"""The command line: commands and their options. growbench.commands carries them out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES = """examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(f"growbench: {error}")
         return 2
-    except BrokenPipeError:  # the reader of the output, as `head`, has closed it
+    except BrokenPipeError:  # the reader of stdout has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
     _reproduce(command("reproduce", commands.reproduce, "retrain the beginning of stored runs, and compare with their curves"))
     _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
-    _check(command("check", commands.check, "check that a method keeps the plugin interface's promises, on small models"))
+    _check(command("check", commands.check, "check on small models that a method keeps the promises of the plugin interface"))
     _flops(command("flops", commands.flops, "FLOPs per step of every method by two cost models, checked against fvcore"))
     _bench(
         command(
@@ -125,8 +125,8 @@ def _run(run: argparse.ArgumentParser) -> None:
         "--throughput",
         type=_positive,
         metavar="FLOP/s",
-        help="with --dry-run: the speed to estimate hours with, as 150e12; default: measured here. The device of --device need "
-        "not exist then",
+        help="with --dry-run: the speed that hours are estimated from, such as 150e12; default: measured here. With it, the "
+        "device of --device need not exist",
     )
     run.add_argument("--save", action="store_true", help="keep each trained model in RUN/model, for transformers or timm")
     run.add_argument(
@@ -134,7 +134,7 @@ def _run(run: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="take learning rates, warm-ups and hyperparameters from a file that growbench tune wrote; "
-        "--set METHOD.KEY=VALUE overrides it",
+        "--set METHOD.KEY=VALUE overrides the file",
     )
 
 
@@ -164,15 +164,19 @@ def _reproduce(again: argparse.ArgumentParser) -> None:
 
 def _list(known: argparse.ArgumentParser) -> None:
     known.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures", "weights"))
-    known.add_argument("architecture", nargs="?", metavar="ARCHITECTURE", help="with weights: as growbench list weights gpt2")
+    known.add_argument("architecture", nargs="?", metavar="ARCHITECTURE", help="with weights: an architecture, such as gpt2")
     known.add_argument("--long", action="store_true", help="with methods: the whole card of each, with its hyperparameters")
 
 
 def _check(check: argparse.ArgumentParser) -> None:
     check.add_argument("method", nargs="?", metavar="METHOD", help="a name, ./file.py or ./file.py:Class")
-    check.add_argument("--aa", metavar="EXPERIMENT", help="instead: check that scratch saves nothing against itself")
+    check.add_argument("--aa", metavar="EXPERIMENT", help="instead of a method: check that scratch saves nothing against itself")
     check.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="as ligo.operator_steps=50; with --aa: as train.steps=200"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="such as ligo.operator_steps=50; with --aa: such as train.steps=200",
     )
     check.add_argument("--repetitions", type=_repetitions, metavar="N", help="with --aa; default: 40")
     check.add_argument("--out", type=Path, metavar="DIR", help="with --aa; default: results/selfproof")
@@ -186,7 +190,9 @@ def _flops(flops: argparse.ArgumentParser) -> None:
 def _bench(bench: argparse.ArgumentParser) -> None:
     _add_experiment(bench)
     bench.add_argument(
-        "--methods", metavar="A,B", help="instead: FLOPs, memory and time of a step of each phase, against a plain step"
+        "--methods",
+        metavar="A,B",
+        help="instead of throughput: FLOPs, memory and time of a step in each phase, compared with a step of scratch",
     )
     _add_device(bench)
     bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each, at least 5; default: 7")
@@ -195,7 +201,7 @@ def _bench(bench: argparse.ArgumentParser) -> None:
 def _add_experiment(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("experiment", nargs="?", default="gpt2-tiny", help="a name (growbench list experiments) or a TOML file")
     sub.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="as train.steps=100 or ligo.operator_steps=50"
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.steps=100 or ligo.operator_steps=50"
     )
 
 
@@ -217,7 +223,7 @@ def _seeds(text: str) -> list[int]:
     except ValueError:
         seeds = []
     if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32 or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be different whole numbers from 0 to 2^32 - 1, as 0,1,2")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be different whole numbers from 0 to 2^32 - 1, such as 0,1,2")
     return seeds
 
 

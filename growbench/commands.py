@@ -1,6 +1,6 @@
-"""What each command does. Each gives its exit code.
+"""What each command does. Each function returns its exit code.
 
-Torch is imported inside the functions, so that --help and list answer at once.
+Torch is imported inside the functions, so that --help and list need not wait for it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def _methods(names: str | None, experiment: Experiment) -> list[Found]:
-    """The methods asked for, scratch first."""
+    """The methods that were asked for, scratch first."""
     asked = registry.names() if names is None else [name.strip() for name in names.split(",") if name.strip()]
     return registry.get_all(["scratch", *asked], experiment.methods)
 
 
 def _experiment(options: argparse.Namespace) -> Experiment:
-    """The experiment asked for, with the sizes of its source if that is pretrained."""
+    """The experiment that was asked for; the sizes of a pretrained source are read from its checkpoint."""
     experiment = loading.load(options.experiment, options.set)
     _prepare()
     if experiment.pretrained is None:
@@ -48,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
     if options.budgets and options.protocol != "ladder":
         raise UsageError("--budgets: only with --protocol ladder")
     if options.stop_at_target and options.target_loss is None:
-        raise UsageError("--stop-at-target: needs --target-loss X, since the mean loss of scratch changes with every seed")
+        raise UsageError(
+            "--stop-at-target: needs --target-loss X: the default target, scratch's mean final loss, changes with every seed"
+        )
 
     import torch
 
@@ -82,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     from growbench import report as reports
 
     try:
-        with FileLock(folder / ".locks" / "report.lock"):  # processes that share the runs end together
+        with FileLock(folder / ".locks" / "report.lock"):  # processes that share the runs may end at the same time
             page = reports.make(folder, target_loss=options.target_loss)
     except UsageError as error:
         if succeeded:
@@ -181,7 +183,7 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _check_harness(options: argparse.Namespace) -> int:
-    """The A/A check."""
+    """The A/A test: scratch against itself."""
     _prepare()
 
     from growbench.tools import aa_test
@@ -216,13 +218,13 @@ def bench(options: argparse.Namespace) -> int:
     if options.methods is None:
         print(compare_loops(experiment, device, options.rounds))
     else:
-        _methods(options.methods, experiment)  # refuses what is unknown
+        _methods(options.methods, experiment)  # refuses an unknown method
         print(bench_phases(experiment, options.methods.split(","), device, options.rounds))
     return 0
 
 
 def _prepare() -> None:
-    """Let freed memory stay with the process, and keep the libraries' own messages out of the progress display."""
+    """Let the process keep freed memory, and keep messages of libraries out of the progress display."""
     import huggingface_hub
     import transformers
 
