@@ -166,7 +166,8 @@ def test_bad_values_are_refused(refused: Refused) -> None:
     assert "--set 'train.steps': must be key=value" in refused("--set", "train.steps")
     assert "target: width = 32 is not divisible by heads = 5" in refused("--set", "target.heads=5")
     assert "source.width = 64 is larger than target.width = 32" in refused("--set", "source.width=64")
-    assert "bert2bert: heads are copied whole" in refused("--set", "target.heads=2")
+    message = refused("--set", "target.heads=2")
+    assert message.startswith("growbench: bert2bert: ") and "heads are copied whole: target.width / target.heads = 16" in message
 
 
 @pytest.mark.parametrize("seeds", ["", "one", "1,1", "1.5", "1,,2"])
@@ -207,7 +208,7 @@ def test_a_wrong_option_is_refused(refused: Refused) -> None:
 
 def test_cuda_without_cuda_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "--device cuda: no CUDA device is there; allowed here: auto, cpu" in refused("--device", "cuda")
+    assert "--device cuda: there is no CUDA device; allowed here: auto, cpu" in refused("--device", "cuda")
 
 
 @pytest.mark.parametrize(
