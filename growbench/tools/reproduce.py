@@ -89,7 +89,6 @@ class Reproduction:
         device = torch.device(run.record.hardware.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UsageError("was trained on CUDA, of which no device is here")
-        torch.set_num_threads(run.record.hardware.threads or torch.get_num_threads())
         # runs of one experiment that lie beside one another share a source
         place = temporary / _key(str(folder.resolve().parent), run.record.config.experiment)
         experiment, stop_at_loss = experiment_of(run.record), run.record.config.stop_at_loss
@@ -100,6 +99,7 @@ class Reproduction:
 
     def report(self, steps: int | None) -> bool:
         """Make the run again, print how it compares, and stamp it or take its stamp away. Whether it is equal."""
+        torch.set_num_threads(self.run.record.hardware.threads or torch.get_num_threads())
         steps = min(steps or beginning(self.run), self.run.record.steps)
         source, source_equal = self._source() if self.job.uses_source else (None, True)
         return self._judge(steps, self._retrained(steps, source)) and source_equal

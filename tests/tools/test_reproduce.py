@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from growbench import cli, registry
 from growbench.runs import store
@@ -197,6 +198,17 @@ def test_on_another_machine_rounding_may_differ(
     results.change_row("scratch-seed0", 1, val_loss=row["val_loss"] + 0.02)
     assert results.reproduce("scratch-seed0") == 1
     assert "more than rounding does (0.01)" in capsys.readouterr().out
+
+
+def test_each_run_is_made_again_on_its_own_number_of_threads(results: Results) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for run, number in ("scratch-seed0", 1), ("stackbert-seed0", 2):
+            results.change(run, lambda record, n=number: record["hardware"].update(threads=n, name="Another CPU"))  # type: ignore[misc]
+        assert results.reproduce("scratch-seed0", "stackbert-seed0") == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert [results.stamp(run)["hardware"]["threads"] for run in ("scratch-seed0", "stackbert-seed0")] == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""Committed runs: each is made by a command of results/README.md, and by today's code unless that page says otherwise."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from growbench import cli, registry
+from growbench.config import loading
+from growbench.config.schema import Experiment
+from growbench.data import Data
+from growbench.runs import store
+from growbench.runs.benchmark import LADDER
+from growbench.runs.jobs import Job, Setting
+from growbench.runs.store import Run
+from growbench.training.parallel import Parallel
+
+RESULTS = Path(__file__).parents[1] / "results"
+PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
+EARLIER = "\n## Made by earlier code\n"
+FOLDERS = sorted({path.parents[1].relative_to(RESULTS).as_posix() for path in RESULTS.rglob("run.json")})
+
+
+@dataclass(frozen=True)
+class Command:
+    """A `growbench run` of the page."""
+
+    options: Any
+
+    @property
+    def folder(self) -> str:
+        return (Path(self.options.results) / self.options.experiment).relative_to("results").as_posix()
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        return loading.load(self.options.experiment, self.options.set)
+
+    def makes(self, run: Run) -> bool:
+        """Whether a run is one of those that it trains, whatever the code and the configuration."""
+        asked = self.options.methods.split(",") if self.options.methods else registry.names()
+        shares = LADDER if self.options.protocol == "ladder" else (1.0,)
+        methods = {"scratch", "source", *asked}
+        return run.record.method in methods and run.record.seed in self.options.seeds and run.record.budget_share in shares
+
+    def holds(self, run: Run) -> bool:
+        """Whether it takes the run for done, on data of the run's fingerprint."""
+        name, which = run.record.method, "source" if run.record.method == registry.SOURCE else "target"
+        experiment = self.experiment
+        found = registry.get("scratch" if which == "source" else name, experiment.methods.get(name, {}))
+        job = Job(replace(found, name=name), run.record.seed, run.record.budget_share, which)  # type: ignore[arg-type]
+        data = cast(Data, SimpleNamespace(fingerprint=run.record.config.experiment["fingerprint"]))
+        setting = Setting(experiment, run.folder.parent, Parallel(torch.device("cpu")))
+        return run.finished and setting.holds(job, data, run)
+
+
+def commands() -> dict[str, Command]:
+    """By the folder that each fills."""
+    lines = re.findall(r"^growbench (run .*)$", PAGE, re.MULTILINE)
+    found = [Command(cli.parser().parse_args(shlex.split(line))) for line in lines]
+    return {command.folder: command for command in found}
+
+
+def made_by_earlier_code() -> set[str]:
+    return set(re.findall(r"^\| `(.*?)` \|", PAGE.partition(EARLIER)[2], re.MULTILINE))
+
+
+def test_the_page_names_every_folder() -> None:
+    assert FOLDERS and set(FOLDERS) == set(commands()) and made_by_earlier_code() <= set(FOLDERS)
+    tops = {path.name for path in RESULTS.iterdir() if path.is_dir()}
+    assert tops == set(re.findall(r"^`(\w+)`: ", PAGE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_committed_runs_are_made_by_todays_code_or_said_not_to_be(folder: str) -> None:
+    """No folder stays listed as of earlier code once all its runs are of today's."""
+    command, runs = commands()[folder], store.load_all(RESULTS / folder)
+    assert [run.name for run in runs if not command.makes(run)] == []
+    stale = [run.name for run in runs if not command.holds(run)]
+    assert bool(stale) == (folder in made_by_earlier_code()), stale
+    assert len({run.record.config.experiment["fingerprint"] for run in runs}) == 1
