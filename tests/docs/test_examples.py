@@ -113,7 +113,7 @@ def test_every_block_is_found_and_of_a_known_language() -> None:
 
 def test_commands_stand_only_where_they_are_tried() -> None:
     """Not in blocks of recorded output."""
-    command = r"^\s*(\$ |(torchrun|growbench (run|tune|report|list|check|flops|bench))\b)"
+    command = r"^\s*(\$ |(torchrun|growbench (run|tune|report|reproduce|list|check|flops|bench))\b)"
     hidden = [str(block) for block in of("text") if re.search(command, block.text, re.MULTILINE)]
     assert not hidden
 
@@ -205,6 +205,8 @@ def resolve(options: argparse.Namespace) -> None:
         loading.load(options.aa, options.set)
     elif hasattr(options, "method"):
         registry.get(options.method)
+    elif hasattr(options, "runs"):
+        assert all((ROOT / run / "run.json").is_file() for run in options.runs)
     else:
         assert hasattr(options, "what")  # list
 
