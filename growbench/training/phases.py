@@ -149,7 +149,7 @@ class PhaseDriver:
     def _start(self, phase: Phase, number: int, growth_flops: int) -> PhaseStart:
         model = phase.model.to(self.task.device).train()
         optimizer = phase.optimizer or self.task.optimizer(model)
-        _check_parameters(phase, model, optimizer)
+        _check_optimizer(phase, model, optimizer)
         steps = phase.length(self.task.budget, self.scored_steps)
         if phase.scored and phase.steps is not None and phase.steps > steps:
             self._cut = (
@@ -201,14 +201,19 @@ def _has_state(optimizer: Optimizer) -> bool:
     return any(hasattr(value, "dim") and value.dim() > 0 and not value.is_meta and bool(value.any()) for value in values)
 
 
-def _check_parameters(phase: Phase, model: nn.Module, optimizer: Optimizer) -> None:
-    """Refuse an optimizer that does not hold exactly the model's trainable parameters."""
+def _check_optimizer(phase: Phase, model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse an optimizer that does not hold exactly the model's trainable parameters, or cannot step without a closure."""
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [name for key, name in trainable.items() if key not in held]
     if missing or len(held) != len(trainable):
         wrong = f"lacks {missing}" if missing else "holds others as well"
         raise MethodError(f"phase {phase.name!r}: the optimizer must hold exactly the trainable parameters; it {wrong}")
+    if any(argument.default is argument.empty for argument in inspect.signature(optimizer.step).parameters.values()):
+        raise MethodError(
+            f"phase {phase.name!r}: {type(optimizer).__name__}.step() needs an argument, as a closure that computes the loss "
+            "again: use an optimizer that steps on the gradients alone"
+        )
 
 
 def _difference(model: nn.Module, config: ModelConfig, shapes: dict[str, torch.Size]) -> str:

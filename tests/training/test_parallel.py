@@ -63,7 +63,12 @@ CASES = {
 }
 
 
-OPTIMIZERS = ("ASGD", "Muon", "Eventful", "Orthogonal", "Lookahead")
+OWN = {  # losses and optimizers of a method's own
+    "replicated": ("by parts", "Eventful"),
+    "sharded": ("by parts", "ASGD", "Muon", "Eventful", "Lookahead"),
+    "tensor": ("by parts", "Muon", "Eventful"),
+    "both": ("by parts", "Orthogonal"),
+}
 
 
 class Reborn(Method):
@@ -79,14 +84,14 @@ class Reborn(Method):
 REBORN = Found("scratch", Reborn(), "here")  # by this name it needs no other run
 
 
-def own_methods() -> list[Found]:
-    """Trained under every division."""
-    return [Found("by parts", ByParts(), "here"), *(Found(name, Optimized(name), "here") for name in OPTIMIZERS)]
+def own_methods(names: Sequence[str]) -> list[Found]:
+    return [Found(name, ByParts() if name == "by parts" else Optimized(name), "here") for name in names]
 
 
-def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found]) -> None:
+def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found], steps: int = 12) -> None:
     """Train on a vocabulary that no number of processes divides."""
-    assert Benchmark(Setting(load(str(experiment), ["data.vocabulary=301"]), folder, parallel)).run(methods, [0])
+    settings = ["data.vocabulary=301", f"train.steps={steps}"]
+    assert Benchmark(Setting(load(str(experiment), settings), folder, parallel)).run(methods, [0])
 
 
 def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
@@ -184,7 +189,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
             found = get_all(list(methods), OPTIONS)
             benchmark(experiments[architecture], folder / division / architecture, mine[division], found)
     for division, parallel in mine.items():
-        benchmark(experiments["gpt2"], folder / division / "own", parallel, own_methods())
+        benchmark(experiments["gpt2"], folder / division / "own", parallel, own_methods(OWN[division]), steps=6)
         interrupted(experiments["gpt2"], folder / "interrupted" / division, parallel)
         if parallel.is_main_process:
             shutil.copytree(folder / "interrupted" / division, folder / "resumed" / division)
@@ -205,7 +210,8 @@ def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPath
         found = get_all(list(METHODS if architecture == "gpt2" else ["mslt"]), OPTIONS)
         benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
     benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN])
-    benchmark(experiments["gpt2"], folder / "alone" / "own", Parallel(CPU), own_methods())
+    own = own_methods(sorted({name for names in OWN.values() for name in names}))
+    benchmark(experiments["gpt2"], folder / "alone" / "own", Parallel(CPU), own, steps=6)
     for processes in (2, 4):
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -238,8 +244,7 @@ def test_several_processes_give_what_one_gives(done: Path, architecture: str, di
                 assert flops == one.record.cost.flops[account], (run.folder.name, account)
 
 
-@pytest.mark.parametrize("name", [found.name for found in own_methods()])
-@pytest.mark.parametrize("division", DIVISIONS)
+@pytest.mark.parametrize(("division", "name"), [(division, name) for division, names in OWN.items() for name in names])
 def test_a_method_s_own_loss_and_optimizer_do_what_they_do_in_one_process(done: Path, division: str, name: str) -> None:
     """Whatever the loss calls of the model, and whatever the optimizer holds or needs to see of a parameter."""
     tolerance = 5e-4 if name == "Muon" else 2e-5  # torch's Muon multiplies matrices in bfloat16
