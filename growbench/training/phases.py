@@ -209,7 +209,8 @@ def _check_optimizer(phase: Phase, model: nn.Module, optimizer: Optimizer) -> No
     if missing or len(held) != len(trainable):
         wrong = f"lacks {missing}" if missing else "holds others as well"
         raise MethodError(f"phase {phase.name!r}: the optimizer must hold exactly the trainable parameters; it {wrong}")
-    if any(argument.default is argument.empty for argument in inspect.signature(optimizer.step).parameters.values()):
+    arguments = inspect.signature(optimizer.step).parameters.values()
+    if any(each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD) for each in arguments):
         raise MethodError(
             f"phase {phase.name!r}: {type(optimizer).__name__}.step() needs an argument, as a closure that computes the loss "
             "again: use an optimizer that steps on the gradients alone"

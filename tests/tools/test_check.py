@@ -86,6 +86,12 @@ BREACHES = {
         """,
         "phase 'most': the optimizer must hold exactly the trainable parameters; it lacks ['transformer.wpe.weight']",
     ),
+    "an optimizer that computes losses itself": (
+        """
+        yield Phase(model=model, optimizer=torch.optim.LBFGS(model.parameters()))
+        """,
+        "phase 'train': LBFGS.step() needs an argument, as a closure that computes the loss again",
+    ),
     "layers added after the optimizer was made": (
         """
         optimizer = task.optimizer(model)
