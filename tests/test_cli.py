@@ -326,7 +326,9 @@ def test_every_method_finishes(done: Done) -> None:
 
 def test_a_run_keeps_its_contract(done: Done) -> None:
     """The keys that others read, and values that agree with one another."""
-    for name, run in run_folders(done.results).items():
+    runs = run_folders(done.results)
+    assert len(runs) == len(registry.names()) + 1
+    for name, run in runs.items():
         assert run.keys() >= RUN_KEYS, name
         assert run["cost"]["flops"].keys() == run["cost"]["seconds"].keys() == ACCOUNTS
         assert all(value >= 0 for unit in run["cost"].values() for value in unit.values()), run["cost"]
@@ -342,7 +344,9 @@ def test_a_run_keeps_its_contract(done: Done) -> None:
 
 def test_a_curve_keeps_its_contract(done: Done) -> None:
     """Cumulative costs never fall, and end at what the run was charged; the last loss is the final one."""
-    for name, run in run_folders(done.results).items():
+    runs = run_folders(done.results)
+    assert len(runs) == len(registry.names()) + 1
+    for name, run in runs.items():
         rows = curve(done.results, name)
         for row in rows:
             assert row.keys() >= CURVE_KEYS, name
@@ -387,6 +391,7 @@ def test_the_report_keeps_its_contract(done: Done) -> None:
 def test_what_is_done_is_not_done_again(done: Done) -> None:
     """The same command trains nothing; --set to another value of one method trains that one only."""
     times = {path: path.stat().st_mtime_ns for path in done.results.glob("*/*/*") if path.parent.name != "report"}
+    assert len(times) > 2 * len(registry.names())
     answer = growbench("run", done.experiment, "--results", done.results)
     assert answer.code == 0
     assert answer.err.count(" is done") == len(registry.names())

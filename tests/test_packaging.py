@@ -63,7 +63,9 @@ def test_every_folder_of_code_is_listed() -> None:
 
 def test_every_module_lies_in_a_listed_folder() -> None:
     for name in SOURCES:
-        for module in (ROOT / name).rglob("*.py"):
+        modules = list((ROOT / name).rglob("*.py"))
+        assert modules, name
+        for module in modules:
             assert (module.parent / "__init__.py").is_file(), module
 
 
