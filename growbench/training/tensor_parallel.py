@@ -1,7 +1,7 @@
-"""Intra-layer parallelism: attention heads, FFN units and vocabulary split over processes, as Megatron-LM does.
+"""Tensor parallelism: attention heads, FFN units and the vocabulary are split over processes, as in Megatron-LM.
 
 The plan follows from the architecture's table: a matrix that produces a split axis is cut by rows of its output, one that
-consumes it by its input, and each block of attention or FFN costs one sum over the processes. Paper: Shoeybi et al. 2019,
+consumes it by its input, and each block of attention or FFN needs one all-reduce. Paper: Shoeybi et al. 2019,
 https://arxiv.org/abs/1909.08053, section 3; done by PyTorch's DTensor and `parallelize_module`.
 """
 
@@ -23,9 +23,7 @@ from growbench.errors import UsageError
 from growbench.growth.weights import Axis, length
 
 INNER = (Axis.HEADS, Axis.KV_HEADS, Axis.FFN)  # axes within a block, split; the residual stream is whole everywhere
-
-
-PER_HEAD = ("num_heads", "attn_dim", "split_size")  # what an attention module says of all heads, and must say of its own
+PER_HEAD = ("num_heads", "attn_dim", "split_size")  # attributes of attention modules that count heads: divided by the degree
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,9 @@ class Split(ParallelStyle):
 
 
 def split(model: nn.Module, architecture: Architecture, mesh: DeviceMesh) -> dict[str, Cut]:
-    """Split a plain model of the architecture over `mesh`, in place; how each split parameter is cut, by its name.
+    """Split a plain model of the architecture over `mesh`, in place. Returns how each split parameter is cut, by its name.
 
-    Raises UsageError if an axis does not divide.
+    Raises UsageError if the length of an axis is not divisible by the mesh's size.
     """
     sizes = sizes_of(model)
     check(architecture, sizes, mesh.size())
