@@ -24,7 +24,7 @@ from growbench.errors import UsageError
 from growbench.method import Method, Phase, Task, task_loss
 from growbench.planning.memory_estimate import DeviceEmulation, TensorTracker
 from growbench.registry import Found, get
-from growbench.training.phases import Limits, PhaseDriver, PhaseStart, where_raised
+from growbench.training.phases import Limits, PhaseDriver, PhaseStart, one_line
 
 T = TypeVar("T")
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -72,9 +72,9 @@ def plan(
     try:
         return _plan(experiment, found.method, vocabulary, device, limits)
     except UsageError as error:
-        raise UsageError(f"{found.name}: {where_raised(error, found.method)}{error}") from None
+        raise UsageError(f"{found.name}: {one_line(error, found.method)}") from None
     except Exception as error:
-        reason = f"{where_raised(error, found.method)}{type(error).__name__}: {error}"
+        reason = one_line(error, found.method)
         raise Unplannable(f"{found.name} cannot be planned without values of weights: {reason}") from error
 
 
@@ -90,8 +90,7 @@ def refuse(experiment: Experiment, found: Found, vocabulary: int, device: torch.
             for _ in walk(experiment, found.method, vocabulary, Costs(device)):
                 pass
         except Exception as error:
-            kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-            raise UsageError(f"{found.name}: {where_raised(error, found.method)}{kind}{error}") from error
+            raise UsageError(f"{found.name}: {one_line(error, found.method)}") from error
 
 
 def check_sizes(experiment: Experiment, vocabulary: int) -> None:

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from growbench.architectures import parameter_shapes
 from growbench.config.schema import ModelConfig
 from growbench.costs.ledger import Costs
+from growbench.errors import UsageError
 from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.method.interface import MethodError
 
@@ -182,6 +183,14 @@ class PhaseDriver:
         if not self.last_scored.target_sized:
             how = _difference(self.last_scored.target, self.task.target_config, self.target_shapes)
             raise MethodError(f"the last scored model does not have the target's sizes: {how}")
+
+
+def one_line(error: BaseException, method: Method) -> str:
+    """A method's error as one line: where in its file it was raised, type and text; a refusal by the method is its text alone."""
+    if isinstance(error, UsageError) and not isinstance(error, MethodError):
+        return str(error)
+    kind = "" if isinstance(error, MethodError) else f"{type(error).__name__}: "
+    return f"{where_raised(error, method)}{kind}{error}"
 
 
 def where_raised(error: BaseException, method: Method) -> str:
