@@ -118,7 +118,8 @@ class Execution:
             status = RunStatus.FAILED
             step = failure.step if isinstance(failure, TrainingFailed) else trainer.outcome.steps
             error = RunError(step, f"{type(failure).__name__}: {failure}", traceback.format_exc())
-            say(f"{name:<18} failed: {failure}")
+            told = str(failure) if isinstance(failure, TrainingFailed) else one_line(failure, self.job.found.method)
+            say(f"{name:<18} failed: {told}")
         finally:
             trainer.output.progress.close()
             record = replace(record or self._record(trainer), status=status, error=error)
