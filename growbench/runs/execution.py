@@ -37,6 +37,7 @@ from growbench.runs.reproduced import versions
 from growbench.runs.saved_models import TrainedModel
 from growbench.runs.signals import Interruption
 from growbench.training.checkpoint import Checkpoint, Checkpoints
+from growbench.training.phases import one_line
 from growbench.training.state import TrainingFailed
 from growbench.training.trainer import Output, Stop, Trainer, Work
 
