@@ -147,7 +147,7 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(
     monkeypatch.setattr(store.CurveFile, "append", until_full)
     arguments = ["run", str(miniature), "--methods", "stackbert,mslt", "--results", str(tmp_path)]
     assert cli.main(arguments) == 1
-    assert "stackbert-seed0    failed: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert "stackbert-seed0    failed: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
     runs = {run.folder.name: run for run in store.load_all(tmp_path / "miniature")}
     assert {name: run.record.status for name, run in runs.items()} == {
         "scratch-seed0": "finished", "stackbert-seed0": "failed", "mslt-seed0": "finished"
