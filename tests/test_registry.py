@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, packages_distributions
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 import growbench
 from growbench import origins, registry
 from growbench.errors import UsageError
+from tests.processes import ended, start
 
 PLUGIN = '''
 from typing import ClassVar
@@ -325,10 +328,15 @@ def test_code_makes_another_origin_and_prose_does_not(mine: Path, edit: str) -> 
 
 def in_a_new_process(spec: str, folder: Path, **options: object) -> str:
     """The origin as another run would find it: a module that was imported is not imported again in one process."""
-    code = f"from growbench import registry; print(registry.get({spec!r}, {options!r}).origin)"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout.strip()
+    ((out, _),) = ended([start([str(folder), spec, json.dumps(options)], print_origin)])
+    return out.strip()
+
+
+def print_origin(arguments: Sequence[str]) -> int:
+    folder, spec, options = arguments
+    os.chdir(folder)
+    print(registry.get(spec, json.loads(options)).origin)
+    return 0
 
 
 HELPERS = {  # a file that is to change, the other ones, and how the method imports them

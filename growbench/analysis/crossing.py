@@ -30,7 +30,7 @@ def cost_to_loss(curve: Iterable[Mapping[str, Any]], level: float, unit: str) ->
 def cost_to_target(run: Run, level: float, unit: Unit, ledger: Ledger) -> float:
     """What a run paid until the loss `level`, in FLOPs or seconds. Inf if it never got there, or did not finish.
 
-    NaN in the build ledger if nobody knows what its source cost.
+    NaN in the build ledger if the source's cost is unknown.
     """
     own = cost_to_loss(run.curve, level, unit) if run.finished else math.inf
     return own + run.source_cost(unit) if ledger == Ledger.BUILD and own < math.inf else own

@@ -62,8 +62,8 @@ def _code_note(runs: Sequence[Run]) -> list[str]:
     """Which runs today's code is not known to make."""
     earlier = made_by_earlier_code(runs)
     names = "all runs" if len(earlier) == len(runs) else _names(earlier)
-    changed = "their methods' code was changed since, and growbench reproduce has not shown that it still makes them"
-    return [f"Made by earlier code, as {changed}: {names}."] if earlier else []
+    changed = "The methods' code has changed since, and growbench reproduce has not confirmed these runs"
+    return [f"Made by earlier code: {names}. {changed}."] if earlier else []
 
 
 def _noise_note(scratch: Sequence[Run]) -> list[str]:

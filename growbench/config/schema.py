@@ -268,7 +268,9 @@ class Experiment:
                 raise UsageError(f"source.{key} = {source} differs from target.{key} = {target}: it does not grow")
         for training in (self.train, self.source_train):
             if training.batch % self.machine.rows(training.batch):
-                raise UsageError(f"machine.micro_batch = {self.machine.micro_batch}: must divide batch = {training.batch}")
+                raise UsageError(
+                    f"batch = {training.batch}: must be divisible by machine.micro_batch = {self.machine.micro_batch}"
+                )
 
     def sizes(self, which: Literal["source", "target"], vocabulary: int) -> ModelConfig:
         """The source's or the target's sizes, complete with what follows from the data."""

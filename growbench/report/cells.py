@@ -40,5 +40,5 @@ def outcome(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> str:
 
 
 def source_unknown(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> bool:
-    """Whether a saving is missing only because nobody said what the source cost: there is one with the source free."""
+    """Whether a saving is missing only because the source's cost is unknown: there is one with the source free."""
     return not Saving.of(row, unit, ledger).known and Saving.of(row, unit, Ledger.REUSE).known

@@ -24,7 +24,7 @@ class Claims:
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
-        """Claim the runs of that name until the end of the block. False if another process has them; a dead one has none."""
+        """Claim the runs of that name until the end of the block. False if another living process has them."""
         lock = FileLock(self.folder / ".locks" / f"{name}.lock")
         with contextlib.suppress(Timeout):
             if self.parallel.is_main_process:
@@ -36,7 +36,7 @@ class Claims:
             lock.release()
 
     def wait(self, names: Collection[str]) -> None:
-        """Wait a second for another process, and say which runs of its are waited for from now on."""
+        """Wait a second for another process, and say which of its runs are waited for."""
         for name in sorted(names):
             say(f"{name:<18} is another process's work: waiting for it")
         time.sleep(1)

@@ -112,7 +112,7 @@ class Execution:
             with interruption:
                 trainer.run(self.job.found.method)
             self._refuse_changed_source()
-            record = self._record(trainer)  # now, since to keep the model takes memory
+            record = self._record(trainer)  # before the model is saved, which raises peak memory
             self._keep_model(trainer, record)
             status = RunStatus.FINISHED
         except Exception as failure:

@@ -110,7 +110,8 @@ class Setting:
         if run is None or not run.finished:
             return False
         if not self.holds(job, data, run):
-            say(f"{job.name:<18} was made with another configuration: training it again")
+            what = "by other code of its method" if run.record.origin != job.found.origin else "with another configuration"
+            say(f"{job.name:<18} was made {what}: training it again")
             return False
         if self.experiment.pretrained and job.uses_source and self.parallel.is_main_process:
             store.state_source(run, saved_models.cost(self.experiment.pretrained, run.record.hardware))

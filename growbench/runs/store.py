@@ -24,8 +24,8 @@ REPLACED = "replaced"  # the folder of archived runs: finished ones, in whose pl
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
 
 UNKNOWN_SOURCE = (  # what a reader is asked for
-    "what its training cost is not known (seconds: not on this hardware), so figures with it charged are unknown; "
-    "give flops = X and seconds = Y beside checkpoint in [source], and run the same command again"
+    "the cost of its training is unknown (or its seconds were measured on other hardware), and so are figures that charge it; "
+    "set flops = X and seconds = Y beside checkpoint in [source], and run the same command again"
 )
 
 CURVE: dict[str, type | tuple[type, ...]] = {  # of every row

@@ -141,7 +141,7 @@ def start(device: torch.device, tp_degree: int, sharded: bool) -> Parallel:
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if tp_degree < 1 or processes % tp_degree:
         raise UsageError(
-            f"--tensor-parallel {tp_degree}: must divide the number of processes, {processes}; torchrun starts several"
+            f"--tensor-parallel {tp_degree}: the number of processes, {processes}, must be divisible by it; see torchrun"
         )
     if processes == 1:
         return Parallel(device)

@@ -114,7 +114,7 @@ def check(architecture: Architecture, sizes: ModelConfig, tp_degree: int) -> Non
             continue
         count = {Axis.HEADS: sizes.heads, Axis.KV_HEADS: sizes.key_value_heads}.get(axis) or length(axis, sizes)
         if count % tp_degree:
-            raise UsageError(f"--tensor-parallel {tp_degree}: must divide the {axis.value} of every model, and one has {count}")
+            raise UsageError(f"{axis.value} = {count}: must be divisible by --tensor-parallel {tp_degree}")
 
 
 def _split_axes(architecture: Architecture, sizes: ModelConfig) -> set[Axis]:

@@ -72,7 +72,7 @@ BAD_VALUES = [
     ("data.evaluation_batches=0", "data: evaluation_batches = 0: must be at least 1"),
     ("data.documents=-1", "data: documents = -1: must be at least 0 (0: all)"),
     ("machine.micro_batch=-1", "machine: micro_batch = -1: must be at least 0"),
-    ("machine.micro_batch=3", "machine.micro_batch = 3: must divide batch = 4"),
+    ("machine.micro_batch=3", "batch = 4: must be divisible by machine.micro_batch = 3"),
     ("machine.compile=yes", "machine.compile = 'yes': must be 'auto', 'on' or 'off'"),
     ("machine.workers=-2", "machine: workers = -2: must be at least -1"),
     ("data.mask_share=0", "data: mask_share = 0.0: must be above 0 and below 1"),
