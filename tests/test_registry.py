@@ -335,6 +335,7 @@ def in_a_new_process(spec: str, folder: Path, **options: object) -> str:
 def print_origin(arguments: Sequence[str]) -> int:
     folder, spec, options = arguments
     os.chdir(folder)
+    sys.path.insert(0, folder)  # as Python does for a command
     print(registry.get(spec, json.loads(options)).origin)
     return 0
 
