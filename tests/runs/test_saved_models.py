@@ -398,7 +398,7 @@ def test_a_run_starts_from_a_saved_model_and_is_charged_for_it(done: tuple[Path,
     shutil.rmtree(results)
     code, table, said = growbench(*start, figures=True)
     assert code == 0 and charged() == {"flops": None, "seconds": None}
-    assert said.count("give flops = X and seconds = Y") == table.count("give flops = X and seconds = Y") == 1
+    assert said.count("set flops = X and seconds = Y") == table.count("set flops = X and seconds = Y") == 1
     (row,) = (line for line in table.splitlines() if line.startswith("| bert2bert"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert [place for place, cell in enumerate(cells) if cell == "unknown"] == [4, 6, 8, 10]  # all of the build ledger

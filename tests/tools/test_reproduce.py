@@ -128,7 +128,7 @@ def test_a_run_of_earlier_code_counts_as_done_once_it_was_reproduced(
     capsys.readouterr()
     assert results.run() == 0
     said = capsys.readouterr().err
-    assert "scratch-seed0      is done" in said and "ligo-seed0         was made with another configuration" in said
+    assert "scratch-seed0      is done" in said and "ligo-seed0         was made by other code of its method" in said
     assert json.loads((results / "scratch-seed0" / "run.json").read_text())["origin"] == "growbench 0.1.0"
     assert json.loads((results / "ligo-seed0" / "run.json").read_text())["origin"] == registry.get("ligo").origin
 
