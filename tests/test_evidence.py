@@ -78,6 +78,11 @@ def test_the_page_names_every_folder() -> None:
     assert tops == set(re.findall(r"^`(\w+)`: ", PAGE, re.MULTILINE))
 
 
+def test_the_pages_of_earlier_code_say_so() -> None:
+    pages = {folder: (RESULTS / folder / "report" / "index.html").read_text(encoding="utf-8") for folder in FOLDERS}
+    assert {folder for folder, page in pages.items() if "Made by earlier code" in page} == made_by_earlier_code()
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_committed_runs_are_made_by_todays_code_or_said_not_to_be(folder: str) -> None:
     """No folder stays listed as of earlier code once all its runs are of today's."""

@@ -47,10 +47,10 @@ def multiply(matrix: Tensor, times: int) -> None:
 
 
 def test_the_stopwatch_agrees_with_the_wall_time_of_synchronised_steps(device: torch.device) -> None:
-    """All laps together, of five measurements."""
+    """All step seconds together, of five measurements."""
     matrix = torch.randn(4096 if device.type == "cuda" else 512, 4096 if device.type == "cuda" else 512, device=device)
     multiply(matrix, 3)
-    shares = []
+    ratios = []
     for _ in range(5):
         watch = Stopwatch(device)
         wait_for(device)
@@ -61,10 +61,10 @@ def test_the_stopwatch_agrees_with_the_wall_time_of_synchronised_steps(device: t
             watch.mark()
         wait_for(device)
         seconds = time.perf_counter() - started
-        laps = watch.read()
-        assert len(laps) == 10 and min(laps) > 0
-        shares.append(sum(laps) / seconds)
-    assert 0.9 < statistics.median(shares) < 1.02
+        step_seconds = watch.read()
+        assert len(step_seconds) == 10 and min(step_seconds) > 0
+        ratios.append(sum(step_seconds) / seconds)
+    assert 0.9 < statistics.median(ratios) < 1.02
 
 
 @pytest.mark.gpu
