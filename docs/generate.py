@@ -26,6 +26,9 @@ from docs.mistakes import MISTAKES, said
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n)(?P<content>.*?)(<!-- end -->)", re.DOTALL)
 PICTURE = ROOT / "docs" / "architecture.svg"
+HEADING = re.compile(
+    r"(Formula|Paper|Function preserving|Defaults|Costs|Costs beyond training|Hyperparameters|Source):(?= |$)"
+)  # of a card's paragraphs
 
 
 def pages() -> list[Path]:
@@ -136,7 +139,7 @@ def methods() -> str:
     from growbench import registry
 
     rows = [(code(name), registry.summaries()[name], f"[paper]({_paper(name)})") for name in registry.built_in()]
-    return table(("Method", "What it does", "Source"), rows)
+    return table(("Method", "What it does", "Paper"), rows)
 
 
 def _paper(name: str) -> str:
@@ -152,10 +155,11 @@ def cards() -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         cli.main(["list", "methods", "--long"])
-    return "\n\n".join(_card(text) for text in printed.getvalue().strip().split("\n\n"))
+    return "\n\n".join(card_as_markdown(text) for text in printed.getvalue().strip().split("\n\n"))
 
 
-def _card(text: str) -> str:
+def card_as_markdown(text: str) -> str:
+    """A card as `growbench list` prints it, with bold headings and a list of hyperparameters."""
     name, *lines = text.splitlines()
     paragraphs: list[str] = []
     for line in lines:
@@ -169,9 +173,10 @@ def _card(text: str) -> str:
 
 
 def _opens(line: str, before: str) -> bool:
-    """Whether a card's line opens a paragraph, as Formula: or a hyperparameter: do."""
-    head = re.match(r" {4}([A-Z][\w -]*:( |$)|https?://)", line)
-    return bool(head or len(before) < 2 or (before.endswith(".") and re.match(r" {4}\w+: ", line)))
+    """Whether a card's line opens a paragraph: with a heading, with the paper's address, or with `name: ` after a full stop."""
+    text = line.strip()
+    named = before.endswith(".") and re.match(r"\w[\w -]*: ", text)
+    return bool(HEADING.match(text) or re.match(r"https?://", text) or len(before) < 2 or named)
 
 
 def _paragraph(text: str) -> str:
@@ -180,8 +185,8 @@ def _paragraph(text: str) -> str:
         return f"- `{setting}`{': ' * bool(comment)}{comment}"
     if text.startswith("http"):
         return f"<{text}>"
-    head, colon, rest = text.partition(":")
-    return f"**{head}:**{_literal(rest)}" if colon and re.fullmatch(r"[A-Z][\w -]*", head) else _literal(text)
+    heading = HEADING.match(text)
+    return f"**{heading[0]}**{_literal(text[heading.end() :])}" if heading else _literal(text)
 
 
 def _literal(text: str) -> str:
@@ -262,8 +267,8 @@ def savings() -> str:
     return (ROOT / "results/reference/gpt2-tiny/report/savings.md").read_text(encoding="utf-8")
 
 
-def selfproof() -> str:
-    """What the A/A check wrote, without its heading."""
+def aa_test() -> str:
+    """What the A/A test wrote, without its heading."""
     return (ROOT / "results/selfproof/gpt2-tiny/summary.md").read_text(encoding="utf-8").partition("\n")[2]
 
 
@@ -292,7 +297,7 @@ PARTS: dict[str, Callable[..., str]] = {
         commands,
         mistakes,
         savings,
-        selfproof,
+        aa_test,
         mini,
         headline,
     )

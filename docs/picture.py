@@ -1,4 +1,4 @@
-"""The picture of the rooms, as SVG: from top to bottom in the order of the contract that `lint-imports` checks."""
+"""The picture of the packages, as SVG: from top to bottom in the order of the contract that `lint-imports` checks."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from html import escape
 from pathlib import Path
 from textwrap import wrap
 
-WIDTH, HEIGHT, GAP = 760, 46, 8  # pixels: of the picture, of a room, between two
+WIDTH, HEIGHT, GAP = 760, 46, 8  # pixels: of the picture, of a package, between two
 
 
-def rooms(root: Path) -> list[str]:
-    """The rooms from top to bottom."""
+def packages(root: Path) -> list[str]:
+    """The packages from top to bottom."""
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
-    return [room for room in settings["contracts"][0]["layers"] if room != "__main__"]
+    return [package for package in settings["contracts"][0]["layers"] if package != "__main__"]
 
 
-def about(root: Path, room: str) -> str:
-    """The first sentence of a room's docstring."""
-    path = root / "growbench" / room
+def about(root: Path, package: str) -> str:
+    """The first sentence of a package's docstring."""
+    path = root / "growbench" / package
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return re.split(r"(?<=\.) |\n", docstring)[0].rstrip(".")
 
 
 def svg(root: Path) -> str:
-    """Each room above what it uses."""
+    """Each package above what it uses."""
     drawn = []
-    for place, room in enumerate(rooms(root)):
+    for place, package in enumerate(packages(root)):
         y = GAP + place * (HEIGHT + GAP)
-        lines = wrap(about(root, room), 84)
+        lines = wrap(about(root, package), 84)
         first = y + 28 - 9 * (len(lines) - 1)
         drawn.append(
             f'<rect x="{GAP}" y="{y}" width="{WIDTH - 2 * GAP}" height="{HEIGHT}" rx="6"/>'
-            f'<text class="room" x="24" y="{y + 28}">{room}</text>'
+            f'<text class="package" x="24" y="{y + 28}">{package}</text>'
             + "".join(f'<text x="148" y="{first + 18 * number}">{escape(line)}</text>' for number, line in enumerate(lines))
         )
     height = GAP + len(drawn) * (HEIGHT + GAP)
-    label = "The rooms of growbench, from the commands at the top to the errors at the bottom"
+    label = "The packages of growbench, from the commands at the top to the errors at the bottom"
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">
 <style>
 rect {{ fill: #f4f7fa; stroke: #7a8ca0; }}
 .paper {{ stroke: none; fill: #ffffff; }}
 text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; font-size: 13px; fill: #3c4a58; }}
-.room {{ font-size: 14px; font-weight: 700; fill: #1c2733; }}
+.package {{ font-size: 14px; font-weight: 700; fill: #1c2733; }}
 </style>
 <rect class="paper" width="{WIDTH}" height="{height}"/>
 {chr(10).join(drawn)}

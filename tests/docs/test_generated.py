@@ -7,7 +7,7 @@ import re
 import pytest
 
 from docs import picture
-from docs.generate import PART, PARTS, PICTURE, ROOT, pages, part
+from docs.generate import PART, PARTS, PICTURE, ROOT, card_as_markdown, pages, part
 
 FOUND = [
     pytest.param(match["name"], match["content"], id=f"{page.name} {match['name']}")
@@ -27,13 +27,41 @@ def test_every_part_is_somewhere_and_no_mark_is_misspelt() -> None:
     assert marks == 2 * len(FOUND)
 
 
-def test_the_picture_shows_every_room_in_the_order_of_the_contract() -> None:
+def test_the_picture_shows_every_package_in_the_order_of_the_contract() -> None:
     text = PICTURE.read_text(encoding="utf-8")
     assert text == picture.svg(ROOT), "run make generated"
-    shown = re.findall(r'class="room"[^>]*>(\w+)<', text)
+    shown = re.findall(r'class="package"[^>]*>(\w+)<', text)
     folder = ROOT / "growbench"
     packages = {path.parent.name for path in folder.glob("*/__init__.py")}
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "__main__"}
     assert sorted(shown) == sorted(packages | modules)
-    places = [int(y) for y in re.findall(r'class="room"[^>]*y="(\d+)"', text)]
+    places = [int(y) for y in re.findall(r'class="package"[^>]*y="(\d+)"', text)]
     assert places == sorted(places) and len(places) == len(shown)
+
+
+def test_only_the_headings_of_a_card_are_bold() -> None:
+    card = """halves
+    Control: train half of the layers, and then
+    all: the baseline. More of it.
+    Formula: W = [I; M]. AKI: the
+    next layer's.
+    Depth: whole copies.
+    Two-stage pretraining: `share` of the budget.
+    Costs beyond training: none.
+    Hyperparameters:
+        share: float = 0.5  # of the budget, which is
+            long
+    Source: not used
+    https://example.org"""
+    assert card_as_markdown(card).split("\n\n") == [
+        "## halves",
+        "Control: train half of the layers, and then all: the baseline. More of it.",
+        "**Formula:** W = \\[I; M\\]. AKI: the next layer's.",
+        "Depth: whole copies.",
+        "Two-stage pretraining: `share` of the budget.",
+        "**Costs beyond training:** none.",
+        "**Hyperparameters:**",
+        "- `share: float = 0.5`: of the budget, which is long",
+        "**Source:** not used",
+        "<https://example.org>",
+    ]

@@ -41,16 +41,16 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def test_nothing_imports_upwards() -> None:
-    """As lint-imports says, by another way: no room imports one that the picture shows above it."""
-    height = {room: place for place, room in enumerate(reversed(picture.rooms(ROOT)))}
+    """As lint-imports says, by another way: no package imports one that the picture shows above it."""
+    height = {package: place for place, package in enumerate(reversed(picture.packages(ROOT)))}
     seen = 0
     for path in (ROOT / "growbench").rglob("*.py"):
-        room = path.relative_to(ROOT / "growbench").parts[0].removesuffix(".py")
+        package = path.relative_to(ROOT / "growbench").parts[0].removesuffix(".py")
         for name in imported(path):
             other = name.split(".")[1] if name.startswith("growbench.") else ""
-            if other in height and room in height and other != room:
+            if other in height and package in height and other != package:
                 seen += 1
-                assert height[other] < height[room], f"{path} imports {name}"
+                assert height[other] < height[package], f"{path} imports {name}"
     assert seen > 150
 
 
