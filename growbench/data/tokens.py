@@ -23,6 +23,7 @@ from growbench.data import documents, processes, sources
 from growbench.data import tokenizer as tokenizers
 from growbench.data.tokenizer import Kind, Vocabulary
 from growbench.errors import UsageError
+from growbench.files import write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -263,6 +264,4 @@ def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk,
 
 def _write(file: Path, values: dict[str, Any]) -> None:
     """Write plain JSON values to a file atomically."""
-    draft = file.with_suffix(".draft")
-    draft.write_text(json.dumps(values, indent=1))
-    draft.replace(file)
+    write_text(file, json.dumps(values, indent=1))

@@ -32,8 +32,8 @@ from growbench.runs.records import (
     RunError,
     RunRecord,
     RunStatus,
+    versions,
 )
-from growbench.runs.reproduced import versions
 from growbench.runs.saved_models import TrainedModel
 from growbench.runs.signals import Interruption
 from growbench.training.checkpoint import Checkpoint, Checkpoints

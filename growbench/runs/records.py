@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+import growbench
 from growbench.config.schema import Published
 from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
 
 SCHEMA_VERSION = 2  # 1 was not numbered
+
+VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
 
 UNKNOWN_ORIGIN = "unknown"  # of runs that were stored before methods had origins
 
@@ -178,3 +185,27 @@ def _renamed(old: dict[str, Any]) -> dict[str, Any]:
     if isinstance(hardware := old.get("hardware"), dict):
         new["hardware"] = {{"elsewhere": "earlier"}.get(key, key): value for key, value in hardware.items()}
     return new
+
+
+def versions() -> dict[str, str]:
+    """Of what a run's outcome may depend on, and the commit of growbench."""
+    return {"python": platform.python_version(), **{package: version(package) for package in VERSIONED}, "commit": commit()}
+
+
+@cache
+def commit() -> str:
+    """The commit of growbench's code, with "-dirty" if it was changed since; "unknown" outside of its repository."""
+    package = Path(growbench.__file__).parent
+    if _git("ls-files", "--error-unmatch", str(package / "__init__.py")) is None:  # in another one's repository, perhaps
+        return "unknown"
+    changed = _git("status", "--porcelain", "--", str(package), str(package.parent / "methods"))
+    return f"{_git('rev-parse', 'HEAD')}{'-dirty' if changed else ''}"
+
+
+def _git(*arguments: str) -> str | None:
+    """What git answers, or None if it is not there or fails."""
+    try:
+        folder = str(Path(growbench.__file__).parent)
+        return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from growbench.console import say
 from growbench.costs.accounts import Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
 from growbench.errors import UsageError
+from growbench.files import write_text
 from growbench.runs.records import Cost, RunRecord, RunStatus
 from growbench.runs.reproduced import Stamp
 
@@ -130,9 +130,7 @@ def state_source(run: Run, cost: Cost) -> None:
 
 def _write(folder: Path, record: RunRecord) -> None:
     """run.json, in full or not at all."""
-    draft = folder / "run.json.part"
-    draft.write_text(record.text(), encoding="utf-8")
-    os.replace(draft, folder / "run.json")
+    write_text(folder / "run.json", record.text())
 
 
 class CurveFile:
@@ -161,9 +159,7 @@ class CurveFile:
             self._cut(rows.start)
 
     def _cut(self, rows: int) -> None:
-        draft = self.path.with_suffix(".part")
-        draft.write_text("".join(_complete_lines(self.path)[:rows]), encoding="utf-8")
-        os.replace(draft, self.path)
+        write_text(self.path, "".join(_complete_lines(self.path)[:rows]))
         self.rows = rows
 
 

@@ -25,7 +25,7 @@ from growbench.runs import reproduced, saved_models, store
 from growbench.runs.claims import Claims
 from growbench.runs.execution import Execution, SourceModel
 from growbench.runs.jobs import Job, Setting
-from growbench.runs.records import RunRecord
+from growbench.runs.records import RunRecord, versions
 from growbench.runs.reproduced import Stamp
 from growbench.runs.sources import Sources
 from growbench.runs.store import Run
@@ -173,7 +173,7 @@ class Reproduction:
         here = self.setting.hardware(self.job.which)
         stamp = Stamp(
             date=datetime.date.today().isoformat(),
-            versions=reproduced.versions(),
+            versions=versions(),
             hardware=here,
             steps=steps,
             evaluations=found.evaluations,
@@ -189,8 +189,8 @@ class Reproduction:
         else:
             (self.run.folder / reproduced.FILE).unlink(missing_ok=True)
         print(f"{self.run.name:<18} {steps} of {self.run.record.steps} steps, {found.evaluations} evaluations: {verdict}")
-        versions = ", ".join(f"{key} {stamp.versions[key]}" for key in ("commit", "torch"))
-        print(f"{'':<18} {stamp.date}, {versions}, {here}")
+        made_by = ", ".join(f"{key} {stamp.versions[key]}" for key in ("commit", "torch"))
+        print(f"{'':<18} {stamp.date}, {made_by}, {here}")
         return equal
 
 

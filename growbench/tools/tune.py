@@ -27,6 +27,7 @@ from growbench.console import say
 from growbench.costs.accounts import Ledger, Unit
 from growbench.data.shapes import vocabulary_size
 from growbench.errors import UsageError
+from growbench.files import write_text
 from growbench.formatting import quantity, setting
 from growbench.planning.plan import CPU, refuse
 from growbench.registry import Found
@@ -34,7 +35,7 @@ from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
 from growbench.tools.search_space import Trials, Values, best, defaults, digest, fingerprint, space, with_values
-from growbench.tools.tuned_values import Tuned, Tuning, read_others, replace_file, variant
+from growbench.tools.tuned_values import Tuned, Tuning, read_others, variant
 from growbench.training.parallel import Parallel
 
 
@@ -217,5 +218,5 @@ def _store(folder: Path, tuning: Tuning, variants: Mapping[str, Sequence[str]], 
             before = pd.read_csv(trials, dtype=str, keep_default_na=False)
             frame = pd.concat([frame, before[before["method"].isin(others.variants)]])
         frame = frame[[column for column in frame if column != "error"] + ["error"]]
-        replace_file(trials, frame.to_csv(index=False))
-        replace_file(tuned, Tuned(tuning, {**variants, **others.variants}, {**rows, **others.rows}).toml())
+        write_text(trials, frame.to_csv(index=False))
+        write_text(tuned, Tuned(tuning, {**variants, **others.variants}, {**rows, **others.rows}).toml())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -87,13 +86,6 @@ def read_others(path: Path, tuning: Tuning, done: Trials) -> Tuned:
         {name: before.variants[name] for name in others},
         {name: before.rows[name] for name in others if name in before.rows},
     )
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def variant(found: Found) -> list[str]:

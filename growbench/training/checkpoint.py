@@ -8,7 +8,6 @@ files.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growbench.console import say
+from growbench.files import replacing
 from growbench.training import optimizer_state
 from growbench.training.optimizer_state import ParameterIndex, StoredTensor
 
@@ -67,12 +67,11 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write a file, in full or not at all. Raises OSError, SafetensorError, or ValueError for data that cannot be stored."""
-        draft = path.with_suffix(".part")
         tensors = dict(self.tensors)
         optimizer = _encoded(self.optimizer, tensors, self.optimizer["class"])
         texts = {"format": FORMAT, "state": json.dumps(self.state), "optimizer": json.dumps(optimizer)}
-        save_file(_apart(tensors), draft, texts)
-        os.replace(draft, path)
+        with replacing(path) as draft:
+            save_file(_apart(tensors), draft, texts)
 
     def restore(self, model: nn.Module, optimizer: Optimizer, rng: torch.Generator, device: torch.device) -> None:
         """Bring model, optimizer (its state to `device`) and random states back, in place.
@@ -210,7 +209,6 @@ class Checkpoints:
                 checkpoint.save(path)
             except (OSError, SafetensorError, ValueError) as error:
                 say(f"{path}: this checkpoint could not be kept: {error}")
-                path.with_suffix(".part").unlink(missing_ok=True)
 
     def _within(self, phase: int) -> list[Path]:
         """The files of a phase under way, the newest first."""

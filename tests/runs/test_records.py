@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 
 from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
-from growbench.runs import store
+from growbench.runs import records, store
 from growbench.runs.records import Cost, PhaseRecord, RunConfig, RunCosts, RunError, RunRecord, RunStatus
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -109,3 +111,34 @@ def test_seconds_compare_on_equal_hardware_whatever_prepares_the_data() -> None:
     for other in ({"threads": 1}, {"micro_batch": 4}, {"processes": "2 replicated"}, {"earlier": "device cuda"}):
         assert cpu != dataclasses.replace(cpu, **other)
     assert str(cpu) == "device cpu, name Some CPU, threads 2"
+
+
+def test_the_commit_is_that_of_growbenchs_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a word where the code was changed since; unknown in an installation, even inside of another repository."""
+
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=n", "-c", "user.email=e")
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def commit() -> str:
+        return records.commit.__wrapped__()  # type: ignore[attr-defined]
+
+    package = tmp_path / "growbench"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(records.growbench, "__file__", str(package / "__init__.py"))
+    assert commit() == "unknown"
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    assert commit() == "unknown"
+    git("add", ".")
+    git("commit", "-q", "-m", "second")
+    assert commit() == git("rev-parse", "HEAD") and re.fullmatch("[0-9a-f]{40}", commit())
+    (tmp_path / "notes.txt").write_text("not code")
+    assert commit() == git("rev-parse", "HEAD")
+    (package / "__init__.py").write_text("changed = True")
+    assert commit() == f"{git('rev-parse', 'HEAD')}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"

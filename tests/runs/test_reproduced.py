@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from growbench.analysis.selection import made_by_earlier_code
 from growbench.costs.accounts import Account
 from growbench.costs.hardware import Hardware
 from growbench.registry import get
-from growbench.runs import reproduced, store
+from growbench.runs import store
 from growbench.runs.records import Cost, PhaseRecord, RunConfig, RunCosts, RunRecord, RunStatus
 from growbench.runs.reproduced import Stamp
 
@@ -112,34 +110,3 @@ def test_runs_of_other_code_are_made_by_earlier_code() -> None:
             record = replace(RECORD, method=method, config=RunConfig({}, hyperparameters), origin=origin)
             run = store.Run(Path("run"), record, [])
             assert made_by_earlier_code([run]) == [run] * earlier, (method, hyperparameters, origin)
-
-
-def test_the_commit_is_that_of_growbenchs_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a word where the code was changed since; unknown in an installation, even inside of another repository."""
-
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=n", "-c", "user.email=e")
-        return subprocess.run(
-            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    def commit() -> str:
-        return reproduced.commit.__wrapped__()  # type: ignore[attr-defined]
-
-    package = tmp_path / "growbench"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    monkeypatch.setattr(reproduced.growbench, "__file__", str(package / "__init__.py"))
-    assert commit() == "unknown"
-    git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "first")
-    assert commit() == "unknown"
-    git("add", ".")
-    git("commit", "-q", "-m", "second")
-    assert commit() == git("rev-parse", "HEAD") and re.fullmatch("[0-9a-f]{40}", commit())
-    (tmp_path / "notes.txt").write_text("not code")
-    assert commit() == git("rev-parse", "HEAD")
-    (package / "__init__.py").write_text("changed = True")
-    assert commit() == f"{git('rev-parse', 'HEAD')}-dirty"
-    monkeypatch.setenv("PATH", "")
-    assert commit() == "unknown"

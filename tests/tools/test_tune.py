@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from growbench import cli, errors, registry
+from growbench import cli, errors, files, registry
 from growbench.config import loading
 from growbench.method import tunable
 from growbench.runs import store
@@ -401,7 +401,7 @@ def test_files_are_whole_whenever_tuning_is_broken_off(untrained: Folder, monkey
 
     assert untrained.tune("net2net,ki") == 0
     before = untrained.trials(), untrained.file.read_text()
-    for place in ("growbench.tools.tune.best", "growbench.tools.tuned_values.os.replace"):
+    for place in ("growbench.tools.tune.best", "growbench.files.os.replace"):
         with monkeypatch.context() as patch:
             patch.setattr(place, broken)
             assert untrained.tune("net2net,ki,ligo", 2) == 130
@@ -485,7 +485,7 @@ def test_a_file_of_tuned_values_is_read_back(
     written = tuned_values.Tuned(
         tuned_values.Tuning("gpt2-tiny", "ab12", (1000, 1001), 3), {name: said for name, (said, _) in methods.items()}, rows
     )
-    tuned_values.replace_file(file, written.toml())
+    files.write_text(file, written.toml())
     read = tuned_values.read(file)
     assert read == written
     assert [[(key, type(value)) for key, value in sorted(row.items())] for row in read.rows.values()] == [
