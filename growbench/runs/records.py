@@ -24,7 +24,7 @@ from growbench.costs.hardware import Hardware
 
 SCHEMA_VERSION = 2  # 1 was not numbered
 
-VERSIONED = ("growbench", "torch", "transformers", "tokenizers", "numpy")
+VERSIONED = ("torch", "transformers", "tokenizers", "numpy")
 
 UNKNOWN_ORIGIN = "unknown"  # of runs that were stored before methods had origins
 
@@ -189,7 +189,8 @@ def _renamed(old: dict[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what a run's outcome may depend on, and the commit of growbench."""
-    return {"python": platform.python_version(), **{package: version(package) for package in VERSIONED}, "commit": commit()}
+    packages = {package: version(package) for package in VERSIONED}
+    return {"python": platform.python_version(), "growbench": growbench.__version__, **packages, "commit": commit()}
 
 
 @cache

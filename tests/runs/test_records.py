@@ -6,11 +6,13 @@ import dataclasses
 import json
 import re
 import subprocess
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import growbench
 from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
 from growbench.runs import records, store
@@ -111,6 +113,19 @@ def test_seconds_compare_on_equal_hardware_whatever_prepares_the_data() -> None:
     for other in ({"threads": 1}, {"micro_batch": 4}, {"processes": "2 replicated"}, {"earlier": "device cuda"}):
         assert cpu != dataclasses.replace(cpu, **other)
     assert str(cpu) == "device cpu, name Some CPU, threads 2"
+
+
+def test_a_checkout_that_is_not_installed_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run with the checkout on the path alone, no package metadata says a version of growbench."""
+    installed = records.version
+
+    def without_growbench(package: str) -> str:
+        if package == "growbench":
+            raise PackageNotFoundError(package)
+        return installed(package)
+
+    monkeypatch.setattr(records, "version", without_growbench)
+    assert records.versions()["growbench"] == growbench.__version__
 
 
 def test_the_commit_is_that_of_growbenchs_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
