@@ -93,13 +93,16 @@ def _run(run: argparse.ArgumentParser) -> None:
     _add_results(run)
     run.add_argument(
         "--protocol",
-        choices=("single", "ladder"),
+        choices=("single", "ladder", "equal-cost"),
         default="single",
         help="single: one budget, costs are read off each run's curve (default); ladder: several budgets, each with a complete "
-        "learning-rate schedule",
+        "learning-rate schedule; equal-cost: one budget, and scratch also at the cost of each method, with a complete schedule",
     )
     run.add_argument(
-        "--budgets", type=_budgets, metavar="0.4,0.7,1", help="with ladder: shares of the budget; default: 0.4,0.55,0.7,0.85,1"
+        "--budgets",
+        type=_budgets,
+        metavar="0.4,0.7,1",
+        help="with ladder: shares of the budget, those above 1 for scratch alone; default: 0.4,0.55,0.7,0.85,1",
     )
     run.add_argument("--target-loss", type=_positive, metavar="X", help="default: the mean final validation loss of scratch")
     run.add_argument(
@@ -232,9 +235,11 @@ def _budgets(text: str) -> list[float]:
         budgets = [float(part) for part in text.split(",")]
     except ValueError:
         budgets = []
-    shares = all(0 < share <= 1 for share in budgets)  # false for NaN
-    if not shares or 1 not in budgets or len(set(budgets)) < max(len(budgets), 2):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be different shares above 0 and up to 1, with 1 among them")
+    shares = all(0 < share <= 100 for share in budgets)  # false for NaN
+    if not shares or 1 not in budgets or min(budgets) == 1 or len(set(budgets)) < len(budgets):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be different shares above 0 and up to 100, with 1 and a smaller one among them"
+        )
     return budgets
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from growbench.console import say
 from growbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from growbench.planning.budgets import Budgets
     from growbench.registry import Found
 
 
@@ -47,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
         methods = tuned_values.apply(options.tuned, experiment, methods, options.seeds, by_hand)
     if options.budgets and options.protocol != "ladder":
         raise UsageError("--budgets: only with --protocol ladder")
+    if options.stop_at_target and options.protocol == "equal-cost":
+        raise UsageError("--stop-at-target: not with --protocol equal-cost, which compares runs that complete their schedules")
     if options.stop_at_target and options.target_loss is None:
         raise UsageError(
             "--stop-at-target: needs --target-loss X: the default target, scratch's mean final loss, changes with every seed"
@@ -55,13 +59,13 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from growbench.costs.hardware import choose_device
-    from growbench.runs.benchmark import LADDER, Benchmark
+    from growbench.runs.benchmark import Benchmark
     from growbench.runs.jobs import Setting
     from growbench.training import parallel
 
     if options.throughput and not options.dry_run:
         raise UsageError("--throughput: only with --dry-run")
-    budgets = options.budgets or LADDER if options.protocol == "ladder" else (1.0,)
+    budgets = _budgets(options, experiment, methods)
     if options.dry_run:
         absent = options.throughput and options.device == "cuda"  # a plan for CUDA needs no CUDA device
         device = torch.device("cuda") if absent else choose_device(options.device)
@@ -94,6 +98,19 @@ def run(options: argparse.Namespace) -> int:
     print((page.parent / "savings.md").read_text(encoding="utf-8"))
     print(f"report: {page}")
     return 0 if succeeded else 1
+
+
+def _budgets(options: argparse.Namespace, experiment: Experiment, methods: Sequence[Found]) -> Budgets:
+    from growbench.data.shapes import vocabulary_size
+    from growbench.planning.budgets import LADDER, Budgets, equal_cost
+    from growbench.runs import saved_models
+
+    if options.protocol == "single":
+        return Budgets()
+    if options.protocol == "ladder":
+        return Budgets.ladder(options.budgets or LADDER)
+    pretrained_flops = saved_models.cost(experiment.pretrained).flops if experiment.pretrained else None
+    return equal_cost(experiment, methods, vocabulary_size(experiment.data), pretrained_flops)
 
 
 def tune(options: argparse.Namespace) -> int:

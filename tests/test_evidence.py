@@ -17,8 +17,8 @@ from growbench import cli, registry
 from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.data import Data
+from growbench.planning.budgets import LADDER
 from growbench.runs import store
-from growbench.runs.benchmark import LADDER
 from growbench.runs.jobs import Job, Setting
 from growbench.runs.store import Run
 from growbench.training.parallel import Parallel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from growbench.console import say
 from growbench.data import Data, tokenizer_to_save
 from growbench.errors import UsageError
 from growbench.planning.branches import branching_step
+from growbench.planning.budgets import Budgets
 from growbench.planning.plan import check_sizes, refuse
 from growbench.registry import SCRATCH, Found
 from growbench.runs import store
@@ -23,8 +23,6 @@ from growbench.runs.jobs import Job, Setting
 from growbench.runs.records import RunStatus
 from growbench.runs.sources import Sources
 from growbench.training import tensor_parallel
-
-LADDER = (0.4, 0.55, 0.7, 0.85, 1.0)  # budgets of the ladder protocol, shares of scratch's
 
 
 class JobState(Enum):
@@ -38,12 +36,11 @@ class JobState(Enum):
 class Benchmark:
     """Trains methods on one experiment.
 
-    `budget_shares`: each is trained with a complete schedule of its own. `target_loss`: nats; None: scratch's mean final
-    validation loss.
+    `target_loss`: nats; None: scratch's mean final validation loss.
     """
 
-    def __init__(self, setting: Setting, budget_shares: Sequence[float] = (1.0,), target_loss: float | None = None) -> None:
-        self.setting, self.budget_shares, self.target_loss = setting, sorted(budget_shares, reverse=True), target_loss
+    def __init__(self, setting: Setting, budgets: Budgets | None = None, target_loss: float | None = None) -> None:
+        self.setting, self.budgets, self.target_loss = setting, budgets or Budgets(), target_loss
         self.claims = Claims(setting.folder, setting.parallel)
         self.sources = Sources(setting, self.claims)
 
@@ -67,8 +64,9 @@ class Benchmark:
         data = setting.load_data("target")
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
-        for found, share in itertools.product(methods, self.budget_shares):
-            refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
+        for found in methods:
+            for share in self.budgets.of(found.name):
+                refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
         if setting.parallel.is_main_process:
             _check_folder(setting.folder)
         _check_parallelism(setting)
@@ -96,7 +94,7 @@ class Benchmark:
         with self.claims.claimed(full.name) as mine:
             if not mine:
                 return JobState.ELSEWHERE
-            ladder = [replace(full, budget_share=share) for share in self.budget_shares]
+            ladder = [replace(full, budget_share=share) for share in self.budgets.of(full.found.name)]
             missing = [job for job in ladder if not self.setting.done(job, data)]
             if not missing:
                 return JobState.DONE
@@ -109,7 +107,7 @@ class Benchmark:
             return self._climb(missing, data, target_loss)
 
     def _climb(self, ladder: Sequence[Job], data: Data, target_loss: float | None) -> JobState:
-        """Train one method at several budgets, the largest first: under wsd the others branch off the full one where they can."""
+        """Train one method at several budgets, the longest first. Under wsd, shorter ones branch off the full one."""
         full = replace(ladder[0], budget_share=1.0)
         trunk = self.setting.checkpoints_of(full)
         steps = {job.name: step for job in ladder if (step := self._branching_step(full, job, data)) is not None}
@@ -125,8 +123,8 @@ class Benchmark:
         return JobState.DONE if all(finished) else JobState.FAILED
 
     def _branching_step(self, full: Job, job: Job, data: Data) -> int | None:
-        """After how many scored steps a job branches off the full budget's; None if it does not."""
-        if job == full:
+        """After how many scored steps a job branches off the full budget's; None if it does not, as a longer one never does."""
+        if job.budget_share >= 1:
             return None
         longer, shorter = (self.setting.experiment.at(each.budget_share, job.found.training) for each in (full, job))
         return branching_step(longer, shorter, job.found.method, data.vocabulary)

@@ -177,7 +177,7 @@ def _read_json(path: Path) -> Any:
 
 def name(method: str, seed: int, budget_share: float = 1.0) -> str:
     """The name of a run's folder."""
-    return f"{method}-seed{seed}" + (f"-budget{budget_share:g}" if budget_share != 1 else "")
+    return f"{method}-seed{seed}" + (f"-budget{budget_share:.12g}" if budget_share != 1 else "")
 
 
 def load(folder: Path) -> Run | None:

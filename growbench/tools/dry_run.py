@@ -19,8 +19,9 @@ from growbench.data.shapes import shape_batch, vocabulary_size
 from growbench.formatting import counted, data_size, digits, duration, quantity
 from growbench.method import task_loss
 from growbench.planning.branches import branching_step, shared
+from growbench.planning.budgets import Budgets
 from growbench.planning.plan import PlannedPhase, Unplannable, plan, plan_source
-from growbench.registry import Found
+from growbench.registry import SCRATCH, Found
 from growbench.runs import saved_models
 from growbench.training.step import autocast
 
@@ -58,6 +59,7 @@ class Row:
     phases: list[PlannedPhase] | Unplannable
     source: float | None  # FLOPs that the build ledger charges for the source; None: not known
     inherited: float = 0.0  # FLOPs that are charged, but computed by the trunk that this run branches off
+    equals: tuple[str, ...] = ()  # of scratch: the methods, and ledgers, whose cost it has
 
     @property
     def flops(self) -> float:
@@ -68,15 +70,21 @@ def forecast(
     experiment: Experiment,
     methods: Sequence[Found],
     seeds: int,
-    budget_shares: Sequence[float],
+    budgets: Budgets,
     device: torch.device,
     speed: float | None,
 ) -> str:
-    """The forecast of every method at every budget share. `speed` is in FLOP/s; None: it is measured, on a device that exists."""
+    """Forecast every method at each of its budgets. `speed` is in FLOP/s; None: it is measured, on a device that exists."""
     vocabulary = vocabulary_size(experiment.data)
     sources, source_flops = _source(experiment, methods, vocabulary, device)
-    shares = sorted(budget_shares, reverse=True)
-    rows = [_row(experiment, found, share, vocabulary, device, source_flops) for found in methods for share in shares]
+    rows = [
+        replace(
+            _row(experiment, found, share, vocabulary, device, source_flops),
+            equals=budgets.scratch_alone.get(share, ()) if found.name == SCRATCH else (),
+        )
+        for found in methods
+        for share in budgets.of(found.name)
+    ]
     named = f"given with --throughput, on {device.type}"
     if speed is None:
         speed, named = throughput(experiment, vocabulary, device), f"measured just now on {device_name(device)}"
@@ -109,7 +117,7 @@ def _source(
 def _row(
     experiment: Experiment, found: Found, share: float, vocabulary: int, device: torch.device, source_flops: float | None
 ) -> Row:
-    own, name = experiment.at(share, found.training), found.name + f" x {share:g}" * (share < 1)
+    own, name = experiment.at(share, found.training), found.name + f" x {share:g}" * (share != 1)
     source = source_flops if found.method.uses_source else 0.0
     try:
         phases = plan(own, found, vocabulary, device)
@@ -149,8 +157,14 @@ def _lines(row: Row, experiment: Experiment, speed: float) -> list[str]:
         f"{row.name:<22} {steps:>8} {quantity(tokens):>8}   {train:>7} {growth:>7} {operator:>8} {teacher:>7} {whole:>7}"
         f" {source:>7} {data_size(memory):>9} {digits(row.flops / speed / 3600):>9}"
     ]
+    if row.equals:
+        lines.append(_indented(f"costs as much as {'; '.join(row.equals)}"))
     if len(phases) > 1:
         parts = [f"{p.name}: {p.steps} x {quantity(p.charged_per_step, 'FLOP')}, {data_size(p.memory)}" for p in phases]
         whole = "; ".join(part.replace(" ", "\0") for part in parts)  # no line break within a phase
-        lines.append(textwrap.fill(whole, 120, initial_indent=" " * 4, subsequent_indent=" " * 4).replace("\0", " "))
+        lines.append(_indented(whole).replace("\0", " "))
     return lines
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, 120, initial_indent=" " * 4, subsequent_indent=" " * 4)

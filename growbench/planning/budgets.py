@@ -1,0 +1,85 @@
+"""At which shares of the experiment's budget runs are trained, each with a complete schedule of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from growbench.config.schema import Experiment
+from growbench.costs.accounts import Ledger
+from growbench.errors import UsageError
+from growbench.planning.plan import Unplannable, plan, plan_source
+from growbench.registry import SCRATCH, Found
+
+LADDER = (0.4, 0.55, 0.7, 0.85, 1.0)  # of the ladder protocol
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Shares of the budget. `shared`: of every method. `scratch_alone`: more of scratch's, each with whose cost it equals."""
+
+    shared: tuple[float, ...] = (1.0,)
+    scratch_alone: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def ladder(cls, shares: Iterable[float]) -> Budgets:
+        """Those above 1 are for scratch alone: they tell what it reaches at the cost of a method that costs more than it."""
+        shares = tuple(shares)
+        return cls(tuple(share for share in shares if share <= 1), {share: () for share in shares if share > 1})
+
+    def of(self, method: str) -> list[float]:
+        """A method's shares, the longest run first."""
+        own = {*self.shared, *self.scratch_alone} if method == SCRATCH else {*self.shared}
+        return sorted(own, reverse=True)
+
+
+def equal_cost(experiment: Experiment, methods: Sequence[Found], vocabulary: int, pretrained_flops: float | None) -> Budgets:
+    """The full budget of every method, scratch among them, and for scratch the number of steps that each method's FLOPs pay for.
+
+    In the build ledger a method's FLOPs include its source's: `pretrained_flops`, or those of the training planned here. Without
+    a known cost of a pretrained source nothing equals it. Raises UsageError for a method that cannot be planned, and where
+    scratch cannot train for so few steps.
+    """
+    scratch = next(found for found in methods if found.name == SCRATCH)
+    step = plan(experiment.at(1.0, scratch.training), scratch, vocabulary)[-1].charged_per_step
+    source = _source_flops(experiment, methods, vocabulary, pretrained_flops)
+    equals: dict[float, list[str]] = {}
+    for found in (each for each in methods if each is not scratch):
+        flops = _flops(experiment, found, vocabulary)
+        charged = {found.name: flops}
+        if found.method.uses_source:
+            known = {} if source is None else {f"{found.name}, {Ledger.BUILD}": flops + source}
+            charged = {f"{found.name}, {Ledger.REUSE}": flops} | known
+        for whose, total in charged.items():
+            share = share_of(round(total / step), experiment.train.steps)
+            try:
+                experiment.at(share, scratch.training)
+            except UsageError as error:
+                raise UsageError(f"scratch at the cost of {whose}: {error}") from error
+            equals.setdefault(share, []).append(whose)
+    return Budgets((1.0,), {share: tuple(names) for share, names in equals.items()})
+
+
+def _source_flops(
+    experiment: Experiment, methods: Sequence[Found], vocabulary: int, pretrained_flops: float | None
+) -> float | None:
+    """What the build ledger charges for the source; None if that is not known."""
+    if experiment.pretrained:
+        return pretrained_flops
+    if not any(found.method.uses_source for found in methods):
+        return 0.0
+    return sum(phase.flops for phase in plan_source(experiment, vocabulary))
+
+
+def _flops(experiment: Experiment, found: Found, vocabulary: int) -> float:
+    """What a method's run at the full budget is charged, without its source."""
+    try:
+        return sum(phase.flops for phase in plan(experiment.at(1.0, found.training), found, vocabulary))
+    except Unplannable as error:
+        raise UsageError(f"--protocol equal-cost: needs the cost of every method before it is trained, but {error}") from error
+
+
+def share_of(steps: int, budget: int) -> float:
+    """The share of a budget that comes to so many steps, in as few digits as say so."""
+    shares = (float(f"{steps / budget:.{digits}g}") for digits in range(2, 18))
+    return next(share for share in shares if round(share * budget) == steps)

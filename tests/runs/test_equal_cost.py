@@ -1,0 +1,57 @@
+"""`--protocol equal-cost` from end to end: which scratch runs it trains, what they cost, and what the report makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from growbench import cli
+from growbench.costs.accounts import Ledger, Unit
+from growbench.runs import store
+from growbench.runs.store import Run
+
+METHODS = ("stackbert", "bert2bert")
+
+
+def run(*arguments: str | Path) -> int:
+    return cli.main(["run", *map(str, arguments)])
+
+
+@pytest.fixture
+def trained(miniature: Path, tmp_path: Path) -> dict[str, Run]:
+    """Two seeds under the protocol, by name."""
+    common = "--results", tmp_path, "--methods", ",".join(METHODS), "--seeds", "0,1", "--protocol", "equal-cost"
+    assert run(miniature, *common) == 0
+    return {found.name: found for found in store.load_all(tmp_path / "miniature")}
+
+
+def flops(run: Run, ledger: Ledger = Ledger.REUSE) -> float:
+    return run.cost(Unit.FLOPS, ledger)
+
+
+def test_scratch_is_trained_at_the_cost_of_each_method_with_a_schedule_of_its_own(trained: dict[str, Run]) -> None:
+    """Beside the full budget two runs a seed: bert2BERT costs exactly the full one where its source is free."""
+    for seed in (0, 1):
+        scratch = {name: found for name, found in trained.items() if name.startswith(f"scratch-seed{seed}")}
+        assert len(scratch) == 3
+        full = scratch[f"scratch-seed{seed}"]
+        step = flops(full) / full.record.steps
+        for method, ledger in (("stackbert", Ledger.REUSE), ("bert2bert", Ledger.REUSE), ("bert2bert", Ledger.BUILD)):
+            cost = flops(trained[f"{method}-seed{seed}"], ledger)
+            (equal,) = (found for found in scratch.values() if found.record.steps == round(cost / step))
+            assert flops(equal) == pytest.approx(cost, abs=step / 2)
+            assert equal.record.budget_share * full.record.steps == pytest.approx(equal.record.steps, abs=0.5)
+            assert equal.curve[-1]["lr"] < max(row["lr"] for row in equal.curve) / 5
+    assert {name for name in trained if "budget" in name and not name.startswith("scratch")} == set()
+
+
+def test_what_is_done_is_not_done_again(
+    trained: dict[str, Run], miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A method that costs as much as another one asks for no further run."""
+    capsys.readouterr()
+    assert run(miniature, "--results", tmp_path, "--methods", "net2net", "--protocol", "equal-cost") == 0
+    said = capsys.readouterr().err
+    assert "net2net-seed0      finished" in said and "scratch-seed0-budget" in said
+    assert not [line for line in said.splitlines() if line.startswith("scratch") and "finished" in line]
