@@ -195,10 +195,12 @@ def _bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--methods",
         metavar="A,B",
-        help="instead of throughput: FLOPs, memory and time of a step in each phase, compared with a step of scratch",
+        help="instead of throughput: FLOPs, memory and time of a step in each phase, compared with a step of scratch; the times "
+        "are stored beside the experiment's runs, as reference for a report",
     )
     _add_device(bench)
     bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each, at least 5; default: 7")
+    _add_results(bench)
 
 
 def _add_experiment(sub: argparse.ArgumentParser) -> None:

@@ -228,7 +228,7 @@ def bench(options: argparse.Namespace) -> int:
     experiment = _experiment(options)
 
     from growbench.costs.hardware import choose_device
-    from growbench.tools.phase_costs import bench_phases
+    from growbench.tools import bench as step_times
     from growbench.tools.throughput import compare_loops
 
     device = choose_device(options.device)
@@ -236,7 +236,8 @@ def bench(options: argparse.Namespace) -> int:
         print(compare_loops(experiment, device, options.rounds))
     else:
         _methods(options.methods, experiment)  # refuses an unknown method
-        print(bench_phases(experiment, options.methods.split(","), device, options.rounds))
+        folder = options.results / experiment.name
+        print(step_times.bench(experiment, options.methods.split(","), device, options.rounds, folder))
     return 0
 
 

@@ -3,91 +3,170 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import torch
 
 from growbench import architectures
 from growbench.config.schema import Experiment
 from growbench.costs import memory
-from growbench.costs.hardware import device_name
+from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.data import Batch
 from growbench.data.shapes import shape_batch, vocabulary_size
-from growbench.formatting import data_size, quantity
-from growbench.planning.plan import META, plan, walk
-from growbench.registry import Found, get_all
+from growbench.planning.plan import META, PlannedPhase, plan, walk
+from growbench.registry import SCRATCH, Found, get_all
 from growbench.tools.throughput import wall_seconds
+from growbench.training.phases import PhaseStart
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
 
+SECONDS = 0.1  # least length of one measurement
+WALKS = 3  # through a method's phases, to time their growth
 
-def bench_phases(experiment: Experiment, specs: list[str], device: torch.device, rounds: int) -> str:
-    """A table as text: FLOPs, peak memory and time of a training step of every phase, and their ratios to the plain step.
 
-    Data and source are random. Memory is measured in a process of its own for each phase: the peak of the second and third
-    step, minus what the process held before the first. Times are medians over `rounds` alternations with the plain step.
+@dataclass(frozen=True)
+class Median:
+    """The median of measurements, and how far to trust it."""
+
+    value: float
+    spread: float = 0.0  # interquartile range over the median
+    error: float = 0.0  # standard error over the median
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Median:
+        """The error is that of measurements that scatter normally: 1.253 standard deviations of 1 / 1.349 of that range."""
+        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+        spread = float((high - low) / middle)
+        return cls(float(middle), spread, 1.253 / 1.349 * spread / math.sqrt(len(values)))
+
+
+@dataclass(frozen=True)
+class PhaseCosts:
+    """What one phase costs."""
+
+    planned: PlannedPhase
+    peak_memory: int  # bytes
+    ratio: Median  # time of a step over that of the plain step, in alternations of both
+    growth_seconds: float  # of the growth before it
+
+    @property
+    def flops(self) -> float:
+        return sum(self.planned.flops_per_step.values())
+
+
+class PhaseBench:
+    """Measures phases of one experiment, each in alternation with the plain step. Data and source are random.
+
+    Memory is measured in a process of its own for each phase: the peak of its second and third step, minus what the process held
+    before the first.
     """
-    vocabulary = vocabulary_size(experiment.data)
-    plain = PhaseStep.of(experiment, "scratch", 0, vocabulary, device)
-    ((_, plain_flops),) = _flops_of_phases(experiment, "scratch", vocabulary)
-    plain(1)
-    plain_memory = memory_alone(experiment, "scratch", 0, vocabulary, device)
-    plain_seconds = wall_seconds(plain, 1, device)
-    lines = [
-        f"{experiment.name}: a training step of batch {experiment.train.batch} x {experiment.data.positions}, "
-        f"{device_name(device)}, {torch.get_num_threads()} threads, {experiment.train.precision_on(device.type)}; "
-        f"medians of {rounds} alternations; in brackets against the plain step",
-        f"{'':<34} {'FLOPs':>22} {'peak memory':>20} {'ms per step':>20}",
-        f"{'plain':<34} {quantity(plain_flops, 'FLOP'):>22} {data_size(plain_memory):>20} {1000 * plain_seconds:>20.0f}",
-    ]
-    for spec in specs:
-        for number, (phase, flops) in enumerate(_flops_of_phases(experiment, spec, vocabulary)):
-            step = PhaseStep.of(experiment, spec, number, vocabulary, device)
-            peak = memory_alone(experiment, spec, number, vocabulary, device)
-            seconds = [(wall_seconds(step, 1, device), wall_seconds(plain, 1, device)) for _ in range(rounds + 1)][1:]
-            times = statistics.median(own for own, _ in seconds), statistics.median(own / other for own, other in seconds)
-            lines.append(
-                f"{spec + ': ' + phase:<34} {quantity(flops, 'FLOP'):>12} ({flops / plain_flops:.3f} x)"
-                f" {data_size(peak):>11} ({peak / plain_memory:.2f} x) {1000 * times[0]:>10.0f} ({times[1]:.2f} x)"
+
+    def __init__(self, experiment: Experiment, device: torch.device, rounds: int) -> None:
+        self.experiment, self.device, self.rounds = experiment, device, rounds
+        self.vocabulary = vocabulary_size(experiment.data)
+        self.plain = PhaseStep.of(experiment, SCRATCH, 0, self.vocabulary, device)
+        self.plain(1)  # compiled now, if at all
+        self.steps = max(1, math.ceil(SECONDS / wall_seconds(self.plain, 1, device)))  # in one measurement
+        self.plain_seconds: list[float] = []  # of a step, in every alternation
+
+    def method(self, spec: str) -> list[PhaseCosts]:
+        """The phases of a method of the experiment."""
+        return list(self._phases(self.experiment, spec))
+
+    def source(self) -> list[PhaseCosts]:
+        """The phases of the small model's own training."""
+        return list(
+            self._phases(replace(self.experiment, target=self.experiment.source, train=self.experiment.source_train), SCRATCH)
+        )
+
+    def scratch(self) -> PhaseCosts:
+        """The plain step itself, from all alternations."""
+        (planned,) = plan(self.experiment, found(self.experiment, SCRATCH), self.vocabulary)
+        peak = memory_alone(self.experiment, SCRATCH, 0, self.vocabulary, self.device)
+        (growth,) = growth_seconds(self.experiment, SCRATCH, self.vocabulary, self.device)
+        return PhaseCosts(planned, peak, Median(1.0), growth)
+
+    def _phases(self, experiment: Experiment, spec: str) -> Iterator[PhaseCosts]:
+        growth = growth_seconds(experiment, spec, self.vocabulary, self.device)
+        for number, planned in enumerate(plan(experiment, found(experiment, spec), self.vocabulary)):
+            peak = memory_alone(experiment, spec, number, self.vocabulary, self.device)
+            ratios = self._ratios(PhaseStep.of(experiment, spec, number, self.vocabulary, self.device))
+            yield PhaseCosts(planned, peak, Median.of(ratios), growth[number])
+
+    def _ratios(self, step: PhaseStep) -> list[float]:
+        """In each alternation, the time of the phase's step over that of the plain one. The first alternation warms up."""
+        ratios = []
+        for number in range(self.rounds + 1):
+            own = sum(
+                share * wall_seconds(step.of_workload(first), self.steps, self.device) for first, share in step.workloads.items()
             )
-    return "\n".join(lines)
+            plain = wall_seconds(self.plain, self.steps, self.device)
+            if number:
+                self.plain_seconds.append(plain / self.steps)
+                ratios.append(own / plain)
+        return ratios
 
 
 @dataclass(frozen=True)
 class PhaseStep:
-    """One training step of a method's phase, on random data."""
+    """Training steps of a method's phase, on random data."""
 
     step: Step
     batch: Batch
+    workloads: dict[int, float]  # by the first step of each, its share of the phase's steps
 
     @classmethod
     def of(cls, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> PhaseStep:
-        """The step of phase `number`, from 0. The phases before it are passed through without training."""
-        found, costs = _found(experiment, spec), Costs(device)
-        walked = next(itertools.islice(walk(experiment, found.method, vocabulary, costs), number, None))
+        """Phase `number`, from 0. The phases before it are passed through without training. Compiled where a run would be."""
+        start = _start(experiment, spec, number, vocabulary, device)
         objective = architectures.of(experiment).objective
         batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
-        live = Replica(walked.model, walked.optimizer)
-        return cls(Step.of(walked.phase, live, experiment.train, experiment.machine, device), batch)
+        live = Replica(start.model, start.optimizer)
+        step = Step.of(start.phase, live, experiment.train, experiment.machine, device, start.steps)
+        times = start.phase.workloads(range(start.steps))
+        firsts = start.phase.first_steps(start.steps)
+        return cls(step, batch, {first: times[workload] / start.steps for workload, first in firsts.items()})
 
     def __call__(self, steps: int) -> None:
+        """So many steps of each workload."""
+        for first in self.workloads:
+            self.train(first, steps)
+
+    def of_workload(self, first: int) -> Callable[[int], None]:
+        return partial(self.train, first)
+
+    def train(self, first: int, steps: int) -> None:
+        """So many steps like the phase's step `first`."""
         for _ in range(steps):
-            self.step.backward(self.batch, 0)
+            self.step.backward(self.batch, first)
             self.step.update()
 
 
-def _flops_of_phases(experiment: Experiment, spec: str, vocabulary: int) -> list[tuple[str, float]]:
-    """Name and FLOPs of a step of each phase."""
-    planned = plan(experiment, _found(experiment, spec), vocabulary)
-    return [(phase.name, sum(phase.flops_per_step.values())) for phase in planned]
+def _start(experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> PhaseStart:
+    walked = walk(experiment, found(experiment, spec).method, vocabulary, Costs(device))
+    return next(itertools.islice(walked, number, None))
 
 
-def _found(experiment: Experiment, spec: str) -> Found:
+def growth_seconds(experiment: Experiment, spec: str, vocabulary: int, device: torch.device) -> list[float]:
+    """Seconds of the growth before each phase: the medians of several walks through the method."""
+    method, walks = found(experiment, spec).method, []
+    for _ in range(WALKS):
+        costs = Costs(device)
+        ends = [costs.seconds[Account.GROWTH] for _ in walk(experiment, method, vocabulary, costs)]
+        walks.append([end - begin for begin, end in itertools.pairwise([0.0, *ends])])
+    return [statistics.median(each) for each in zip(*walks, strict=True)]
+
+
+def found(experiment: Experiment, spec: str) -> Found:
     """A method by its name or file, with the experiment's hyperparameters. A new process can find it by the same name."""
     return get_all([spec], experiment.methods)[0]
 

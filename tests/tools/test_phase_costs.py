@@ -21,13 +21,16 @@ def test_the_table_has_every_phase_with_its_flops(
     monkeypatch.setattr(phase_costs, "memory_alone", lambda *arguments: 1000)  # processes take seconds to start
     mine = tmp_path / "mine.py"
     mine.write_text((Path(cli.__file__).parents[1] / "methods" / "scratch.py").read_text())
-    assert cli.main(["bench", str(miniature), "--methods", f"ligo,{mine}", "--rounds", "5"]) == 0
-    _, _, plain, operator, train, own = capsys.readouterr().out.strip().splitlines()
+    results = tmp_path / "results"
+    asked = ["bench", str(miniature), "--methods", f"ligo,{mine}", "--rounds", "5", "--results", str(results)]
+    assert cli.main(asked) == 0
+    _, _, plain, operator, train, own, source, stored = capsys.readouterr().out.strip().splitlines()
     experiment = loading.load(str(miniature))
     flops = [sum(phase.flops_per_step.values()) for phase in plan(experiment, get("ligo"), 300)]
     assert plain.startswith("plain") and "ligo: learn operator" in operator and "ligo: train" in train and "mine.py" in own
     ratios = [float(re.findall(r"\((\d+\.\d+) x\)", line)[0]) for line in (operator, train, own)]
     assert ratios == [pytest.approx(flops[0] / flops[1], abs=1e-3), 1, 1]
+    assert source.startswith("source: train") and stored == f"stored as reference: {results / 'miniature' / 'step_seconds.json'}"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="elsewhere than on Linux a process has one peak only")

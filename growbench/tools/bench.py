@@ -1,0 +1,104 @@
+"""`growbench bench --methods`: costs of a step in every phase, as a table, and their times stored as reference seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from growbench.config.schema import Experiment
+from growbench.console import say
+from growbench.costs.hardware import device_name
+from growbench.errors import UsageError
+from growbench.formatting import data_size, percent, quantity
+from growbench.registry import SCRATCH, SOURCE
+from growbench.runs import step_seconds
+from growbench.runs.jobs import Setting
+from growbench.runs.reproduced import versions
+from growbench.runs.step_seconds import LARGEST_ERROR, MethodSeconds, PhaseSeconds, StepSeconds
+from growbench.tools.phase_costs import Median, PhaseBench, PhaseCosts, found
+from growbench.training.parallel import Parallel
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The phases of one method, or of the small model's own training."""
+
+    label: str  # as it was asked for
+    name: str  # as its runs are stored
+    spec: str  # of the method that was walked through
+    phases: Sequence[PhaseCosts]
+
+
+def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, rounds: int, folder: Path) -> str:
+    """A table as text: FLOPs, peak memory and time of a training step of every phase, and their ratios to the plain step.
+
+    Times are stored in `folder`, the experiment's results, once all are measured: of scratch, of the methods, and of the small
+    model's training if one of them grows it. Raises UsageError if that cannot be written.
+    """
+    phases = PhaseBench(experiment, device, rounds)
+    methods = [Measured(spec, found(experiment, spec).name, spec, phases.method(spec)) for spec in specs]
+    if experiment.pretrained is None and any(found(experiment, spec).method.uses_source for spec in specs):
+        methods.append(Measured(SOURCE, SOURCE, SCRATCH, phases.source()))
+    scratch, plain = phases.scratch(), Median.of(phases.plain_seconds)
+    timed = [*methods, Measured(SCRATCH, SCRATCH, SCRATCH, [scratch])]  # of scratch that is asked for too, the plain step counts
+    record = StepSeconds(
+        hardware=Setting(experiment, folder, Parallel(device)).hardware("target"),
+        versions={key: value for key, value in versions().items() if key != "commit"},
+        experiment=step_seconds.digest_of_experiment(experiment.identity()),
+        methods={each.name: _seconds(experiment, each, plain) for each in timed},
+    )
+    try:
+        file = step_seconds.store(folder, record)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}; choose another folder with --results") from error
+    largest = max(phase.error for method in record.methods.values() for phase in method.phases)
+    if largest > LARGEST_ERROR:
+        say(
+            f"step times are uncertain by up to {percent(largest)}; a report does not use those above {percent(LARGEST_ERROR, 0)}: "
+            "measure again on an idle machine, or with more --rounds"
+        )
+    head = (
+        f"{experiment.name}: a training step of batch {experiment.train.batch} x {experiment.data.positions}, "
+        f"{device_name(device)}, {torch.get_num_threads()} threads, {experiment.train.precision_on(device.type)}; "
+        f"medians of {rounds} alternations; in brackets against the plain step"
+    )
+    return "\n".join([head, *_table(scratch, methods, plain.value), f"stored as reference: {file}"])
+
+
+def _seconds(experiment: Experiment, measured: Measured, plain: Median) -> MethodSeconds:
+    method = found(experiment, measured.spec)
+    return MethodSeconds(
+        origin=method.origin,
+        config=step_seconds.digest_of_method(dataclasses.asdict(method.method)),  # type: ignore[call-overload]
+        commit=versions()["commit"],
+        date=datetime.now(UTC).date().isoformat(),
+        phases=[
+            PhaseSeconds(
+                name=phase.planned.name,
+                steps=phase.planned.steps,
+                step_seconds=phase.ratio.value * plain.value,
+                spread=phase.ratio.spread or plain.spread,
+                error=math.hypot(phase.ratio.error, plain.error),
+                growth_seconds=phase.growth_seconds,
+            )
+            for phase in measured.phases
+        ],
+    )
+
+
+def _table(scratch: PhaseCosts, methods: Sequence[Measured], plain_seconds: float) -> list[str]:
+    plain = quantity(scratch.flops, "FLOP"), data_size(scratch.peak_memory), f"{1000 * plain_seconds:.0f}"
+    rows = [("", "FLOPs", "peak memory", "ms per step"), ("plain", *plain)]
+    for measured in methods:
+        for phase in measured.phases:
+            flops = f"{quantity(phase.flops, 'FLOP')} ({phase.flops / scratch.flops:.3f} x)"
+            peak = f"{data_size(phase.peak_memory)} ({phase.peak_memory / scratch.peak_memory:.2f} x)"
+            seconds = f"{1000 * phase.ratio.value * plain_seconds:.0f} ({phase.ratio.value:.2f} x)"
+            rows.append((f"{measured.label}: {phase.planned.name}", flops, peak, seconds))
+    return [f"{name:<34} {flops:>22} {peak:>20} {seconds:>20}" for name, flops, peak, seconds in rows]
