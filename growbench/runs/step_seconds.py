@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from growbench.costs.hardware import Hardware
+from growbench.files import write_text
 
 FILE = "step_seconds.json"
 SCHEMA_VERSION = 1
@@ -114,7 +114,5 @@ def store(folder: Path, measured: StepSeconds) -> Path:
     machines = [earlier for earlier in before if earlier.hardware != measured.hardware]
     written = dataclasses.asdict(_File(schema_version=SCHEMA_VERSION, machines=[*machines, measured]))
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{FILE}.part"
-    draft.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, folder / FILE)
+    write_text(folder / FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
     return folder / FILE

@@ -19,7 +19,7 @@ from growbench.formatting import data_size, percent, quantity
 from growbench.registry import SCRATCH, SOURCE
 from growbench.runs import step_seconds
 from growbench.runs.jobs import Setting
-from growbench.runs.reproduced import versions
+from growbench.runs.records import versions
 from growbench.runs.step_seconds import LARGEST_ERROR, MethodSeconds, PhaseSeconds, StepSeconds
 from growbench.tools.phase_costs import Median, PhaseBench, PhaseCosts, found
 from growbench.training.parallel import Parallel
@@ -60,7 +60,7 @@ def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, ro
     largest = max(phase.error for method in record.methods.values() for phase in method.phases)
     if largest > LARGEST_ERROR:
         say(
-            f"step times are uncertain by up to {percent(largest)}; a report does not use those above {percent(LARGEST_ERROR, 0)}: "
+            f"step times are uncertain by up to {percent(largest)}; a report uses none above {percent(LARGEST_ERROR, 0)}: "
             "measure again on an idle machine, or with more --rounds"
         )
     head = (

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
 
 from growbench import cli
 from growbench.config import loading
-from growbench.planning.plan import plan
-from growbench.registry import get
+from growbench.costs.flops import count
+from growbench.planning.plan import plan, plan_source
+from growbench.registry import get, get_all
+from growbench.runs import step_seconds
 from growbench.tools import phase_costs
 
 
-def test_the_table_has_every_phase_with_its_flops(
-    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(phase_costs, "memory_alone", lambda *arguments: 1000)  # processes take seconds to start
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step a measurement, and no processes for memory, which take seconds to start."""
+    monkeypatch.setattr(phase_costs, "SECONDS", 0)
+    monkeypatch.setattr(phase_costs, "memory_alone", lambda *arguments: 1000)
+
+
+def test_the_table_has_every_phase_with_its_flops(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text((Path(cli.__file__).parents[1] / "methods" / "scratch.py").read_text())
     results = tmp_path / "results"
@@ -53,3 +63,59 @@ def test_memory_of_a_step_holds_weights_gradients_and_moments() -> None:
 def test_bench_refuses_an_unknown_method(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", str(miniature), "--methods", "lego"]) == 2
     assert "did you mean ligo?" in capsys.readouterr().err
+
+
+def flops_as_seconds(train: Callable[[int], Any], steps: int, device: torch.device) -> float:
+    """A clock of a machine that does one FLOP a second."""
+    return count(lambda: train(steps))[0]
+
+
+def test_the_time_of_a_phase_is_that_of_its_own_steps(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its operator, its teacher, and its sub-models as often as they come."""
+    monkeypatch.setattr(phase_costs, "wall_seconds", flops_as_seconds)
+    asked = ["--set", "target.layers=3", "--set", "bert2bert.sub_model_layers=1", "--set", "bert2bert.sub_model_share=0.5"]
+    methods = ("ligo", "ki", "bert2bert")
+    command = ["bench", str(miniature), *asked, "--methods", ",".join(methods), "--rounds", "5", "--results", str(tmp_path)]
+    assert cli.main(command) == 0
+    (machine,) = step_seconds.read(tmp_path / "miniature")
+    experiment = loading.load(str(miniature), asked[1::2])
+    expected = {name: plan(experiment, get_all([name], experiment.methods)[0], 300) for name in ("scratch", *methods)}
+    expected["source"] = plan_source(experiment, 300)
+    assert set(machine.methods) == set(expected)
+    for name, phases in expected.items():
+        found = machine.methods[name].phases
+        assert [phase.name for phase in found] == [phase.name for phase in phases]
+        assert [phase.steps for phase in found] == [phase.steps for phase in phases]
+        assert [phase.step_seconds for phase in found] == pytest.approx([sum(p.flops_per_step.values()) for p in phases])
+    assert machine.methods["ligo"].origin == get("ligo").origin
+    assert machine.hardware.device == "cpu" and machine.hardware.precision == "float32"
+    assert all(phase.growth_seconds > 0 for phase in machine.methods["ligo"].phases)
+
+
+def test_a_bench_that_is_interrupted_leaves_the_file_as_it_was(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: phase_costs.PhaseBench) -> NoReturn:
+        raise KeyboardInterrupt
+
+    command = ["bench", str(miniature), "--methods", "scratch", "--rounds", "5", "--results", str(tmp_path)]
+    assert cli.main(command) == 0
+    before = (tmp_path / "miniature" / "step_seconds.json").read_bytes()
+    monkeypatch.setattr(phase_costs.PhaseBench, "source", interrupted)
+    assert cli.main([*command[:3], "ligo", *command[4:]]) == 130
+    assert (tmp_path / "miniature" / "step_seconds.json").read_bytes() == before
+
+
+def test_the_error_of_a_median_is_that_of_repeated_measurements() -> None:
+    draws = np.random.default_rng(0).normal(1, 0.1, (4000, 25))
+    errors = [phase_costs.Median.of(list(row)).error for row in draws]
+    assert np.mean(errors) == pytest.approx(np.median(draws, axis=1).std(), rel=0.1)
+
+
+def test_times_measured_on_a_busy_machine_are_called_uncertain(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = itertools.cycle([1.0, 1.1, 2.0, 1.4])
+    monkeypatch.setattr(phase_costs, "wall_seconds", lambda train, steps, device: next(times))
+    assert cli.main(["bench", str(miniature), "--methods", "ki", "--rounds", "5", "--results", str(tmp_path)]) == 0
+    assert "a report uses none above 2 %" in capsys.readouterr().err.replace("\N{NO-BREAK SPACE}", " ")
