@@ -6,17 +6,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test docs generated
+.PHONY: run test tests checks docs generated
 
 run: .venv/ready
 	$(BIN)/growbench run --methods stackbert,mslt,bert2bert,ki,ligo
 
-test: .venv/ready docs
+# The checks run beside the tests; what they say comes in one piece.
+test: .venv/ready
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target checks tests
+
+checks: .venv/ready docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest --numprocesses auto --dist worksteal
+
+# With +, make lets the progress through as it comes.
+tests: .venv/ready
+	+$(BIN)/pytest --numprocesses auto --dist worksteal
 
 # Every page is read anew, so that each warning is an error in each build.
 docs: .venv/ready

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from growbench import __version__, commands
 from growbench.console import say
-from growbench.errors import UsageError
+from growbench.errors import FailedAlone, UsageError
 
 EXAMPLES = """examples:
   growbench run                                          all methods on gpt2-tiny: minutes on two CPU cores
@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(f"growbench: {error}")
         return 2
+    except FailedAlone as error:
+        say(str(error))
+        os._exit(1)  # an orderly end would wait for the others
     except BrokenPipeError:  # the reader of stdout has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

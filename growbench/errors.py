@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class FailedAlone(Exception):
+    """A run failed in one of several processes. It must end at once, without waiting for the others, which wait for it."""
+
+
 class UsageError(Exception):
     """A request that cannot be carried out. Its text is one line: what is wrong, and what is allowed."""
 

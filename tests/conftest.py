@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 settings.register_profile("any machine", deadline=None)  # however busy: no test measures time
@@ -52,6 +53,7 @@ operator_steps = 3
 """
 
 WriteMiniature = Callable[..., Path]
+Once = Callable[[str, Callable[[Path], None]], Path]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -75,10 +77,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def figures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Reports hold their figures' data, but no figures: these take most of the time. `with figures():` they are drawn."""
     from growbench.report import drawing
-
-    def data_alone(name: str, data: Any, draw: Any, out: Path) -> drawing.Cuts:
-        data.to_csv(out / f"{name}.csv", index=False)
-        return drawing.Cuts(b"<svg></svg>", b"<svg></svg>")
+    from tests.figures import data_alone
 
     save = drawing.save
 
@@ -94,7 +93,26 @@ def figures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Has a folder filled once, by the process of pytest that needs it first; the others wait for it, and then use it too."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, fill: Callable[[Path], None]) -> Path:
+        found, filled = shared / name, shared / f"{name}.filled"
+        with FileLock(shared / f"{name}.lock"):
+            if not filled.exists():
+                shutil.rmtree(found, ignore_errors=True)  # of one that failed
+                found.mkdir()
+                fill(found)
+                filled.touch()
+        return found
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(once: Once) -> Path:
     """150 documents of common English words, a frequent word early in the list; always the same."""
     rng = random.Random(0)
     words = WORDS.split()
@@ -103,9 +121,11 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def sentence() -> str:
         return " ".join(rng.choices(words, weights, k=rng.randint(5, 15))).capitalize() + "."
 
-    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
-    path.write_text("\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150)), encoding="utf-8")
-    return path
+    def write(folder: Path) -> None:
+        text = "\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150))
+        (folder / "corpus.txt").write_text(text, encoding="utf-8")
+
+    return once("corpus", write) / "corpus.txt"
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any, NamedTuple, TextIO
 
 from growbench import cli
+from tests import figures
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
@@ -48,6 +49,7 @@ def start(arguments: Sequence[str], command: Callable[[Sequence[str]], int] = cl
 def _carry_out(command: Callable[[Sequence[str]], int], arguments: Sequence[str], out: Connection, err: Connection) -> None:
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
+    figures.leave_out()
     sys.exit(command(arguments))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from growbench import cli, registry
+from growbench import cli, commands, registry
+from growbench.errors import FailedAlone
 
 LOOSE = """
 from dataclasses import dataclass
@@ -283,6 +285,20 @@ def test_the_shell_sees_exit_code_2_and_one_line(tmp_path: Path, arguments: str,
     assert ended.returncode == 2
     assert ended.stderr.startswith(message) and len(ended.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_fails_alone_ends_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With exit code 1, and without what Python does at its end, in which it would wait for the others."""
+
+    def fails(*_: object) -> int:
+        raise FailedAlone("ligo-seed0 failed in this process alone")
+
+    ended: list[int] = []
+    monkeypatch.setattr(commands, "run", fails)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    cli.main(["run"])
+    assert ended == [1]
+    assert capsys.readouterr().err == "ligo-seed0 failed in this process alone\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["list"], ["list", "methods"]])

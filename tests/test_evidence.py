@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -34,14 +34,11 @@ class Command:
     """A `growbench run` of the page."""
 
     options: Any
+    experiment: Experiment
 
     @property
     def folder(self) -> str:
         return (Path(self.options.results) / self.options.experiment).relative_to("results").as_posix()
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        return loading.load(self.options.experiment, self.options.set)
 
     def makes(self, run: Run) -> bool:
         """Whether a run is one of those that it trains, whatever the code and the configuration."""
@@ -53,18 +50,19 @@ class Command:
     def holds(self, run: Run) -> bool:
         """Whether it takes the run for done, on data of the run's fingerprint."""
         name, which = run.record.method, "source" if run.record.method == registry.SOURCE else "target"
-        experiment = self.experiment
-        found = registry.get("scratch" if which == "source" else name, experiment.methods.get(name, {}))
+        found = registry.get("scratch" if which == "source" else name, self.experiment.methods.get(name, {}))
         job = Job(replace(found, name=name), run.record.seed, run.record.budget_share, which)  # type: ignore[arg-type]
         data = cast(Data, SimpleNamespace(fingerprint=run.record.config.experiment["fingerprint"]))
-        setting = Setting(experiment, run.folder.parent, Parallel(torch.device("cpu")))
+        setting = Setting(self.experiment, run.folder.parent, Parallel(torch.device("cpu")))
         return run.finished and setting.holds(job, data, run)
 
 
+@cache
 def commands() -> dict[str, Command]:
     """By the folder that each fills."""
     lines = re.findall(r"^growbench (run .*)$", PAGE, re.MULTILINE)
-    found = [Command(cli.parser().parse_args(shlex.split(line))) for line in lines]
+    asked = [cli.parser().parse_args(shlex.split(line)) for line in lines]
+    found = [Command(options, loading.load(options.experiment, options.set)) for options in asked]
     return {command.folder: command for command in found}
 
 

@@ -100,7 +100,8 @@ class Execution:
     def run(self, target_loss: float | None = None) -> RunStatus:
         """Train and store the run, from where it was left or branches off its trunk. `target_loss`: shown on the way.
 
-        Raises KeyboardInterrupt if it was interrupted; what was done is stored then too.
+        Raises KeyboardInterrupt if it was interrupted, and FailedAlone if it failed in this process of several alone; what was
+        done is stored then too.
         """
         parallel, name = self.setting.parallel, self.job.name
         folder = self._open()
@@ -130,7 +131,7 @@ class Execution:
             spent = f"{quantity(trainer.costs.total('flops'), 'FLOP')}, {trainer.costs.total('seconds'):.1f} s of training"
             say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
         if status == RunStatus.FAILED:
-            parallel.exit_if_failed_alone(name)
+            parallel.check_all_failed(name)
         if status in (RunStatus.FINISHED, RunStatus.FAILED) and not self.branches:
             self.checkpoints.remove()
         parallel.barrier()  # what the next run reads is complete

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
-from growbench.console import say
-from growbench.errors import UsageError
+from growbench.errors import FailedAlone, UsageError
 from growbench.training.checkpoint import RandomStates, random_states
 from growbench.training.optimizer_state import is_element_wise
 
@@ -63,9 +62,10 @@ class Parallel:
         data = f"{self.dp_degree} {'sharded' if self.sharded else 'replicated'}" if self.dp_degree > 1 else ""
         return " x ".join(filter(None, (data, f"{self.tp_degree} tensor-parallel" if self.tp_degree > 1 else "")))
 
-    @cached_property
+    @property
     def mesh(self) -> DeviceMesh:
-        return init_device_mesh(self.device.type, (self.dp_degree, self.tp_degree), mesh_dim_names=("data", "tensor"))
+        """The processes as a grid with the dimensions "data" and "tensor"."""
+        return _mesh(self.device.type, self.dp_degree, self.tp_degree)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over all processes, in place."""
@@ -86,14 +86,12 @@ class Parallel:
         """Wait until all processes are here."""
         self.any_process(True)
 
-    def exit_if_failed_alone(self, run: str) -> None:
-        """Called by a process whose run failed. If the run did not fail in all of them, as by a mistake in the method, ends it.
-
-        The others wait for this process within a step: torchrun ends them when it sees this one end.
-        """
+    def check_all_failed(self, run: str) -> None:
+        """Called by a process whose run failed. Raises FailedAlone unless it fails in all, as by a mistake in the method."""
         if not self._all_failed(run):
-            say(f"{run:<18} failed in this process alone, which ends, so that torchrun ends the others; start them again")
-            os._exit(1)  # an orderly end would wait for the others
+            raise FailedAlone(
+                f"{run:<18} failed in this process alone, which ends, so that torchrun ends the others; start them again"
+            )
 
     def _all_failed(self, run: str) -> bool:
         if self.store is None:
@@ -131,6 +129,12 @@ class Parallel:
         """Where an optimizer's state is kept between phases: in host memory if training shards it."""
         shards_state = (self.sharded or self.tp_degree > 1) and is_element_wise(optimizer)
         return HOST if shards_state else self.device
+
+
+@cache
+def _mesh(device_type: str, dp_degree: int, tp_degree: int) -> DeviceMesh:
+    """Made once for all phases, because each makes process groups of its own."""
+    return init_device_mesh(device_type, (dp_degree, tp_degree), mesh_dim_names=("data", "tensor"))
 
 
 def start(device: torch.device, tp_degree: int, sharded: bool) -> Parallel:

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -129,7 +128,7 @@ class DataParallelReplica(Replica):
         return self.scope.no_sync()
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class ShardedParameter:
     """A parameter of the method's model, and its shard in this process."""
 
@@ -138,10 +137,9 @@ class ShardedParameter:
     cut: Cut | None  # how tensor parallelism splits it
     parallel: Parallel
 
-    @cached_property
-    def local(self) -> nn.Parameter:
-        """This process's part as a plain tensor, which an optimizer steps."""
-        return nn.Parameter(_to_local(self.sharded).detach(), self.sharded.requires_grad)
+    def __post_init__(self) -> None:
+        # this process's part as a plain tensor, which an optimizer steps
+        self.local = nn.Parameter(_to_local(self.sharded).detach(), self.sharded.requires_grad)
 
     def refresh(self) -> None:
         """Make `local` the present shard and its gradient."""

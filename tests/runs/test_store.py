@@ -160,6 +160,8 @@ DISKS = """
 import os, subprocess, sys
 from growbench import cli
 from growbench.training import trainer
+from tests import figures
+figures.leave_out()
 trainer.CHECKPOINT_SECONDS = 0.0
 experiment, disk = sys.argv[1:]
 
@@ -189,7 +191,7 @@ def test_a_small_disk_and_a_read_only_one(miniature: Path, tmp_path: Path) -> No
         pytest.skip("this system lets nobody mount a disk of their own")
     (disk := tmp_path / "disk").mkdir()
     command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", DISKS, str(miniature), str(disk)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    said = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stderr
     assert "Traceback" not in said
     small, enough, read_only, report, report_elsewhere, cache, _ = re.split(r"(?<=exit code \d)\n", said)
     assert small.endswith("exit code 1")

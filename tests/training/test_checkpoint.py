@@ -19,7 +19,7 @@ from growbench.config.schema import Experiment
 from growbench.costs.accounts import Account, Ledger, Unit
 from growbench.method import schedule
 from growbench.planning.branches import branching_step, shared
-from growbench.planning.budgets import LADDER, Budgets
+from growbench.planning.budgets import Budgets
 from growbench.planning.plan import plan
 from growbench.registry import Found, built_in, get, get_all
 from growbench.runs import store
@@ -209,11 +209,12 @@ def test_a_checkpoint_of_an_earlier_version_is_passed_over(tmp_path: Path, capsy
 # --- the ladder
 
 WSD = ["train.schedule=wsd", "train.steps=20"]
+RUNGS = Budgets((0.4, 0.7, 1.0))
 
 
 def climb(miniature: Path, folder: Path, names: list[str]) -> dict[str, store.Run]:
     experiment = load(str(miniature), WSD)
-    Benchmark(Setting(experiment, folder, ALONE), Budgets(LADDER)).run(get_all(names, OPTIONS), [0])
+    Benchmark(Setting(experiment, folder, ALONE), RUNGS).run(get_all(names, OPTIONS), [0])
     return {run.folder.name: run for run in store.load_all(folder)}
 
 
@@ -267,7 +268,7 @@ def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
 def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp_path: Path) -> None:
     experiment = load(str(miniature), WSD)
     Benchmark(Setting(experiment, tmp_path / "a", ALONE)).run([get("scratch")], [0])  # single first
-    Benchmark(Setting(experiment, tmp_path / "a", ALONE), Budgets(LADDER)).run([get("scratch")], [0])
+    Benchmark(Setting(experiment, tmp_path / "a", ALONE), RUNGS).run([get("scratch")], [0])
     both = climb(miniature, tmp_path / "b", ["scratch"])
     for name, run in both.items():
         later = store.load(tmp_path / "a" / name)

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,14 +18,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from growbench import architectures
+from growbench import architectures, cli
 from growbench.architectures.families.gpt2 import GPT2
 from growbench.config.loading import load
 from growbench.config.schema import Machine, ModelConfig, Training
 from growbench.costs.accounts import Account
 from growbench.data import Batch
-from growbench.errors import UsageError
+from growbench.errors import FailedAlone, UsageError
 from growbench.method import Method, Phase, Phases, Task, cross_entropy, task_loss
 from growbench.registry import Found, get_all
 from growbench.runs import store
@@ -41,6 +40,8 @@ from growbench.training.parallel import Parallel, start
 from growbench.training.replicas import DataParallelReplica, LossScope, Replica, ShardedParameter, ShardedReplica, place
 from growbench.training.step import Step
 from growbench.training.tensor_parallel import Cut, check
+from tests import figures
+from tests.conftest import Once
 from tests.processes import work_together
 from tests.training.optimizers import Optimized
 
@@ -88,7 +89,7 @@ def own_methods(names: Sequence[str]) -> list[Found]:
     return [Found(name, ByParts() if name == "by parts" else Optimized(name), "here") for name in names]
 
 
-def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found], steps: int = 12) -> None:
+def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found], steps: int = 8) -> None:
     """Train on a vocabulary that no number of processes divides."""
     settings = ["data.vocabulary=301", f"train.steps={steps}"]
     assert Benchmark(Setting(load(str(experiment), settings), folder, parallel)).run(methods, [0])
@@ -99,7 +100,7 @@ def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
     calls = iter(range(1000))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Interruption, "__call__", lambda self: next(calls) == 7 and parallel.rank == 1)
-        benchmark(experiment, folder, parallel, [REBORN])
+        benchmark(experiment, folder, parallel, [REBORN], steps=12)
 
 
 class ByParts(Method):
@@ -152,23 +153,16 @@ class Fails(Method):
 
 
 def fail_alone(rank: int, experiment: Path, folder: Path, parallel: Parallel) -> None:
-    """What fails everywhere is a failed run; a process that fails alone ends, and so do those that waited for it."""
-
-    def ended(code: int) -> None:
-        raise SystemExit(code)
-
+    """What fails everywhere is a failed run. What fails in one process ends it, and so those that waited for it."""
+    failing = Benchmark(Setting(load(str(experiment)), folder / "failed", parallel))
+    succeeded, alone = failing.run([Found("scratch", Fails(), "here")], [0]), False
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "_exit", ended)
-        alike = Benchmark(Setting(load(str(experiment)), folder / "failed", parallel)).run(
-            [Found("scratch", Fails(), "here")], [0]
-        )
         patch.setattr(parallel_module, "FAILURE_TIMEOUT", 1.0)
         try:
-            Benchmark(Setting(load(str(experiment)), folder / "failed", parallel)).run([Found("alone", Fails((1,)), "here")], [0])
-            code = 0
-        except SystemExit as end:
-            code = int(str(end.code))
-    (folder / f"failed-{rank}.json").write_text(json.dumps([alike, code]))
+            failing.run([Found("alone", Fails((1,)), "here")], [0])
+        except FailedAlone:
+            alone = True
+    (folder / f"failed-{rank}.json").write_text(json.dumps([succeeded, alone]))
 
 
 def work(rank: int, port: int, processes: int, experiments: dict[str, Path], folder: Path) -> None:
@@ -193,23 +187,26 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
         interrupted(experiments["gpt2"], folder / "interrupted" / division, parallel)
         if parallel.is_main_process:
             shutil.copytree(folder / "interrupted" / division, folder / "resumed" / division)
-        benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN])
+        benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN], steps=12)
     if processes == 2:
         (folder / f"averaged-{rank}.json").write_text(json.dumps(averaged(rank)))
         fail_alone(rank, experiments["gpt2"], folder, mine["replicated"])
 
 
 @pytest.fixture(scope="module")
-def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(write_miniature: Callable[..., Path], once: Once) -> Path:
     """All results: of one process below `alone`, of two and four below each division."""
-    folder = tmp_path_factory.mktemp("parallel")
+    return once("parallel", partial(train_all, write_miniature))
+
+
+def train_all(write_miniature: Callable[..., Path], folder: Path) -> None:
     experiments = {}
     for architecture in ("gpt2", "bert"):
         (folder / "experiments" / architecture).mkdir(parents=True)
         experiments[architecture] = write_miniature(folder / "experiments" / architecture, architecture)
         found = get_all(list(METHODS if architecture == "gpt2" else ["mslt"]), OPTIONS)
         benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
-    benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN])
+    benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN], steps=12)
     own = own_methods(sorted({name for names in OWN.values() for name in names}))
     benchmark(experiments["gpt2"], folder / "alone" / "own", Parallel(CPU), own, steps=6)
     for processes in (2, 4):
@@ -218,13 +215,12 @@ def done(write_miniature: Callable[..., Path], tmp_path_factory: pytest.TempPath
             port = free.getsockname()[1]
         arguments = (port, processes, experiments, folder)
         work_together(work, arguments, processes)
-    return folder
 
 
 def test_a_process_that_fails_alone_ends(done: Path) -> None:
     """Rather than go on to the next run while the others wait within a step; a failure of all is a failed run as ever."""
     for rank in range(2):
-        assert json.loads((done / f"failed-{rank}.json").read_text()) == [False, 1]
+        assert json.loads((done / f"failed-{rank}.json").read_text()) == [False, True]
 
 
 @pytest.mark.parametrize(("architecture", "division"), CASES)
@@ -258,7 +254,7 @@ def test_one_process_goes_on_where_several_stopped(done: Path, division: str) ->
     stopped = store.load(folder / "scratch-seed0")
     assert stopped is not None
     assert (stopped.record.status, stopped.record.steps) == ("interrupted", 7)
-    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN])
+    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN], steps=12)
     assert_same_run(folder / "scratch-seed0", done / "alone" / "reborn" / "scratch-seed0")
 
 
@@ -338,16 +334,24 @@ def test_what_is_divided_both_ways_is_not_compiled(dp_degree: int, tp_degree: in
     assert step.compiled == (dp_degree == 1 or tp_degree == 1)
 
 
+def command_line(folder: Path, *arguments: str) -> int:
+    """growbench in one of torchrun's processes. What it says goes to files."""
+    rank = os.environ["RANK"]
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT), descriptor)
+    figures.leave_out()
+    return cli.main(arguments)
+
+
 def test_torchrun_starts_the_command_line(miniature: Path, tmp_path: Path) -> None:
-    """One process speaks and writes; the page says how many worked."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "growbench", "run"]
-    arguments = [str(miniature), "--methods", "scratch", "--tensor-parallel", "2", "--results", str(tmp_path)]
-    answer = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stderr.count("scratch-seed0      finished") == 1
-    assert answer.stdout.count("report: ") == 1
+    """Its launcher starts two processes. One speaks and writes; the page says how many worked."""
+    launch = LaunchConfig(1, 1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="forkserver")
+    arguments = ["run", str(miniature), "--methods", "scratch", "--tensor-parallel", "2", "--results", str(tmp_path)]
+    codes = elastic_launch(launch, command_line)(tmp_path, *arguments)
+    said = {name: "".join((tmp_path / f"{name}-{rank}").read_text() for rank in range(2)) for name in ("out", "err")}
+    assert codes == {0: 0, 1: 0}, said
+    assert said["err"].count("scratch-seed0      finished") == 1
+    assert said["out"].count("report: ") == 1
     assert "2 tensor-parallel" in (tmp_path / "miniature" / "report" / "index.html").read_text()
 
 
