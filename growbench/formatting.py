@@ -78,6 +78,14 @@ def saving(mean: float, low: float, high: float) -> str:
     return f"{percent(mean)} ({percent(low)[:-2]} to {percent(high)[:-2]})"
 
 
+def difference(mean: float, low: float, high: float) -> str:
+    """A difference of losses (nats) with its 95 % interval: −0.0142 (−0.0201 to −0.0083); without one where there is none."""
+    if math.isnan(mean):
+        return NONE
+    center, *ends = (f"{round(each, 4) + 0.0:+.4f}".replace("-", MINUS) for each in (mean, low, high))
+    return center if math.isnan(low) else f"{center} ({' to '.join(ends)})"
+
+
 def ratio(value: float) -> str:
     """A ratio of two costs; a dash for NaN."""
     return NONE if math.isnan(value) else f"{value:.2f}"
