@@ -14,7 +14,7 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 from scipy.optimize import isotonic_regression
 
 from growbench.analysis.statistics import LEVEL, holm
@@ -57,12 +57,16 @@ class Curve:
     def of_run(cls, costs: ArrayLike, losses: ArrayLike) -> Curve:
         """One run's evaluations in order, after non-increasing isotonic regression, so that a lucky one is averaged with others.
 
+        The final loss stays as measured: the regression lies too low at its end, since it follows the lowest of the last losses.
         Losses that are not finite are left out. Of several at one cost the last counts, as after growth.
         """
         x, y = np.array(costs, float), np.array(losses, float)
         x, y = x[np.isfinite(y)], y[np.isfinite(y)]
         last = np.diff(x, append=math.inf) > 0
-        return cls(x[last], isotonic_regression(y[last], increasing=False).x if y.size else y)
+        if not y.size:
+            return cls(x, y)
+        fitted = isotonic_regression(y[last], increasing=False).x
+        return cls(x[last], np.append(fitted[:-1], y[-1]))
 
     @classmethod
     def of_ladder(cls, costs: ArrayLike, losses: ArrayLike) -> Curve:
@@ -165,7 +169,7 @@ def estimate(curves: Sequence[Curve], scratch_losses: ArrayLike, references: Arr
     return replace(
         found,
         saving=replace(found.saving, low=1 - _cost(ends[1], log), high=1 - _cost(ends[0], log)),
-        p=float(stats.ttest_1samp(tested, 0).pvalue),
+        p=_paired_t_test(tested),
         deviation=float(np.std(tested, ddof=1)),
     )
 
@@ -217,6 +221,12 @@ def _crossing(places: Array, differences: Array) -> tuple[float, Relation]:
     return float(places[last] + share * (places[last + 1] - places[last])), Relation.EQUAL
 
 
+def _paired_t_test(differences: Array) -> float:
+    """The two-sided p-value; as `scipy.stats.ttest_1samp` has it, in a tenth of its time."""
+    statistic = differences.mean() / (differences.std(ddof=1) / math.sqrt(len(differences)))
+    return float(2 * special.stdtr(len(differences) - 1, -abs(statistic)))
+
+
 def _interval(grid: Array, table: Array) -> tuple[float, float]:
     """The hull of all places at which a two-sided paired t-test does not reject a mean of 0.
 
@@ -224,7 +234,7 @@ def _interval(grid: Array, table: Array) -> tuple[float, float]:
     not bracket it: at the first place the mean is not above 0, or at the last not below 0, as far as the test can tell. The test
     does not reject where mean^2 <= critical^2 variance / seeds: between two places a quadratic inequality, whose ends are roots.
     """
-    factor = stats.t.ppf(1 - LEVEL / 2, len(table) - 1) ** 2 / len(table)
+    factor = special.stdtrit(len(table) - 1, 1 - LEVEL / 2) ** 2 / len(table)
     mean, start, slope = table.mean(axis=0), table[:, :-1], np.diff(table, axis=1)
     excess = mean**2 - factor * table.var(axis=0, ddof=1)
     linear = 2 * (mean[:-1] * slope.mean(axis=0) - factor * _covariance(start, slope))

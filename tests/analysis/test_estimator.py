@@ -154,6 +154,22 @@ def test_noise_of_evaluations_is_no_saving() -> None:
     assert np.mean(points) < 0.03 < 0.1 < np.mean(touches)
 
 
+def test_the_end_of_a_noisy_curve_is_not_biased() -> None:
+    """The regression alone follows the lowest of the last losses: its end lies 0.027 too low, and 10 % saved read as 5 %."""
+    rng = np.random.default_rng(1)
+    costs = np.linspace(0.01, 1, 100)
+    mean = 1.2 - 0.4 * np.log(costs)
+    ends, points = [], []
+    for _ in range(400):
+        scratch, method = (
+            [Curve.of_run(costs, mean + shift + rng.normal(0, 0.06, 100)) for _ in range(5)] for shift in (0, 0.4 * math.log(0.9))
+        )
+        ends += [curve.losses[-1] for curve in scratch]
+        points.append(estimate(method, [curve.losses[-1] for curve in scratch], 1.0).saving.mean)
+    assert np.mean(ends) == pytest.approx(1.2, abs=0.005)
+    assert np.median(points) == pytest.approx(0.1, abs=0.02)
+
+
 def test_plateaus_left_at_random_times_leave_the_saving_uncertain() -> None:
     """Each seed is on a plateau for another time, as some models are: what seeds do not agree upon is not claimed."""
     curves = []
