@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import re
 import tokenize
 from collections.abc import Callable, Iterable, Sequence
@@ -97,9 +98,15 @@ def keys(name: str) -> str:
     rows = []
     for each in fields(getattr(schema, name)):
         if each.name not in from_data:
-            default = re.sub(r"^added_later\((.*)\)$", r"\1", each.default).replace("'", '"')
+            default = _as_toml(re.sub(r"^added_later\((.*)\)$", r"\1", each.default))
             rows.append((code(each.name), code(_kind(each.type)), code(default) or "required", each.comment))
     return table(("Key", "Type", "Default", "Meaning"), rows)
+
+
+def _as_toml(default: str) -> str:
+    """A default as an experiment file writes it; an empty one stays empty."""
+    value = ast.literal_eval(default) if default else None
+    return default if value is None or isinstance(value, float) else json.dumps(value)
 
 
 def _kind(annotation: str) -> str:

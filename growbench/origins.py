@@ -1,4 +1,4 @@
-"""The digest of a method's code: of its file, and of the files that it imports which are part of no installed package."""
+"""The digest of a method's code: its file, and the files that it imports, except those of installed packages."""
 
 from __future__ import annotations
 

@@ -34,10 +34,10 @@ ENTRY_POINTS = "growbench.methods"
 
 @dataclass(frozen=True)
 class Found:
-    """A method and its origin: who has it, with the digest of its code. Runs of another origin are trained again.
+    """A method and its origin: its owner, and the digest of its code. Runs of another origin are trained again.
 
-    The owner of a built-in method is growbench, without a version, since its digest says all that a version could; that of an
-    installed one is a package with its version, which can change in more than the code; that of a loose file is its name.
+    The owner is growbench for a built-in method, the package and its version for an installed one, and the file's name
+    for a loose file. A built-in method needs no version, because the digest covers all its code.
     """
 
     name: str
@@ -71,7 +71,7 @@ def installed() -> dict[str, EntryPoint]:
 
 
 def names() -> list[str]:
-    """Every method that can be had by its name alone."""
+    """Every method that can be given by its name alone."""
     return sorted([*built_in(), *installed()])
 
 
@@ -98,7 +98,7 @@ def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
 
 
 def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[Found]:
-    """Every method in `specs`, each with its own hyperparameters. Raises UsageError for clashes and for options of none."""
+    """Every method in `specs`, each with its own hyperparameters. Raises UsageError for clashes and options without a method."""
     found: dict[str, Found] = {}
     for spec in dict.fromkeys(specs):
         name = Path(spec.partition(":")[0]).stem if spec.partition(":")[0].endswith(".py") else spec
@@ -116,7 +116,7 @@ def _get(spec: str, options: Mapping[str, Any], around: tuple[str, ...]) -> Foun
     """`around`: the methods that wrap this one, itself the last."""
     located = _located(spec)
     if not re.fullmatch(r"[^./\\\0][^/\\\0]*", located.name):
-        raise UsageError(f"a method cannot be named {located.name!r}: its runs' folders bear its name")
+        raise UsageError(f"a method cannot be named {located.name!r}: it also names folders")
     method = parse(located.cls, options, located.name)
     if not isinstance(method.wraps, tuple):
         raise UsageError(f"{located.cls.__name__}.wraps = {method.wraps!r}: must be a tuple of names or files, as ('ligo',)")
@@ -176,7 +176,7 @@ def _check_free(name: str, file: str) -> None:
 
 @contextmanager
 def _loading(what: str) -> Iterator[None]:
-    """What goes wrong while code is loaded is a UsageError that says where, and what to write."""
+    """Turns an error while code is loaded into a UsageError that says where it is, and what to write."""
     try:
         yield
     except Exception as error:
@@ -184,7 +184,7 @@ def _loading(what: str) -> Iterator[None]:
 
 
 def _place(error: Exception) -> str:
-    """File and line: of the first file in the traceback that is neither this one nor Python's own machinery of imports."""
+    """File and line of an error: the first in the traceback outside this module and Python's import machinery."""
     if isinstance(error, SyntaxError):
         return f"{Path(error.filename or '').name}, line {error.lineno}: "
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]

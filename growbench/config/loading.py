@@ -1,4 +1,4 @@
-"""Reads experiments from TOML files and --set. What is wrong is refused in one line that says what is allowed."""
+"""Reads experiments from TOML files and --set. A wrong key or value is an error of one line that says what is allowed."""
 
 from __future__ import annotations
 
@@ -137,15 +137,14 @@ def _pretrained(values: dict[str, Any]) -> Pretrained:
 def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: Iterable[str] = ()) -> T:
     """An instance of the dataclass `cls` from plain values, as TOML has them. `other_keys` are allowed beside its fields, unread.
 
-    Types are strict: a string is no number, a bool no integer, a float no integer; numbers are finite. Raises UsageError that
+    Types are strict: a string is not a number, a bool or a float not an integer; numbers are finite. Raises UsageError that
     names the key (below `where`), its value and what is allowed.
     """
     _refuse_unknown(values, [*(f.name for f in dataclasses.fields(cls) if f.init), *other_keys], where)  # type: ignore[arg-type]
     try:
         parser = TypeAdapter(with_config(STRICT)(cls))
-        return parser.validate_json(
-            json.dumps(values, default=str)
-        )  # in JSON, a list stands for a tuple, and a string for a path or a date
+        # in JSON, a list stands for a tuple, and a string for a path or a date
+        return parser.validate_json(json.dumps(values, default=str))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     except ValidationError as error:
@@ -176,7 +175,7 @@ def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str)
 
 
 def _override(table: dict[str, Any], override: str) -> None:
-    """Apply `section.key=value` (or `METHOD.field=value`) to a parsed TOML table. What is no TOML value is a string."""
+    """Apply `section.key=value` (or `METHOD.field=value`) to a parsed TOML table. A value that is not valid TOML is a string."""
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not last:

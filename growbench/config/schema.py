@@ -1,4 +1,4 @@
-"""Experiments as frozen dataclasses. A wrong value is refused in one line that says what is allowed."""
+"""Experiments as frozen dataclasses. A wrong value is an error of one line that says what is allowed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def added_later(default: T) -> T:
-    """A field added when runs had already been stored: at its default, it is left out of a run's identity."""
+    """A field that was added later. At its default it is left out of a run's identity, so that older runs still count."""
     return field(default=default, metadata={"added_later": True})
 
 
@@ -22,9 +22,9 @@ def added_later(default: T) -> T:
 class ModelConfig:
     """The sizes of one transformer. The last three follow from the data, and stand in no file."""
 
-    layers: int  # that grow
+    layers: int  # the layers that grow
     width: int  # of the residual stream
-    heads: int  # of attention, each of width / heads dimensions
+    heads: int  # attention heads, each of width / heads dimensions
     ffn: int = 0  # 0: four times the width
     kv_heads: int = 0  # 0: as many as heads; grouped-query attention has fewer
     class_layers: int = 2  # CaiT: layers of class attention, after the layers that grow

@@ -1,4 +1,4 @@
-"""What costs are kept by: units, accounts and ledgers. Their values are the words of run.json and of the reports' CSV files."""
+"""Units, accounts and ledgers of costs. Their values are the names in run.json and in the reports' CSV files."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class _NoModules:
 
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
-    """Count the FLOPs of what runs inside. Attention takes the math path, because the counter misses the fused CPU kernels."""
+    """Count the FLOPs of the `with` block. Attention takes the math path, because the counter misses the fused CPU kernels."""
     counter = FlopCounterMode(display=False, custom_mapping=VECTOR_PRODUCTS)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with sdpa_kernel(SDPBackend.MATH), counter:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """What a run was trained on, and how. Two are equal where their seconds compare. What is not known has its default."""
+    """What a run was trained on, and how. Seconds are comparable if these are equal. An unknown field has its default."""
 
     device: str = ""  # cpu or cuda
     name: str = ""  # of the processor, or of the GPU
@@ -49,7 +49,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's, which Linux tells in /proc/cpuinfo."""
+    """The GPU's name, or the processor's, which Linux lists in /proc/cpuinfo."""
     import torch
 
     if device.type == "cuda":
@@ -58,12 +58,12 @@ def device_name(device: torch.device) -> str:
 
 
 def cpu_stepping() -> str:
-    """The CPU's family, model and stepping. Its name may leave them out, and libraries choose their code by them."""
+    """The CPU's family, model and stepping. The name may leave them out, but libraries choose their code by them."""
     return ".".join(filter(None, map(_cpuinfo().get, ("cpu family", "model", "stepping"))))
 
 
 def _cpuinfo() -> dict[str, str]:
-    """What Linux tells of the first processor."""
+    """The first processor's entries in /proc/cpuinfo."""
     file = Path("/proc/cpuinfo")
     first = file.read_text().partition("\n\n")[0] if file.is_file() else ""
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

@@ -69,7 +69,7 @@ class Costs:
 
     @contextmanager
     def clocked(self, account: str) -> Iterator[None]:
-        """Charge the seconds of what runs inside to `account`."""
+        """Charge the seconds spent inside the `with` block to `account`."""
         self._synchronize()
         start = time.perf_counter()
         try:
@@ -84,7 +84,7 @@ class Costs:
 
     @contextmanager
     def _without_peak(self) -> Iterator[None]:
-        """Leave the memory of what runs inside out of the run's peak."""
+        """Leave memory used inside the `with` block out of the run's peak."""
         if self.device.type != "cuda":  # elsewhere resetting the peak is slow, and steps take the math path too
             yield
             return

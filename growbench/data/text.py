@@ -21,9 +21,8 @@ from growbench.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ORDER, MASKS, VALIDATION, AUGMENTATION = range(
-    4
-)  # first number of each random seed, so that different uses have different streams
+# The first number of each random seed: different uses have different streams.
+ORDER, MASKS, VALIDATION, AUGMENTATION = range(4)
 
 
 class Batch(NamedTuple):
@@ -191,9 +190,8 @@ class Masking:
         batch, width = blocks.shape
         rng = np.random.default_rng(seed)
         labelled = labelled_per_row(width + 2, self.share)
-        priority = (
-            rng.random(blocks.shape) + self.is_special[blocks]
-        )  # special tokens last: labelled only if a row has too few others
+        # special tokens come last: they are labelled only if a row has too few others
+        priority = rng.random(blocks.shape) + self.is_special[blocks]
         columns = np.sort(np.argpartition(priority, labelled - 1)[:, :labelled])
         rows = np.full((batch, width + 2), self.vocabulary.separator)
         rows[:, 0] = self.vocabulary.start

@@ -75,9 +75,8 @@ class TensorTracker(TorchDispatchMode):
             result = _made(like)
         else:
             if not func._schema.is_mutable and len({each.is_meta for each in _tensors(args) if each.dim()}) > 1:
-                args = tree_map_only(
-                    Tensor, lambda each: each.to("meta"), args
-                )  # small random tensors are on the CPU: the other arguments are not
+                # one argument is a small random tensor on the CPU, the others are meta tensors
+                args = tree_map_only(Tensor, lambda each: each.to("meta"), args)
             result = func(*args, **kwargs)
             if _makes_new(func, args, kwargs, result):
                 self._results[key] = _like(result)

@@ -1,4 +1,4 @@
-"""One experiment: methods x seeds x budgets. Skips what is done, goes on after a failure, and keeps everything."""
+"""The runs of one experiment: methods x seeds x budgets. Finished runs are skipped; a failed run does not stop the others."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from growbench.training import tensor_parallel
 
 
 class JobState(Enum):
-    """What became of a method on a seed."""
+    """The state of a method on one seed, over all budgets."""
 
     DONE = "done"
     FAILED = "failed"
-    ELSEWHERE = "elsewhere"  # another process is at it
+    ELSEWHERE = "elsewhere"  # another process is training it
 
 
 class Benchmark:
@@ -45,9 +45,9 @@ class Benchmark:
         self.sources = Sources(setting, self.claims)
 
     def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
-        """Train what is not done yet: scratch first, whose final loss is the target. False if a method failed.
+        """Train all runs that are not finished, scratch first: its final loss is the target. Returns False if a method failed.
 
-        Raises UsageError, before anything is trained, for what cannot be done.
+        Raises UsageError, before any training, for a request that cannot be carried out.
         """
         methods, seeds = list(methods), list(seeds)
         data = self._prepare(methods)
@@ -57,10 +57,10 @@ class Benchmark:
         return self._finish([Job(found, seed) for seed in seeds for found in others], data, target_loss) and succeeded
 
     def _prepare(self, methods: Sequence[Found]) -> Data:
-        """Read all that the runs need, and refuse what cannot be done."""
+        """Load what the runs need. Raises UsageError for a request that cannot be carried out."""
         setting, experiment = self.setting, self.setting.experiment
         source_cost = self.sources.pretrained_cost()
-        check_sizes(experiment, 1000)  # whatever the vocabulary: before the data are prepared
+        check_sizes(experiment, 1000)  # with any vocabulary, before the data are prepared
         data = setting.load_data("target")
         if data.evaluation_batches < experiment.data.evaluation_batches:
             say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
@@ -73,13 +73,13 @@ class Benchmark:
         if source_cost and None in (source_cost.flops, source_cost.seconds):
             say(f"source: {store.UNKNOWN_SOURCE}")
         if setting.save:
-            tokenizer_to_save(data)  # refuses one that is not there
+            tokenizer_to_save(data)  # raises UsageError if there is none
         return data
 
     def _finish(self, jobs: Sequence[Job], data: Data, target_loss: float | None) -> bool:
-        """Do the jobs, first those that no other process is at; the others are waited for. False if one failed."""
+        """Do all jobs: first those that no other process is training, then wait for the others. Returns False if one failed."""
         succeeded, left = True, list(jobs)
-        elsewhere: set[str] = set()  # what another process was at
+        elsewhere: set[str] = set()  # jobs that another process was training
         while left:
             done = {job.name: self._work(job, data, target_loss, job.name in elsewhere) for job in left}
             succeeded &= JobState.FAILED not in done.values()
@@ -90,7 +90,7 @@ class Benchmark:
         return succeeded
 
     def _work(self, full: Job, data: Data, target_loss: float | None, was_elsewhere: bool) -> JobState:
-        """Do what is missing of a method on a seed, at every budget, unless another process is at it, or failed with it."""
+        """Train a method on a seed at every budget, unless it is done, or another process is training it or failed to."""
         with self.claims.claimed(full.name) as mine:
             if not mine:
                 return JobState.ELSEWHERE
@@ -107,7 +107,7 @@ class Benchmark:
             return self._climb(missing, data, target_loss)
 
     def _climb(self, ladder: Sequence[Job], data: Data, target_loss: float | None) -> JobState:
-        """Train one method at several budgets, the longest first. Under wsd, shorter ones branch off the full one."""
+        """Train one method at several budgets, the longest first. With the schedule wsd, shorter ones branch off the full one."""
         full = replace(ladder[0], budget_share=1.0)
         trunk = self.setting.checkpoints_of(full)
         steps = {job.name: step for job in ladder if (step := self._branching_step(full, job, data)) is not None}
@@ -118,12 +118,15 @@ class Benchmark:
             source = self.sources.of(job.seed) if job.uses_source else None
             execution = Execution(self.setting, job, data, source, branch, steps.values() if job == full else ())
             finished.append(execution.run(target_loss) == RunStatus.FINISHED)
-        if (self.setting.folder_of(full) / "run.json").is_file():  # else it is to be resumed
+        if (self.setting.folder_of(full) / "run.json").is_file():  # otherwise it is to be resumed first
             trunk.remove()
         return JobState.DONE if all(finished) else JobState.FAILED
 
     def _branching_step(self, full: Job, job: Job, data: Data) -> int | None:
-        """After how many scored steps a job branches off the full budget's; None if it does not, as a longer one never does."""
+        """The number of scored steps after which a job branches off the run at the full budget; None if it does not.
+
+        A longer job never does.
+        """
         if job.budget_share >= 1:
             return None
         longer, shorter = (self.setting.experiment.at(each.budget_share, job.found.training) for each in (full, job))
@@ -137,7 +140,7 @@ class Benchmark:
 
 
 def _check_parallelism(setting: Setting) -> None:
-    """Refuse batches and models that the processes cannot divide among them."""
+    """Raise UsageError if the processes cannot divide the batch or the model among them."""
     experiment, dp_degree, tp_degree = setting.experiment, setting.parallel.dp_degree, setting.parallel.tp_degree
     for training in (experiment.train, experiment.source_train):
         rows, left = divmod(training.batch, dp_degree)
@@ -159,11 +162,11 @@ def _check_parallelism(setting: Setting) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a results folder that cannot be written, before any work."""
+    """Raise UsageError if the results folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have done so
+        probe.unlink(missing_ok=True)  # another process may have removed it
     except OSError as error:
         raise UsageError(f"cannot write results to {folder}: {error.strerror}; choose another folder with --results") from error

@@ -1,4 +1,4 @@
-"""Claims: of several processes on one results folder, one does each piece of work, and the others wait for it."""
+"""Claims: several processes may share a results folder. One of them does each piece of work, and the others wait for it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from growbench.training.parallel import Parallel
 
 @dataclass(frozen=True)
 class Claims:
-    """The claims on the runs below one results folder. `parallel`: the processes that work together, under one claim."""
+    """Locks on the runs in a results folder. `parallel`: the processes of one distributed run, which hold a lock together."""
 
     folder: Path
     parallel: Parallel
 
     @contextmanager
     def claimed(self, name: str) -> Iterator[bool]:
-        """Claim the runs of that name until the end of the block. False if another living process has them."""
+        """Lock the runs of that name until the end of the `with` block. Yields False if another process holds the lock."""
         lock = FileLock(self.folder / ".locks" / f"{name}.lock")
         with contextlib.suppress(Timeout):
             if self.parallel.is_main_process:
@@ -36,7 +36,7 @@ class Claims:
             lock.release()
 
     def wait(self, names: Collection[str]) -> None:
-        """Wait a second for another process, and say which of its runs are waited for."""
+        """Wait for one second. `names`: the runs to name as waited for."""
         for name in sorted(names):
-            say(f"{name:<18} is another process's work: waiting for it")
+            say(f"{name:<18} is being trained by another process: waiting for it")
         time.sleep(1)

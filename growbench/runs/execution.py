@@ -1,4 +1,4 @@
-"""One run: trained from where it was left, stored, and its model kept."""
+"""One run: trained or resumed, its record stored, and its model saved."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from growbench.training.trainer import Output, Stop, Trainer, Work
 
 
 class SourceModel:
-    """The small model that methods grow, shared by all of them, and what its training cost. No method may change it."""
+    """The small model that all methods grow, and the cost of its training. No method may change it."""
 
     def __init__(self, model: nn.Module, cost: Cost) -> None:
         self.model, self.cost = model.requires_grad_(False).eval(), cost
         self._unchanged = dict(_digests(self.model))
 
     def changes(self) -> list[str]:
-        """What is no longer as it was: parameters, buffers, and modules with another mode or other hooks."""
+        """What has changed since: parameters, buffers, and modules whose mode or hooks are not the same."""
         now = dict(_digests(self.model))
         return [name for name in {**self._unchanged, **now} if self._unchanged.get(name) != now.get(name)]
 
 
 def _digests(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """By name, what each parameter, buffer and module of a model is like."""
+    """The name of each parameter, buffer and module, with a digest of its content or settings."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         yield name, f"{_sha256(tensor)}, requires_grad {tensor.requires_grad}"
     for name, module in model.named_modules():
@@ -71,17 +71,17 @@ def _sha256(tensor: Tensor) -> str:
 
 @dataclass(frozen=True)
 class Branch:
-    """Where a run leaves a longer one of the same method and seed, with which it shares all steps before."""
+    """Where a run branches off a longer one of the same method and seed. They share all steps before it."""
 
     trunk: Checkpoints  # of the longer run
     checkpoint: Checkpoint
 
 
 class Execution:
-    """One run as it is trained and stored.
+    """Trains and stores one run.
 
-    `source`: needed by a method that uses one. `branches`: the numbers of scored steps at which checkpoints are kept for runs
-    that branch off this one.
+    `source`: for a method that uses one. `branches`: numbers of scored steps; a checkpoint is kept at each, for runs that branch
+    off this one.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Execution:
         self.checkpoints = setting.checkpoints_of(job)
 
     def run(self, target_loss: float | None = None) -> RunStatus:
-        """Train and store the run, from where it was left or branches off its trunk. `target_loss`: shown on the way.
+        """Train and store the run, from its last checkpoint, its branch or its start. `target_loss`: for progress only.
 
-        Raises KeyboardInterrupt if it was interrupted, and FailedAlone if it failed in this process of several alone; what was
-        done is stored then too.
+        Raises KeyboardInterrupt if it was interrupted, and FailedAlone if it failed in this process but not in all, both after what
+        was done is stored.
         """
         parallel, name = self.setting.parallel, self.job.name
         folder = self._open()
@@ -134,11 +134,11 @@ class Execution:
             parallel.check_all_failed(name)
         if status in (RunStatus.FINISHED, RunStatus.FAILED) and not self.branches:
             self.checkpoints.remove()
-        parallel.barrier()  # what the next run reads is complete
+        parallel.barrier()  # so that the next run reads complete files
         return status
 
     def _open(self) -> store.RunFolder | None:
-        """The run's folder with all that it resumes from; None in the processes that do not write."""
+        """Open the run's folder, curve and checkpoints. The folder is None in processes that do not write."""
         folder = None
         if self.setting.parallel.is_main_process:
             identity = {"run": dataclasses.asdict(self.config), "origin": self.job.found.origin}
@@ -148,17 +148,17 @@ class Execution:
             if folder:
                 trunk = self.branch.trunk.folder.parent / "curve.jsonl"
                 folder.curve.begin_as(trunk, self.branch.checkpoint.state["rows"])
-        self.setting.parallel.barrier()  # what the other processes resume from is complete
+        self.setting.parallel.barrier()  # so that the other processes resume from complete files
         return folder
 
     @property
     def training(self) -> Training:
-        """How the run's model is trained: at its share of the budget, with its method's own values."""
+        """The run's training settings: for its share of the budget, with the values that were tuned for its method."""
         experiment = self.setting.experiment.at(self.job.budget_share, self.job.found.training)
         return experiment.source_train if self.job.which == "source" else experiment.train
 
     def trainer(self, output: Output, interrupted: Callable[[], bool]) -> Trainer:
-        """The loop for this run, with a clean ledger and all random numbers from the seed."""
+        """The training loop of this run, with an empty ledger. Seeds torch's generators."""
         job, setting, device = self.job, self.setting, self.setting.parallel.device
         torch.manual_seed(job.seed)
         costs = Costs(device)
@@ -174,10 +174,10 @@ class Execution:
         changes = self.source.changes() if self.source else []
         if changes:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
-            raise UsageError(f"changed the shared source model: {changes[0]}{more}; change a copy, as task.read gives one")
+            raise UsageError(f"changed the shared source model: {changes[0]}{more}; change a copy: task.read returns one")
 
     def _keep_model(self, trainer: Trainer, record: RunRecord) -> None:
-        """The small model for the methods that grow it; with --save, a method's for use elsewhere."""
+        """Save the small model for the methods that grow it, or with --save a method's model for use elsewhere."""
         model = trainer.outcome.model
         assert model is not None
         if not self.setting.parallel.is_main_process:
@@ -188,7 +188,7 @@ class Execution:
             save(self.setting, self.job, self.data, model, record)
 
     def _record(self, trainer: Trainer) -> RunRecord:
-        """The record of the run if it ended now, and well."""
+        """The record of the run as finished now."""
         outcome, experiment, job = trainer.outcome, self.setting.experiment, self.job
         before = self.branch.checkpoint.state if self.branch else None
         return RunRecord(
@@ -226,10 +226,10 @@ class Execution:
 
 
 def save(setting: Setting, job: Job, data: Data, model: nn.Module, record: RunRecord) -> None:
-    """Keep a trained model for use elsewhere, unless it is kept already. One that cannot be kept is named, with the reason."""
+    """Save a trained model for use elsewhere, unless it is saved already. If it cannot be saved, print why."""
     folder = setting.folder_of(job) / "model"
     if job.keeps_source:
-        say(f"{job.name:<18} has a model that needs its source, which no library knows: it is not saved")
+        say(f"{job.name:<18} has a model that is not saved: it contains the source, and so is of no library's class")
     elif not folder.is_dir():
         sizes = setting.experiment.sizes(job.which, data.vocabulary)
         trained = TrainedModel(architectures.of(setting.experiment), model, sizes, tokenizer_to_save(data))

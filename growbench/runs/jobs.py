@@ -25,7 +25,7 @@ from growbench.training.parallel import Parallel
 
 Which = Literal["source", "target"]
 
-OF_SOURCE = ("architecture", "source", "data", "source_train", "fingerprint")  # of an experiment, what decides its source
+OF_SOURCE = ("architecture", "source", "data", "source_train", "fingerprint")  # the parts of an experiment that decide its source
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,16 @@ class Setting:
         return RunConfig(_plain(experiment), _plain(method), job.budget_share, self.stop_at_loss)
 
     def holds(self, job: Job, data: Data, run: Run) -> bool:
-        """Whether a stored run is this job's: of its configuration and code."""
+        """Whether a stored run has this job's configuration and code."""
         config = run.record.config
-        if job.which == "source":  # of older versions, its configuration holds that of the target as well
+        if job.which == "source":  # older versions stored the target's configuration with it
             config = replace(config, experiment=_of_source(config.experiment))
         return config == self.config(job, data) and run.record.origin == job.found.origin
 
     def done(self, job: Job, data: Data) -> bool:
-        """Whether a run is stored, finished, of this configuration and code; says so.
+        """Whether a finished run of this configuration and code is stored. Prints it.
 
-        What is known by now of the cost of a pretrained source is added to its record.
+        If the cost of its pretrained source has become known, it is added to the record.
         """
         run = store.load(self.folder_of(job))
         if run is None or not run.finished:
@@ -126,5 +126,5 @@ def _of_source(experiment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as it reads back from JSON."""
+    """`value` as it is after writing it to JSON and reading it."""
     return json.loads(json.dumps(value))

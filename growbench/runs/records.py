@@ -1,4 +1,4 @@
-"""A run's record: what its run.json holds, typed, and how those of earlier versions are read."""
+"""The record in a run's run.json, typed. Records of earlier versions are read too."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from growbench.config.schema import Published
 from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
 
-SCHEMA_VERSION = 2  # 1 was not numbered
+SCHEMA_VERSION = 2  # version 1 was stored without a number
 
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy")
 
-UNKNOWN_ORIGIN = "unknown"  # of runs that were stored before methods had origins
+UNKNOWN_ORIGIN = "unknown"  # of runs stored before origins were recorded
 
 Amount = int | float | None  # of FLOPs or seconds; None: not known
 
@@ -53,7 +53,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class RunCosts:
-    """What a run cost, by account. An account that is not there got nothing."""
+    """A run's costs by account. An account that is missing was charged nothing."""
 
     flops: Mapping[Account, Amount]
     seconds: Mapping[Account, Amount]
@@ -64,19 +64,19 @@ class RunCosts:
         return math.nan if amount is None else amount
 
     def charged(self, unit: Unit, ledger: Ledger = Ledger.REUSE) -> float:
-        """All that a ledger charges. NaN if the cost of the source is charged and not known."""
+        """All that a ledger charges. NaN if the cost of the source is charged but not known."""
         own = sum(self.of(unit, account) for account in CHARGED)
         return own + self.of(unit, Account.SOURCE) if ledger == Ledger.BUILD else own
 
     def with_source(self, cost: Cost) -> RunCosts:
-        """The same with another cost of the source; what is not known of it stays as it was."""
+        """These costs with another cost of the source. Where that is not known, the present value stays."""
         stated = {unit: {Account.SOURCE: cost.of(unit)} if cost.of(unit) is not None else {} for unit in Unit}
         return RunCosts({**self.flops, **stated[Unit.FLOPS]}, {**self.seconds, **stated[Unit.SECONDS]})
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What decides a run's outcome, beside its seed and the code: a run of another one is trained again."""
+    """All that decides a run's outcome besides its seed and the code. If it changes, the run is trained again."""
 
     experiment: Mapping[str, Any]  # growbench.config.schema.Experiment.identity, and the fingerprint of the data
     method: Mapping[str, Any]  # hyperparameters, and tuned values of [train] as "train.lr"
@@ -116,7 +116,7 @@ class RunError:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What run.json holds. Fields with a default were added when runs had already been stored."""
+    """The content of run.json. Fields with a default may be missing in older records."""
 
     schema_version: int = SCHEMA_VERSION
     status: RunStatus
@@ -128,7 +128,7 @@ class RunRecord:
     config: RunConfig
     published: Published | None = None  # the paper's figures for this method and experiment
     cost: RunCosts
-    inherited: Cost | None = None  # the charged part of the cost that another run paid, of which this one is a branch
+    inherited: Cost | None = None  # part of `cost`: spent in the run that this one branches off
     final_val_loss: float | None = None  # nats
     final_val_accuracy: float | None = None  # of images
     keeps_source: bool = False  # the final model contains the source, and is larger than the target
@@ -157,14 +157,15 @@ class RunRecord:
         """The record that a run.json holds. Raises ValueError that says what is wrong with it."""
         found = json.loads(text)
         if not isinstance(found, dict) or "status" not in found:
-            raise ValueError("is no run's record: status is missing")
+            raise ValueError("is not a run's record: status is missing")
         version = found.get("schema_version", 1)
         if version == 1:
             found = _renamed(found)
         elif version != SCHEMA_VERSION:
             raise ValueError(f"schema_version = {version!r}: this growbench reads up to {SCHEMA_VERSION}")
         try:
-            return _reader().validate_json(json.dumps(found), strict=True)  # of JSON, a text may be an enum's value
+            # strict mode turns strings into enums only when it reads JSON
+            return _reader().validate_json(json.dumps(found), strict=True)
         except ValidationError as error:
             wrong = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
@@ -176,7 +177,7 @@ def _reader() -> TypeAdapter[RunRecord]:
 
 
 def _renamed(old: dict[str, Any]) -> dict[str, Any]:
-    """A record of version 1, under the names of today."""
+    """A record of version 1 with today's names."""
     new = {key: value for key, value in old.items() if key != "budget"} | {"schema_version": SCHEMA_VERSION}
     if isinstance(config := old.get("config"), dict):
         names = {"budget": "budget_share", "stop_at": "stop_at_loss"}

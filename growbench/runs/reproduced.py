@@ -1,4 +1,4 @@
-"""The stamp that `growbench reproduce` leaves beside a run: which code has made its curve again, where, and how exactly."""
+"""The stamp that `growbench reproduce` writes beside a run: by which code, where, and how exactly it was reproduced."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ FILE = "reproduced.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """What made a run again, as far as it was made."""
+    """How a run, or its beginning, was reproduced."""
 
     date: str  # YYYY-MM-DD
     versions: Mapping[str, str]
     hardware: Hardware
-    steps: int  # that were trained again, from the first
+    steps: int  # reproduced, from the first one
     evaluations: int  # that were compared
     largest_difference: float  # of the losses, nats; 0 if they are bit-identical
     origin: str  # of the method, today
     config: RunConfig  # the run's own, as the code of today writes it
 
     def covers(self, record: RunRecord) -> bool:
-        """Whether so many steps show that the code of today makes the run: all growth lies behind, and a step more."""
+        """Whether these steps show that today's code makes the run: they reach at least a step beyond its last growth."""
         return self.steps > (record.phases[-1].first_step if record.phases else 0)
 
     def write(self, folder: Path) -> None:
@@ -40,7 +40,7 @@ class Stamp:
 
     @classmethod
     def read(cls, folder: Path) -> Stamp | None:
-        """The stamp in a run's folder, or None if there is none. Raises ValueError for a file that is no stamp."""
+        """The stamp in a run's folder, or None if there is none. Raises ValueError if the file is not a stamp."""
         file = folder / FILE
         if not file.is_file():
             return None

@@ -1,6 +1,6 @@
-"""Trained models that leave a run, and pretrained ones that an experiment starts from: checkpoints of the models' own libraries.
+"""Saves trained models and loads pretrained ones, as checkpoints of the models' own libraries.
 
-Beside a model's weights and configuration lies growbench.json: what it is, and what it cost.
+Beside a model's weights and configuration lies growbench.json: what the model is, and what it cost.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", CA
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
 
 
-ABOUT = (  # of a run's record, in the card of its model
+ABOUT = (  # fields of a run's record that go into growbench.json
     "experiment", "title", "method", "origin", "seed", "budget_share", "final_val_loss", "final_val_accuracy", "steps", "tokens",
 )  # fmt: skip
 
@@ -52,7 +52,7 @@ SAME = 1e-4  # relative difference of logits: less is rounding
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model of ours that is to leave growbench, and what reads its text."""
+    """A trained model to be saved, with its tokenizer."""
 
     architecture: Architecture
     model: nn.Module
@@ -60,7 +60,7 @@ class TrainedModel:
     tokenizer: PreTrainedTokenizerBase | None  # None: images
 
     def save(self, folder: Path, record: RunRecord) -> None:
-        """Store it in `folder`, in full or not at all. `record`: of its run.
+        """Save it in `folder`, in full or not at all. `record`: of its run.
 
         Raises UsageError if the stored model, as its library loads it, computes something else.
         """
@@ -80,8 +80,8 @@ class TrainedModel:
         difference = _difference(self.architecture, self.model.eval(), stock, self.sizes.positions)
         if not difference < SAME:
             raise UsageError(
-                f"it computes something else than {type(stock).__name__} with its weights (logits differ by {difference:.2g}), "
-                "as a hook or another setting makes it"
+                f"its logits differ from those of {type(stock).__name__} with the same weights (by {difference:.2g}): "
+                "remove hooks and changed settings"
             )
 
     def _card(self, record: RunRecord) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class TrainedModel:
 
 
 def _difference(architecture: Architecture, ours: nn.Module, stock: nn.Module, positions: int) -> float:
-    """How far the logits of our model are from those of the library's, relative."""
+    """The relative difference between the logits of our model and of the library's."""
     inputs, expected = architecture.library.example(stock, positions)
     device = next(ours.parameters()).device
     with torch.no_grad():
@@ -135,9 +135,9 @@ def resolved(experiment: Experiment) -> Experiment:
 
 
 def load(experiment: Experiment, device: torch.device) -> nn.Module:
-    """The pretrained source of a resolved experiment, as a model of ours: frozen, in evaluation mode.
+    """The pretrained source of a resolved experiment, as our model: frozen, in evaluation mode.
 
-    Raises UsageError if it cannot be read, or computes something else than a model of ours.
+    Raises UsageError if it cannot be read, or computes something else than our model.
     """
     pretrained = experiment.pretrained
     assert pretrained is not None
@@ -151,13 +151,13 @@ def load(experiment: Experiment, device: torch.device) -> nn.Module:
         if not _difference(architecture, model, stock, sizes.positions) < SAME:
             reasons = "; ".join(library.unusual(stock, model)) or "its class has other settings"
             raise UsageError(
-                f"does not compute what growbench's {architecture.name} does, whose settings are the usual: {reasons}"
+                f"computes something else than growbench's {architecture.name}, which has the usual settings: {reasons}"
             )
     return model.to(device)
 
 
 def _taken_over(architecture: Architecture, sizes: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
-    """A model of ours with these weights; of more positions than it has, the first."""
+    """Our model with these weights. Positions beyond its own number are dropped."""
     model = architecture.build(sizes)
     own = model.state_dict()
     if missing := sorted(own.keys() - state.keys()):
@@ -174,7 +174,7 @@ def _taken_over(architecture: Architecture, sizes: ModelConfig, state: dict[str,
 
 
 def cost(pretrained: Pretrained, hardware: Hardware | None = None) -> Cost:
-    """What the model's training cost, with what it was itself grown from: as stated, or as its growbench.json says.
+    """The cost of the model's training, that of its own source included: as the experiment states it, or from growbench.json.
 
     Seconds are not known unless they were measured on the same `hardware` as the run's.
     """
@@ -202,7 +202,9 @@ def _check_data(where: str, sizes: ModelConfig, experiment: Experiment, folder: 
         return
     if not data.tokenizer:
         own = "; for its own: --set data.tokenizer=" + (experiment.pretrained.checkpoint if experiment.pretrained else "")
-        raise UsageError(f"{where}: data.tokenizer is missing: one trained on the corpus knows other tokens than the model{own}")
+        raise UsageError(
+            f"{where}: data.tokenizer is missing: a tokenizer trained on the corpus has other tokens than the model{own}"
+        )
     if sizes.positions < data.positions:
         raise UsageError(f"{where}: data.sequence_length = {data.positions}: must be at most its {sizes.positions} positions")
     vocabulary = vocabulary_size(data)
@@ -216,7 +218,7 @@ def _check_data(where: str, sizes: ModelConfig, experiment: Experiment, folder: 
 
 @contextmanager
 def _one_line(where: str) -> Iterator[None]:
-    """Whatever is wrong with the checkpoint as one line that says where."""
+    """Turns any error in the checkpoint into one line that names it."""
     try:
         yield
     except UsageError as error:
@@ -231,7 +233,7 @@ def _where(pretrained: Pretrained) -> str:
 
 
 def _folder(pretrained: Pretrained) -> Path:
-    """Where the checkpoint lies on this machine, fetched from the hub if it is no folder."""
+    """The folder of the checkpoint, fetched from the hub if it is an id."""
     from huggingface_hub import snapshot_download
 
     folder = Path(pretrained.checkpoint)
@@ -241,4 +243,4 @@ def _folder(pretrained: Pretrained) -> Path:
         return Path(snapshot_download(pretrained.checkpoint, allow_patterns=[*FILES, *TOKENIZERS]))
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"{_where(pretrained)}: no folder, and not to be had from the hub ({reason})") from error
+        raise UsageError(f"{_where(pretrained)}: not a folder, and could not be fetched from the hub ({reason})") from error

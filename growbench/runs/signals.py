@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM while training: the step under way is finished and kept first. A second signal ends at once."""
+"""SIGINT and SIGTERM during training. The first ends the run after the present step, with a checkpoint; a second at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Interruption:
         return self._asked
 
     def __enter__(self) -> Interruption:
-        main = threading.current_thread() is threading.main_thread()  # only there may handlers be set
+        main = threading.current_thread() is threading.main_thread()  # Python allows signal handlers only there
         self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM) if main}
         return self
 

@@ -16,7 +16,7 @@ from growbench.runs.records import Cost, RunStatus
 
 
 class Sources:
-    """Gives each method the same small model; of the latest seed it is kept in memory."""
+    """Gives all methods on a seed the same small model. That of the latest seed stays in memory."""
 
     def __init__(self, setting: Setting, claims: Claims) -> None:
         self.setting, self.claims = setting, claims
@@ -58,7 +58,7 @@ class Sources:
             announced = []
 
     def _load(self, job: Job) -> SourceModel | None:
-        """Train the small model, if that is not done."""
+        """Load the small model, trained now if that is not done."""
         setting, data = self.setting, self.setting.load_data("source")
         weights = setting.folder_of(job) / "model.safetensors"
         done = weights.is_file() and setting.done(job, data)

@@ -1,4 +1,4 @@
-"""The store: one folder a run, `curve.jsonl` growing line by line, `run.json` written last and by rename."""
+"""The store: a folder for each run. curve.jsonl grows line by line; run.json is written last, by renaming."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from growbench.files import write_text
 from growbench.runs.records import Cost, RunRecord, RunStatus
 from growbench.runs.reproduced import Stamp
 
-REPLACED = "replaced"  # the folder of archived runs: finished ones, in whose place one of another configuration was trained
+REPLACED = "replaced"  # the folder of archived runs: finished ones that were trained again with another configuration
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
 
-UNKNOWN_SOURCE = (  # what a reader is asked for
+UNKNOWN_SOURCE = (
     "the cost of its training is unknown (or its seconds were measured on other hardware), and so are figures that charge it; "
     "set flops = X and seconds = Y beside checkpoint in [source], and run the same command again"
 )
@@ -70,7 +70,7 @@ class Run:
 
 
 class RunFolder:
-    """Writes one run. One of the same `identity` that stopped before its end is resumed; a finished one is archived.
+    """Writes one run. An unfinished run of the same `identity` is resumed; a finished run is archived.
 
     `identity`: what decides the outcome, as plain JSON values. An unfinished run of another identity is removed. Raises
     UsageError if the folder cannot be written.
@@ -100,7 +100,7 @@ class RunFolder:
         return True
 
     def _earlier_hardware(self, here: str) -> str:
-        """The other machines on which the checkpoints were made that the run is resumed from. Adds this one to their file."""
+        """The other machines on which the run was trained before it is resumed. Adds this machine to their file."""
         file = self.checkpoints / "hardware.json"
         before = (_read_json(file) if file.is_file() and any(self.checkpoints.glob("*.safetensors")) else None) or []
         others = [machine for machine in before if machine != here]
@@ -121,10 +121,11 @@ def _clear(path: Path) -> None:
 
 
 def state_source(run: Run, cost: Cost) -> None:
-    """Store what the training of a run's source cost, as far as that is known by now."""
+    """Store the cost of the training of a run's source, where it has become known."""
     stated = run.record.cost.with_source(cost)
     if stated != run.record.cost:
-        written = RunRecord.read((run.folder / "run.json").read_text(encoding="utf-8"))  # without what a stamp says
+        # from the file: `run.record` may hold values of a stamp
+        written = RunRecord.read((run.folder / "run.json").read_text(encoding="utf-8"))
         _write(run.folder, replace(written, cost=stated))
 
 
@@ -134,7 +135,7 @@ def _write(folder: Path, record: RunRecord) -> None:
 
 
 class CurveFile:
-    """curve.jsonl: one line an evaluation. What was appended is on file; a line that was not written in full is dropped."""
+    """curve.jsonl: a line for each evaluation. An appended row is on disk at once; an incomplete line is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -168,7 +169,7 @@ def _complete_lines(path: Path) -> list[str]:
 
 
 def _read_json(path: Path) -> Any:
-    """What a file holds; None if that is no JSON."""
+    """The content of a JSON file; None if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError:
@@ -181,7 +182,7 @@ def name(method: str, seed: int, budget_share: float = 1.0) -> str:
 
 
 def load(folder: Path) -> Run | None:
-    """The run stored in `folder`, or None if it never ended. One that cannot be read is left out, with one line that names it."""
+    """The run stored in `folder`, or None if it never ended. A run that cannot be read is left out, and named in one line."""
     file = folder / "run.json"
     try:
         if not file.is_file():
@@ -204,7 +205,7 @@ def _stamp(folder: Path) -> Stamp | None:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The evaluations on file, up to the first line that is not one: of an interrupted run, its last line may be incomplete."""
+    """The rows of curve.jsonl up to the first invalid line. The last line of an interrupted run may be incomplete."""
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
@@ -213,7 +214,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             row = None
         if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in CURVE.items()):
             if number < len(lines):
-                _say_once(f"{path}, line {number} is no evaluation: it and the {len(lines) - number} after it are left out")
+                _say_once(f"{path}, line {number} is not an evaluation: it and the {len(lines) - number} after it are left out")
             return
         yield row
 
@@ -224,6 +225,6 @@ def _say_once(text: str) -> None:
 
 
 def load_all(folder: Path) -> list[Run]:
-    """Every ended run below an experiment's results folder, the sources' runs included, by name."""
+    """Every run that has ended in an experiment's results folder, the sources' runs included, by name."""
     runs = [load(path) for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
     return [run for run in runs if run is not None]

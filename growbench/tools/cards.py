@@ -1,4 +1,4 @@
-"""Cards: what a method says of itself, read from its class; and an architecture's weights, read from its table."""
+"""Cards of methods, read from their classes, and tables of an architecture's weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def card(found: Found) -> str:
 
 
 def weights(architecture: str) -> str:
-    """The canonical weights of an architecture, as methods find them: one a line. Raises UsageError for an unknown one."""
+    """The canonical weights of an architecture, as methods see them, one per line. Raises UsageError for an unknown one."""
     found = architectures.get(architecture)
     tied = found.table(ModelConfig(layers=1, width=1, heads=1))
     lines = [("weight", "axes", "role", "consumes", "residual"), *map(_weight, tied)]

@@ -35,13 +35,13 @@ from growbench.training.state import Outcome
 from growbench.training.trainer import Output
 
 TOLERANCE = 0.01  # nats: rounding on another machine grows to a few thousandths within a hundred steps
-EVALUATIONS = 2  # of the last phase, made again unless told otherwise: one more than its start
+EVALUATIONS = 2  # of the last phase, reproduced by default: its start and one more
 LOSSES = ("val_loss", "train_loss")
 ROUNDED = (*LOSSES, "val_accuracy")  # columns of a curve in which rounding shows; all others but seconds must be equal
 
 
 def report(folders: Sequence[Path], steps: int | None) -> int:
-    """Reproduce stored runs, each for so many steps (None: until the last phase is well begun), and print what came out.
+    """Reproduce stored runs, and print the verdicts. `steps`: to reproduce of each; None: see `beginning`.
 
     Returns the exit code: 0 if all are equal, 1 if one is not, 2 if one cannot be reproduced.
     """
@@ -52,7 +52,7 @@ def report(folders: Sequence[Path], steps: int | None) -> int:
                 reproductions.append(Reproduction(folder, Path(temporary)))
             except UsageError as error:
                 codes.append(_refused(folder, error))
-        # the shorter ones of a ladder first: what they branch off is trained up to there, and then further
+        # of a ladder the shorter runs first: each continues the training of the trunk up to its own branch
         for each in sorted(reproductions, key=lambda each: each.job.budget_share):
             try:
                 codes.append(0 if each.report(steps) else 1)
@@ -68,7 +68,7 @@ def _refused(folder: Path, error: UsageError) -> int:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the evaluations of a run that was made again differ from those on file."""
+    """How the evaluations of a reproduced run differ from those on file."""
 
     evaluations: int
     largest_difference: float = 0.0  # of the losses, nats
@@ -77,7 +77,7 @@ class Comparison:
 
 
 class Reproduction:
-    """A stored run, and what it takes to make it again. Raises UsageError if it cannot be made again."""
+    """A stored run, and all that is needed to reproduce it. Raises UsageError if it cannot be reproduced."""
 
     def __init__(self, folder: Path, temporary: Path) -> None:
         run = store.load(folder)
@@ -88,7 +88,7 @@ class Reproduction:
         self.run, self.temporary = run, temporary
         device = torch.device(run.record.hardware.device)
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError("was trained on CUDA, of which no device is here")
+            raise UsageError("was trained on CUDA, and there is no CUDA device here")
         # runs of one experiment that lie beside one another share a source
         place = temporary / _key(str(folder.resolve().parent), run.record.config.experiment)
         experiment, stop_at_loss = experiment_of(run.record), run.record.config.stop_at_loss
@@ -98,7 +98,7 @@ class Reproduction:
             raise UsageError(f"was trained on other data: {experiment.data.corpus} has another fingerprint today")
 
     def report(self, steps: int | None) -> bool:
-        """Make the run again, print how it compares, and stamp it or take its stamp away. Whether it is equal."""
+        """Reproduce the run, print the verdict, and write or remove its stamp. Returns whether it is equal."""
         torch.set_num_threads(self.run.record.hardware.threads or torch.get_num_threads())
         steps = min(steps or beginning(self.run), self.run.record.steps)
         source, source_equal = self._source() if self.job.uses_source else (None, True)
@@ -114,7 +114,7 @@ class Reproduction:
             shutil.copytree(beside, place)
             again = None
         if again:
-            say(f"{name:<18} has no model on file that is known to be of today's code: training it again, to its end")
+            say(f"{name:<18} has no stored model that today's code made: training it again, in full")
         source = Sources(self.setting, Claims(self.setting.folder, self.setting.parallel)).of(self.job.seed)
         if source is None:
             raise UsageError("its source cannot be trained")
@@ -131,12 +131,12 @@ class Reproduction:
         return [json.loads(line) for line in (own / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def _branch_off(self, own: Path, source: SourceModel | None) -> None:
-        """Begin the run where it leaves the longest one of its ladder, which is trained up to there, once for all."""
+        """Begin the run where it branches off the longest one of its ladder, which is first trained up to there."""
         full, at = replace(self.job, budget_share=1.0), self.setting.experiment.at
         longer, shorter = (at(job.budget_share, job.found.training) for job in (full, self.job))
         step = branching_step(longer, shorter, self.job.found.method, self.data.vocabulary)
         if step is None:
-            raise UsageError("branched off a longer run, which today's code does not let it do")
+            raise UsageError("branched off a longer run, which it does not with today's code")
         trunk = Checkpoints(self._folder(full))
         if trunk.branch(step) is None:
             self._train(full, source, lambda outcome: outcome.scored_steps >= step, (step,))
@@ -154,7 +154,7 @@ class Reproduction:
     def _train(
         self, job: Job, source: SourceModel | None, enough: Callable[[Outcome], bool], branches: Collection[int] = ()
     ) -> None:
-        """Train a job until it is enough, from its newest checkpoint on."""
+        """Train a job, from its newest checkpoint on, until `enough` says so."""
         folder = self._folder(job)
         execution = Execution(self.setting, job, self.data, source)
         progress = Progress(job.name, execution.training.steps, None)
@@ -230,14 +230,14 @@ def job_of(record: RunRecord) -> Job:
     if record.method == registry.SOURCE:
         return Job(replace(registry.get(registry.SCRATCH), name=registry.SOURCE), record.seed, which="source")
     if record.method not in registry.names():
-        raise UsageError(f"its method {record.method!r} is not known by its name, as those of loose files are not")
+        raise UsageError(f"no built-in or installed method is named {record.method!r}")
     options = {key: value for key, value in record.config.method.items() if not key.startswith("train.")}
     tuned = {key.removeprefix("train."): value for key, value in record.config.method.items() if key.startswith("train.")}
     return Job(replace(registry.get(record.method, options), training=tuned), record.seed, record.budget_share)
 
 
 def beginning(run: Run) -> int:
-    """How many steps show that a run is made again: all growth, and two evaluations of its last phase."""
+    """The number of steps to reproduce by default: all growth, and two evaluations of the last phase."""
     begins = run.record.phases[-1].first_step
     evaluated = sorted({row["step"] for row in run.curve if row["step"] > begins})
     return evaluated[min(EVALUATIONS, len(evaluated)) - 1] if evaluated else run.record.steps
@@ -268,7 +268,7 @@ def compare(stored: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any
 
 
 def other_machine(record: RunRecord, here: Hardware, torch_version: str) -> str:
-    """Why results here may be rounded otherwise than in a run; empty if they must be bit-identical."""
+    """Why results here may be rounded differently from a run's; empty if they must be bit-identical."""
     there = record.hardware
     if there.earlier:
         return "it was resumed on other hardware"
@@ -282,7 +282,7 @@ def other_machine(record: RunRecord, here: Hardware, torch_version: str) -> str:
 
 
 def judge(found: Comparison, other_machine: str) -> tuple[bool, str]:
-    """Whether a run counts as equal, and that in words."""
+    """Whether a run counts as equal, and the verdict in words."""
     if found.mismatch:
         return False, f"DIFFERENT: {found.mismatch}"
     if found.first_different is None:

@@ -41,7 +41,7 @@ from growbench.training.parallel import Parallel
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for of every method."""
+    """A request to tune, the same for every method."""
 
     command: str  # the experiment and its --set options, as on the command line
     seeds: tuple[int, ...]
@@ -67,7 +67,7 @@ def tune(experiment: Experiment, methods: Iterable[Found], request: Request, fol
     for waiting in (False, True):  # first the methods that no other process is tuning
         for found in [found for found in methods if found.name not in done]:
             if waiting:
-                say(f"{found.name:<18} is another process's work: waiting for it")
+                say(f"{found.name:<18} is being tuned by another process: waiting for it")
             with contextlib.suppress(Timeout), _lock(folder, found.name).acquire(blocking=waiting):
                 study = _study(storage, experiment, found, tuning)
                 done[found.name] = Search(found, study, tuning, benchmark, vocabulary).run()

@@ -54,7 +54,7 @@ class Tables:
 
 
 def read(path: Path) -> Tuned:
-    """Raises UsageError if it is no file of tuned values."""
+    """Raises UsageError if it is not a file of tuned values."""
     try:
         file = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -128,7 +128,7 @@ def _apply(
     tuned: Tuned, experiment: Experiment, methods: Iterable[Found], seeds: Iterable[int], by_hand: Collection[str]
 ) -> list[Found]:
     if tuned.tuning.fingerprint != fingerprint(experiment):
-        raise UsageError(f"tuned on another experiment ({tuned.tuning.experiment}): name it, and give its --set")
+        raise UsageError(f"tuned on another experiment ({tuned.tuning.experiment}): give that experiment and its --set options")
     if both := sorted({*tuned.tuning.seeds} & {*seeds}):
         raise UsageError(f"tuned on seed {both[0]}: --seeds must name others than {', '.join(map(str, tuned.tuning.seeds))}")
     applied = []

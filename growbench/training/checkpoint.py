@@ -1,4 +1,4 @@
-"""Checkpoints of a run: all that training needs to go on as if it had never stopped. Safetensors with JSON inside; no pickle.
+"""Checkpoints of a run: all that training needs to continue as if it had never stopped. Safetensors with JSON inside; no pickle.
 
 A run resumes by replay. Its method's generator runs again from the start. A phase that had ended is loaded instead of trained,
 and the phase that was under way continues at its last checkpoint. A run that branches off another one resumes from that one's
@@ -27,7 +27,7 @@ from growbench.training import optimizer_state
 from growbench.training.optimizer_state import ParameterIndex, StoredTensor
 
 FORMAT = "2"
-KEPT = 2  # newest checkpoints of a phase under way
+KEPT = 2  # newest checkpoints of the present phase
 
 
 RandomStates = dict[str, Tensor]  # of torch's own generators
@@ -35,7 +35,7 @@ RandomStates = dict[str, Tensor]  # of torch's own generators
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, its optimizer and the random states at a moment, and `state`: the run's own counters as plain JSON."""
+    """A model, its optimizer and the random states at one step. `state`: the run's own counters as plain JSON."""
 
     tensors: Mapping[str, Tensor]  # of the model and of the random generators
     optimizer: dict[str, Any]  # as growbench.training.optimizer_state.contents returns it
@@ -50,7 +50,7 @@ class Checkpoint:
         state: dict[str, Any],
         randomness: RandomStates | None = None,
     ) -> Checkpoint:
-        """The present moment. `rng`: the task's generator. `randomness`: torch's random states; None: the present ones."""
+        """A checkpoint of the present step. `rng`: the task's generator. `randomness`: torch's random states; None: present."""
         tensors = {f"model.{name}": tensor for name, tensor in _tensors(model).items()}
         tensors |= {"rng.task": rng.get_state()} | (randomness or random_states())
         return cls(tensors, optimizer_state.contents(optimizer), state)
@@ -76,7 +76,7 @@ class Checkpoint:
     def restore(self, model: nn.Module, optimizer: Optimizer, rng: torch.Generator, device: torch.device) -> None:
         """Bring model, optimizer (its state to `device`) and random states back, in place.
 
-        Raises ValueError if they are not of the same make.
+        Raises ValueError if the checkpoint is of another model or optimizer.
         """
         own = _tensors(model)
         if own.keys() != {key.removeprefix("model.") for key in self.tensors if key.startswith("model.")}:
@@ -129,7 +129,7 @@ def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous in host memory, none sharing memory with another, as safetensors demands."""
+    """Contiguous copies in host memory that share no memory, as safetensors requires."""
     found: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -148,18 +148,18 @@ def random_states() -> RandomStates:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The model's own tensors, tied ones once; parameters without elements are shells, and left out."""
+    """The model's parameters and persistent buffers, tied ones once. Empty parameters are left out."""
     persistent = model.state_dict(keep_vars=True)
     named = {**dict(model.named_parameters()), **{name: b for name, b in model.named_buffers() if name in persistent}}
     return {name: tensor for name, tensor in named.items() if tensor.numel()}
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder of their own: the end of each phase, the newest of the one under way, branches."""
+    """The checkpoint files of one run: the end of each phase, the newest ones of the present phase, and branches."""
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder = folder
-        self.writes = writes  # of several processes, one does
+        self.writes = writes  # of several processes, only one does
 
     def ended(self, phase: int) -> Checkpoint | None:
         """The end of a phase, by its number; None if it has not ended, or its file cannot be read."""
@@ -179,17 +179,17 @@ class Checkpoints:
                 path.unlink()
 
     def save_branch(self, scored_steps: int, checkpoint: Checkpoint) -> None:
-        """Keep this moment for a run that is to branch off after so many scored steps."""
+        """Keep a checkpoint for runs that branch off after so many scored steps."""
         self._save(f"branch-{scored_steps}", checkpoint)
 
     def branch(self, scored_steps: int) -> Checkpoint | None:
-        """What was kept there, if the ends of all phases before it are kept too."""
+        """The checkpoint for a branch; None unless the ends of all phases before it are kept too."""
         found = _read(self.folder / f"branch-{scored_steps}.safetensors")
         before = range(len(found.state["phases"])) if found else ()
         return found if all((self.folder / f"phase-{phase}.safetensors").is_file() for phase in before) else None
 
     def branch_off(self, trunk: Checkpoints, branch: Checkpoint) -> None:
-        """Begin where another run was, at a branch of its own; a run that has begun already goes on."""
+        """Start this run at a branch of another one. A run that already has checkpoints keeps them."""
         number = len(branch.state["phases"])
         if self.writes and not any(self.folder.glob("phase-*")):
             for phase in range(number):
@@ -197,12 +197,12 @@ class Checkpoints:
             self.save_step(number, branch.state["phase"]["done"], branch)
 
     def remove(self) -> None:
-        """The run has ended, and no other one will branch off."""
+        """Delete the files, when the run has ended and no other one will branch off."""
         if self.writes:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self, name: str, checkpoint: Checkpoint) -> None:
-        """Training goes on without a checkpoint that cannot be written (a full disk); one line says why."""
+        """Write a checkpoint. If that fails, as on a full disk, say why and let training continue."""
         if self.writes:
             path = self.folder / f"{name}.safetensors"
             try:
@@ -211,7 +211,7 @@ class Checkpoints:
                 say(f"{path}: this checkpoint could not be kept: {error}")
 
     def _within(self, phase: int) -> list[Path]:
-        """The files of a phase under way, the newest first."""
+        """The files within a phase, the newest first."""
         pattern = re.compile(rf"phase-{phase}-step-(\d+)\.safetensors")
         found = [(int(match[1]), path) for path in self.folder.glob("*") if (match := pattern.fullmatch(path.name))]
         return [path for _, path in sorted(found, reverse=True)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-# whose update of each element of a parameter depends on that element alone; a subclass may do anything else
+# optimizers that update each element of a parameter from that element alone; a subclass need not
 ELEMENT_WISE = (ASGD, SGD, Adadelta, Adagrad, Adam, AdamW, Adamax, NAdam, RAdam, RMSprop, Rprop)
 
 # the attributes that every optimizer has
@@ -42,7 +42,7 @@ class StoredTensor:
 
 
 def is_element_wise(optimizer: Optimizer) -> bool:
-    """Whether a step on a shard of a parameter is known to be that shard of a step on the parameter."""
+    """Whether stepping a shard of a parameter is known to give the same as stepping the whole parameter."""
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     return type(optimizer) in ELEMENT_WISE and not hooks and "step" not in vars(optimizer)
 
@@ -81,10 +81,10 @@ def contents(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def restore(optimizer: Optimizer, stored: dict[str, Any], device: torch.device) -> None:
-    """Give the data that `contents` returned to an optimizer of the same make. `device`: where its tensors go.
+    """Give the data that `contents` returned to an optimizer of the same class and parameters. `device`: where its tensors go.
 
     Tensors without dimensions go where the parameters are: fused AdamW needs its step counts there.
-    Raises ValueError if it is of another make.
+    Raises ValueError for another optimizer.
     """
     parameters = parameters_of(optimizer)
     moved: dict[int, Tensor] = {}
@@ -103,7 +103,7 @@ def restore(optimizer: Optimizer, stored: dict[str, Any], device: torch.device) 
 
 
 def move_state(optimizer: Optimizer, device: torch.device) -> None:
-    """Move the state of an element-wise optimizer to a device, except tensors without dimensions; leave others' as it is."""
+    """Move the state of an element-wise optimizer to a device, except tensors without dimensions. Others are left alone."""
     if type(optimizer) not in ELEMENT_WISE:
         return
     for state in optimizer.state.values():

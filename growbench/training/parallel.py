@@ -27,7 +27,7 @@ FAILURE_TIMEOUT = 60.0  # seconds that a failed process waits for the others to 
 
 @dataclass(frozen=True)
 class Parallel:
-    """The processes of a run and this one's place among them: `dp_degree` x `tp_degree` processes, one a device.
+    """The processes of a run and this one's place among them: `dp_degree` x `tp_degree` processes, one for each device.
 
     Growth happens on whole models, the same in every process. Models are replicated or sharded only while a phase trains.
     """
@@ -87,7 +87,7 @@ class Parallel:
         self.any_process(True)
 
     def check_all_failed(self, run: str) -> None:
-        """Called by a process whose run failed. Raises FailedAlone unless it fails in all, as by a mistake in the method."""
+        """Called by a process whose run failed. Raises FailedAlone unless it failed in all, as by a mistake in the method."""
         if not self._all_failed(run):
             raise FailedAlone(
                 f"{run:<18} failed in this process alone, which ends, so that torchrun ends the others; start them again"

@@ -236,6 +236,6 @@ def _difference(model: nn.Module, config: ModelConfig, shapes: dict[str, torch.S
     if missing := shapes.keys() - found.keys():
         return f"it has no {min(missing)}"
     if more := found.keys() - shapes.keys():
-        return f"it has {min(more)}, which the target has not"
+        return f"it has {min(more)}, which the target does not have"
     name = next(name for name, shape in shapes.items() if found[name] != shape)
     return f"{name} has shape {tuple(found[name])}, in the target {tuple(shapes[name])}"

@@ -115,7 +115,7 @@ class DataParallelReplica(Replica):
 
     @classmethod
     def of(cls, model: nn.Module, optimizer: Optimizer, parallel: Parallel, skips_parameters: bool) -> Self:
-        (skips_parameters,) = parallel.any_process(skips_parameters)  # DDP must be the same in all
+        (skips_parameters,) = parallel.any_process(skips_parameters)  # DDP needs the same setting in all processes
         scope = DistributedDataParallel(LossScope(model), gradient_as_bucket_view=True, find_unused_parameters=skips_parameters)
         scope.broadcast_buffers = False  # each forward pass would broadcast masks and the like, which never change
         return cls(model, optimizer, scope)
@@ -241,8 +241,8 @@ class ShardedModelReplica(Replica):
 class ShardedReplica(ShardedModelReplica):
     """Parameters, gradients and optimizer state sharded, for element-wise optimizers.
 
-    The method's own model and optimizer wait in host memory meanwhile. The optimizer's state stays there until it is trained
-    with again, because it is the largest part of what need not fit on one device.
+    During the phase, the method's own model and optimizer are in host memory. The optimizer's state stays there until the next
+    phase that uses it: it is the largest part of what may not fit on one device.
     """
 
     def __post_init__(self) -> None:

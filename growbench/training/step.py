@@ -68,7 +68,7 @@ class Step:
     def _compiling(self) -> Iterator[None]:
         """Within, calls of the model run compiled. No wrapper: it would have another class, without the model's methods."""
         model = self.live.model
-        model._compiled_call_impl = self.compiled_call  # nn.Module.compile sets it too, but for good
+        model._compiled_call_impl = self.compiled_call  # nn.Module.compile sets it too, but permanently
         try:
             yield
         finally:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import tomllib
 
 import pytest
 
 from docs import picture
 from docs.generate import PART, PARTS, PICTURE, ROOT, card_as_markdown, pages, part
+from growbench.config import schema
 
 FOUND = [
     pytest.param(match["name"], match["content"], id=f"{page.name} {match['name']}")
@@ -65,3 +68,14 @@ def test_only_the_headings_of_a_card_are_bold() -> None:
         "**Source:** not used",
         "<https://example.org>",
     ]
+
+
+@pytest.mark.parametrize("name", ["ModelConfig", "Training", "TextConfig", "ImageConfig", "Machine"])
+def test_defaults_stand_as_an_experiment_file_takes_them(name: str) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `[^`]+` \| `(.+?)` \|", part(f"keys {name}"), re.MULTILINE)
+    written = tomllib.loads("\n".join(f"{key} = {default}" for key, default in rows))
+    known = {field.name: field.default for field in dataclasses.fields(getattr(schema, name))}
+    declared = {key: default for key, default in known.items() if default is not dataclasses.MISSING}
+    from_data = {"vocabulary", "positions", "patch"} if name == "ModelConfig" else set()
+    assert written.keys() == declared.keys() - from_data
+    assert all(declared[key] == (tuple(value) if isinstance(value, list) else value) for key, value in written.items())

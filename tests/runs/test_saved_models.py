@@ -243,7 +243,7 @@ def test_a_broken_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path) 
     folder = checkpoint("bert", random_model("bert", sizes_for("bert")))
     fits = experiment_from("bert", folder)
     absent = replace(fits, pretrained=Pretrained(str(tmp_path / "absent")))
-    assert "absent': no folder, and not to be had from the hub" in refusal(absent)
+    assert "absent': not a folder, and could not be fetched from the hub" in refusal(absent)
     weights, settings = folder / "model.safetensors", folder / "config.json"
     content = weights.read_bytes()
     weights.write_bytes(content[:-9])
@@ -325,7 +325,7 @@ def test_run_saves_what_it_scored(done: tuple[Path, Path, str]) -> None:
 def test_a_model_that_is_not_saved_is_said(done: tuple[Path, Path, str], tmp_path: Path) -> None:
     """One that needs its source; and one whose run is over."""
     miniature, folder, said = done
-    assert "progressive_net-seed0 has a model that needs its source, which no library knows: it is not saved" in said
+    assert "progressive_net-seed0 has a model that is not saved: it contains the source, and so is of no library's class" in said
     assert not (folder / "progressive_net-seed0" / "model").exists()
     shutil.copytree(folder, tmp_path / "miniature")
     shutil.rmtree(tmp_path / "miniature" / "bert2bert-seed0" / "model")
@@ -367,7 +367,7 @@ def test_a_model_that_its_weights_do_not_make_is_not_saved(miniature: Path, tmp_
         run = store.load(folder / f"{name}-seed0")
         assert run is not None and run.finished
         (line,) = (line for line in said.splitlines() if line.startswith(f"{name}-seed0") and "not saved" in line)
-        assert "it computes something else than GPT2LMHeadModel with its weights" in line
+        assert "its logits differ from those of GPT2LMHeadModel with the same weights" in line
 
 
 def test_a_run_starts_from_a_saved_model_and_is_charged_for_it(done: tuple[Path, Path, str], tmp_path: Path) -> None:
@@ -431,7 +431,7 @@ def test_the_ladder_does_not_guess_what_a_source_cost() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("source=nowhere", "source = 'nowhere': no folder, and not to be had from the hub"),
+        ("source=nowhere", "source = 'nowhere': not a folder, and could not be fetched from the hub"),
         (
             "source.checkpoint=nowhere",
             "source.layers: not allowed beside checkpoint, whose sizes are its own; allowed are flops and seconds",

@@ -47,7 +47,7 @@ def stored(folder: Path, record: str = json.dumps(RECORD), curve: str = "".join(
     [
         ("", "Expecting value"),
         ('{"status": "fin', "Unterminated string"),
-        ("[1, 2]", "is no run's record"),
+        ("[1, 2]", "is not a run's record"),
         ('{"name": "somebody else\'s file"}', "status is missing"),
         (json.dumps(RECORD | {"seed": "zero"}), "seed: Input should be a valid integer"),
         (json.dumps(RECORD | {"cost": {"flops": {}}}), "cost.seconds: Field required"),
@@ -84,7 +84,7 @@ def test_a_curve_is_used_up_to_what_is_no_evaluation(tmp_path: Path, capsys: pyt
         folder = stored(tmp_path / f"ligo-seed{number}", curve="\n".join([lines[0], garbage, *lines[1:]]))
         run = store.load(folder)
         assert run is not None and run.curve == ROWS[:1]
-        assert "line 2 is no evaluation: it and the 2 after it are left out" in capsys.readouterr().err
+        assert "line 2 is not an evaluation: it and the 2 after it are left out" in capsys.readouterr().err
     (folder / "curve.jsonl").unlink()
     run = store.load(folder)
     assert run is not None and run.curve == []

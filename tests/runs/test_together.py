@@ -63,7 +63,11 @@ def test_what_another_process_does_is_waited_for(
     said = capsys.readouterr().err
     order = [
         said.index(text)
-        for text in ("mslt-seed0         finished", "stackbert-seed0    is another process's work", "stackbert-seed0    finished")
+        for text in (
+            "mslt-seed0         finished",
+            "stackbert-seed0    is being trained by another process",
+            "stackbert-seed0    finished",
+        )
     ]
     assert order == sorted(order)
-    assert said.count("is another process's work") == 1
+    assert said.count("is being trained by another process") == 1

@@ -148,7 +148,7 @@ def test_a_source_whose_model_is_not_on_file_is_trained_again(results: Results, 
     capsys.readouterr()
     assert results.reproduce("ligo-seed0", "ligo-seed0-budget0.5") == 0
     out, err = capsys.readouterr()
-    assert err.count("source-seed0       has no model on file that is known to be of today's code: training it again") == 1
+    assert err.count("source-seed0       has no stored model that today's code made: training it again") == 1
     assert "source-seed0       12 of 12 steps, 13 evaluations: bit-identical" in out
     assert results.stamp("source-seed0")["steps"] == 12
     assert not (results / "source-seed0" / "model.safetensors").exists()
@@ -230,7 +230,7 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         "was trained on other data: files:",
     ),
     "data gone": (lambda record: record["config"]["experiment"]["data"].update(corpus="files:/absent"), "/absent"),
-    "loose file": (lambda record: record.update(method="mine"), "its method 'mine' is not known by its name"),
+    "loose file": (lambda record: record.update(method="mine"), "no built-in or installed method is named 'mine'"),
     "hyperparameter gone": (lambda record: record["config"]["method"].update(absent=1), "unknown key scratch.absent"),
     "key of the experiment gone": (
         lambda record: record["config"]["experiment"]["train"].update(absent=1),
@@ -266,7 +266,7 @@ def test_a_run_on_a_gpu_needs_one(results: Results, capsys: pytest.CaptureFixtur
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     results.change("scratch-seed0", lambda record: record["hardware"].update(device="cuda"))
     assert results.reproduce("scratch-seed0") == 2
-    assert "was trained on CUDA, of which no device is here" in capsys.readouterr().err
+    assert "was trained on CUDA, and there is no CUDA device here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("steps", ["0", "-1", "many", "1.5"])

@@ -428,7 +428,7 @@ def test_what_another_process_tunes_is_waited_for(
         return run(search)
 
     def until_it_dies(text: str) -> None:
-        if "ki                 is another process's work: waiting for it" in text:
+        if "ki                 is being tuned by another process: waiting for it" in text:
             tuned.append("waits")
             other.kill()
             other.wait()
@@ -549,7 +549,7 @@ def test_seeds_of_tuning_are_refused(refused: Callable[..., str]) -> None:
 
 def test_values_of_another_experiment_are_refused(refused: Callable[..., str], tuned: Tuned) -> None:
     message = refused("--set", "train.steps=13")
-    assert f"tuned on another experiment ({tuned.experiment}): name it, and give its --set" in message
+    assert f"tuned on another experiment ({tuned.experiment}): give that experiment and its --set options" in message
 
 
 def test_a_method_that_was_not_tuned_is_refused(refused: Callable[..., str]) -> None:

@@ -111,12 +111,12 @@ class ByParts(Method):
     def phases(self, task: Task) -> Phases:
         def loss(model: Any, batch: Batch, step: int) -> torch.Tensor:
             assert isinstance(model, GPT2) and model.num_parameters()
-            trunk = model.transformer
-            hidden = trunk.wte(batch.inputs)
-            for block in trunk.h[: model.sizes.layers]:
+            base = model.transformer
+            hidden = base.wte(batch.inputs)
+            for block in base.h[: model.sizes.layers]:
                 hidden = block(hidden)
-            logits = model.lm_head(trunk.ln_f(hidden).flatten(0, 1))
-            return cross_entropy(logits, batch.labels) + trunk.ln_f.weight.square().mean()
+            logits = model.lm_head(base.ln_f(hidden).flatten(0, 1))
+            return cross_entropy(logits, batch.labels) + base.ln_f.weight.square().mean()
 
         yield Phase(model=task.build(), loss=loss)
 
@@ -370,7 +370,7 @@ def test_a_fused_matrix_is_cut_block_by_block(blocks: int, parts: int, share: in
 
 @given(parts=st.sampled_from([1, 2, 4]), masked=st.booleans())
 def test_the_parts_of_a_batch_are_the_batch(parts: int, masked: bool) -> None:
-    """Rows in order, and each scored position still points at its own token."""
+    """Rows in order, and each label is still that of its own position."""
     inputs = torch.arange(4 * 8).view(4, 8)
     positions = (torch.arange(4)[:, None] * 8 + torch.tensor([1, 4, 6])).flatten() if masked else None
     labels = inputs.flatten() if positions is None else inputs.flatten()[positions]
@@ -378,8 +378,8 @@ def test_the_parts_of_a_batch_are_the_batch(parts: int, masked: bool) -> None:
     assert torch.equal(torch.cat([part.inputs for part in several]), inputs)
     assert torch.equal(torch.cat([part.labels for part in several]), labels)
     for part in several:
-        scored = part.inputs.flatten() if part.positions is None else part.inputs.flatten()[part.positions]
-        assert torch.equal(scored, part.labels)
+        labelled = part.inputs.flatten() if part.positions is None else part.inputs.flatten()[part.positions]
+        assert torch.equal(labelled, part.labels)
 
 
 def test_what_cannot_be_divided_is_refused(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
