@@ -100,8 +100,8 @@ class Execution:
     def run(self, target_loss: float | None = None) -> RunStatus:
         """Train and store the run, from its last checkpoint, its branch or its start. `target_loss`: for progress only.
 
-        Raises KeyboardInterrupt if it was interrupted, and FailedAlone if it failed in this process but not in all, both after what
-        was done is stored.
+        Raises KeyboardInterrupt if it was interrupted, and FailedAlone if it failed in this process but not in all. What was done
+        is stored first.
         """
         parallel, name = self.setting.parallel, self.job.name
         folder = self._open()

@@ -189,7 +189,7 @@ def _renamed(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what a run's outcome may depend on, and the commit of growbench."""
+    """Versions of the packages that a run's outcome may depend on, and growbench's commit."""
     packages = {package: version(package) for package in VERSIONED}
     return {"python": platform.python_version(), "growbench": growbench.__version__, **packages, "commit": commit()}
 
@@ -198,14 +198,14 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit of growbench's code, with "-dirty" if it was changed since; "unknown" outside of its repository."""
     package = Path(growbench.__file__).parent
-    if _git("ls-files", "--error-unmatch", str(package / "__init__.py")) is None:  # in another one's repository, perhaps
+    if _git("ls-files", "--error-unmatch", str(package / "__init__.py")) is None:  # perhaps in another repository
         return "unknown"
     changed = _git("status", "--porcelain", "--", str(package), str(package.parent / "methods"))
     return f"{_git('rev-parse', 'HEAD')}{'-dirty' if changed else ''}"
 
 
 def _git(*arguments: str) -> str | None:
-    """What git answers, or None if it is not there or fails."""
+    """git's output, or None if git is missing or fails."""
     try:
         folder = str(Path(growbench.__file__).parent)
         return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout.strip()

@@ -118,4 +118,6 @@ def test_make_test_runs_every_linter() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for command in ("ruff check", "ruff format --check", "lint-imports", "mypy", "pytest", "sphinx-build"):
         assert f"$(BIN)/{command}" in makefile
-    assert re.search(r"^test: .*\bdocs\b", makefile, re.MULTILINE)
+    assert re.search(r"^checks: .*\bdocs\b", makefile, re.MULTILINE)
+    (recipe,) = re.findall(r"^test:.*\n\t(.*)$", makefile, re.MULTILINE)
+    assert {"checks", "tests"} <= set(recipe.split())
