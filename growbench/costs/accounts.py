@@ -25,6 +25,13 @@ class Account(StrEnum):
     OVERHEAD = "overhead"  # counting FLOPs, saving, a teacher whose outputs count as stored, all the rest: never charged
 
 
+class Part(StrEnum):
+    """A part of the machine whose energy is measured."""
+
+    GPU = "gpu"  # the GPUs of the run, with their memory
+    CPU = "cpu"  # all CPU packages, with their memory where it has a counter of its own
+
+
 class Ledger(StrEnum):
     """Which accounts a method is charged for."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from growbench.costs import memory
 from growbench.costs.accounts import CHARGED, UNCHARGED, Account
+from growbench.costs.energy import EnergyCounter, EnergyMeter
 from growbench.costs.flops import T, count, counting
 
 
@@ -48,10 +49,11 @@ def charged(ledger: Mapping[str, float]) -> float:
 
 
 class Costs:
-    """One run's ledger: measured FLOPs and seconds by account."""
+    """One run's ledger: measured FLOPs, seconds and energy by account. `counters`: what tells the energy."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, counters: Sequence[EnergyCounter] = ()) -> None:
         self.device = device
+        self.energy = EnergyMeter(counters)
         self.flops: dict[str, int] = dict.fromkeys(Account, 0)
         self.seconds: dict[str, float] = dict.fromkeys(Account, 0.0)
         self._counter: FlopCounterMode | None = None
@@ -71,12 +73,14 @@ class Costs:
     def clocked(self, account: str) -> Iterator[None]:
         """Charge the seconds spent inside the `with` block to `account`."""
         self._synchronize()
+        self.energy.start()
         start = time.perf_counter()
         try:
             yield
         finally:
             self._synchronize()
             self.seconds[account] += time.perf_counter() - start
+            self.energy.charge(account)
 
     def peak_memory(self) -> int:
         """Bytes at the run's peak. On CUDA without FLOP counting, whose math path keeps the attention weights."""

@@ -18,6 +18,7 @@ from growbench.config.schema import Training
 from growbench.console import Progress, say
 from growbench.costs import memory
 from growbench.costs.accounts import Account, Unit
+from growbench.costs.energy import counters
 from growbench.costs.ledger import Costs, charged
 from growbench.data import Data, tokenizer_to_save
 from growbench.errors import UsageError
@@ -161,7 +162,7 @@ class Execution:
         """The training loop of this run, with an empty ledger. Seeds torch's generators."""
         job, setting, device = self.job, self.setting, self.setting.parallel.device
         torch.manual_seed(job.seed)
-        costs = Costs(device)
+        costs = Costs(device, counters(device, setting.parallel.processes))
         experiment = setting.experiment.at(job.budget_share, job.found.training)
         source = self.source.model if self.source else None
         task = Task.of(experiment, job.which, self.data.vocabulary, costs, job.seed, source)
@@ -211,6 +212,7 @@ class Execution:
             peak_memory_bytes=outcome.costs.peak_memory(),
             phases=[PhaseRecord(**phase) for phase in outcome.phases],
             waited_seconds=outcome.waited,
+            energy_kwh=outcome.costs.energy.kwh(),
             versions=versions(),
             hardware=self.hardware,
             data=self.data.describe(),

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import growbench
 from growbench.config.schema import Published
-from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
+from growbench.costs.accounts import CHARGED, Account, Ledger, Part, Unit
 from growbench.costs.hardware import Hardware
 
 SCHEMA_VERSION = 2  # version 1 was stored without a number
@@ -138,6 +138,7 @@ class RunRecord:
     peak_memory_bytes: int | None = None
     phases: list[PhaseRecord]
     waited_seconds: float | None = None  # of its steps, for data
+    energy_kwh: Mapping[Part, Mapping[Account, float]] = field(default_factory=dict)  # as far as the machine told it
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Hardware
     data: Mapping[str, Any] = field(default_factory=dict)  # for a reader; the fingerprint in `config` decides

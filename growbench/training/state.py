@@ -146,7 +146,7 @@ UNDER_WAY = ("done", "evaluated", "step_seconds", "train_loss", "growth")
 
 def pack(outcome: Outcome, now: PhaseState) -> dict[str, Any]:
     """A run's counters, its costs and its present phase, as JSON values."""
-    costs = {"flops": outcome.costs.flops, "seconds": outcome.costs.seconds}
+    costs = {"flops": outcome.costs.flops, "seconds": outcome.costs.seconds, "energy": outcome.costs.energy.joules}
     phase = {key: getattr(now, key) for key in UNDER_WAY}
     under_way = {"phase": phase, "losses": [loss.item() for loss in now.losses]}
     return {key: getattr(outcome, key) for key in COUNTERS} | costs | under_way
@@ -161,6 +161,7 @@ def unpack(state: Mapping[str, Any], outcome: Outcome, now: PhaseState, device: 
     now.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
     outcome.costs.flops.update(state["flops"])
     outcome.costs.seconds.update(state["seconds"])
+    outcome.costs.energy.resume(state.get("energy", {}))  # not in a checkpoint of earlier code
 
 
 def refuse_not_finite(losses: list[float], first_step: int) -> None:

@@ -148,6 +148,7 @@ class Trainer:
         if step is None:
             step, clock_stopped = self._place(now), True
         if clock_stopped:
+            self.costs.energy.start()
             self.watch.mark()
         now.set_rates(self._lr_multiplier(now, now.done))
         self.parallel.seed(self.work.seed, now.start.first_step + now.done)
@@ -251,6 +252,7 @@ class Trainer:
     def _charge(self, now: PhaseState) -> None:
         """Read the clock, and charge the steps since it was read last."""
         step_seconds, taught = self.watch.read(), self.costs.teacher_seconds()
+        self.costs.energy.charge(now.phase.account)
         for account, seconds in taught.items():
             self.costs.seconds[account] += seconds
         self.costs.seconds[now.phase.account] += sum(step_seconds) - sum(taught.values())
