@@ -145,7 +145,7 @@ def experiments() -> str:
 def methods() -> str:
     from growbench import registry
 
-    rows = [(code(name), registry.summaries()[name], f"[paper]({_paper(name)})") for name in registry.built_in()]
+    rows = [(code(name), registry.summaries()[name], f"[{_short(_paper(name))}]({_paper(name)})") for name in registry.built_in()]
     return table(("Method", "What it does", "Paper"), rows)
 
 
@@ -153,6 +153,12 @@ def _paper(name: str) -> str:
     from growbench import registry
 
     return str(type(registry.get(name).method).paper)
+
+
+def _short(address: str) -> str:
+    """A paper's address as the text of a link: arXiv:2303.00980, or the site."""
+    _, _, place = address.partition("://")
+    return place.replace("arxiv.org/abs/", "arXiv:") if place.startswith("arxiv.org/abs/") else place.partition("/")[0]
 
 
 def cards() -> str:
@@ -264,7 +270,7 @@ def _help(action: argparse.Action) -> str:
 
 def mistakes() -> str:
     """What `growbench check` says to what people write at first."""
-    return table(("You wrote", "`growbench check` says"), [(code(each.what), code(said(each))) for each in MISTAKES])
+    return table(("You wrote", "`growbench check` says"), [(code(each.what), _literal(said(each))) for each in MISTAKES])
 
 
 # --- results

@@ -206,7 +206,9 @@ class Task:
     def source(self) -> nn.Module:
         """The trained small model, frozen and in evaluation mode."""
         if self._source is None:
-            raise RuntimeError("this method declares uses_source = False, so it has no source model")
+            raise RuntimeError(
+                "this method declares uses_source = False, so it has no source model: remove that line to grow one"
+            )
         return self._source
 
     @property

@@ -159,8 +159,8 @@ class Watcher(PhaseObserver):
                 self._breaks(f"a schedule gives {min(multipliers)} to {max(multipliers)}: must be multiples of the peak lr")
             elif 0 < max(multipliers) < SMALL_MULTIPLIER:
                 self.warnings.append(
-                    f"{self.place}: a schedule never exceeds {max(multipliers):g}: it gives multiples of the peak learning rate, "
-                    "1 at the peak, and not rates"
+                    f"{self.place}: a schedule never exceeds {max(multipliers):g}: it must return a multiple of the peak "
+                    "learning rate, 1 at the peak, and not a rate"
                 )
 
     def _check_frozen(self, how: str) -> None:
@@ -219,7 +219,9 @@ class Run:
             kind = "" if isinstance(self.error, (MethodError, TrainingFailed)) else f"{type(self.error).__name__}: "
             broken.append(f"{watcher.place}: {where_raised(self.error, self.method)}{kind}{self.error}")
         elif self.method.uses_source and not self.task.source_is_read:
-            broken.append("uses_source is True, so the source is charged, but task.source is never read: uses_source = False")
+            broken.append(
+                "uses_source is True, so the source is charged, but task.source is never read: write uses_source = False"
+            )
         return broken
 
     def _last_model(self, model: nn.Module) -> list[str]:
@@ -259,7 +261,8 @@ class Run:
             different = [key for key in one if key not in ("seconds", "flops") and one[key] != other[key]]
             if different:
                 values = ", ".join(f"{key} {one[key]} and {other[key]}" for key in different[:2])
-                return [f"phase {one['phase']!r}: two runs of one seed differ at step {one['step']}: {values}"]
+                where = f"phase {one['phase']!r}: two runs of one seed differ at step {one['step']}"
+                return [f"{where}: draw every random number from task.rng ({values})"]
         if len(self.curve) != len(again.curve):
             return ["two runs of one seed have different numbers of evaluations"]
         return again.broken()

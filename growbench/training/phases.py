@@ -179,7 +179,7 @@ class PhaseDriver:
     def _check_last(self) -> None:
         """Refuse a method whose last scored model does not have the target's sizes."""
         if self.last_scored is None:
-            raise MethodError("no phase is scored: nothing is trained within the budget: `yield Phase(model=...)`")
+            raise MethodError("no phase is scored: nothing is trained within the budget: write `yield Phase(model=...)`")
         if not self.last_scored.target_sized:
             how = _difference(self.last_scored.target, self.task.target_config, self.target_shapes)
             raise MethodError(f"the last scored model does not have the target's sizes: {how}")

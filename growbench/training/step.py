@@ -14,6 +14,7 @@ from torch import Tensor
 from growbench.config.schema import Machine, Training
 from growbench.data import Batch
 from growbench.method import Phase
+from growbench.method.interface import MethodError
 from growbench.training.replicas import Replica
 
 WORTH_COMPILING = 1000  # steps; compiling a model takes as long as hundreds of them
@@ -56,9 +57,16 @@ class Step:
             with nullcontext() if number == parts - 1 else self.live.accumulating():
                 with autocast(self.training, self.device), self._compiling():
                     loss = self.live.run(partial(self.phase.loss, self.live.model, batch.part(number, parts), step))
+                self._check_loss(loss)
                 (loss / parts).backward()
             losses.append(loss.detach())
         return torch.stack(losses).mean()
+
+    def _check_loss(self, loss: object) -> None:
+        """Raise MethodError unless a phase's loss is a scalar tensor."""
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise MethodError(f"loss returned {found}: must be a scalar tensor, the mean over the labelled positions")
 
     def update(self) -> None:
         """Clip the gradients, do a step of the optimizer, and clear the gradients."""

@@ -57,7 +57,7 @@ REFUSED = {  # what a method does, and what it is told
     ),
     "no phase that depends on values": (
         f"{NEEDS_VALUES}\n        if scale < 0:\n            {SIMPLY}",
-        "mine: no phase is scored: nothing is trained within the budget: `yield Phase(model=...)`",
+        "mine: no phase is scored: nothing is trained within the budget: write `yield Phase(model=...)`",
     ),
 }
 

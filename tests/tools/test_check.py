@@ -182,7 +182,10 @@ BREACHES = {
         "yield Phase(model=model, steps=3, account='operator', name='aside')",
         "no phase is scored",
     ),
-    "no phase at all": ("return\nyield", "no phase is scored: nothing is trained within the budget: `yield Phase(model=...)`"),
+    "no phase at all": (
+        "return\nyield",
+        "no phase is scored: nothing is trained within the budget: write `yield Phase(model=...)`",
+    ),
     "return for yield": (
         "return Phase(model=model)",
         "before the first phase: phases() returned a Phase: write `yield Phase(model=...)` in place of `return`",
@@ -190,6 +193,14 @@ BREACHES = {
     "return for the last yield": (
         "yield Phase(model=model, share=0.5)\nreturn Phase(model=model)",
         "after phase 'train': phases() returned a Phase, which is ignored: write `yield Phase(model=...)` in place of `return`",
+    ),
+    "a loss that returns nothing": (
+        "yield Phase(model=model, loss=lambda model, batch, step: None)",
+        "phase 'train': loss returned a NoneType: must be a scalar tensor",
+    ),
+    "logits for a loss": (
+        "yield Phase(model=model, loss=lambda model, batch, step: model(batch.inputs, batch.positions))",
+        "phase 'train': loss returned a tensor of shape (",
     ),
     "a yielded model": (
         "yield model",
@@ -287,13 +298,13 @@ def test_a_source_that_is_charged_must_be_read(tmp_path: Path) -> None:
     assert broken(tmp_path, SIMPLY) == ""
     path.write_text(path.read_text().replace("uses_source: ClassVar[bool] = False", "uses_source: ClassVar[bool] = True"))
     assert broken_promises(registry.get(str(path)).method, Cell("gpt2")) == [
-        "uses_source is True, so the source is charged, but task.source is never read: uses_source = False"
+        "uses_source is True, so the source is charged, but task.source is never read: write uses_source = False"
     ]
 
 
 def test_a_schedule_of_rates_is_a_warning(tmp_path: Path) -> None:
     """The phase's schedule, and one of a param group; multipliers of 1, 0 and a slow start are none."""
-    said = "a schedule never exceeds 0.001: it gives multiples of the peak learning rate, 1 at the peak, and not rates"
+    said = "a schedule never exceeds 0.001: it must return a multiple of the peak learning rate, 1 at the peak, and not a rate"
     for length in (
         "schedule=lambda step, steps: 1e-3",
         "optimizer=task.optimizer(model), group_schedules=[None, lambda *_: 1e-3]",
