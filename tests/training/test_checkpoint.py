@@ -16,18 +16,20 @@ from torch import nn, optim
 from growbench.cli import main
 from growbench.config.loading import load
 from growbench.config.schema import Experiment
-from growbench.costs.accounts import Account, Ledger, Unit
+from growbench.costs.accounts import Account, Ledger, Part, Unit
+from growbench.costs.energy import EnergyCounter
 from growbench.method import schedule
 from growbench.planning.branches import branching_step, shared
 from growbench.planning.budgets import Budgets
 from growbench.planning.plan import plan
 from growbench.registry import Found, built_in, get, get_all
-from growbench.runs import store
+from growbench.runs import execution, store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
 from growbench.training import trainer
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.parallel import Parallel
+from growbench.training.step import Step
 from tests.training.optimizers import OPTIMIZERS, Eventful, Optimized
 
 ALONE = Parallel(torch.device("cpu"))
@@ -97,6 +99,43 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert curve == whole[0]
     assert record == whole[1]
     assert not (resumed.setting.folder / f"{name}-seed0" / "checkpoints").exists()
+
+
+def joules_of_steps(monkeypatch: pytest.MonkeyPatch, each: float) -> None:
+    """Counters of a machine that takes so many joules for a step, and nothing else."""
+    taken, update = [0.0], Step.update
+
+    def counted(self: Step) -> None:
+        taken[0] += each
+        update(self)
+
+    monkeypatch.setattr(Step, "update", counted)
+    monkeypatch.setattr(execution, "counters", lambda device, processes: [EnergyCounter(Part.GPU, lambda: taken[0])])
+
+
+def test_the_energy_of_a_resumed_run_is_that_of_its_steps(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was done after the last checkpoint and is done again is not counted twice."""
+    joules_of_steps(monkeypatch, 3.6e6)
+    benchmark = Benchmark(Setting(experiment, tmp_path, ALONE))
+    run_with_kill(benchmark, get("scratch"), 8, monkeypatch)
+    benchmark.run([get("scratch")], [0])
+    run = store.load(tmp_path / "scratch-seed0")
+    assert run and run.record.energy_kwh == {Part.GPU: {Account.TRAIN: pytest.approx(20)}}
+
+
+def test_energy_that_was_measured_in_part_is_not_stored(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = Benchmark(Setting(experiment, tmp_path, ALONE))
+    with monkeypatch.context() as patch:
+        patch.setattr(execution, "counters", lambda device, processes: [])
+        run_with_kill(benchmark, get("scratch"), 8, monkeypatch)
+    joules_of_steps(monkeypatch, 1)
+    benchmark.run([get("scratch")], [0])
+    run = store.load(tmp_path / "scratch-seed0")
+    assert run and run.record.energy_kwh == {}
 
 
 def test_a_run_goes_on_only_with_the_same_configuration(
