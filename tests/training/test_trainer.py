@@ -57,7 +57,9 @@ def train(experiment: Experiment, data: TextData) -> Train:
         source = architectures.get("gpt2").build(experiment.sizes("source", data.vocabulary)).requires_grad_(False).eval()
         torch.manual_seed(seed)
         training = replace(experiment.train, **options.pop("training", {}))
-        changed = replace(experiment, train=training, target=replace(experiment.target, dropout=dropout))
+        changed = replace(
+            experiment, train=training, target=replace(experiment.target, dropout=dropout, **options.pop("target", {}))
+        )
         task = Task.of(changed, "target", data.vocabulary, costs, seed, source)
         work = Work(task, data, seed, costs, options.pop("machine", Machine()))
         output = Output(curve, Progress("test", 1, None, shown=False), options.pop("checkpoints", None))
@@ -350,8 +352,8 @@ def test_a_compiled_run_is_the_same_run(train: Train, monkeypatch: pytest.Monkey
     """Compiled outside of the clock; the FLOPs are those of the plain model, the losses the same to float tolerance."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # the default generates code for a minute
     method = get("ligo", {"operator_steps": 3}).method
-    plain, expected = train(method, dropout=0.0)
-    compiled, curve = train(method, dropout=0.0, machine=Machine(compile="on"))
+    plain, expected = train(method, dropout=0.0, target={"layers": 1})
+    compiled, curve = train(method, dropout=0.0, target={"layers": 1}, machine=Machine(compile="on"))
     assert losses(curve) == pytest.approx(losses(expected), rel=1e-4)
     assert compiled.costs.flops["train"] == plain.costs.flops["train"]
     assert compiled.costs.seconds["compilation"] > 0 == plain.costs.seconds["compilation"]
