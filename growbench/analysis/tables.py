@@ -15,8 +15,8 @@ from growbench.analysis.crossing import cost_to_target
 from growbench.analysis.selection import first_run, is_scratch, target_of
 from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
 from growbench.registry import SCRATCH
-from growbench.runs.records import PhaseRecord
 from growbench.runs.store import Run
+from growbench.training.records import PhaseRecord
 
 ACCOUNTS = (Account.SOURCE, *CHARGED)
 

@@ -36,14 +36,14 @@ class EnergyMeter:
 
     def __init__(self, counters: Sequence[EnergyCounter] = ()) -> None:
         self.counters = list(counters)
-        self.joules: dict[str, dict[str, float]] = {each.part: dict.fromkeys(Account, 0.0) for each in self.counters}
+        self.joules: dict[str, dict[Account, float]] = {each.part: dict.fromkeys(Account, 0.0) for each in self.counters}
         self._begun: list[float] | None = None
 
     def start(self) -> None:
         """Begin an interval. What was begun and not charged is left out."""
         self._begun = self._read()
 
-    def charge(self, account: str) -> None:
+    def charge(self, account: Account) -> None:
         """End the interval, if one was begun, and charge it."""
         if self._begun is None:
             return
@@ -51,7 +51,7 @@ class EnergyMeter:
             self.joules[counter.part][account] += now - before + (counter.wraps_at if now < before else 0)
         self._begun = None
 
-    def resume(self, before: Mapping[str, Mapping[str, float]]) -> None:
+    def resume(self, before: Mapping[str, Mapping[Account, float]]) -> None:
         """Continue what was measured before. A part that was not measured then is dropped."""
         self.counters = [each for each in self.counters if each.part in before]
         self.joules = {each.part: dict(before[each.part]) for each in self.counters}
@@ -60,8 +60,7 @@ class EnergyMeter:
     def kwh(self) -> dict[Part, dict[Account, float]]:
         """By part and account. Parts and accounts are missing if nothing was measured of them."""
         measured = {
-            Part(part): {Account(key): each / JOULES_PER_KWH for key, each in of.items() if each}
-            for part, of in self.joules.items()
+            Part(part): {key: each / JOULES_PER_KWH for key, each in of.items() if each} for part, of in self.joules.items()
         }
         return {part: of for part, of in measured.items() if of}
 

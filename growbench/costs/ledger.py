@@ -43,7 +43,7 @@ class Stopwatch:
         return [b - a for a, b in itertools.pairwise(marks)]
 
 
-def charged(ledger: Mapping[str, float]) -> float:
+def charged(ledger: Mapping[Account, float]) -> float:
     """The sum of a ledger's charged accounts, without the source."""
     return sum(ledger[account] for account in CHARGED)
 
@@ -54,10 +54,10 @@ class Costs:
     def __init__(self, device: torch.device, counters: Sequence[EnergyCounter] = ()) -> None:
         self.device = device
         self.energy = EnergyMeter(counters)
-        self.flops: dict[str, int] = dict.fromkeys(Account, 0)
-        self.seconds: dict[str, float] = dict.fromkeys(Account, 0.0)
+        self.flops: dict[Account, int] = dict.fromkeys(Account, 0)
+        self.seconds: dict[Account, float] = dict.fromkeys(Account, 0.0)
         self._counter: FlopCounterMode | None = None
-        self._taught: Counter[str] = Counter()  # FLOPs of teachers in the probed step, by account
+        self.taught: Counter[Account] = Counter()  # FLOPs of teachers in the probed step, by account
         self._teacher_watches = {account: Stopwatch(device) for account in (Account.TEACHER, Account.OVERHEAD)}
         self._peak = 0  # bytes, before the last counting
 
@@ -70,7 +70,7 @@ class Costs:
         return sum(seconds for account, seconds in self.seconds.items() if account not in (Account.SOURCE, Account.OVERHEAD))
 
     @contextmanager
-    def clocked(self, account: str) -> Iterator[None]:
+    def clocked(self, account: Account) -> Iterator[None]:
         """Charge the seconds spent inside the `with` block to `account`."""
         self._synchronize()
         self.energy.start()
@@ -96,7 +96,7 @@ class Costs:
         yield
         memory.reset_peak(self.device)
 
-    def charged(self, account: str, function: Callable[[], T]) -> T:
+    def charged(self, account: Account, function: Callable[[], T]) -> T:
         """Run `function` and charge its FLOPs and seconds to `account`."""
         with self.clocked(account), self._without_peak() if account in UNCHARGED else nullcontext():
             flops, result = count(function)
@@ -110,25 +110,25 @@ class Costs:
         `precomputed`: count its outputs as stored before the run. The costs are then overhead, which is not charged.
         """
         account = Account.OVERHEAD if precomputed else Account.TEACHER
-        before = self._counted()
+        before = self.counted()
         self._teacher_watches[account].mark()
         with torch.no_grad():
             yield
         self._teacher_watches[account].mark()
-        self._taught[account] += self._counted() - before
+        self.taught[account] += self.counted() - before
 
-    def _counted(self) -> int:
-        """FLOPs so far in the probed step; 0 outside a probe."""
+    def counted(self) -> int:
+        """FLOPs so far in the probed step; 0 outside a probe. A ledger that counts in another way overrides this."""
         return self._counter.get_total_flops() if self._counter else 0
 
-    def teacher_seconds(self) -> dict[str, float]:
+    def teacher_seconds(self) -> dict[Account, float]:
         """Seconds inside `teacher()` since the last reading, by account."""
         return {account: sum(watch.read()[::2]) for account, watch in self._teacher_watches.items()}
 
-    def probe(self, step: Callable[[], Any], account: str) -> dict[str, int]:
+    def probe(self, step: Callable[[], Any], account: Account) -> dict[Account, int]:
         """FLOPs of one training step by account. Its time is overhead. The random state is restored."""
         cuda = [self.device] if self.device.type == "cuda" else []
-        self._taught.clear()
+        self.taught.clear()
         with (
             torch.random.fork_rng(devices=cuda),
             self.clocked(Account.OVERHEAD),
@@ -136,15 +136,15 @@ class Costs:
             counting() as self._counter,
         ):
             step()
-        flops = self._counted()
+        flops = self.counted()
         self._counter = None
         self.teacher_seconds()
         self.flops[Account.OVERHEAD] += flops
-        return self._by_account(account, flops)
+        return self.by_account(account, flops)
 
-    def _by_account(self, account: str, flops: int) -> dict[str, int]:
+    def by_account(self, account: Account, flops: int) -> dict[Account, int]:
         """The FLOPs of a step of `account`, with those of teachers in their own accounts."""
-        return {account: flops - self._taught.total()} | {str(key): each for key, each in self._taught.items() if each}
+        return {account: flops - self.taught.total()} | {key: each for key, each in self.taught.items() if each}
 
     def compiling(self, step: Callable[[], Any]) -> None:
         """Run a training step so that torch.compile compiles it. Its time is compilation. The random state is restored."""

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from growbench import architectures
 from growbench.architectures import sizes_of
 from growbench.config.schema import Experiment
-from growbench.costs.accounts import CHARGED
+from growbench.costs.accounts import CHARGED, Account
 from growbench.costs.ledger import Costs
 from growbench.costs.published import paper_step
 from growbench.data.shapes import shape_batch
@@ -41,7 +41,7 @@ class PlannedPhase:
     name: str
     steps: int
     scored: bool
-    flops_per_step: dict[str, float]  # by account; the mean over the phase's steps
+    flops_per_step: dict[Account, float]  # by account; the mean over the phase's steps
     growth_flops: int  # of the growth before this phase
     paper_flops_per_step: int | None  # as LiGO's paper counts; None: its counter does not cover the phase
     memory: int  # bytes at a step's peak: all models, gradients, Adam's moments, activations kept for backward
@@ -51,9 +51,9 @@ class PlannedPhase:
         """FLOPs charged for the phase and the growth before it."""
         return self.steps * self.charged_per_step + self.growth_flops
 
-    def charged(self, account: str) -> float:
+    def charged(self, account: Account) -> float:
         """FLOPs charged to an account for the phase and the growth before it."""
-        return self.growth_flops if account == "growth" else self.steps * self.flops_per_step.get(account, 0.0)
+        return self.growth_flops if account == Account.GROWTH else self.steps * self.flops_per_step.get(account, 0.0)
 
     @property
     def charged_per_step(self) -> float:
@@ -124,7 +124,7 @@ def _plan(
         for start in walk(experiment, method, vocabulary, costs, limits):
             remember_moments(start.optimizer)
             phase, times = start.phase, start.phase.workloads(range(start.steps))
-            flops: Counter[str] = Counter()
+            flops: Counter[Account] = Counter()
             memory = 0
             for workload, first in phase.first_steps(start.steps).items():
                 spent, taken = step(phase, start.model, first)
@@ -137,7 +137,7 @@ def _plan(
                     scored=phase.scored,
                     flops_per_step={account: spent / start.steps for account, spent in flops.items()},
                     growth_flops=start.growth_flops,
-                    paper_flops_per_step=_paper_flops(experiment, vocabulary, start, "teacher" in flops),
+                    paper_flops_per_step=_paper_flops(experiment, vocabulary, start, Account.TEACHER in flops),
                     memory=memory,
                 )
             )
@@ -174,22 +174,22 @@ class PlannedCosts(Costs):
         super().__init__(META)
         self.tracker = tracker
 
-    def charged(self, account: str, function: Callable[[], T]) -> T:
-        before = self._counted()
+    def charged(self, account: Account, function: Callable[[], T]) -> T:
+        before = self.counted()
         with sdpa_kernel(SDPBackend.MATH):
             result = function()
-        self.flops[account] += self._counted() - before
+        self.flops[account] += self.counted() - before
         return result
 
-    def _counted(self) -> int:
+    def counted(self) -> int:
         return self.tracker.flops
 
-    def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
-        self._taught.clear()
-        before = self._counted()
+    def probe(self, step: Callable[[], None], account: Account) -> dict[Account, int]:
+        self.taught.clear()
+        before = self.counted()
         with sdpa_kernel(SDPBackend.MATH):
             step()
-        return self._by_account(account, self._counted() - before)
+        return self.by_account(account, self.counted() - before)
 
 
 @dataclass
@@ -209,13 +209,13 @@ class StepOnMeta:
         self.bf16 = self.experiment.train.precision_on(self.device.type) == "bf16"
         self.batch = shape_batch(self.experiment.data, architecture.objective, rows, self.vocabulary, META)
 
-    def __call__(self, phase: Phase, model: nn.Module, step: int) -> tuple[dict[str, int], int]:
+    def __call__(self, phase: Phase, model: nn.Module, step: int) -> tuple[dict[Account, int], int]:
         """FLOPs by account, and peak memory, of one step of the phase.
 
         Gradients are allocated from the start of the step: micro-batches accumulate them, and allocators rarely reuse freed
         memory well.
         """
-        account, before = "train" if phase.scored else "operator", self.tracker.live
+        account, before = Account(phase.account), self.tracker.live
         key = self._plain(phase, model)
         if key in _plain_steps:
             flops, taken = _plain_steps[key]

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +28,6 @@ from growbench.runs import store
 from growbench.runs.jobs import Job, Setting
 from growbench.runs.records import (
     Cost,
-    PhaseRecord,
     RunCosts,
     RunError,
     RunRecord,
@@ -101,6 +100,7 @@ class Execution:
     def run(self, target_loss: float | None = None) -> RunStatus:
         """Train and store the run, from its last checkpoint, its branch or its start. `target_loss`: for progress only.
 
+        INTERRUPTED if its record could not be written: as after an interruption, the same command resumes it.
         Raises KeyboardInterrupt if it was interrupted, and FailedAlone if it failed in this process but not in all. What was done
         is stored first.
         """
@@ -108,7 +108,8 @@ class Execution:
         folder = self._open()
         interruption = Interruption()
         progress = Progress(name, self.training.steps, target_loss, shown=parallel.is_main_process)
-        trainer = self.trainer(Output(folder.curve if folder else [], progress, self.checkpoints, self.branches), interruption)
+        output = Output(folder.curve if folder else [], progress, self.checkpoints, self.branches)
+        trainer = self.trainer(output, Stop(interrupted=interruption))
         record, status, error = None, RunStatus.INTERRUPTED, None
         try:
             with interruption:
@@ -127,7 +128,7 @@ class Execution:
             trainer.output.progress.close()
             record = replace(record or self._record(trainer), status=status, error=error)
             if folder and not folder.close(record):
-                status = RunStatus.UNWRITTEN
+                status = RunStatus.INTERRUPTED
         if status == RunStatus.FINISHED:
             spent = f"{quantity(trainer.costs.total('flops'), 'FLOP')}, {trainer.costs.total('seconds'):.1f} s of training"
             say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
@@ -148,7 +149,7 @@ class Execution:
             self.checkpoints.branch_off(self.branch.trunk, self.branch.checkpoint)
             if folder:
                 trunk = self.branch.trunk.folder.parent / "curve.jsonl"
-                folder.curve.begin_as(trunk, self.branch.checkpoint.state["rows"])
+                folder.curve.begin_as(trunk, self.branch.checkpoint.state.rows)
         self.setting.parallel.barrier()  # so that the other processes resume from complete files
         return folder
 
@@ -158,8 +159,8 @@ class Execution:
         experiment = self.setting.experiment.at(self.job.budget_share, self.job.found.training)
         return experiment.source_train if self.job.which == "source" else experiment.train
 
-    def trainer(self, output: Output, interrupted: Callable[[], bool]) -> Trainer:
-        """The training loop of this run, with an empty ledger. Seeds torch's generators."""
+    def trainer(self, output: Output, stop: Stop) -> Trainer:
+        """The training loop of this run, with an empty ledger. Seeds torch's generators. It also stops at the run's own loss."""
         job, setting, device = self.job, self.setting, self.setting.parallel.device
         torch.manual_seed(job.seed)
         costs = Costs(device, counters(device, setting.parallel.processes))
@@ -169,7 +170,7 @@ class Execution:
         memory.reset_peak(device)
         work = Work(task, self.data, job.seed, costs, setting.experiment.machine)
         at_loss = -math.inf if self.config.stop_at_loss is None else self.config.stop_at_loss
-        return Trainer(work, output, Stop(at_loss, interrupted), setting.parallel)
+        return Trainer(work, output, replace(stop, at_loss=at_loss), setting.parallel)
 
     def _refuse_changed_source(self) -> None:
         changes = self.source.changes() if self.source else []
@@ -202,7 +203,7 @@ class Execution:
             config=self.config,
             published=experiment.published.get(job.found.name),
             cost=self._costs(outcome.costs),
-            inherited=Cost(*(charged(before[unit]) for unit in Unit)) if before else None,
+            inherited=Cost(*(charged(before.spent(unit)) for unit in Unit)) if before else None,
             final_val_loss=outcome.final_val_loss,
             final_val_accuracy=outcome.final_val_accuracy,
             keeps_source=job.keeps_source,
@@ -210,7 +211,7 @@ class Execution:
             tokens=outcome.tokens,
             parameters=sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,
             peak_memory_bytes=outcome.costs.peak_memory(),
-            phases=[PhaseRecord(**phase) for phase in outcome.phases],
+            phases=list(outcome.phases),
             waited_seconds=outcome.waited,
             energy_kwh=outcome.costs.energy.kwh(),
             versions=versions(),

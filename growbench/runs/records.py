@@ -21,14 +21,13 @@ import growbench
 from growbench.config.schema import Published
 from growbench.costs.accounts import CHARGED, Account, Ledger, Part, Unit
 from growbench.costs.hardware import Hardware
+from growbench.training.records import Amount, PhaseRecord
 
 SCHEMA_VERSION = 2  # version 1 was stored without a number
 
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy")
 
 UNKNOWN_ORIGIN = "unknown"  # of runs stored before origins were recorded
-
-Amount = int | float | None  # of FLOPs or seconds; None: not known
 
 
 class RunStatus(StrEnum):
@@ -37,7 +36,6 @@ class RunStatus(StrEnum):
     FINISHED = "finished"
     FAILED = "failed"
     INTERRUPTED = "interrupted"  # the same command resumes it
-    UNWRITTEN = "unwritten"  # its record could not be written, so no record has this status; the same command resumes it
 
 
 @dataclass(frozen=True)
@@ -82,27 +80,6 @@ class RunConfig:
     method: Mapping[str, Any]  # hyperparameters, and tuned values of [train] as "train.lr"
     budget_share: float = 1.0  # of the experiment's budget
     stop_at_loss: float | None = None  # the run ended at its first evaluation at or below it
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseRecord:
-    """One phase as it was trained. None: nothing to record, or not recorded by the version that stored it."""
-
-    name: str | None = None
-    scored: bool | None = None  # its steps are steps of the budget, and its losses can reach the target
-    target_sized: bool | None = None  # it trained a model of the target's sizes
-    first_step: int = 0  # of the run
-    steps: int
-    flops_per_step: Mapping[Account, int | float] = field(default_factory=dict)  # the mean over its steps
-    paper_flops_per_step: int | None = None  # by the counter of LiGO's paper
-    median_step_seconds: float | None = None
-    growth_flops: Amount = None  # of the growth before it
-    output_change: float | None = None  # of the logits by growth, relative
-    loss_before: float | None = None  # validation loss before and after growth
-    loss_after: float | None = None
-    optimizer: str | None = None  # the optimizer's state at its start: new or kept
-    duplicates: float | None = None  # share of FFN units that equal another one, at its start
-    duplicates_end: float | None = None
 
 
 @dataclass(frozen=True)

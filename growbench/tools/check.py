@@ -82,7 +82,7 @@ def verdict(method: Method, cell: Cell) -> Verdict:
     """Run the method in this cell. In one cell of each architecture also compare FLOPs with the plan, and with a second run."""
     seen, source = Verdict(cell), copy.deepcopy(_source(cell))
     run = Run(method, cell, source, Sparing(counts=cell.plain))
-    seen.phases = [phase["name"] for phase in run.trainer.outcome.phases]
+    seen.phases = [str(phase.name) for phase in run.trainer.outcome.phases]
     seen.refused, seen.warnings = run.refusal, run.watcher.warnings
     if seen.refused:
         return seen

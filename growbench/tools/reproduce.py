@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,8 +31,7 @@ from growbench.runs.sources import Sources
 from growbench.runs.store import Run
 from growbench.training.checkpoint import Checkpoints
 from growbench.training.parallel import Parallel
-from growbench.training.state import Outcome
-from growbench.training.trainer import Output
+from growbench.training.trainer import Output, Stop
 
 TOLERANCE = 0.01  # nats: rounding on another machine grows to a few thousandths within a hundred steps
 EVALUATIONS = 2  # of the last phase, reproduced by default: its start and one more
@@ -127,7 +126,7 @@ class Reproduction:
         own = self._folder(self.job)
         if self.run.record.inherited:
             self._branch_off(own, source)
-        self._train(self.job, source, lambda outcome: outcome.steps >= steps)
+        self._train(self.job, source, Stop(after_steps=steps))
         return [json.loads(line) for line in (own / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def _branch_off(self, own: Path, source: SourceModel | None) -> None:
@@ -139,11 +138,11 @@ class Reproduction:
             raise UsageError("branched off a longer run, which it does not with today's code")
         trunk = Checkpoints(self._folder(full))
         if trunk.branch(step) is None:
-            self._train(full, source, lambda outcome: outcome.scored_steps >= step, (step,))
+            self._train(full, source, Stop(after_scored_steps=step), (step,))
         branch = trunk.branch(step)
         assert branch is not None
         Checkpoints(own).branch_off(trunk, branch)
-        store.CurveFile(own / "curve.jsonl").begin_as(trunk.folder / "curve.jsonl", branch.state["rows"])
+        store.CurveFile(own / "curve.jsonl").begin_as(trunk.folder / "curve.jsonl", branch.state.rows)
 
     def _folder(self, job: Job) -> Path:
         """Where a job of this run's configuration is trained again."""
@@ -151,20 +150,14 @@ class Reproduction:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _train(
-        self, job: Job, source: SourceModel | None, enough: Callable[[Outcome], bool], branches: Collection[int] = ()
-    ) -> None:
-        """Train a job, from its newest checkpoint on, until `enough` says so."""
+    def _train(self, job: Job, source: SourceModel | None, stop: Stop, branches: Collection[int] = ()) -> None:
+        """Train a job from its newest checkpoint on."""
         folder = self._folder(job)
         execution = Execution(self.setting, job, self.data, source)
         progress = Progress(job.name, execution.training.steps, None)
         output = Output(store.CurveFile(folder / "curve.jsonl"), progress, Checkpoints(folder), branches)
-        trainer = execution.trainer(output, lambda: enough(trainer.outcome))
         try:
-            trainer.run(job.found.method)
-        except KeyboardInterrupt:
-            if not enough(trainer.outcome):
-                raise
+            execution.trainer(output, stop).run(job.found.method)
         finally:
             progress.close()
 

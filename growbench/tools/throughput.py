@@ -21,6 +21,7 @@ from growbench import architectures
 from growbench.config.schema import Experiment
 from growbench.console import Progress
 from growbench.costs import memory
+from growbench.costs.accounts import Account
 from growbench.costs.flops import count
 from growbench.costs.hardware import device_name
 from growbench.costs.ledger import Costs
@@ -182,7 +183,7 @@ def growbench_seconds(
     machine = replace(experiment.machine, compile="on" if compiled else "off")  # as in a run at the whole budget
     output = Output([], Progress("bench", steps, None, shown=False))
     outcome = Trainer(Work(task, data, 0, costs, machine), output).run(FirstSteps(steps))
-    return costs.seconds["train"], outcome.waited, costs.peak_memory()
+    return costs.seconds[Account.TRAIN], outcome.waited, costs.peak_memory()
 
 
 def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) -> dict[str, Any]:

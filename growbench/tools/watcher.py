@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from growbench.architectures import Architecture
 from growbench.config.schema import ModelConfig
 from growbench.console import Progress
+from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.weights import Weights
@@ -56,13 +57,13 @@ class Sparing(Costs):
         super().__init__(CPU)
         self.counts = counts
 
-    def charged(self, account: str, function: Callable[[], T]) -> T:
-        if self.counts and account != "evaluation":
+    def charged(self, account: Account, function: Callable[[], T]) -> T:
+        if self.counts and account != Account.EVALUATION:
             return super().charged(account, function)
         with sdpa_kernel(SDPBackend.MATH):  # the same attention kernel as where FLOPs are counted
             return function()
 
-    def probe(self, step: Callable[[], None], account: str) -> dict[str, int]:
+    def probe(self, step: Callable[[], None], account: Account) -> dict[Account, int]:
         if self.counts:
             return super().probe(step, account)
         with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
@@ -241,13 +242,14 @@ class Run:
     def against_plan(self, planned: list[PlannedPhase]) -> list[str]:
         """Where the plan, which is made without values of weights, differs from what the run was charged."""
         keys = ("name", "steps", "scored", "flops_per_step", "growth_flops")
-        plans = [{key: getattr(phase, key) for key in keys} for phase in planned]
-        runs = [{key: phase[key] for key in keys} for phase in self.trainer.outcome.phases]
+        plans, runs = (
+            [{key: getattr(phase, key) for key in keys} for phase in of] for of in (planned, self.trainer.outcome.phases)
+        )
         if [phase["name"] for phase in plans] != [phase["name"] for phase in runs]:
             names = [", ".join(phase["name"] for phase in phases) for phases in (plans, runs)]
             return [f"planned phases: {names[0]}; phases of the run: {names[1]}"]
         return [
-            f"phase {ran['name']!r}: planned {key} {expected[key]}, in the run {ran[key]}"
+            f"phase {ran['name']!r}: planned {key} {_shown(expected[key])}, in the run {_shown(ran[key])}"
             for expected, ran in zip(plans, runs, strict=True)
             for key in keys
             if expected[key] != ran[key]
@@ -266,6 +268,11 @@ class Run:
         if len(self.curve) != len(again.curve):
             return ["two runs of one seed have different numbers of evaluations"]
         return again.broken()
+
+
+def _shown(value: Any) -> Any:
+    """What is kept by account, with their names."""
+    return {str(account): each for account, each in value.items()} if isinstance(value, dict) else value
 
 
 def _values(model: nn.Module) -> dict[str, Tensor]:

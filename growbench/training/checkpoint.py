@@ -25,6 +25,7 @@ from growbench.console import say
 from growbench.files import replacing
 from growbench.training import optimizer_state
 from growbench.training.optimizer_state import ParameterIndex, StoredTensor
+from growbench.training.records import RunState
 
 FORMAT = "2"
 KEPT = 2  # newest checkpoints of the present phase
@@ -35,11 +36,11 @@ RandomStates = dict[str, Tensor]  # of torch's own generators
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, its optimizer and the random states at one step. `state`: the run's own counters as plain JSON."""
+    """A model, its optimizer, the random states and the run's counters at one step."""
 
     tensors: Mapping[str, Tensor]  # of the model and of the random generators
     optimizer: dict[str, Any]  # as growbench.training.optimizer_state.contents returns it
-    state: dict[str, Any]
+    state: RunState
 
     @classmethod
     def of(
@@ -47,7 +48,7 @@ class Checkpoint:
         model: nn.Module,
         optimizer: Optimizer,
         rng: torch.Generator,
-        state: dict[str, Any],
+        state: RunState,
         randomness: RandomStates | None = None,
     ) -> Checkpoint:
         """A checkpoint of the present step. `rng`: the task's generator. `randomness`: torch's random states; None: present."""
@@ -63,13 +64,13 @@ class Checkpoint:
             if texts.get("format") != FORMAT:
                 raise ValueError("it was written by another version of growbench")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return cls(tensors, _decoded(json.loads(texts["optimizer"]), tensors), json.loads(texts["state"]))
+        return cls(tensors, _decoded(json.loads(texts["optimizer"]), tensors), RunState.read(texts["state"]))
 
     def save(self, path: Path) -> None:
         """Write a file, in full or not at all. Raises OSError, SafetensorError, or ValueError for data that cannot be stored."""
         tensors = dict(self.tensors)
         optimizer = _encoded(self.optimizer, tensors, self.optimizer["class"])
-        texts = {"format": FORMAT, "state": json.dumps(self.state), "optimizer": json.dumps(optimizer)}
+        texts = {"format": FORMAT, "state": self.state.text(), "optimizer": json.dumps(optimizer)}
         with replacing(path) as draft:
             save_file(_apart(tensors), draft, texts)
 
@@ -185,16 +186,16 @@ class Checkpoints:
     def branch(self, scored_steps: int) -> Checkpoint | None:
         """The checkpoint for a branch; None unless the ends of all phases before it are kept too."""
         found = _read(self.folder / f"branch-{scored_steps}.safetensors")
-        before = range(len(found.state["phases"])) if found else ()
+        before = range(len(found.state.phases)) if found else ()
         return found if all((self.folder / f"phase-{phase}.safetensors").is_file() for phase in before) else None
 
     def branch_off(self, trunk: Checkpoints, branch: Checkpoint) -> None:
         """Start this run at a branch of another one. A run that already has checkpoints keeps them."""
-        number = len(branch.state["phases"])
+        number = len(branch.state.phases)
         if self.writes and not any(self.folder.glob("phase-*")):
             for phase in range(number):
                 shutil.copy2(trunk.folder / f"phase-{phase}.safetensors", self.folder)
-            self.save_step(number, branch.state["phase"]["done"], branch)
+            self.save_step(number, branch.state.phase.done, branch)
 
     def remove(self) -> None:
         """Delete the files, when the run has ended and no other one will branch off."""

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.data import Data
 from growbench.growth.weights import Axis, Weights
@@ -47,13 +48,13 @@ class Evaluation:
         model.eval()
         with torch.no_grad(), self.autocast:
             if counted:
-                before = self.costs.flops["evaluation"]
-                loss, *accuracy = self.costs.charged("evaluation", means)
-                self.flops_each = self.costs.flops["evaluation"] - before
+                before = self.costs.flops[Account.EVALUATION]
+                loss, *accuracy = self.costs.charged(Account.EVALUATION, means)
+                self.flops_each = self.costs.flops[Account.EVALUATION] - before
             else:
-                with self.costs.clocked("evaluation"):
+                with self.costs.clocked(Account.EVALUATION):
                     loss, *accuracy = means()
-                self.costs.flops["evaluation"] += self.flops_each
+                self.costs.flops[Account.EVALUATION] += self.flops_each
         model.train(mode)
         return loss, accuracy[0] if accuracy else None
 
@@ -71,7 +72,7 @@ class Evaluation:
         """Logits (up to OUTPUTS, vocabulary) of the first validation batch, in evaluation mode."""
         batch, mode = self.batches[0], model.training
         with torch.no_grad(), self.autocast:
-            logits = self.costs.charged("evaluation", lambda: model.eval()(batch.inputs, batch.positions))
+            logits = self.costs.charged(Account.EVALUATION, lambda: model.eval()(batch.inputs, batch.positions))
         model.train(mode)
         return logits[:OUTPUTS].float()
 

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from growbench.architectures import parameter_shapes
 from growbench.config.schema import ModelConfig
+from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.method import Method, Phase, Phases, Task, Trained
@@ -96,9 +97,9 @@ class PhaseDriver:
         with closing(self._generator()) as generator:
             trained: Any = None
             for number in itertools.count():
-                flops = self.costs.flops["growth"]
+                flops = self.costs.flops[Account.GROWTH]
                 try:
-                    yielded = self.costs.charged("growth", partial(generator.send, trained))
+                    yielded = self.costs.charged(Account.GROWTH, partial(generator.send, trained))
                 except StopIteration as stop:
                     if stop.value is not None:
                         raise MethodError(f"phases() returned {_a(stop.value)}, which is ignored: {IN_PLACE_OF_RETURN}") from None
@@ -108,7 +109,7 @@ class PhaseDriver:
                 if phase.scored and self.scored_steps >= self.task.budget:
                     self._refuse_after_cut(phase)
                     break
-                start = self._start(phase, number, self.costs.flops["growth"] - flops)
+                start = self._start(phase, number, self.costs.flops[Account.GROWTH] - flops)
                 for observer in self.observers:
                     observer.phase_begins(start)
                 self._loss = None

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.method import Phase
 from growbench.training.checkpoint import RandomStates
 from growbench.training.phases import PhaseStart
+from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
 
@@ -51,7 +53,7 @@ class Outcome:
     waited: float = 0.0  # seconds that its steps spent waiting for data
     final_val_loss: float | None = None
     final_val_accuracy: float | None = None  # of image classification
-    phases: list[dict[str, Any]] = field(default_factory=list)
+    phases: list[PhaseRecord] = field(default_factory=list)
 
 
 @dataclass
@@ -62,7 +64,7 @@ class PhaseState:
     whole: Replica  # the model and optimizer that the method gave
     live: Replica  # the same while they are trained: replicated or sharded over processes
     step: Step | None = None  # None before the first step
-    flops: dict[int, dict[str, int]] = field(default_factory=dict)  # of one step, by workload and account
+    flops: dict[int, dict[Account, int]] = field(default_factory=dict)  # of one step, by workload and account
     paper_flops: int | None = None  # of one step, by the counter of LiGO's paper
     skips_parameters: bool = False  # whether some workload leaves some of the trainable parameters without gradients
     done: int = 0  # steps
@@ -94,6 +96,11 @@ class PhaseState:
         return self.start.optimizer
 
     @property
+    def account(self) -> Account:
+        """What its steps are charged to."""
+        return Account(self.phase.account)
+
+    @property
     def ended(self) -> bool:
         return self.done == self.start.steps
 
@@ -115,53 +122,70 @@ class PhaseState:
         self.live.close()
         self.live = self.whole
 
-    def record(self) -> dict[str, Any]:
-        """The record of the trained phase in run.json."""
-        spent: Counter[str] = Counter()
+    def record(self) -> PhaseRecord:
+        """The record of the trained phase."""
+        spent: Counter[Account] = Counter()
         charge(spent, self.flops, self.phase.workloads(range(self.done)))
-        return {
-            "name": self.phase.name,
-            "scored": self.phase.scored,
-            "target_sized": self.start.target_sized,
-            "first_step": self.start.first_step,
-            "steps": self.done,
-            "flops_per_step": {account: flops / self.done for account, flops in spent.items()},
-            "paper_flops_per_step": self.paper_flops,
-            "median_step_seconds": statistics.median(self.step_seconds),
+        return PhaseRecord(
+            name=self.phase.name,
+            scored=self.phase.scored,
+            target_sized=self.start.target_sized,
+            first_step=self.start.first_step,
+            steps=self.done,
+            flops_per_step={account: flops / self.done for account, flops in spent.items()},
+            paper_flops_per_step=self.paper_flops,
+            median_step_seconds=statistics.median(self.step_seconds),
             **self.growth,
-        }
+        )
 
 
-def charge(flops: MutableMapping[str, int], of_a_step: Mapping[int, dict[str, int]], steps: Mapping[int, int]) -> None:
+def charge(flops: MutableMapping[Account, int], of_a_step: Mapping[int, dict[Account, int]], steps: Mapping[int, int]) -> None:
     """Add the FLOPs of steps to `flops`, by account. `of_a_step`: of one step, by workload. `steps`: how many, by workload."""
     for workload, number in steps.items():
         for account, each in of_a_step[workload].items():
             flops[account] += number * each
 
 
-# the fields of Outcome and of PhaseState that a checkpoint stores
-COUNTERS = ("steps", "tokens", "scored_steps", "rows", "waited", "final_val_loss", "final_val_accuracy", "phases")
-UNDER_WAY = ("done", "evaluated", "step_seconds", "train_loss", "growth")
+def pack(outcome: Outcome, now: PhaseState, overhead: float, reached: bool, evaluation_flops: int) -> RunState:
+    """What a checkpoint holds of a run's counters, its costs and its present phase."""
+    return RunState(
+        steps=outcome.steps,
+        tokens=outcome.tokens,
+        scored_steps=outcome.scored_steps,
+        rows=outcome.rows,
+        waited=outcome.waited,
+        final_val_loss=outcome.final_val_loss,
+        final_val_accuracy=outcome.final_val_accuracy,
+        phases=outcome.phases,
+        flops=outcome.costs.flops,
+        seconds=outcome.costs.seconds,
+        energy=outcome.costs.energy.joules,
+        phase=PhaseUnderWay(
+            done=now.done,
+            evaluated=now.evaluated,
+            step_seconds=now.step_seconds,
+            train_loss=now.train_loss,
+            growth=now.growth,
+        ),
+        losses=[loss.item() for loss in now.losses],
+        overhead=overhead,
+        reached=reached,
+        evaluation_flops=evaluation_flops,
+    )
 
 
-def pack(outcome: Outcome, now: PhaseState) -> dict[str, Any]:
-    """A run's counters, its costs and its present phase, as JSON values."""
-    costs = {"flops": outcome.costs.flops, "seconds": outcome.costs.seconds, "energy": outcome.costs.energy.joules}
-    phase = {key: getattr(now, key) for key in UNDER_WAY}
-    under_way = {"phase": phase, "losses": [loss.item() for loss in now.losses]}
-    return {key: getattr(outcome, key) for key in COUNTERS} | costs | under_way
-
-
-def unpack(state: Mapping[str, Any], outcome: Outcome, now: PhaseState, device: torch.device) -> None:
-    """Set `outcome` and `now` to what `pack` gave."""
-    for key in COUNTERS:
-        setattr(outcome, key, state[key])
-    for key in UNDER_WAY:
-        setattr(now, key, state["phase"][key])
-    now.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
-    outcome.costs.flops.update(state["flops"])
-    outcome.costs.seconds.update(state["seconds"])
-    outcome.costs.energy.resume(state.get("energy", {}))  # not in a checkpoint of earlier code
+def unpack(state: RunState, outcome: Outcome, now: PhaseState, device: torch.device) -> None:
+    """Set `outcome` and `now` to what `pack` was given."""
+    outcome.steps, outcome.tokens, outcome.scored_steps = state.steps, state.tokens, state.scored_steps
+    outcome.rows, outcome.waited, outcome.phases = state.rows, state.waited, state.phases
+    outcome.final_val_loss, outcome.final_val_accuracy = state.final_val_loss, state.final_val_accuracy
+    outcome.costs.flops.update(state.flops)
+    outcome.costs.seconds.update(state.seconds)
+    outcome.costs.energy.resume(state.energy)
+    phase = state.phase
+    now.done, now.evaluated, now.step_seconds = phase.done, phase.evaluated, phase.step_seconds
+    now.train_loss, now.growth = phase.train_loss, phase.growth
+    now.losses = [torch.tensor(loss, device=device) for loss in state.losses]
 
 
 def refuse_not_finite(losses: list[float], first_step: int) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from growbench.config.schema import Machine
 from growbench.console import Progress, say
+from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs, Stopwatch
 from growbench.costs.published import paper_step
 from growbench.data import Batch, Data
@@ -58,6 +59,12 @@ class Stop:
 
     at_loss: float = -math.inf  # nats: the run ends at its first scored evaluation at or below it
     interrupted: Callable[[], bool] = lambda: False  # asked before each step; the run can be resumed
+    after_steps: float = math.inf  # the run ends before the next step, and can be resumed
+    after_scored_steps: float = math.inf  # likewise
+
+    def is_due(self, outcome: Outcome) -> bool:
+        """Whether as many steps are done as were asked for."""
+        return outcome.steps >= self.after_steps or outcome.scored_steps >= self.after_scored_steps
 
 
 class Due(NamedTuple):
@@ -67,6 +74,7 @@ class Due(NamedTuple):
     branch: bool  # a checkpoint for other runs to branch off
     checkpoint: bool
     interruption: bool
+    stop: bool  # as many steps are done as were asked for
 
 
 class Trainer:
@@ -108,18 +116,23 @@ class Trainer:
                 if not self._restore_end(now):
                     self._begin(now)
                     with self.parallel.own_random_state() as now.randomness:
-                        self._train(now)
+                        stopped = self._train(now)
+                    if stopped:
+                        break
                     self._end(now)
                 driver.trained(now.train_loss)
                 if self.reached:
                     break
         finally:
             self.feed.close()
-            self.costs.seconds["overhead"] = self._overhead()
+            self.costs.seconds[Account.OVERHEAD] = self._overhead()
         return self.outcome
 
-    def _train(self, now: PhaseState) -> None:
-        """Train a phase to its end, or to the loss to stop at. Before each step and after the last, do what is due."""
+    def _train(self, now: PhaseState) -> bool:
+        """Train a phase to its end, or to the loss to stop at. Before each step and after the last, do what is due.
+
+        True if the run stopped within the phase, after as many steps as were asked for.
+        """
         while True:
             due = self._due(now)
             if any(due):
@@ -130,17 +143,21 @@ class Trainer:
                 self._save(now, due)
             if due.interruption:
                 raise KeyboardInterrupt
+            if due.stop:
+                return True
             if now.ended or self.reached:
                 break
             self._step(now, clock_stopped=any(due))
         now.join()
+        return False
 
     def _due(self, now: PhaseState) -> Due:
         evaluation = now.evaluated != now.done and (now.ended or now.done % self.every == 0)
         branch = now.done > 0 and now.phase.scored and self.outcome.scored_steps in self.output.branches
         late = not now.ended and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
         interruption, late = self.parallel.any_process(self.stop.interrupted(), late)
-        return Due(evaluation, branch, checkpoint=interruption or late, interruption=interruption)
+        stop = self.stop.is_due(self.outcome)
+        return Due(evaluation, branch, checkpoint=interruption or stop or late, interruption=interruption, stop=stop)
 
     def _step(self, now: PhaseState, clock_stopped: bool) -> None:
         """One training step, on the clock."""
@@ -252,10 +269,10 @@ class Trainer:
     def _charge(self, now: PhaseState) -> None:
         """Read the clock, and charge the steps since it was read last."""
         step_seconds, taught = self.watch.read(), self.costs.teacher_seconds()
-        self.costs.energy.charge(now.phase.account)
+        self.costs.energy.charge(now.account)
         for account, seconds in taught.items():
             self.costs.seconds[account] += seconds
-        self.costs.seconds[now.phase.account] += sum(step_seconds) - sum(taught.values())
+        self.costs.seconds[now.account] += sum(step_seconds) - sum(taught.values())
         charge(self.costs.flops, now.flops, now.phase.workloads(range(len(now.step_seconds), now.done)))
         now.step_seconds += step_seconds
         self.outcome.waited += self.feed.waited
@@ -265,10 +282,10 @@ class Trainer:
         """This process's part of the batch of a step."""
         return self.feed.batch(now.start.first_step + step)
 
-    def _probe(self, now: PhaseState, step: int) -> dict[str, int]:
+    def _probe(self, now: PhaseState, step: int) -> dict[Account, int]:
         """FLOPs of a step by account, over all parts of the batch."""
         do = Step.of(now.phase, now.whole, self.training, self.work.machine, self.device)
-        flops = self.costs.probe(lambda: do.backward(self._batch(now, step), step), now.phase.account)
+        flops = self.costs.probe(lambda: do.backward(self._batch(now, step), step), now.account)
         now.skips_parameters |= any(parameter.grad is None for parameter in parameters_of(now.optimizer))
         now.optimizer.zero_grad()
         return {account: each * self.parallel.dp_degree for account, each in flops.items()}
@@ -277,7 +294,7 @@ class Trainer:
         """FLOPs of a step by the counter of LiGO's paper; None where steps have several workloads."""
         if now.phase.workload is not None:
             return None
-        teacher = self.task.source_config if "teacher" in now.flops[0] else None
+        teacher = self.task.source_config if Account.TEACHER in now.flops[0] else None
         batch, sequence_length = self.training.batch, self.task.target_config.positions
         return paper_step(self.task.architecture, now.model, batch, sequence_length, teacher, now.phase.paper_step_flops)
 
@@ -304,8 +321,7 @@ class Trainer:
         """A checkpoint of the present state. All processes must call this together."""
         now.live.gather()
         now.losses = [self.parallel.mean(loss) for loss in now.losses]
-        state = pack(self.outcome, now) | {"overhead": self._overhead(), "reached": self.reached}
-        state["evaluation_flops"] = self.evaluation.flops_each
+        state = pack(self.outcome, now, self._overhead(), self.reached, self.evaluation.flops_each)
         return Checkpoint.of(now.model, now.optimizer, self.task.rng, state, now.randomness)
 
     def _restore_end(self, now: PhaseState) -> bool:
@@ -319,13 +335,13 @@ class Trainer:
         """Continue from a checkpoint. Only the seconds that replay takes are added to the run."""
         checkpoint.restore(now.model, now.optimizer, self.task.rng, self.parallel.idle_state_device(now.optimizer))
         state = checkpoint.state
-        if len(state["phases"]) > now.start.number:  # the phase had ended; what this takes is in the checkpoint's costs already
+        if len(state.phases) > now.start.number:  # the phase had ended; what this takes is in the checkpoint's costs already
             self.evaluation.remember(now.model)
-        self.output.progress.resume(state["steps"] - self.outcome.steps)
+        self.output.progress.resume(state.steps - self.outcome.steps)
         unpack(state, self.outcome, now, self.device)
-        self.reached = state["reached"]
-        self.evaluation.flops_each = state["evaluation_flops"]
-        self.started, self.elapsed = time.perf_counter(), self.costs.spent() + state["overhead"]
+        self.reached = state.reached
+        self.evaluation.flops_each = state.evaluation_flops
+        self.started, self.elapsed = time.perf_counter(), self.costs.spent() + state.overhead
 
     def _overhead(self) -> float:
         return self.elapsed + time.perf_counter() - self.started - self.costs.spent()

@@ -20,8 +20,9 @@ from growbench.analysis.crossing import cost_to_loss
 from growbench.analysis.statistics import interval, smallest_detectable
 from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
-from growbench.runs.records import PhaseRecord, RunRecord
+from growbench.runs.records import RunRecord
 from growbench.runs.store import Run
+from growbench.training.records import PhaseRecord
 
 CPU = {"device": "cpu", "name": "Some CPU", "threads": 2, "precision": "float32"}
 

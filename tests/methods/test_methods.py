@@ -218,7 +218,7 @@ def test_a_run_records_how_growth_changed_the_outputs(architecture: str) -> None
     torch.manual_seed(0)
     change = relative_change(task, grown(task, "bert2bert", init="fpi"))
     assert 1e-3 < change < 100
-    assert outcome.phases[0]["output_change"] == pytest.approx(change, rel=1e-4)
+    assert outcome.phases[0].output_change == pytest.approx(change, rel=1e-4)
 
 
 # --- bert2BERT
@@ -440,7 +440,7 @@ def test_mslts_frozen_layers_cost_their_forward_only(architecture: str, rule: st
         4 * block + 3 * 2 * block + head - spared,
         3 * (6 * block + decoder + transform),
     ]
-    assert [phase["flops_per_step"] for phase in outcome.phases] == [{"train": flops} for flops in expected]
+    assert [phase.flops_per_step for phase in outcome.phases] == [{"train": flops} for flops in expected]
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "bert"])
@@ -514,7 +514,7 @@ def test_kis_teacher_is_charged_its_forward_for_its_share_of_the_steps(architect
     assert online.costs.flops["teacher"] == 3 * forward
     assert precomputed.costs.flops["teacher"] == 0
     assert online.costs.flops["train"] == precomputed.costs.flops["train"] == run(experiment, "scratch")[0].costs.flops["train"]
-    assert [phase["steps"] for phase in online.phases] == [3, 7]
+    assert [phase.steps for phase in online.phases] == [3, 7]
 
 
 def test_kis_teacher_costs_what_the_papers_counter_says() -> None:
@@ -667,8 +667,8 @@ def test_a_progressive_nets_step_costs_the_target_the_sources_forward_and_the_ad
     batch = data_of(experiment).train_batch(0, 0)
     forward, _ = count(lambda: task_of(experiment).source(*batch[:2]))
     adapters = LARGE.layers * 2 * 64 * (SMALL.width**2 + SMALL.width * LARGE.width)
-    step = scratch.phases[0]["flops_per_step"]["train"] + forward + 3 * adapters
-    assert outcome.phases[0]["flops_per_step"] == {"train": step}
+    step = scratch.phases[0].flops_per_step["train"] + forward + 3 * adapters
+    assert outcome.phases[0].flops_per_step == {"train": step}
     assert get("progressive_net").method.keeps_source
 
 

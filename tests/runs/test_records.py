@@ -16,7 +16,8 @@ import growbench
 from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
 from growbench.runs import records, store
-from growbench.runs.records import Cost, PhaseRecord, RunConfig, RunCosts, RunError, RunRecord, RunStatus
+from growbench.runs.records import Cost, RunConfig, RunCosts, RunError, RunRecord, RunStatus
+from growbench.training.records import PhaseRecord
 
 RESULTS = Path(__file__).parents[2] / "results"
 COMMITTED = sorted(path.parent for path in RESULTS.rglob("run.json"))

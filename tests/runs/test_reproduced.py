@@ -13,8 +13,9 @@ from growbench.costs.accounts import Account
 from growbench.costs.hardware import Hardware
 from growbench.registry import get
 from growbench.runs import store
-from growbench.runs.records import Cost, PhaseRecord, RunConfig, RunCosts, RunRecord, RunStatus
+from growbench.runs.records import Cost, RunConfig, RunCosts, RunRecord, RunStatus
 from growbench.runs.reproduced import Stamp
+from growbench.training.records import PhaseRecord
 
 RECORD = RunRecord(
     status=RunStatus.FINISHED,

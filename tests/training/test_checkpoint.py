@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -29,11 +30,29 @@ from growbench.runs.jobs import Setting
 from growbench.training import trainer
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.parallel import Parallel
+from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.step import Step
 from tests.training.optimizers import OPTIMIZERS, Eventful, Optimized
 
 ALONE = Parallel(torch.device("cpu"))
 OPTIONS = {"ligo": {"operator_steps": 5}}
+STATE = RunState(
+    steps=7,
+    tokens=448,
+    scored_steps=4,
+    rows=8,
+    waited=0.25,
+    final_val_loss=5.1,
+    final_val_accuracy=None,
+    phases=[PhaseRecord(name="learn", steps=3, flops_per_step={Account.OPERATOR: 1e9 / 3}, growth_flops=17)],
+    flops={Account.TRAIN: 2**60 + 1},
+    seconds={Account.TRAIN: 0.1},
+    phase=PhaseUnderWay(done=4, evaluated=4, step_seconds=[0.1], train_loss=math.inf, growth={"optimizer": "new"}),
+    losses=[5.2],
+    overhead=1.5,
+    reached=False,
+    evaluation_flops=99,
+)
 
 
 class Killed(BaseException):
@@ -165,9 +184,9 @@ def test_an_unreadable_checkpoint_is_passed_over(experiment: Experiment, tmp_pat
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False)
     rng = torch.Generator()
-    Checkpoint.of(model, torch.optim.AdamW(model.parameters()), rng, {"a": 1}).save(tmp_path / "x.safetensors")
+    Checkpoint.of(model, torch.optim.AdamW(model.parameters()), rng, STATE).save(tmp_path / "x.safetensors")
     loaded = Checkpoint.load(tmp_path / "x.safetensors")
-    assert loaded.state == {"a": 1}
+    assert loaded.state == STATE
     with pytest.raises(ValueError, match="another model"):
         loaded.restore(other, torch.optim.AdamW(other.parameters()), rng, torch.device("cpu"))
 
@@ -202,7 +221,7 @@ def test_a_checkpoint_keeps_what_an_optimizer_holds(tmp_path: Path) -> None:
             optimizer.zero_grad()
         made.append((model, optimizer))
     (model, optimizer), (fresh_model, fresh) = made
-    Checkpoint.of(model, optimizer, torch.Generator(), {}).save(tmp_path / "x.safetensors")
+    Checkpoint.of(model, optimizer, torch.Generator(), STATE).save(tmp_path / "x.safetensors")
     loaded = Checkpoint.load(tmp_path / "x.safetensors")
     loaded.restore(fresh_model, fresh, torch.Generator(), torch.device("cpu"))
     assert (fresh.calls, fresh.norms, fresh.rule) == (3, optimizer.norms, torch.atan)

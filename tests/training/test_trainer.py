@@ -162,7 +162,7 @@ def test_the_runs_schedule_goes_on_across_phases_but_not_through_unscored_ones(t
     assert lr[:5] == [1e-3] * 5
     assert lr[5:10] == pytest.approx([0.5e-3, 0.5e-3, 1e-3, 1e-3, 0.9e-3])
     assert lr[10:] == [0.5e-3] * 9
-    assert outcome.costs.flops["operator"] == 4 * outcome.phases[0]["flops_per_step"]["operator"] > 0
+    assert outcome.costs.flops["operator"] == 4 * outcome.phases[0].flops_per_step["operator"] > 0
     assert [row["scored"] for row in curve if row["phase"] == "aside"] == [False] * 5
 
 
@@ -211,7 +211,7 @@ def test_an_optimizer_state_that_is_all_zero_is_new(train: Train) -> None:
         yield Phase(model=model, optimizer=trained.optimizer)
 
     outcome, _ = train(Planned(make=phases))
-    assert [phase["optimizer"] for phase in outcome.phases] == ["new", "new", "kept"]
+    assert [phase.optimizer for phase in outcome.phases] == ["new", "new", "kept"]
 
 
 def test_new_weights_can_be_warmed_up_alone(train: Train) -> None:
