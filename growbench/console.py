@@ -48,7 +48,7 @@ class Progress:
 
     def evaluated(self, val_loss: float, flops: float) -> None:
         """Show an evaluation: validation loss (nats), and the FLOPs charged so far."""
-        goal = "" if self.target_loss is None else f" -> {self.target_loss:.4f}"
+        goal = "" if self.target_loss is None else f" (target {self.target_loss:.4f})"
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {val_loss:.4f}{goal}, {quantity(flops, 'FLOP')}")
             return

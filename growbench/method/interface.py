@@ -269,7 +269,8 @@ def _check_lengths(weights: Weights, config: ModelConfig) -> None:
         for axis, found in zip(weight.axes, weight.value.shape, strict=True):
             if axis in (Axis.LAYER, *WIDTHS) and found != (expected := length(axis, config)):
                 by = "deepen(weights, layers)" if axis is Axis.LAYER else "widen(weights, maps)"
-                raise ValueError(f"{name}: its {axis.value} axis has length {found}, the model's {expected}: grow it by {by}")
+                wrong = f"{name}: its {axis.value} axis has length {found}, the model's {expected}"
+                raise ValueError(f"{wrong}: grow it by {by}, or give model_from the weights' own sizes")
 
 
 CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "wraps")

@@ -132,6 +132,34 @@ def test_a_wrong_example_would_be_noticed(tmp_path: Path) -> None:
         parsed(["run", "--no-such-option"])
 
 
+def in_text(text: str) -> list[list[str]]:
+    """The commands of growbench within sentences and tables."""
+    inline = (child for token in MarkdownIt("commonmark").enable("table").parse(text) for child in token.children or ())
+    return [
+        child.content.split()[1:] for child in inline if child.type == "code_inline" and child.content.startswith("growbench ")
+    ]
+
+
+def unknown_words(command: list[str]) -> list[str]:
+    """The command's name, unless it stands for any, and its options, as far as the parser does not know them."""
+    (action,) = (each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
+    name, *words = command
+    options = [word for word in command if word.startswith("--")]
+    if name.isupper() or name.startswith("--"):
+        return [word for word in options if word != "--help"]
+    if name not in action.choices:
+        return [name]
+    return [word for word in words if word.startswith("--") and word not in action.choices[name]._option_string_actions]
+
+
+def test_commands_within_sentences_exist() -> None:
+    found = [(page, command) for page in pages() for command in in_text(page.read_text(encoding="utf-8"))]
+    assert len(found) > 20
+    assert not [(page.name, command) for page, command in found if unknown_words(command)]
+    (name, option) = in_text("run `growbench rum --shard`\n\n| a |\n|---|\n| `growbench run --shart` |\n")
+    assert unknown_words(name) == ["rum"] and unknown_words(option) == ["--shart"]
+
+
 # Methods
 
 
