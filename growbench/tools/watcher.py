@@ -26,7 +26,7 @@ from growbench.growth.weights import Weights
 from growbench.method import Method, Task
 from growbench.method.interface import MethodError
 from growbench.planning.plan import PlannedPhase
-from growbench.tools.miniatures import CPU, SEED, VOCABULARY, Cell, RandomData
+from growbench.tools.miniatures import BUDGET, CPU, SEED, VOCABULARY, Cell, RandomData
 from growbench.training.phases import Limits, PhaseObserver, PhaseStart, where_raised
 from growbench.training.state import TrainingFailed
 from growbench.training.trainer import Output, Trainer, Work
@@ -94,6 +94,8 @@ class Watcher(PhaseObserver):
         self.place = "before the first phase"
         self.growing = True  # the method's own code runs, outside of a phase
         self.ended = False  # the method has yielded its last phase
+        self.asked = 0  # steps of the budget, without the check's limits
+        self.asks_for_steps = False  # the last scored phase says steps=
         self.model: nn.Module | None = None  # of the last phase
         self.frozen: dict[str, Tensor] = {}
         self.randomness = _global_randomness()
@@ -120,6 +122,9 @@ class Watcher(PhaseObserver):
         if start.model is self.model:
             self._check_frozen("moved by hand after it")
         self.growing, self.place = False, f"phase {start.phase.name!r}"
+        if start.phase.scored:
+            self.asks_for_steps = start.phase.steps is not None
+            self.asked += start.steps if start.phase.steps is None else start.phase.steps
         self.model = start.model
         self.frozen = {name: p.detach().clone() for name, p in start.model.named_parameters() if not p.requires_grad}
         self._check_finite("begins")
@@ -134,6 +139,11 @@ class Watcher(PhaseObserver):
 
     def method_ends(self) -> None:
         self.ended = True
+        if self.asks_for_steps and self.asked < BUDGET:
+            self.warnings.append(
+                f"phases train {self.asked} of {BUDGET} steps of the budget: the rest is not trained; write share=1.0 or leave "
+                "steps out"
+            )
 
     def check_source(self) -> None:
         now = _values(self.source)

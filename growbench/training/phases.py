@@ -144,18 +144,22 @@ class PhaseDriver:
             )
         if yielded.target is not None and all(part is not yielded.target for part in yielded.model.modules()):
             raise MethodError(f"phase {yielded.name!r}: target is not a part of model: give one of its submodules")
-        if yielded.steps is not None and self.limits.fixed_steps is not None:
-            return replace(yielded, steps=min(yielded.steps, self.limits.fixed_steps))
         return yielded
+
+    def _limited(self, phase: Phase) -> Phase:
+        if phase.steps is None or self.limits.fixed_steps is None:
+            return phase
+        return replace(phase, steps=min(phase.steps, self.limits.fixed_steps))
 
     def _start(self, phase: Phase, number: int, growth_flops: int) -> PhaseStart:
         model = phase.model.to(self.task.device).train()
         optimizer = phase.optimizer or self.task.optimizer(model)
         _check_optimizer(phase, model, optimizer)
-        steps = phase.length(self.task.budget, self.scored_steps)
-        if phase.scored and phase.steps is not None and phase.steps > steps:
+        limited = self._limited(phase)
+        steps = limited.length(self.task.budget, self.scored_steps)
+        if phase.scored and limited.steps is not None and limited.steps > steps:
             self._cut = (
-                f"phase {phase.name!r} asked for {phase.steps} steps where the budget of {self.task.budget} had {steps} left"
+                f"phase {phase.name!r} asked for {limited.steps} steps where the budget of {self.task.budget} had {steps} left"
             )
         start = PhaseStart(
             phase=phase,

@@ -316,6 +316,25 @@ def test_a_schedule_of_rates_is_a_warning(tmp_path: Path) -> None:
         assert not verdict(registry.get(str(written(tmp_path, body))).method, Cell("gpt2")).warnings
 
 
+def test_a_budget_that_is_not_used_up_is_a_warning(tmp_path: Path) -> None:
+    """Unless the method asks for a share of it, as controls on purpose do. The limits of a check do not count."""
+    for body, steps in {
+        "yield Phase(model=model, steps=1)": 1,
+        "yield Phase(model=model, share=0.5)\nyield Phase(model=model, steps=2)": 5,
+        "for _ in range(4): yield Phase(model=model, steps=1)": 4,
+    }.items():
+        seen = verdict(registry.get(str(written(tmp_path, body))).method, Cell("gpt2"))
+        said = f"phases train {steps} of 6 steps of the budget: the rest is not trained; write share=1.0 or leave steps out"
+        assert seen.warnings == [said] and not seen.broken
+    for body in (
+        "yield Phase(model=model, steps=task.budget)",
+        "yield Phase(model=model, share=0.5)",
+        "yield Phase(model=model, steps=1)\nyield Phase(model=model)",
+        'yield Phase(model=model, steps=1, account="operator")\nyield Phase(model=model)',
+    ):
+        assert not verdict(registry.get(str(written(tmp_path, body))).method, Cell("gpt2")).warnings
+
+
 def test_a_share_of_1_is_the_whole_budget(tmp_path: Path) -> None:
     body = "trained = yield Phase(model=model, share=1)\nassert trained.steps == task.budget == 6"
     assert broken(tmp_path, body) == ""
