@@ -46,7 +46,7 @@ class Progress:
         self.resumed += steps
         self.bar.update(steps)
 
-    def evaluated(self, val_loss: float, flops: float) -> None:
+    def show(self, val_loss: float, flops: float) -> None:
         """Show an evaluation: validation loss (nats), and the FLOPs charged so far."""
         goal = "" if self.target_loss is None else f" (target {self.target_loss:.4f})"
         if not self.bar.disable:

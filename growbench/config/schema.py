@@ -124,7 +124,7 @@ class Machine:
             if getattr(self, key) < least:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least {least}")
 
-    def rows(self, batch: int) -> int:
+    def micro_batch_size(self, batch: int) -> int:
         """Sequences or images in one forward pass, at most the batch."""
         return min(self.micro_batch or batch, batch)
 
@@ -267,7 +267,7 @@ class Experiment:
             if source != target:
                 raise UsageError(f"source.{key} = {source} differs from target.{key} = {target}: it does not grow")
         for training in (self.train, self.source_train):
-            if training.batch % self.machine.rows(training.batch):
+            if training.batch % self.machine.micro_batch_size(training.batch):
                 raise UsageError(
                     f"batch = {training.batch}: must be divisible by machine.micro_batch = {self.machine.micro_batch}"
                 )

@@ -204,7 +204,7 @@ class StepOnMeta:
 
     def __post_init__(self) -> None:
         architecture, batch = architectures.of(self.experiment), self.experiment.train.batch
-        rows = self.experiment.machine.rows(batch)
+        rows = self.experiment.machine.micro_batch_size(batch)
         self.times = batch // rows
         self.bf16 = self.experiment.train.precision_on(self.device.type) == "bf16"
         self.batch = shape_batch(self.experiment.data, architecture.objective, rows, self.vocabulary, META)

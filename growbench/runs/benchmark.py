@@ -146,7 +146,7 @@ def _check_parallelism(setting: Setting) -> None:
         rows, left = divmod(training.batch, dp_degree)
         if left:
             raise UsageError(f"batch = {training.batch}: must be divisible by the data-parallel degree, {dp_degree}")
-        if rows % experiment.machine.rows(rows):
+        if rows % experiment.machine.micro_batch_size(rows):
             raise UsageError(
                 f"batch = {training.batch}: {rows} rows for each of {dp_degree} data-parallel processes: "
                 f"must be divisible by micro_batch = {experiment.machine.micro_batch}"

@@ -34,7 +34,7 @@ def throughput(experiment: Experiment, vocabulary: int, device: torch.device) ->
     one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)
     flops_of_one, _ = count(lambda: task_loss(model, one).backward())
     fitting = 2e13 if device.type == "cuda" else 2e10  # FLOPs of a batch: well below a second
-    rows = max(1, min(experiment.machine.rows(experiment.train.batch), int(fitting / flops_of_one)))
+    rows = max(1, min(experiment.machine.micro_batch_size(experiment.train.batch), int(fitting / flops_of_one)))
     batch = shape_batch(experiment.data, architecture.objective, rows, vocabulary, device)
     seconds = []
     for _ in range(4):
@@ -134,7 +134,8 @@ def _head(experiment: Experiment, seeds: int, device: torch.device) -> list[str]
     return [
         f"{experiment.name}: {experiment.title}{pretrained}",
         f"{counted(seeds, 'seed')}, {training.batch} x {length} tokens per step, "
-        f"{experiment.machine.rows(training.batch)} x {length} at a time, {training.precision_on(device.type)} on {device.type}",
+        f"{experiment.machine.micro_batch_size(training.batch)} x {length} at a time, "
+        f"{training.precision_on(device.type)} on {device.type}",
         "",
         f"{'':<22} {'':>8} {'':>8}   FLOPs charged to",
         f"{'method':<22} {'steps':>8} {'tokens':>8}   {'train':>7} {'growth':>7} {'operator':>8} {'teacher':>7} {'in all':>7}"

@@ -61,7 +61,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     def shipped() -> nn.Module:
         return as_shipped(fresh()).to(device)
 
-    part = data.train_batch(0, 0).part(0, training.batch // experiment.machine.rows(training.batch)).to(device)
+    part = data.train_batch(0, 0).part(0, training.batch // experiment.machine.micro_batch_size(training.batch)).to(device)
     flops_of_part, _ = count(lambda: task_loss(fresh(), part).backward())
     flops_per_step = flops_of_part * training.batch // len(part.inputs)
     bare = BareLoop(experiment, data, device, fresh())
@@ -188,7 +188,7 @@ def growbench_seconds(
 
 def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) -> dict[str, Any]:
     """The options of transformers.Trainer that make it fastest."""
-    rows = experiment.machine.rows(experiment.train.batch)
+    rows = experiment.machine.micro_batch_size(experiment.train.batch)
     return {
         "bf16": experiment.train.precision_on(device.type) == "bf16",
         "torch_compile": compiled,

@@ -19,12 +19,14 @@ OUTPUTS = 1024  # rows of logits that are compared
 class Evaluation:
     """Evaluates the models of one run, and charges the account `evaluation`. The models' training mode is restored."""
 
-    def __init__(self, data: Data, rows: int, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]) -> None:
-        """`rows`: the size of a micro-batch."""
+    def __init__(
+        self, data: Data, micro_batch: int, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]
+    ) -> None:
+        """`micro_batch`: its size."""
         self.batches = [
             batch.part(number, parts).to(costs.device)
             for batch in data.validation_batches()
-            for parts in [len(batch.inputs) // rows]
+            for parts in [len(batch.inputs) // micro_batch]
             for number in range(parts)
         ]
         self.classifies, self.costs, self.autocast = classifies, costs, autocast

@@ -73,7 +73,7 @@ class Replica:
     optimizer: Optimizer
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluation_module(self) -> nn.Module:
         """What is called to evaluate the model."""
         return self.model
 
@@ -205,7 +205,7 @@ class ShardedModelReplica(Replica):
         move_state(self.optimizer, self.parallel.device)
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluation_module(self) -> nn.Module:
         return self.scope
 
     @property

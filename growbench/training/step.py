@@ -51,7 +51,7 @@ class Step:
 
     def backward(self, batch: Batch, step: int) -> Tensor:
         """Add the gradients of the mean loss over `batch`, this process's part of it, by micro-batches. Returns the loss."""
-        parts = len(batch.inputs) // self.machine.rows(len(batch.inputs))
+        parts = len(batch.inputs) // self.machine.micro_batch_size(len(batch.inputs))
         losses = []
         for number in range(parts):
             with nullcontext() if number == parts - 1 else self.live.accumulating():

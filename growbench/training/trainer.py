@@ -92,8 +92,11 @@ class Trainer:
         self.task, self.costs, self.training, self.device = work.task, work.costs, work.task.training, work.task.device
         self.parallel = parallel or Parallel(self.device)
         self.every = max(1, self.task.budget // 100)  # steps between two evaluations: 1 % of the budget
-        rows, classifies = work.machine.rows(self.training.batch), self.task.architecture.objective == "classes"
-        self.evaluation = Evaluation(work.data, rows, classifies, work.costs, autocast(self.training, self.device))
+        micro_batch, classifies = (
+            work.machine.micro_batch_size(self.training.batch),
+            self.task.architecture.objective == "classes",
+        )
+        self.evaluation = Evaluation(work.data, micro_batch, classifies, work.costs, autocast(self.training, self.device))
         self.feed = Feed(work.data, work.seed, self.device, work.machine.workers, self.parallel.dp_rank, self.parallel.dp_degree)
         self.watch = Stopwatch(self.device)
         self.schedule = schedule.of(self.training)
@@ -235,7 +238,7 @@ class Trainer:
         """Evaluate, and add a row to the curve. At the start of a phase also count the FLOPs of an evaluation."""
         outcome, begins = self.outcome, now.done == 0
         train_loss = None if begins else self._mean_train_loss(now)
-        val_loss, accuracy = self.evaluation.scores(now.live.evaluated, counted=begins)
+        val_loss, accuracy = self.evaluation.scores(now.live.evaluation_module, counted=begins)
         val_loss = self.parallel.mean(torch.tensor(val_loss, dtype=torch.float64)).item()  # the same in all processes
         refuse_not_finite([val_loss], outcome.steps)
         outcome.final_val_loss, outcome.final_val_accuracy, now.evaluated = val_loss, accuracy, now.done
@@ -256,7 +259,7 @@ class Trainer:
         del self.output.curve[outcome.rows :]  # drops rows newer than the checkpoint that the run was resumed from
         self.output.curve.append(row if accuracy is None else row | {"val_accuracy": accuracy})
         outcome.rows += 1
-        self.output.progress.evaluated(val_loss, row["flops"])
+        self.output.progress.show(val_loss, row["flops"])
         self.reached = scored and val_loss <= self.stop.at_loss
 
     def _mean_train_loss(self, now: PhaseState) -> float:
