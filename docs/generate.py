@@ -293,7 +293,8 @@ def headline() -> str:
     """Three methods of the reference run, and the columns that say most."""
     lines = [line.strip("| ").split(" | ") for line in savings().splitlines() if line.startswith("|")]
     heads, rows = lines[0], lines[2:]
-    shown = [heads.index(head) for head in ("method", "final loss", "FLOPs saved, reuse", "FLOPs saved, build")]
+    ledgers = [f"{head}, {ledger}" for ledger in ("reuse", "build") for head in ("FLOPs saved", "verdict")]
+    shown = [heads.index(head) for head in ("method", "final loss", *ledgers)]
     return table([heads[place] for place in shown], [[row[place] for place in shown] for row in rows if row[0] != "scratch"][:3])
 
 

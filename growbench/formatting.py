@@ -71,11 +71,21 @@ def percent(share: float, places: int = 1, signed: bool = False) -> str:
     return f"{number:{'+' * signed}.{places}f}".replace("-", MINUS) + "\N{NO-BREAK SPACE}%"
 
 
-def saving(mean: float, low: float, high: float) -> str:
-    """A saving with its 95 % interval: 47.1 % (40.2 to 52.0); without one where there is none."""
-    if math.isnan(low) or math.isnan(mean):
-        return percent(mean)
-    return f"{percent(mean)} ({percent(low)[:-2]} to {percent(high)[:-2]})"
+def saving(mean: float, low: float, high: float, relation: str = "=") -> str:
+    """A saving with its 95 % interval: 47.1 % (40.2 to 52.0). NaN: there is none; infinite: its end is open, as in (> 40.2).
+
+    `relation`: "<" or ">" where `mean` is a bound. What an interval adds nothing to is left out.
+    """
+    if math.isnan(mean):
+        return NONE
+    value, ends = percent(mean), [percent(end)[:-2] for end in (low, high) if math.isfinite(end)]
+    bound = value if relation == "=" else f"{relation} {value}"
+    if math.isnan(low):
+        return bound
+    if not ends:
+        return f"{bound} (no limits)"
+    text = " to ".join(ends) if len(ends) == 2 else f"{'>' if math.isfinite(low) else '<'} {ends[0]}"
+    return bound if bound.startswith(text) else f"{bound} ({text})"
 
 
 def difference(mean: float, low: float, high: float) -> str:
@@ -91,9 +101,11 @@ def ratio(value: float) -> str:
     return NONE if math.isnan(value) else f"{value:.2f}"
 
 
-def p_value(p: float) -> str:
-    """The p-value of a test; a dash for NaN."""
-    return NONE if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def p_value(p: float, equals: bool = False) -> str:
+    """The p-value of a test; a dash for NaN. `equals`: as what follows "p" in a sentence, "= 0.012" or "< 0.001"."""
+    if math.isnan(p):
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{'= ' * equals}{p:.3f}"
 
 
 def setting(value: Any) -> str:

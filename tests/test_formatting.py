@@ -77,6 +77,12 @@ def test_shares() -> None:
     assert formatting.percent(0.012, signed=True) == "+1.2\N{NO-BREAK SPACE}%"
     assert formatting.saving(0.471, 0.402, 0.52) == "47.1\N{NO-BREAK SPACE}% (40.2 to 52.0)"
     assert formatting.saving(0.471, math.nan, math.nan) == "47.1\N{NO-BREAK SPACE}%"
+    assert formatting.saving(0.471, 0.402, math.inf) == "47.1\N{NO-BREAK SPACE}% (> 40.2)"
+    assert formatting.saving(0.471, -math.inf, 0.52) == "47.1\N{NO-BREAK SPACE}% (< 52.0)"
+    assert formatting.saving(0.471, -math.inf, math.inf) == "47.1\N{NO-BREAK SPACE}% (no limits)"
+    assert formatting.saving(0.0, -math.inf, 0.052, "<") == "< 0.0\N{NO-BREAK SPACE}% (< 5.2)"
+    assert formatting.saving(0.6, 0.6, math.inf, ">") == "> 60.0\N{NO-BREAK SPACE}%"  # its interval says the same
+    assert formatting.saving(math.nan, math.nan, math.nan) == "–"
     assert (formatting.ratio(0.529), formatting.ratio(math.nan)) == ("0.53", "–")
 
 

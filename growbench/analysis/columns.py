@@ -1,15 +1,11 @@
-"""Savings with their intervals, and the names that costs and savings have in a report's tables and CSV files."""
+"""The names that costs, savings and tests have in a report's tables and CSV files."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from growbench.analysis.statistics import Values, interval
+from growbench.analysis.estimator import Relation, Saving
 from growbench.costs.accounts import Ledger, Unit
 
 PAPER_SAVING = "flops_saving_paper_counter"  # the source free, FLOPs by the counter of LiGO's paper
@@ -21,13 +17,60 @@ def cost(unit: Unit, ledger: Ledger) -> str:
 
 
 def cost_to_target(unit: Unit, ledger: Ledger) -> str:
-    """What a method's runs cost on average until the target loss."""
+    """What a run, or a method on average, pays until it meets scratch."""
     return f"{unit}_to_target_{ledger}"
 
 
 def saving(unit: Unit, ledger: Ledger) -> str:
     """What is saved over scratch, a share of its cost."""
     return f"{unit}_saving_{ledger}"
+
+
+def relation(unit: Unit, ledger: Ledger) -> str:
+    """Whether a saving is a value ("=") or a bound ("<", ">")."""
+    return f"{saving(unit, ledger)}_relation"
+
+
+def saving_row(found: Saving, unit: Unit, ledger: Ledger) -> dict[str, Any]:
+    """A saving as columns of a table."""
+    column = saving(unit, ledger)
+    return {
+        column: found.mean,
+        f"{column}_low": found.low,
+        f"{column}_high": found.high,
+        relation(unit, ledger): str(found.relation),
+    }
+
+
+def saving_in(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> Saving:
+    """The saving that a row of a table holds."""
+    column = saving(unit, ledger)
+    return Saving(row[column], row[f"{column}_low"], row[f"{column}_high"], Relation(row[relation(unit, ledger)]))
+
+
+def p_value(ledger: Ledger) -> str:
+    """Of a paired t-test that a method saves no FLOPs."""
+    return f"flops_p_{ledger}"
+
+
+def adjusted_p_value(ledger: Ledger) -> str:
+    """The same, corrected for the number of methods by Holm's procedure."""
+    return f"flops_p_holm_{ledger}"
+
+
+def difference(ledger: Ledger) -> str:
+    """The mean difference in loss to scratch that was tested (nats)."""
+    return f"loss_difference_{ledger}"
+
+
+def tested_at(ledger: Ledger) -> str:
+    """The share of scratch's FLOPs at which it was tested."""
+    return f"tested_at_{ledger}"
+
+
+def verdict(ledger: Ledger) -> str:
+    """What the test says of the FLOPs."""
+    return f"flops_verdict_{ledger}"
 
 
 def spent(unit: Unit) -> str:
@@ -47,40 +90,3 @@ def to_best(ledger: Ledger) -> str:
 def to_scratch(ledger: Ledger) -> str:
     """FLOPs to target over scratch's."""
     return f"to_scratch_{ledger}"
-
-
-def p_value(against: str, ledger: Ledger) -> str:
-    """Of a test that a saving in FLOPs differs from that of `against`: scratch, or best."""
-    return f"flops_p_{against}_{ledger}"
-
-
-@dataclass(frozen=True)
-class Saving:
-    """What a method saves over scratch, a share of its cost, with its 95 % interval. NaN: none, or none that can be given."""
-
-    mean: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-
-    @classmethod
-    def over(cls, values: Values) -> Saving:
-        """Of one value a seed."""
-        return cls(float(np.mean(values)), *interval(values, most=1)) if len(values) else cls()
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> Saving:
-        """From a row of a table."""
-        return cls(*(row[column] for column in _columns(unit, ledger)))
-
-    @property
-    def known(self) -> bool:
-        return not math.isnan(self.mean)
-
-    def row(self, unit: Unit, ledger: Ledger) -> dict[str, float]:
-        """As three columns of a table."""
-        return dict(zip(_columns(unit, ledger), (self.mean, self.low, self.high), strict=True))
-
-
-def _columns(unit: Unit, ledger: Ledger) -> tuple[str, str, str]:
-    column = saving(unit, ledger)
-    return column, f"{column}_low", f"{column}_high"

@@ -1,7 +1,8 @@
-"""From stored runs to figures: the target loss, what each run paid to reach it, savings over scratch with their intervals."""
+"""From stored runs to verdicts: what each method saves over scratch by each protocol, and what must be known beside it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,16 @@ import pandas as pd
 
 from growbench import registry
 from growbench.analysis import ladder
-from growbench.analysis.notes import notes
-from growbench.analysis.savings import outcomes, p_values, published, savings
+from growbench.analysis.notes import Noted
+from growbench.analysis.protocols import Protocol, Reading
+from growbench.analysis.savings import beside, outcomes, published, savings
+from growbench.analysis.seconds import choose, references_of
 from growbench.analysis.selection import comparable, marks, target_of
+from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
 from growbench.registry import SCRATCH
 from growbench.runs import store
+from growbench.runs.step_seconds import StepSeconds
 from growbench.runs.store import Run
 
 KEEPS = "†"  # follows the name of a method that keeps its source
@@ -25,26 +30,39 @@ KEEPS = "†"  # follows the name of a method that keeps its source
 class Comparison:
     """Everything a report shows. FLOPs: multiply-add = 2; savings: shares of scratch's cost, NaN where there is none.
 
-    outcomes: one row a run: what it paid until the target (inf: not reached) and what that saves, by unit and ledger.
-    savings: one row a method, the columns of savings.csv.
+    outcomes: one row a run: what it paid until it met scratch (inf: it did not) and what that saves, by unit and ledger.
+    savings: one row a method, the columns of savings.csv. ladder: the same, by the ladder protocol.
     """
 
     title: str
-    target: float
-    target_given: bool  # by hand; otherwise the mean final loss of scratch
-    runs: list[Run]
+    target_loss: float  # nats
+    target_loss_given: bool  # by hand; otherwise the mean final loss of scratch
+    runs: list[Run]  # at the full budget, with the seconds that compare
+    measured: list[Run]  # the same, with the seconds that they measured
     left_out: list[Run]
     methods: list[str]  # scratch first, then by name
+    single: Reading
     outcomes: pd.DataFrame
     savings: pd.DataFrame
     notes: list[str]
-    shorter: list[Run] = field(default_factory=list)  # of the ladder: those below the full budget
+    shorter: list[Run] = field(default_factory=list)  # those at another than the full budget
     rungs: pd.DataFrame = field(default_factory=pd.DataFrame)
     ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def verdicts(self) -> pd.DataFrame:
+        """The table that decides: that of the ladder, which compares complete runs, where there are methods on it."""
+        return self.savings if self.ladder.empty else self.ladder
 
     def of(self, method: str, finished: bool = True) -> list[Run]:
         """The compared runs of one method, by seed: the finished ones, or the others."""
         return [run for run in self.runs if run.record.method == method and run.finished == finished]
+
+    @property
+    def units(self) -> list[Unit]:
+        """In what costs compare: FLOPs, and seconds if any run has some that do."""
+        timed = any(not math.isnan(run.cost(Unit.SECONDS, Ledger.REUSE)) for run in self.runs)
+        return [unit for unit in Unit if unit == Unit.FLOPS or timed]
 
     @property
     def has_accuracy(self) -> bool:
@@ -68,33 +86,41 @@ def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
     runs = [run for run in store.load_all(folder) if run.record.method != registry.SOURCE]
     if not any(run.curve for run in runs):
         raise UsageError(f"no ended run with a loss curve in {folder}: give one experiment's folder, as in results/gpt2-tiny")
-    return compare(runs, target_loss)
+    return compare(runs, target_loss, references_of(folder))
 
 
-def compare(runs: Sequence[Run], target_loss: float | None = None) -> Comparison:
-    """Compare runs of one experiment. Raises UsageError as `analyse` does."""
-    kept, left_out = comparable(runs)
-    shorter = [run for run in kept if run.record.budget_share < 1]
-    climbed = ladder.rungs(kept) if shorter else pd.DataFrame()
-    kept = [run for run in kept if run.record.budget_share == 1]
-    if not kept:
+def compare(runs: Sequence[Run], target_loss: float | None = None, references: Sequence[StepSeconds] = ()) -> Comparison:
+    """Compare runs of one experiment. `references`: step times measured alone. Raises UsageError as `analyse` does."""
+    measured, left_out = comparable(runs)
+    if not any(run.record.budget_share == 1 for run in measured):
         raise UsageError("no run at the full budget: a ladder's shorter ones alone compare with nothing")
-    target = target_of(kept) if target_loss is None else target_loss
-    table = outcomes(kept, target, target_loss is not None)
-    methods = sorted({run.record.method for run in kept}, key=lambda method: (method != SCRATCH, method))
-    figures, marked = savings(table, methods, target, published(kept)), marks(kept)
-    rivals = [method for method in methods if method != SCRATCH and not marked["control"][method]]
+    seconds = choose(measured, references)
+    kept = [seconds.timed(run) for run in measured]
+    whole, others = ([run for run in kept if (run.record.budget_share == 1) == full] for full in (True, False))
+    target = target_of(whole) if target_loss is None else target_loss
+    methods = sorted({run.record.method for run in whole}, key=lambda method: (method != SCRATCH, method))
+    marked = marks(whole)
+    controls = {method for method in methods if marked["control"][method]}
+    single, climbed = Reading(Protocol.SINGLE, whole, target_loss), Reading(Protocol.LADDER, kept, target_loss)
+    table, rungs = outcomes(single), ladder.rungs(kept) if others else pd.DataFrame()
+    climbers = ladder.climbers(rungs, methods) if others else []
+    reading, compared = (climbed, climbers) if climbers else (single, methods)
     return Comparison(
-        title=kept[0].record.title,
-        target=target,
-        target_given=target_loss is not None,
-        runs=kept,
+        title=whole[0].record.title,
+        target_loss=target,
+        target_loss_given=target_loss is not None,
+        runs=whole,
+        measured=[run for run in measured if run.record.budget_share == 1],
         left_out=left_out,
         methods=methods,
+        single=single,
         outcomes=table,
-        savings=figures.join(marked, on="method").join(p_values(table, methods, rivals), on="method"),
-        notes=notes(kept, shorter, left_out, target_loss),
-        shorter=shorter,
-        rungs=climbed,
-        ladder=climbed if climbed.empty else ladder.savings(climbed, methods, target, target_loss is not None),
+        savings=savings(single, methods, controls)
+        .assign(target_loss=target)
+        .join(marked, on="method")
+        .join(beside(table, methods, published(whole)), on="method"),
+        notes=[*Noted(whole, others, left_out, reading, compared).notes(), seconds.note],
+        shorter=others,
+        rungs=rungs,
+        ladder=savings(climbed, climbers, controls).join(marked, on="method") if climbers else pd.DataFrame(),
     )

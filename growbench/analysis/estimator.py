@@ -34,6 +34,7 @@ class Verdict(StrEnum):
     SAVES = "saves"
     EVEN = "not told apart from scratch"
     COSTS_MORE = "costs more"
+    WORSE = "cheaper but worse"  # it ends above scratch, before scratch's cost: whether it would save is not known
     NONE = "no verdict"
 
 
@@ -70,11 +71,15 @@ class Curve:
 
     @classmethod
     def of_ladder(cls, costs: ArrayLike, losses: ArrayLike) -> Curve:
-        """Final losses by rising budget. A run that did not finish (NaN) hides those with smaller budgets."""
+        """Final losses by rising budget. A run that did not finish (NaN) hides those with smaller budgets.
+
+        Costs need not rise with the budget, as noisy seconds may not.
+        """
         x, y = np.array(costs, float), np.array(losses, float)
         failed = np.flatnonzero(~np.isfinite(y))
         start = failed[-1] + 1 if failed.size else 0
-        return cls(x[start:], y[start:], log=True)
+        order = np.argsort(x[start:], kind="stable")
+        return cls(x[start:][order], y[start:][order], log=True)
 
     def __len__(self) -> int:
         return len(self.costs)
@@ -82,6 +87,13 @@ class Curve:
     def at(self, cost: float) -> float:
         """The loss at a cost; beyond its ends the loss there."""
         return float(np.interp(np.log(cost) if self.log else cost, self.places(), self.losses))
+
+    def meets(self, loss: float) -> float:
+        """The cost from which on it is at or below `loss`; inf if it ends above it."""
+        if not len(self):
+            return math.inf
+        place, relation = _crossing(self.places(), self.losses - loss)
+        return math.inf if relation == Relation.ABOVE else _cost(place, self.log)
 
     def places(self, reference: float = 1.0) -> Array:
         """Where its points lie on the axis on which it is linear, their costs being taken as shares of `reference`."""
@@ -190,8 +202,8 @@ def verdict(found: Estimate, p: float) -> Verdict:
         return Verdict.NONE
     if p < LEVEL and found.difference < 0 and found.tested_at <= 1 + ROUNDING:
         return Verdict.SAVES
-    if p < LEVEL and found.difference > 0 and found.tested_at >= 1 - ROUNDING:
-        return Verdict.COSTS_MORE
+    if p < LEVEL and found.difference > 0:
+        return Verdict.COSTS_MORE if found.tested_at >= 1 - ROUNDING else Verdict.WORSE
     return Verdict.EVEN
 
 

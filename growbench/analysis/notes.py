@@ -4,90 +4,180 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from growbench.analysis.crossing import cost_to_loss
+from growbench.analysis.estimator import Estimate, Relation
+from growbench.analysis.outliers import outlying_seeds
+from growbench.analysis.protocols import Question, Reading
 from growbench.analysis.selection import is_scratch, made_by_earlier_code
 from growbench.analysis.statistics import smallest_detectable
-from growbench.costs.accounts import Unit
-from growbench.formatting import percent
+from growbench.costs.accounts import Ledger, Unit
+from growbench.formatting import percent, saving
+from growbench.registry import SCRATCH
 from growbench.runs import store
 from growbench.runs.store import Run
 
 LEFT_OUT = "Left out,"  # how the note begins that names what was not compared
 
+NEAR_END = 0.8  # the share of scratch's cost from which on its slope is taken
 
-def notes(runs: Sequence[Run], shorter: Sequence[Run], left_out: Sequence[Run], target_loss: float | None) -> list[str]:
-    """What a reader must know before believing the tables, one sentence each. `shorter`: runs below the full budget."""
-    found = []
-    if left_out:
-        found.append(
+QUESTION = Question.of(Unit.FLOPS, Ledger.REUSE)  # of what is said about savings here
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What notes are about. `reading`: by the protocol that decides."""
+
+    runs: Sequence[Run]
+    shorter: Sequence[Run]  # at another than the full budget
+    left_out: Sequence[Run]
+    reading: Reading
+    methods: Sequence[str]  # of the reading
+
+    @property
+    def scratch(self) -> dict[int, Run]:
+        """The finished runs of scratch at the full budget, by seed."""
+        return {run.record.seed: run for run in self.runs if is_scratch(run) and run.finished}
+
+    def notes(self) -> list[str]:
+        """One or a few sentences each."""
+        found = [*self._left_out(), *self._code(), *self._target(), *self._sources(), *self._pairs()]
+        if len({run.record.seed for run in self.runs}) == 1:
+            found.append(
+                "One seed: there is no interval and no test, and small differences mean nothing. A claim takes five seeds, and "
+                "three at the least."
+            )
+        return [*found, *self._spans(), *self._outliers(), *self._power()]
+
+    def _left_out(self) -> list[str]:
+        if not self.left_out:
+            return []
+        return [
             f"{LEFT_OUT} since their experiment differs from that of scratch, or their hyperparameters from those of the "
-            f"method's first seed: {_names(left_out)}."
-        )
-    found += _code_note([*runs, *shorter])
-    if target_loss is not None:
-        found.append(
-            f"The target {target_loss:g} was given by hand, so savings are measured against what scratch paid to reach it, "
-            "or against its full budget where it did not."
-        )
-    unknown = [run for run in runs if any(math.isnan(run.source_cost(unit)) for unit in Unit)]
-    trained_elsewhere = [run for run in unknown if "pretrained" not in run.record.config.experiment]
-    if len(unknown) > len(trained_elsewhere):
-        found.append(f"The source was pretrained, and {store.UNKNOWN_SOURCE}.")
-    if trained_elsewhere:
-        names = _names(trained_elsewhere)
-        found.append(f"Source trained on other hardware, hence no saving in seconds with it charged: {names}.")
-    unfinished = [run for run in (*runs, *shorter) if not run.finished]
-    if unfinished:
-        found.append(f"Did not finish, and count as not reached: {_names(unfinished)}.")
-    scratch = {run.record.seed: run for run in runs if is_scratch(run) and run.finished}
-    unpaired = [run for run in runs if run.record.seed not in scratch]
-    if unpaired:
-        found.append(f"Without a finished scratch run of the same seed, hence without a saving: {_names(unpaired)}.")
-    foreign = [
-        run for run in runs if run.record.seed in scratch and run.record.hardware != scratch[run.record.seed].record.hardware
-    ]
-    if foreign:
-        found.append(f"Ran on other hardware than scratch, hence no saving in seconds: {_names(foreign)}.")
-    if len({run.record.hardware for run in scratch.values()}) > 1:
-        found.append("Scratch ran on different hardware in different seeds: its mean seconds mix machines.")
-    if len({run.record.seed for run in runs}) == 1:
-        found.append("One seed: no interval can be given, and small differences mean nothing. A claim takes three seeds or more.")
-    return found + _noise_note(list(scratch.values()))
+            f"method's first seed: {_names(self.left_out)}."
+        ]
+
+    def _code(self) -> list[str]:
+        """Which runs today's code is not known to make."""
+        runs = [*self.runs, *self.shorter]
+        earlier = made_by_earlier_code(runs)
+        names = "all runs" if len(earlier) == len(runs) else _names(earlier)
+        changed = "The methods' code has changed since, and growbench reproduce has not confirmed these runs"
+        return [f"Made by earlier code: {names}. {changed}."] if earlier else []
+
+    def _target(self) -> list[str]:
+        target = self.reading.target_loss
+        if target is None:
+            return []
+        text = f"The target {target:g} was given by hand: savings are over the cost at which scratch's mean loss meets it"
+        reached = self.reading.scratch_saving(Unit.FLOPS)
+        if reached.relation == Relation.BELOW:
+            return [f"{text}. It never does, so they are over its full cost, and are lower bounds."]
+        if reached.relation == Relation.ABOVE:
+            return [f"{text}. It does so at its smallest cost already, so there are no savings."]
+        return [f"{text}, {percent(1 - reached.mean)} of its full cost."]
+
+    def _sources(self) -> list[str]:
+        unknown = [run for run in self.runs if any(_lacks_source_cost(run, unit) for unit in Unit)]
+        elsewhere = [run for run in unknown if "pretrained" not in run.record.config.experiment]
+        found = [f"The source was pretrained, and {store.UNKNOWN_SOURCE}."] if len(unknown) > len(elsewhere) else []
+        if elsewhere:
+            names = _names(elsewhere)
+            found.append(f"Source trained on other hardware, hence no saving in seconds with it charged: {names}.")
+        return found
+
+    def _pairs(self) -> list[str]:
+        found = []
+        if unfinished := [run for run in (*self.runs, *self.shorter) if not run.finished]:
+            found.append(f"Did not finish, hence no saving is claimed for their methods: {_names(unfinished)}.")
+        if unpaired := [run for run in self.runs if run.record.seed not in self.scratch]:
+            found.append(f"Without a finished scratch run of the same seed, hence without a saving: {_names(unpaired)}.")
+        return found
+
+    def _spans(self) -> list[str]:
+        """Which methods have no loss at the cost that they are compared at."""
+        estimates = {method: self.reading.estimate(method, QUESTION) for method in self.methods if method != SCRATCH}
+        off = [
+            f"{m} ({percent(each.tested_at)})" for m, each in estimates.items() if each.p >= 0 and abs(each.tested_at - 1) > 0.001
+        ]
+        if not off:
+            return []
+        return [
+            "Tested against scratch's loss at the nearest cost that all their seeds have, as a share of scratch's cost: "
+            f"{', '.join(off)}."
+        ]
+
+    def _outliers(self) -> list[str]:
+        """Which scratch seeds are far from the others, and what is saved without them."""
+        seeds = outlying_seeds(self.runs)
+        if not seeds:
+            return []
+        losses = ", ".join(f"seed {seed} ends at {self.scratch[seed].final_loss:.3f}" for seed in seeds)
+        others = np.mean([run.final_loss for seed, run in self.scratch.items() if seed not in seeds])
+        rest = self.reading.without(seeds)
+        changed = [
+            f"{method} {_text(self.reading.estimate(method, QUESTION))}, without it {_text(rest.estimate(method, QUESTION))}"
+            for method in self.methods
+            if method != SCRATCH
+        ]
+        return [
+            f"Outlying scratch seed: {losses}, while the others end at {others:.3f} on average. All savings lean on it. FLOPs "
+            f"saved (reuse, {self.reading.protocol} protocol) with all seeds: {'; '.join(changed)}."
+        ]
+
+    def _power(self) -> list[str]:
+        """What these seeds could find; nothing where there is no test."""
+        found = detectable_saving(self.reading, self.methods)
+        if found is None:
+            return []
+        least = f"a true saving of about {percent(found.saving)} or more" if found.saving < 1 else "no saving at all"
+        return [
+            f"Power: with {found.seeds} seeds a test finds {least} four times in five, before the correction for several "
+            f"methods. Differences to scratch vary by {found.deviation:.4f} nats between seeds (standard deviation, pooled over "
+            f"methods). Over the last {percent(1 - NEAR_END, 0)} of its cost, scratch's loss falls by {found.slope:.3f} nats for "
+            f"each factor e of cost ({self.reading.protocol} protocol)."
+        ]
 
 
-def _code_note(runs: Sequence[Run]) -> list[str]:
-    """Which runs today's code is not known to make."""
-    earlier = made_by_earlier_code(runs)
-    names = "all runs" if len(earlier) == len(runs) else _names(earlier)
-    changed = "The methods' code has changed since, and growbench reproduce has not confirmed these runs"
-    return [f"Made by earlier code: {names}. {changed}."] if earlier else []
+@dataclass(frozen=True)
+class Power:
+    """The smallest saving that a paired t-test finds with 80 % power, and what it follows from."""
+
+    saving: float
+    seeds: int
+    deviation: float
+    slope: float
 
 
-def _noise_note(scratch: Sequence[Run]) -> list[str]:
-    """How much scratch varies, and what saving can be told from that with so many seeds; nothing for one."""
-    if len(scratch) < 2:
-        return []
-    deviation = np.std([run.final_loss for run in scratch], ddof=1)
-    least = detectable_saving(scratch)
-    found = f"only a saving of about {percent(least)} or more" if least < 1 else "no saving"
-    return [
-        f"Noise floor: scratch's final loss varies by {deviation:.4f} (standard deviation over {len(scratch)} seeds). For a "
-        f"method whose cost varies as much as scratch's does near its final loss, these seeds would find {found}. "
-        "Savings of steadier methods are easier to find."
-    ]
+def detectable_saving(reading: Reading, methods: Sequence[str]) -> Power | None:
+    """From the standard deviation of D where it is tested, pooled over methods, and from scratch's slope at its end.
 
-
-def detectable_saving(scratch: Sequence[Run]) -> float:
-    """The saving that a paired test finds four times in five, by what scratch runs pay to the worst of their final losses.
-
-    As if methods varied as scratch does, and two runs of one seed had nothing in common.
+    A difference d in loss is worth the share 1 - exp(-d / slope) of the cost. None where no method has a test.
     """
-    level = max(run.final_loss for run in scratch)
-    costs = np.array([cost_to_loss(run.curve, level, "flops") for run in scratch])
-    return smallest_detectable(math.sqrt(2) * np.std(costs / costs.mean(), ddof=1), len(scratch))
+    estimates = [reading.estimate(method, QUESTION) for method in methods if method != SCRATCH]
+    deviations = [each.deviation for each in estimates if not math.isnan(each.deviation)]
+    if not deviations:
+        return None
+    falls = [
+        curve.at(NEAR_END * reading.full_cost(seed, Unit.FLOPS)) - curve.at(reading.full_cost(seed, Unit.FLOPS))
+        for seed, curve in reading.scratch_curves[Unit.FLOPS].items()
+    ]
+    slope = float(np.mean(falls)) / -math.log(NEAR_END)
+    deviation = float(np.sqrt(np.mean(np.square(deviations))))
+    difference = smallest_detectable(deviation, len(falls))
+    return Power(1 - math.exp(-difference / slope) if slope > 0 else 1.0, len(falls), deviation, slope)
+
+
+def _text(found: Estimate) -> str:
+    each = found.saving
+    return saving(each.mean, each.low, each.high, each.relation)
+
+
+def _lacks_source_cost(run: Run, unit: Unit) -> bool:
+    """Whether the cost of its source is not known, in a unit in which its own is."""
+    return math.isnan(run.source_cost(unit)) and not math.isnan(run.cost(unit, Ledger.REUSE))
 
 
 def _names(runs: Iterable[Run]) -> str:

@@ -1,25 +1,99 @@
-"""What each method saves over scratch, by unit and ledger, with intervals and tests."""
+"""What each method saves over scratch by one protocol: a table with a row a method, and one with a row a run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from growbench.analysis import columns
-from growbench.analysis.columns import Saving
-from growbench.analysis.crossing import cost_to_loss, cost_to_target, reference_cost
-from growbench.analysis.selection import is_scratch
-from growbench.analysis.statistics import holm, paired_p
+from growbench.analysis.estimator import Curve, Estimate, Relation, Saving, Verdict, adjusted_p, verdict
+from growbench.analysis.protocols import Question, Reading, scored_rows
 from growbench.config.schema import Published
 from growbench.costs.accounts import Ledger, Unit
 from growbench.registry import SCRATCH
 from growbench.runs.store import Run
 
-REACHED = columns.cost(Unit.FLOPS, Ledger.REUSE)  # finite where a run reached the target
+REFERENCE = "reference"  # scratch's verdict
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A method's estimate, its p-value corrected for its family, and what that says."""
+
+    estimate: Estimate
+    p: float
+    verdict: Verdict
+
+    @property
+    def text(self) -> str:
+        """The verdict, or why there is none."""
+        return str(self.verdict) if self.verdict != Verdict.NONE else self.estimate.untested
+
+
+def judged(estimates: Mapping[str, Estimate], controls: Collection[str]) -> dict[str, Judged]:
+    """By method. Growth methods are one family of tests and controls another: what controls save is claimed by nobody."""
+    found: dict[str, Judged] = {}
+    for family in ([m for m in estimates if m not in controls], [m for m in estimates if m in controls]):
+        adjusted = adjusted_p([estimates[method] for method in family])
+        found |= {m: Judged(estimates[m], p, verdict(estimates[m], p)) for m, p in zip(family, adjusted, strict=True)}
+    return found
+
+
+def savings(reading: Reading, methods: Sequence[str], controls: Collection[str]) -> pd.DataFrame:
+    """One row a method: seeds, how many finished and how many met scratch's loss, savings with intervals, tests, costs."""
+    heads = {method: _head(reading, method) for method in methods}
+    saved, tests, costs = ({method: dict[str, Any]() for method in methods} for _ in range(3))
+    for unit in Unit:
+        reference = reading.mean_reference(unit)
+        for ledger in Ledger:
+            question = Question.of(unit, ledger)
+            estimates = {method: reading.estimate(method, question) for method in methods if method != SCRATCH}
+            found = judged(estimates, controls)
+            for method in methods:
+                saving = Saving(0.0) if method == SCRATCH else estimates[method].saving
+                saved[method] |= columns.saving_row(saving, unit, ledger)
+                costs[method][columns.cost_to_target(unit, ledger)] = _cost_to_target(saving, reference, heads[method])
+                if unit == Unit.FLOPS:
+                    tests[method] |= _test_row(found.get(method), ledger)
+    return pd.DataFrame([heads[method] | saved[method] | tests[method] | costs[method] for method in methods])
+
+
+def _head(reading: Reading, method: str) -> dict[str, Any]:
+    met = [seed for seed in reading.finished(method) if _meets(reading, method, seed)]
+    seeds, finished = len(reading.seeds(method)), len(reading.finished(method))
+    return {"method": method, "protocol": str(reading.protocol), "seeds": seeds, "finished": finished, "reached": len(met)}
+
+
+def _meets(reading: Reading, method: str, seed: int) -> bool:
+    """Whether a run ends at or below its own seed's scratch; scratch does, unless a target was given that it misses."""
+    loss = reading.loss_to_meet(seed)
+    return loss is not None and reading.curve(method, seed, Question.of(Unit.FLOPS, Ledger.REUSE)).meets(loss) < math.inf
+
+
+def _cost_to_target(saving: Saving, reference: float, head: Mapping[str, Any]) -> float:
+    """The cost at which a method meets scratch on average. Inf if it does not, or a seed did not finish; NaN if not known."""
+    if head["finished"] < head["seeds"] or saving.relation == Relation.BELOW:
+        return math.inf
+    return (1 - saving.mean) * reference
+
+
+def _test_row(found: Judged | None, ledger: Ledger) -> dict[str, Any]:
+    """`found`: None of scratch."""
+    estimate, p, text = (found.estimate, found.p, found.text) if found else (Estimate(), math.nan, REFERENCE)
+    return {
+        columns.difference(ledger): estimate.difference,
+        columns.tested_at(ledger): estimate.tested_at,
+        columns.p_value(ledger): estimate.p,
+        columns.adjusted_p_value(ledger): p,
+        columns.verdict(ledger): text,
+    }
+
+
+# A row a run
 
 
 def nominal_seconds(run: Run) -> float:
@@ -33,44 +107,59 @@ def tokens_per_parameter(run: Run) -> float:
     return record.tokens / record.parameters if run.finished and record.parameters else math.nan
 
 
-def outcomes(runs: Iterable[Run], target: float, target_given: bool) -> pd.DataFrame:
-    """One row a run: its cost to target in each unit and ledger (inf: not reached), and its saving (NaN: none)."""
-    runs = list(runs)
-    scratch = {run.record.seed: run for run in runs if is_scratch(run) and run.finished}
-    given = target if target_given else None
-    return pd.DataFrame([_outcome(run, scratch.get(run.record.seed), target, given) for run in runs])
+def outcomes(reading: Reading) -> pd.DataFrame:
+    """One row a run: its cost until it meets scratch in each unit and ledger (inf: it does not), and what it saves by itself.
+
+    Of the single protocol. A saving that is "<" or ">" is a bound; NaN: none.
+    """
+    pairs = {
+        (unit, ledger, method, pair.seed): pair.own_saving
+        for unit in Unit
+        for ledger in Ledger
+        for method in {run.record.method for run in reading.runs} - {SCRATCH}
+        for pair in reading.pairs(method, Question.of(unit, ledger))
+    }
+    rows = []
+    for run in reading.runs:
+        record = run.record
+        row: dict[str, Any] = {"method": record.method, "seed": record.seed, "status": record.status}
+        row["final_val_loss"] = record.final_val_loss
+        if record.final_val_accuracy is not None:
+            row["final_val_accuracy"] = record.final_val_accuracy
+        row |= {"nominal_seconds": nominal_seconds(run), "tokens_per_parameter": tokens_per_parameter(run)}
+        for unit in Unit:
+            for ledger in Ledger:
+                row[columns.cost_to_target(unit, ledger)] = _own_cost(reading, run, Question.of(unit, ledger))
+                own = pairs.get((unit, ledger, record.method, record.seed), Saving())
+                own = Saving(0.0) if record.method == SCRATCH and run.finished else own
+                row |= {columns.saving(unit, ledger): own.mean, columns.relation(unit, ledger): str(own.relation)}
+        rows.append(row | {columns.PAPER_SAVING: _paper_saving(reading, run)})
+    return pd.DataFrame(rows)
 
 
-def _outcome(run: Run, scratch: Run | None, target: float, given: float | None) -> dict[str, Any]:
-    record = run.record
-    row: dict[str, Any] = {"method": record.method, "seed": record.seed, "status": record.status}
-    row["final_val_loss"] = record.final_val_loss
-    if record.final_val_accuracy is not None:
-        row["final_val_accuracy"] = record.final_val_accuracy
-    row |= {"nominal_seconds": nominal_seconds(run), "tokens_per_parameter": tokens_per_parameter(run)}
-    for unit in Unit:
-        for ledger in Ledger:
-            reference = reference_cost(scratch, unit, ledger, given) if scratch else math.nan
-            # By definition scratch meets its own mean loss at the end of its budget, in every seed.
-            cost = reference if run is scratch and given is None else cost_to_target(run, target, unit, ledger)
-            row[columns.cost(unit, ledger)] = cost
-            row[columns.saving(unit, ledger)] = _saving(run, scratch, unit, cost, reference)
-    row[columns.PAPER_SAVING] = _paper_saving(run, scratch, target, given)
-    return row
-
-
-def _paper_saving(run: Run, scratch: Run | None, target: float, given: float | None) -> float:
-    """The saving with the source free, in the counter of LiGO's paper; NaN if there is none, or the counter knows too little."""
-    until = cost_to_loss(run.curve, target, "step") if run.finished else math.inf
-    if run is scratch or scratch is None or math.isinf(until):
+def _own_cost(reading: Reading, run: Run, question: Question) -> float:
+    """Inf if it does not meet the loss, or did not finish; NaN if its source's cost is not known, or there is no loss to meet."""
+    loss = reading.loss_to_meet(run.record.seed)
+    if loss is None or math.isnan(question.source_cost(run)):
         return math.nan
-    whole = math.inf if given is None else cost_to_loss(scratch.curve, given, "step")
-    reference = paper_flops(scratch, whole)
-    return 1 - paper_flops(run, until) / reference if reference > 0 else math.nan
+    return reading.curve(run.record.method, run.record.seed, question).meets(loss) if run.finished else math.inf
+
+
+def _paper_saving(reading: Reading, run: Run) -> float:
+    """The saving with the source free, in the counter of LiGO's paper; NaN if there is none, or the counter knows too little."""
+    seed, rows = run.record.seed, scored_rows(run)
+    reference = reading.references[Unit.FLOPS].get(seed)
+    if reference is None or run.record.method == SCRATCH or not run.finished:
+        return math.nan
+    until = Curve.of_run([row["step"] for row in rows], [row["val_loss"] for row in rows]).meets(reference.loss)
+    share = reference.cost / reading.full_cost(seed, Unit.FLOPS)
+    scratch = reading.whole(SCRATCH, seed)
+    whole = share * paper_flops(scratch, math.inf) if scratch else math.nan
+    return 1 - paper_flops(run, until) / whole if whole > 0 and until < math.inf else math.nan
 
 
 def paper_flops(run: Run, steps: float) -> float:
-    """A run's first steps in the counter of LiGO's paper; NaN where it knows one of their phases not, as those of images."""
+    """A run's first steps in the counter of LiGO's paper; NaN where it does not know one of their phases, as those of images."""
     total, left = 0.0, steps
     for phase in run.record.phases:
         each = phase.paper_flops_per_step
@@ -80,77 +169,29 @@ def paper_flops(run: Run, steps: float) -> float:
     return total
 
 
-def _saving(run: Run, scratch: Run | None, unit: Unit, cost: float, reference: float) -> float:
-    """1 - cost / reference; 0 for the reference itself; NaN if not reached, not paired, or timed on other hardware."""
-    if run is scratch:
-        return 0.0
-    if scratch is None or math.isinf(cost) or reference <= 0:
-        return math.nan
-    foreign = unit == Unit.SECONDS and run.record.hardware != scratch.record.hardware
-    return math.nan if foreign else 1 - cost / reference
-
-
 def published(runs: Iterable[Run]) -> dict[str, Published]:
     """By method, the paper's savings."""
     return {run.record.method: run.record.published for run in runs if run.record.published}
 
 
-def savings(table: pd.DataFrame, methods: Sequence[str], target: float, claims: Mapping[str, Published]) -> pd.DataFrame:
-    """One row a method: seeds, how many reached the target, mean savings with intervals, the paper's claims; all as shares.
+def beside(table: pd.DataFrame, methods: Sequence[str], claims: Mapping[str, Published]) -> pd.DataFrame:
+    """By method, what stands beside its savings: the paper's claims as shares, and the means of the table of runs.
 
-    A method that missed the target in any seed has no saving (NaN): an average over the lucky seeds would flatter it.
+    The paper's counter has a saving only where every seed has one.
     """
-    rows = {method: table[table["method"] == method] for method in methods}
-    return pd.DataFrame([_method_row(rows[method], method, target, claims.get(method, Published())) for method in methods])
+    rows = []
+    for method in methods:
+        own, claim = table[table["method"] == method], claims.get(method, Published())
+        row: dict[str, Any] = {}
+        for unit in Unit:
+            percent = getattr(claim, unit)
+            row[columns.published_saving(unit)] = math.nan if percent is None else percent / 100
+        row[columns.PAPER_SAVING] = own[columns.PAPER_SAVING].mean(skipna=False)
+        finished = own[own["status"] == "finished"]
+        for column in table.columns.intersection(MEANS):
+            row[column] = finished[column].astype(float).mean()
+        rows.append(row)
+    return pd.DataFrame(rows, index=list(methods))
 
 
-def _method_row(table: pd.DataFrame, method: str, target: float, claim: Published) -> dict[str, Any]:
-    reached = int(np.isfinite(table[REACHED]).sum())
-    row: dict[str, Any] = {"method": method, "seeds": len(table), "reached": reached, "target_loss": target}
-    for unit in Unit:
-        for ledger in Ledger:
-            row |= Saving.over(_by_seed(table, unit, ledger).to_numpy()).row(unit, ledger)
-    for unit in Unit:
-        percent = getattr(claim, unit)
-        row[columns.published_saving(unit)] = math.nan if percent is None else percent / 100
-    row[columns.PAPER_SAVING] = table[columns.PAPER_SAVING].mean() if reached == len(table) else math.nan
-    for unit in Unit:
-        for ledger in Ledger:
-            costs = table[columns.cost(unit, ledger)]  # inf once a seed missed, NaN once the cost of a source is not known
-            row[columns.cost_to_target(unit, ledger)] = costs.mean() if reached < len(table) else costs.mean(skipna=False)
-    for column in table.columns.intersection(["final_val_loss", "final_val_accuracy", "nominal_seconds", "tokens_per_parameter"]):
-        row[column] = table.loc[table["status"] == "finished", column].astype(float).mean()
-    return row
-
-
-def _by_seed(table: pd.DataFrame, unit: Unit, ledger: Ledger) -> pd.Series:
-    """The savings of one method in each seed; none where it missed the target in any, unless it is scratch.
-
-    None either where the cost of any seed's source is not known.
-    """
-    counts = np.isfinite(table[REACHED]).all() or (table["method"] == SCRATCH).all()
-    counts = counts and table[columns.cost(unit, ledger)].notna().all()
-    return table.set_index("seed")[columns.saving(unit, ledger)].dropna() if counts else pd.Series(dtype=float)
-
-
-def p_values(table: pd.DataFrame, methods: Sequence[str], rivals: Sequence[str]) -> pd.DataFrame:
-    """By method, p-values of its saving in FLOPs, paired by seed: that it is 0, and that it is its best rival's.
-
-    Two-sided, Holm-corrected over the methods. The best rival is the other method of `rivals` that saves most on average. NaN
-    for scratch, with fewer than two seeds, and where a seed missed the target.
-    """
-    tested = [method for method in methods if method != SCRATCH]
-    found = pd.DataFrame(index=list(methods))
-    for ledger in Ledger:
-        saved = {method: _by_seed(table[table["method"] == method], Unit.FLOPS, ledger) for method in tested}
-        ahead = {method: _over_best_rival(method, saved, rivals) for method in tested}
-        for against, differences in (("scratch", saved), ("best", ahead)):
-            p = holm([paired_p(differences[method].to_numpy()) for method in tested])
-            found[columns.p_value(against, ledger)] = pd.Series(p, tested)
-    return found
-
-
-def _over_best_rival(method: str, saved: Mapping[str, pd.Series], rivals: Sequence[str]) -> pd.Series:
-    """In each seed, how much more a method saves than the best of the other `rivals`; empty if none shares two seeds with it."""
-    ahead = [(saved[method] - saved[rival]).dropna() for rival in rivals if rival != method]
-    return min((each for each in ahead if len(each) > 1), key=pd.Series.mean, default=pd.Series(dtype=float))
+MEANS = ["final_val_loss", "final_val_accuracy", "nominal_seconds", "tokens_per_parameter"]

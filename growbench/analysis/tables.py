@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import gmean
 
 from growbench.analysis import columns
 from growbench.analysis.comparison import Comparison
-from growbench.analysis.crossing import cost_to_target
-from growbench.analysis.selection import first_run, is_scratch, target_of
+from growbench.analysis.protocols import Question
+from growbench.analysis.selection import first_run, is_scratch
 from growbench.costs.accounts import CHARGED, Account, Ledger, Unit
 from growbench.registry import SCRATCH
 from growbench.runs.store import Run
@@ -71,30 +72,30 @@ def savings_curve(comparison: Comparison, unit: Unit = Unit.FLOPS) -> pd.DataFra
     """The saving over scratch at every loss level that scratch passed, its own cost to that level being the reference.
 
     Rows (method, ledger, loss, saving, low, high; low and high over the seeds) stand only where both reached the level in
-    every seed. Levels run from scratch's loss at 5 % of its budget down to its final loss.
+    every seed. Levels run from scratch's loss at 5 % of its budget down to its final loss. Costs are read off the runs' curves
+    after isotonic regression; the saving of the means is 1 - the geometric mean of the ratios of costs.
     """
-    scratch = {run.record.seed: run for run in comparison.of(SCRATCH)}
+    reading = comparison.single
+    scratch = reading.scratch_curves[unit]
     rows = []
     for ledger in Ledger:
         for method in comparison.methods:
-            pairs = [(run, scratch[run.record.seed]) for run in comparison.of(method) if run.record.seed in scratch]
-            if method == SCRATCH or not pairs or comparison.of(method, finished=False):
+            seeds = [seed for seed in reading.seeds(method) if seed in scratch]
+            if method == SCRATCH or not seeds or comparison.of(method, finished=False):
                 continue
-            for level in _levels(list(scratch.values())):
-                values = [_saving_at(run, reference, level, unit, ledger) for run, reference in pairs]
-                if np.isfinite(values).all():
-                    rows.append((method, ledger, level, np.mean(values), min(values), max(values)))
+            curves = {seed: reading.curve(method, seed, Question.of(unit, ledger)) for seed in seeds}
+            for level in _levels(comparison.of(SCRATCH), comparison.target_loss):
+                costs = np.array([[curves[seed].meets(level), scratch[seed].meets(level)] for seed in seeds])
+                if np.isfinite(costs).all() and (costs[:, 1] > 0).all():
+                    ratios = costs[:, 0] / costs[:, 1]
+                    with np.errstate(divide="ignore"):  # a model that is there as it is grown may have cost nothing
+                        rows.append((method, ledger, level, 1 - gmean(ratios), 1 - max(ratios), 1 - min(ratios)))
     return pd.DataFrame(rows, columns=["method", "ledger", "loss", "saving", "low", "high"])
 
 
-def _levels(scratch: Sequence[Run]) -> list[float]:
+def _levels(scratch: Sequence[Run], last: float) -> list[float]:
     early = [row["val_loss"] for run in scratch for row in run.curve if row["flops"] >= 0.05 * run.cost(Unit.FLOPS, Ledger.REUSE)]
-    return list(np.linspace(max(early), target_of(scratch), LEVELS))
-
-
-def _saving_at(run: Run, scratch: Run, level: float, unit: Unit, ledger: Ledger) -> float:
-    cost, reference = cost_to_target(run, level, unit, ledger), cost_to_target(scratch, level, unit, ledger)
-    return 1 - cost / reference if math.isfinite(cost) and math.isfinite(reference) and reference > 0 else math.nan
+    return list(np.linspace(max(early), last, LEVELS)) if early else []
 
 
 def cost_breakdown(comparison: Comparison) -> pd.DataFrame:
@@ -104,7 +105,7 @@ def cost_breakdown(comparison: Comparison) -> pd.DataFrame:
     """
     rows = [
         (method, unit, account, np.mean([run.record.cost.of(unit, account) for run in comparison.of(method)]))
-        for unit in Unit
+        for unit in comparison.units
         for method in comparison.methods
         if comparison.of(method)
         for account in ACCOUNTS
@@ -182,17 +183,13 @@ TARGETS = (*range(1, 11), math.inf)  # grown from one source
 def amortised(comparison: Comparison) -> pd.DataFrame:
     """The FLOPs saving when `targets` are grown from one source, each paying its share of it: from the build to the reuse value.
 
-    One row a method and number of targets; low and high over the seeds. A method without a saving has no row.
+    One row a method and number of targets, with the interval. A method has rows where the saving is measured for all numbers.
     """
     rows = []
-    known = comparison.savings[[columns.saving(Unit.FLOPS, ledger) for ledger in Ledger]].notna().all(axis=1)
-    reached = known & (comparison.savings["method"] != SCRATCH)
-    for method in comparison.savings.loc[reached, "method"]:
-        seeds = comparison.outcomes[comparison.outcomes["method"] == method]
-        reuse, build = (seeds[columns.saving(Unit.FLOPS, ledger)].dropna() for ledger in Ledger)
-        for targets in TARGETS:
-            values = reuse + (build - reuse) / targets  # 1 - (cost + source / targets) / reference
-            rows.append((method, targets, values.mean(), values.min(), values.max()))
+    for method in (method for method in comparison.methods if method != SCRATCH):
+        found = [comparison.single.estimate(method, Question(Unit.FLOPS, 1 / targets)).saving for targets in TARGETS]
+        if all(saving.measured for saving in found):
+            rows += [(method, targets, each.mean, each.low, each.high) for targets, each in zip(TARGETS, found, strict=True)]
     return pd.DataFrame(rows, columns=["method", "targets", "saving", "low", "high"])
 
 

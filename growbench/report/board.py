@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from growbench.analysis import profiles, tables
-from growbench.analysis.columns import to_scratch
+from growbench.analysis import columns, profiles, tables
 from growbench.analysis.comparison import KEEPS, Comparison
+from growbench.analysis.estimator import Verdict
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import counted, ratio
 from growbench.registry import SCRATCH
@@ -33,8 +33,8 @@ def save(comparisons: Mapping[str, Comparison], pages: Mapping[str, str], out: P
     table.to_csv(out / "overview.csv", index=False)
     means.to_csv(out / "mean_ratios.csv", index=False)
     names = _names(comparisons)
-    columns = _columns(comparisons)
-    (out / "overview.md").write_text(markdown(columns, names), encoding="utf-8")
+    shown = _columns(comparisons)
+    (out / "overview.md").write_text(markdown(shown, names), encoding="utf-8")
     images = {}
     if table["experiment"].nunique() >= profiles.FEW:
         draw = partial(performance_profile, {method: name.label for method, name in names.items()})
@@ -43,7 +43,7 @@ def save(comparisons: Mapping[str, Comparison], pages: Mapping[str, str], out: P
         "board.html",
         title="growbench: all experiments",
         experiments=[Experiment.of(name, found, pages[name]) for name, found in comparisons.items()],
-        savings=_table(columns, means, names),
+        savings=_table(shown, means, names),
         marks=parts.footnotes(comparisons.values()),
         images=images,
         left_out=[name.label for method, name in names.items() if method not in profiles.everywhere(table)],
@@ -79,41 +79,50 @@ def _names(comparisons: Mapping[str, Comparison]) -> dict[str, MethodName]:
 
 def _columns(comparisons: Mapping[str, Comparison]) -> dict[str, dict[str, Row]]:
     """By the column's head a row of savings by method: of each experiment, and of its ladder if it has one."""
-    columns: dict[str, dict[str, Row]] = {}
+    shown: dict[str, dict[str, Row]] = {}
     for name, found in comparisons.items():
         for head, table in ((name, found.savings), (f"{name}, ladder", found.ladder)):
             if not table.empty:
-                columns[head] = {row["method"]: row for row in tables.records(table)}
-    return columns
+                shown[head] = {row["method"]: row for row in tables.records(table)}
+    return shown
 
 
-def _savings(columns: Mapping[str, Mapping[str, Row]], method: str, ledger: Ledger) -> list[str]:
-    return [saving_of(rows.get(method), Unit.FLOPS, ledger) for rows in columns.values()]
+def _savings(shown: Mapping[str, Mapping[str, Row]], method: str, ledger: Ledger) -> list[str]:
+    """A method's saving in each column, with a star where it is claimed."""
+    rows = [found.get(method) for found in shown.values()]
+    stars = [row is not None and row[columns.verdict(ledger)] == Verdict.SAVES for row in rows]
+    return [f"{saving_of(row, Unit.FLOPS, ledger)}{' *' * star}" for row, star in zip(rows, stars, strict=True)]
 
 
-def _table(columns: Mapping[str, Mapping[str, Row]], means: pd.DataFrame, names: Mapping[str, MethodName]) -> TableByMethod:
+def _table(shown: Mapping[str, Mapping[str, Row]], means: pd.DataFrame, names: Mapping[str, MethodName]) -> TableByMethod:
     """Methods by experiments."""
     mean = {row["method"]: row for row in tables.records(means)}
     blocks = [
         MethodRows(
             name,
-            [[ledger, *_savings(columns, method, ledger), ratio(mean[method][to_scratch(ledger)])] for ledger in Ledger],
+            [[ledger, *_savings(shown, method, ledger), _ratio(mean.get(method), ledger)] for ledger in Ledger],
         )
         for method, name in names.items()
     ]
-    return TableByMethod(["ledger", *columns, "cost over scratch's"], blocks)
+    return TableByMethod(["ledger", *shown, "cost over scratch's"], blocks)
 
 
-def markdown(columns: Mapping[str, Mapping[str, Row]], names: Mapping[str, MethodName]) -> str:
+def _ratio(mean: Row | None, ledger: Ledger) -> str:
+    """A method's mean; blank where no experiment has one."""
+    return ratio(mean[columns.to_scratch(ledger)]) if mean else ""
+
+
+def markdown(shown: Mapping[str, Mapping[str, Row]], names: Mapping[str, MethodName]) -> str:
     """The same as a Markdown table, to paste into a README."""
     rows = [
-        [name.label + " (control)" * name.control, ledger, *_savings(columns, method, ledger)]
+        [name.label + " (control)" * name.control, ledger, *_savings(shown, method, ledger)]
         for method, name in names.items()
         if method != SCRATCH
         for ledger in Ledger
     ]
     keeps = f"\n{parts.MARKS['keeps_source']}\n" if any(name.label.endswith(KEEPS) for name in names.values()) else ""
-    return parts.markdown_table(["method", "FLOPs saved", *columns], rows, names=2) + keeps
+    star = "\n\\* p < 0.05 after Holm's correction, in the test that the method saves nothing.\n"
+    return parts.markdown_table(["method", "FLOPs saved", *shown], rows, names=2) + star + keeps
 
 
 def performance_profile(labels: Mapping[str, str], data: pd.DataFrame, width: float) -> Figure:
@@ -140,6 +149,6 @@ def performance_profile(labels: Mapping[str, str], data: pd.DataFrame, width: fl
         axes.xaxis.set_major_locator(FixedLocator([1, 1.5, 2, 3, 4]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tau, _: f"{tau:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("FLOPs to target over the best, log scale", loc="left")
+        axes.set_xlabel("FLOPs until scratch is met, over the best, log scale", loc="left")
         drawing.title(axes, "Share of experiments, " + LEDGER_TITLES[ledger])
     return figure

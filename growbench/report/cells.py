@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from growbench.analysis.columns import Saving
+from growbench.analysis import columns
 from growbench.costs.accounts import Ledger, Unit
-from growbench.formatting import Scale, percent, saving, scale
+from growbench.formatting import Scale, p_value, saving, scale
 from growbench.registry import SCRATCH
 
 UNKNOWN = "unknown"
+NO_VERDICT = "no verdict"
 SYMBOLS = {Unit.FLOPS: "FLOP", Unit.SECONDS: "s"}
 
 
@@ -23,22 +25,29 @@ def saving_of(row: Mapping[str, Any] | None, unit: Unit, ledger: Ledger) -> str:
     """A method's saving with its interval; blank for a method that has no row."""
     if row is None or row["method"] == SCRATCH:
         return "reference" if row else ""
-    found = Saving.of(row, unit, ledger)
-    if row.get("at_least") and row["reached"] == row["seeds"] and found.known:
-        return f"≥ {percent(found.mean)}"  # an interval of a bound would say nothing
     return outcome(row, unit, ledger)
 
 
 def outcome(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> str:
-    """A saving with its interval, or why there is none: its source's cost is unknown, or some seeds did not reach the target."""
+    """A saving with its interval, or why there is none: a seed did not finish, or the cost of its source is unknown."""
+    if row["finished"] < row["seeds"]:
+        return f"did not finish ({row['seeds'] - row['finished']} of {row['seeds']})"
     if source_unknown(row, unit, ledger):
         return UNKNOWN
-    if row["reached"] < row["seeds"]:
-        return f"not reached ({row['reached']} of {row['seeds']})"
-    found = Saving.of(row, unit, ledger)
-    return saving(found.mean, found.low, found.high)
+    found = columns.saving_in(row, unit, ledger)
+    return saving(found.mean, found.low, found.high, found.relation)
+
+
+def verdict_of(row: Mapping[str, Any], ledger: Ledger) -> str:
+    """What the test of the FLOPs says, with its p-value; blank for scratch."""
+    if row["method"] == SCRATCH:
+        return ""
+    p = row[columns.adjusted_p_value(ledger)]
+    text = row[columns.verdict(ledger)]
+    return f"{NO_VERDICT} ({text})" if math.isnan(p) else f"{text} (p\N{NO-BREAK SPACE}{p_value(p, equals=True)})"
 
 
 def source_unknown(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> bool:
     """Whether a saving is missing only because the source's cost is unknown: there is one with the source free."""
-    return not Saving.of(row, unit, ledger).known and Saving.of(row, unit, Ledger.REUSE).known
+    build, reuse = (columns.saving_in(row, unit, each) for each in (ledger, Ledger.REUSE))
+    return reuse.known and not build.known

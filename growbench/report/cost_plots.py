@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from growbench.analysis import tables
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import Account, Unit
+from growbench.costs.accounts import Account
 from growbench.report.cells import cost_scale
 from growbench.report.drawing import GREY, TITLES, human_axis, labels, looks, name_rows, panels, room, title
 
@@ -39,9 +39,9 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
     """What each method's whole run cost, stacked by account; the source model's own training, outlined, comes first."""
     methods = [method for method in comparison.methods if method in set(data["method"])]
     height = 0.36 * len(methods) + 0.1
-    figure, both = panels(width, [height, height], room(labels(comparison)), 0.6)
+    figure, both = panels(width, [height] * len(comparison.units), room(labels(comparison)), 0.6)
     drawn = looks(comparison.methods)
-    for axes, unit in zip(both, Unit, strict=True):
+    for axes, unit in zip(both, comparison.units, strict=True):
         costs = {(row["method"], row["account"]): row["cost"] for row in tables.records(data[data["unit"] == unit])}
         totals = [np.nansum([costs[method, account] for account in FILLS]) for method in methods]
         scale = cost_scale(max(totals, default=0.0), unit)

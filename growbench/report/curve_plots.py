@@ -47,7 +47,7 @@ def curves(unit: Unit, measure: str = "val_loss") -> Callable[[Comparison, pd.Da
         scale = cost_scale(most, unit)
         shown = data[data[unit] >= 0.02 * most]
         if measure == "val_loss":
-            _loss_limits(axes, shown, data, comparison.target)
+            _loss_limits(axes, shown, data, comparison.target_loss)
             axes.set_ylabel("validation loss (nats)")
         else:
             _accuracy_limits(axes, shown)
@@ -110,15 +110,15 @@ def _touches_unscored(scored: pd.Series) -> pd.Series:
 
 
 def _target(axes: Axes, comparison: Comparison, unit: Unit, drawn: Mapping[str, Look]) -> None:
-    target_line(axes, comparison.target)
+    target_line(axes, comparison.target_loss)
     for row in tables.records(comparison.savings):
         look = drawn[row["method"]]
         reuse, build = (row[columns.cost_to_target(unit, ledger)] for ledger in Ledger)
         if np.isfinite(reuse):
             dot: dict[str, Any] = {"marker": look.dot, "color": look.colour, "markersize": 7, "clip_on": False}
-            axes.plot(reuse, comparison.target, **dot, markeredgecolor="white", zorder=6)
+            axes.plot(reuse, comparison.target_loss, **dot, markeredgecolor="white", zorder=6)
             if build > reuse:
-                axes.plot(build, comparison.target, **dot, markerfacecolor="white", zorder=5)
+                axes.plot(build, comparison.target_loss, **dot, markerfacecolor="white", zorder=5)
 
 
 def ladder(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
@@ -131,14 +131,14 @@ def ladder(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
         rows, ends = data[data["ledger"] == ledger], []
         axes.set_xscale("log")
         axes.set_xlim(data["flops"].min() / 1.06, data["flops"].max() * 1.06)
-        low, high = min(data["low"].min(), comparison.target), max(data["high"].max(), comparison.target)
+        low, high = min(data["low"].min(), comparison.target_loss), max(data["high"].max(), comparison.target_loss)
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         for method, rungs in rows.groupby("method", sort=False):
             look = drawn[str(method)]
             axes.plot(rungs["flops"], rungs["val_loss"], f"-{look.dot}", color=look.colour, linewidth=1.7, markersize=4.5)
             axes.fill_between(rungs["flops"], rungs["low"], rungs["high"], color=look.colour, alpha=0.15, linewidth=0)
             ends.append((rungs["flops"].iloc[-1], rungs["val_loss"].iloc[-1], comparison.label(str(method)), look))
-        target_line(axes, comparison.target)
+        target_line(axes, comparison.target_loss)
         label_ends(axes, ends)
         human_axis(axes, scale, (1, 1.5, 2, 3, 4, 5, 6, 8))
         axes.set_ylabel("final validation loss (nats)")

@@ -2,66 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from growbench.analysis import tables
-from growbench.analysis.columns import Saving
+from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
+from growbench.analysis.estimator import Verdict
+from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Ledger, Unit
-from growbench.formatting import percent
+from growbench.formatting import counted
 from growbench.registry import SCRATCH
-from growbench.report.cells import saving_of, source_unknown
+from growbench.report.cells import saving_of
+
+Row = Mapping[str, Any]
+
+PROTOCOLS = {Protocol.SINGLE: "Read off one run's curve (single protocol)", Protocol.LADDER: "On the ladder (ladder protocol)"}
+LEDGERS = {
+    Ledger.REUSE: "with the source free (reuse ledger)",
+    Ledger.BUILD: "with the source's training charged (build ledger)",
+}
+MANY = 3  # methods, above which not all are named
 
 
 def headline(comparison: Comparison) -> str:
-    """The result in a few sentences: the best method, and what the best control saves."""
-    rows = [row for row in tables.records(comparison.savings) if row["method"] != SCRATCH]
-    target = f"the target loss of {comparison.target:.3f}"
+    """Which methods save FLOPs in either ledger by the protocol that decides, and whether controls do."""
+    rows = [row for row in tables.records(comparison.verdicts) if row["method"] != SCRATCH]
     if not rows:
-        return f"Only scratch has been run. Other methods will have to meet {target}."
-    best, control = (_best(row for row in rows if row["control"] == control) for control in (False, True))
-    if best is None:
-        sentences = [f"No method has a saving: none met {target} in every seed that scratch finished too."]
-    else:
-        method, reuse = best["method"], _saving(best)
-        sentences = [
-            f"{'' if reuse.mean > 0 else 'No method saves training. At best, '}{comparison.label(method)} meets {target} with "
-            f"{_more_or_less(reuse)} FLOPs than scratch{_certainty(reuse, best['seeds'])}; {_with_source_charged(best)}."
-        ]
-        sentences += [_on_ladder(row) for row in tables.records(comparison.ladder) if row["method"] == method]
-    if control:
-        sentences.append(f"The best control, {control['method']}, needs {_more_or_less(_saving(control))}.")
-    return " ".join(sentences)
+        return f"Only scratch has been run. It ends at a loss of {comparison.target_loss:.3f}."
+    methods, controls = ([row for row in rows if row["control"] == control] for control in (False, True))
+    sentences = [_sentence(comparison, methods, ledger) for ledger in Ledger if methods]
+    if sentences:
+        protocol = PROTOCOLS[Protocol(methods[0]["protocol"])]
+        sentences[0] = f"{protocol}, {sentences[0]}"
+        sentences[1] = sentences[1][0].upper() + sentences[1][1:]
+    return " ".join([*sentences, *_controls(comparison, controls)])
 
 
-def _saving(row: Mapping[str, Any], ledger: Ledger = Ledger.REUSE) -> Saving:
-    return Saving.of(row, Unit.FLOPS, ledger)
+def _sentence(comparison: Comparison, rows: Sequence[Row], ledger: Ledger) -> str:
+    """One ledger's. What saves is named with its savings, the largest first; where nothing does, the nearest method is."""
+    ranked = sorted(rows, key=lambda row: -row[columns.saving(Unit.FLOPS, ledger)])
+    savers = [row for row in ranked if row[columns.verdict(ledger)] == Verdict.SAVES]
+    tested = [row for row in rows if row[columns.p_value(ledger)] >= 0]
+    if savers:
+        named = ", ".join(_named(comparison, row, ledger) for row in savers[:MANY])
+        rest = f" and {counted(len(savers) - MANY, 'other')}" if len(savers) > MANY else ""
+        number = f"{len(savers)} of {counted(len(rows), 'method')} {'saves' if len(savers) == 1 else 'save'}"
+        return f"{LEDGERS[ledger]} {number} FLOPs: {named}{rest}."
+    nothing = f"{LEDGERS[ledger]} no method is shown to save FLOPs"
+    measured = [row for row in ranked if columns.saving_in(row, Unit.FLOPS, ledger).measured]
+    if not measured:
+        return f"{nothing}."
+    verdict = measured[0][columns.verdict(ledger)]
+    said = verdict if measured[0] in tested else f"no verdict: {verdict}"
+    return f"{nothing}; the best estimate is {_named(comparison, measured[0], ledger)}, {said}."
 
 
-def _best(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The method that saves most FLOPs; None if none has a saving."""
-    return max((row for row in rows if _saving(row).known), key=lambda row: _saving(row).mean, default=None)
+def _named(comparison: Comparison, row: Row, ledger: Ledger) -> str:
+    return f"{comparison.label(row['method'])} {saving_of(row, Unit.FLOPS, ledger)}"
 
 
-def _certainty(saving: Saving, seeds: int) -> str:
-    if seeds == 1:
-        return " (one seed)"
-    low, high = percent(saving.low, 0), percent(saving.high, 0)
-    return f" (95\N{NO-BREAK SPACE}% interval of the saving {low} to {high}, {seeds} seeds)"
-
-
-def _with_source_charged(row: Mapping[str, Any]) -> str:
-    if source_unknown(row, Unit.FLOPS, Ledger.BUILD):
-        return "what the small model's own training cost is not known"
-    return f"with {_more_or_less(_saving(row, Ledger.BUILD))}, once the small model's own training is charged"
-
-
-def _on_ladder(row: Mapping[str, Any]) -> str:
-    if row["reached"] < row["seeds"]:
-        return f"On the ladder it meets the target in {row['reached']} of {row['seeds']} seeds only."
-    return f"On the ladder it saves {saving_of(row, Unit.FLOPS, Ledger.REUSE)}."
-
-
-def _more_or_less(saving: Saving) -> str:
-    return f"{percent(abs(saving.mean), 0)} {'fewer' if saving.mean > 0 else 'more'}"
+def _controls(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
+    """In the reuse ledger: a control has no source to be charged."""
+    if not rows:
+        return []
+    savers = [row for row in rows if row[columns.verdict(Ledger.REUSE)] == Verdict.SAVES]
+    if not savers:
+        return [f"No control is shown to save ({', '.join(row['method'] for row in rows)})."]
+    return [f"Controls save too: {', '.join(_named(comparison, row, Ledger.REUSE) for row in savers)}."]

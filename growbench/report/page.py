@@ -26,7 +26,8 @@ def html(comparison: Comparison, images: Mapping[str, Cuts]) -> str:
         setting=_setting(comparison),
         headline=headline(comparison),
         savings=savings_tables.SavingsTable(comparison).grouped(),
-        target=f"{comparison.target:.4f}",
+        target=f"{comparison.target_loss:.4f}",
+        target_given=comparison.target_loss_given,
         marks=parts.footnotes([comparison]),
         notes=comparison.notes,
         ladder=savings_tables.ladder(comparison),
@@ -47,7 +48,8 @@ def markdown(comparison: Comparison) -> str:
     """The savings as a Markdown table, to paste into a README."""
     keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
     urgent = [note for note in comparison.notes if store.UNKNOWN_SOURCE in note or note.startswith(LEFT_OUT)]
-    below = " ".join([f"Target loss {comparison.target:.4f}. In brackets, 95 % intervals over seeds.{keeps}", *urgent])
+    loss = f"{'Target loss' if comparison.target_loss_given else 'Final loss of scratch'} {comparison.target_loss:.4f}."
+    below = " ".join([f"{loss} In brackets: 95 % intervals over seeds, p-values by Holm's procedure.{keeps}", *urgent])
     return f"{savings_tables.SavingsTable(comparison).markdown()}\n{below}\n"
 
 

@@ -32,9 +32,14 @@ def _accuracy_curves(comparison: Comparison) -> pd.DataFrame:
     return tables.mean_curves(comparison) if comparison.has_accuracy else pd.DataFrame()
 
 
+def _timed_curves(comparison: Comparison) -> pd.DataFrame:
+    """Where there are seconds that compare."""
+    return tables.mean_curves(comparison) if Unit.SECONDS in comparison.units else pd.DataFrame()
+
+
 PLOTS = {
     "loss_vs_flops": Plot(tables.mean_curves, curves(Unit.FLOPS)),
-    "loss_vs_seconds": Plot(tables.mean_curves, curves(Unit.SECONDS)),
+    "loss_vs_seconds": Plot(_timed_curves, curves(Unit.SECONDS)),
     "accuracy_vs_flops": Plot(_accuracy_curves, curves(Unit.FLOPS, "val_accuracy")),
     "savings": Plot(lambda comparison: comparison.savings, savings),
     "savings_curve": Plot(tables.savings_curve, savings_curve),

@@ -104,7 +104,7 @@ def runs(comparison: Comparison) -> PlainTable:
     sizes = ("steps", "tokens", "tokens / parameter")
     times = ("seconds", "nominal seconds", *UNCHARGED)
     heads = ("run", "status", "final loss", *sizes, *times, "peak memory")
-    return PlainTable(heads, [_run_cells(run) for run in comparison.runs])
+    return PlainTable(heads, [_run_cells(run) for run in comparison.measured])
 
 
 def _run_cells(run: Run) -> list[str]:

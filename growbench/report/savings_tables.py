@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
+from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Ledger, Unit
-from growbench.formatting import NONE, Scale, counted, p_value, percent
-from growbench.report.cells import UNKNOWN, cost_scale, saving_of
+from growbench.formatting import MINUS, NONE, Scale, counted, p_value, percent
+from growbench.report.cells import cost_scale, saving_of, verdict_of
 from growbench.report.parts import GroupedTable, MethodRow, markdown_table, method_names
 
 GROUPS = {Unit.FLOPS: "FLOPs", Unit.SECONDS: "Time"}  # titles of groups of columns
@@ -20,51 +23,41 @@ TITLES = {Unit.FLOPS: "FLOPs", Unit.SECONDS: "time"}  # within a head
 
 @dataclass(frozen=True)
 class SavingsTable:
-    """Per method its final loss, how often it met the target, and what that cost and saved."""
+    """Per method its final loss, in how many seeds it met scratch, what it saved, and what the tests say."""
 
     comparison: Comparison
 
     @property
     def own_heads(self) -> list[str]:
-        """The heads between the methods' names and the columns on costs."""
-        return ["final loss", *(["final accuracy"] if self.comparison.has_accuracy else []), "reached"]
+        """The heads between the methods' names and the columns on savings."""
+        return ["final loss", *(["final accuracy"] if self.comparison.has_accuracy else []), "met scratch"]
 
     @property
-    def scales(self) -> dict[Unit, Scale]:
-        """One scale a unit: the one that suits the most expensive run."""
-        ended = [run for run in self.comparison.runs if run.curve]
-        return {unit: cost_scale(max(run.curve[-1][unit] for run in ended), unit) for unit in Unit}
-
-    def cost_heads(self, unit: Unit) -> dict[str, str]:
-        """The heads of a unit's columns: below the group's title, and readable alone."""
-        name = self.scales[unit].name
-        return {f"to target, {ledger}": f"{name} to target, {ledger}" for ledger in Ledger} | {
-            f"saved, {ledger}": f"{TITLES[unit]} saved, {ledger}" for ledger in Ledger
-        }
+    def groups(self) -> dict[str, dict[str, str]]:
+        """By a group's title its heads, and by each the same readable alone."""
+        flops = {f"FLOPs, {ledger}": {"saved": f"FLOPs saved, {ledger}", "verdict": f"verdict, {ledger}"} for ledger in Ledger}
+        return flops | {"Time saved": _heads("time saved", Ledger)} if Unit.SECONDS in self.comparison.units else flops
 
     def cells(self, row: Mapping[str, Any]) -> list[str]:
         """A method's figures in the order of the heads."""
-        loss, scales = row["final_val_loss"], self.scales
+        loss = row["final_val_loss"]
         cells = [NONE if math.isnan(loss) else f"{loss:.3f}"]
         if self.comparison.has_accuracy:
             cells.append(percent(row["final_val_accuracy"]))
         cells.append(f"{row['reached']} of {row['seeds']}")
-        for unit in Unit:
-            costs = [row[columns.cost_to_target(unit, ledger)] for ledger in Ledger]
-            cells += [UNKNOWN if math.isnan(cost) else scales[unit].text(cost) for cost in costs]
-            cells += [saving_of(row, unit, ledger) for ledger in Ledger]
-        return cells
+        for ledger in Ledger:
+            cells += [saving_of(row, Unit.FLOPS, ledger), verdict_of(row, ledger)]
+        return cells + _seconds_cells(self.comparison, row)
 
     def grouped(self) -> GroupedTable:
         """The table of the page."""
-        groups = {f"{GROUPS[unit]} ({self.scales[unit].name})": self.cost_heads(unit) for unit in Unit}
         names = method_names(self.comparison)
         rows = [MethodRow(names[row["method"]], self.cells(row)) for row in tables.records(self.comparison.savings)]
-        return GroupedTable(self.own_heads, groups, rows)
+        return GroupedTable(self.own_heads, self.groups, rows)
 
     def markdown(self) -> str:
         """The same to paste into a README."""
-        heads = ["method", *self.own_heads, *(head for unit in Unit for head in self.cost_heads(unit).values())]
+        heads = ["method", *self.own_heads, *(head for group in self.groups.values() for head in group.values())]
         rows = [
             [self.comparison.label(row["method"]) + " (control)" * row["control"], *self.cells(row)]
             for row in tables.records(self.comparison.savings)
@@ -96,25 +89,35 @@ def ladder(comparison: Comparison) -> Ladder | None:
     if comparison.ladder.empty:
         return None
     single = {row["method"]: row for row in tables.records(comparison.savings)}
-    pairs = [(unit, ledger) for unit in Unit for ledger in Ledger]
-    groups = {
-        f"{GROUPS[unit]} saved, {ledger}": {
-            protocol: f"{TITLES[unit]} saved, {ledger}: {protocol}" for protocol in ("single", "ladder")
+    groups = {}
+    for ledger in Ledger:
+        title = f"FLOPs saved, {ledger}"
+        groups[title] = {str(protocol): f"{title}: {protocol}" for protocol in Protocol} | {
+            "verdict": f"verdict, {ledger}: ladder"
         }
-        for unit, ledger in pairs
-    }
+    if Unit.SECONDS in comparison.units:
+        groups["Time saved, ladder"] = {str(ledger): f"time saved, {ledger}: ladder" for ledger in Ledger}
     names = method_names(comparison)
     rows = [
-        MethodRow(
-            names[row["method"]],
-            [saving_of(table_row, *pair) for pair in pairs for table_row in (single[row["method"]], row)],
-        )
+        MethodRow(names[row["method"]], _ladder_cells(comparison, single[row["method"]], row))
         for row in tables.records(comparison.ladder)
     ]
     rungs = comparison.rungs
     charged, spent = rungs[columns.cost(Unit.FLOPS, Ledger.REUSE)].sum(), rungs[columns.spent(Unit.FLOPS)].sum()
     runs = counted(len(rungs), "run")
     return Ladder(GroupedTable([], groups, rows), runs, charged, spent, cost_scale(charged, Unit.FLOPS))
+
+
+def _seconds_cells(comparison: Comparison, row: Mapping[str, Any]) -> list[str]:
+    """None where no seconds compare."""
+    return [saving_of(row, Unit.SECONDS, ledger) for ledger in Ledger if Unit.SECONDS in comparison.units]
+
+
+def _ladder_cells(comparison: Comparison, single: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    cells = []
+    for ledger in Ledger:
+        cells += [*(saving_of(each, Unit.FLOPS, ledger) for each in (single, row)), verdict_of(row, ledger)]
+    return cells + _seconds_cells(comparison, row)
 
 
 def papers(comparison: Comparison) -> GroupedTable | None:
@@ -143,22 +146,32 @@ def papers(comparison: Comparison) -> GroupedTable | None:
     return GroupedTable([], groups, rows)
 
 
-def tests(comparison: Comparison) -> GroupedTable | None:
-    """The p-values; None where the seeds are too few for any."""
-    values = [columns.p_value(other, ledger) for other in ("scratch", "best") for ledger in Ledger]
-    tested = comparison.savings[values].notna().any(axis=1)
-    if not tested.any():
-        return None
-    groups = {
-        "Against scratch": _heads("p against scratch", Ledger),
-        "Against the best other": _heads("p against the best other", Ledger),
-    }
+TEST_HEADS = ("difference", "at", "p", "Holm's p")
+
+
+def tests(comparison: Comparison) -> dict[Protocol, GroupedTable]:
+    """By protocol, each method's test in either ledger; none where the seeds are too few for any."""
+    found = {Protocol.SINGLE: comparison.savings, Protocol.LADDER: comparison.ladder}
+    made = {protocol: _tests(comparison, table) for protocol, table in found.items() if not table.empty}
+    return {protocol: table for protocol, table in made.items() if table.rows}
+
+
+def _tests(comparison: Comparison, table: pd.DataFrame) -> GroupedTable:
+    groups = {f"FLOPs, {ledger}": {head: f"{head}, {ledger}" for head in TEST_HEADS} for ledger in Ledger}
     names = method_names(comparison)
-    rows = [
-        MethodRow(names[row["method"]], [p_value(row[value]) for value in values])
-        for row in tables.records(comparison.savings[tested])
-    ]
+    tested = [row for row in tables.records(table) if any(row[columns.p_value(ledger)] >= 0 for ledger in Ledger)]
+    rows = [MethodRow(names[row["method"]], [cell for ledger in Ledger for cell in _test_cells(row, ledger)]) for row in tested]
     return GroupedTable([], groups, rows)
+
+
+def _test_cells(row: Mapping[str, Any], ledger: Ledger) -> list[str]:
+    difference = row[columns.difference(ledger)]
+    return [
+        NONE if math.isnan(difference) else f"{difference:+.4f}".replace("-", MINUS),
+        percent(row[columns.tested_at(ledger)]),
+        p_value(row[columns.p_value(ledger)]),
+        p_value(row[columns.adjusted_p_value(ledger)]),
+    ]
 
 
 def _heads(title: str, heads: Iterable[str]) -> dict[str, str]:

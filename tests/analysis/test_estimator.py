@@ -118,7 +118,7 @@ def test_a_run_that_ends_early_is_tested_where_it_ends() -> None:
     short = np.linspace(1, 80, 40)
     behind, ahead = estimate(runs(1.0, costs=short), 3.0, 100.0), estimate(runs(1.6, costs=short), 3.0, 100.0)
     assert behind.tested_at == ahead.tested_at == 0.8 and behind.p < 0.05
-    assert verdict(behind, behind.p) == Verdict.EVEN and behind.saving.mean == pytest.approx(0.2)
+    assert verdict(behind, behind.p) == Verdict.WORSE and behind.saving.mean == pytest.approx(0.2)
     assert verdict(ahead, ahead.p) == Verdict.SAVES
 
 

@@ -9,15 +9,19 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from growbench import report
-from growbench.analysis.comparison import analyse
+from growbench.analysis import tables
+from growbench.analysis.comparison import Comparison, analyse
+from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
-from growbench.formatting import percent
+from growbench.formatting import p_value, percent
 from growbench.report import page
+from growbench.report.cells import saving_of
 from growbench.report.headline import headline
 from tests.report.results import METHODS, STEP_FLOPS, STEPS, TEXT_PLOTS, Page, change, fail, of_images, read, write_results
 
@@ -33,9 +37,10 @@ def test_every_file_is_there(made: Path) -> None:
 
 def test_savings_table_has_the_promised_columns(made: Path) -> None:
     measures = [f"{unit}_saving_{ledger}" for unit in ("flops", "seconds") for ledger in ("reuse", "build")]
-    expected = ["method", "seeds", "reached", "target_loss"]
-    expected += [name + end for name in measures for end in ("", "_low", "_high")]
-    expected += ["published_flops_saving", "published_seconds_saving"]
+    expected = ["method", "protocol", "seeds", "finished", "reached"]
+    expected += [name + end for name in measures for end in ("", "_low", "_high", "_relation")]
+    tests = ("loss_difference", "tested_at", "flops_p", "flops_p_holm", "flops_verdict")
+    expected += [f"{name}_{ledger}" for ledger in ("reuse", "build") for name in tests]
     table = pd.read_csv(made / "savings.csv")
     assert list(table.columns[: len(expected)]) == expected
     ligo = table.set_index("method").loc["ligo"]
@@ -53,7 +58,7 @@ def test_page_stands_alone(made: Path) -> None:
 
 def test_page_says_what_was_not_reached_and_why(made: Path) -> None:
     page = (made / "index.html").read_text(encoding="utf-8")
-    assert "not reached<small>(2 of 3)" in page
+    assert "did not finish<small>(1 of 3)" in page
     assert "loss is &lt;nan&gt;" in page and "<nan>" not in page
     assert "stackbert-seed1" in page
 
@@ -62,7 +67,7 @@ def test_markdown_table_is_well_formed(made: Path) -> None:
     lines = (made / "savings.md").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert len(lines) == 2 + len(METHODS)
-    assert "not reached (2 of 3)" in lines[-1]
+    assert "did not finish (1 of 3)" in lines[-1]
 
 
 def test_names_are_escaped_and_one_seed_has_no_interval(tmp_path: Path) -> None:
@@ -145,7 +150,7 @@ def test_controls_and_kept_sources_are_marked(tmp_path: Path) -> None:
     assert re.findall(r">([^<>]*)<span class=\"tag\">control", page) == ["bert2bert"] * 3  # savings, growth and phases
     assert ">ligo†</td>" in page and "| ligo† |" in table and "| bert2bert (control) |" in table
     assert "stackbert†" not in page and "scratch†" not in page
-    assert "The best control, bert2bert, needs" in page and "bert2bert meets" not in page
+    assert "No control is shown to save (bert2bert)." in page and "no method is shown to save FLOPs; the best estimate is" in page
 
 
 def test_without_marks_there_are_no_footnotes(made: Path) -> None:
@@ -172,24 +177,40 @@ def test_the_committed_report_is_what_its_runs_give(tmp_path: Path, figures: Fig
 def test_the_ladder_stands_beside_the_single_budget(climbed: Path) -> None:
     page = read(climbed / "index.html")
     rows = {method: page.row("ladder-table", method) for method in page.methods("ladder-table")}
-    assert set(rows) == set(METHODS) and set(rows["scratch"].values()) == {"reference"}
+    assert set(rows) == set(METHODS) and set(rows["scratch"].values()) == {"reference", ""}
     single, ladder = (pd.read_csv(climbed / f"{name}.csv").set_index("method") for name in ("savings", "ladder_savings"))
     for ledger in ("reuse", "build"):
-        column = f"flops_saving_{ledger}"
-        cells = [rows["bert2bert"][f"FLOPs saved, {ledger}: {protocol}"] for protocol in ("single", "ladder")]
-        for cell, table in zip(cells, (single, ladder), strict=True):
-            ends = [percent(table.loc["bert2bert", column + end]) for end in ("", "_low", "_high")]
-            assert cell == f"{ends[0]} ({ends[1][:-2]} to {ends[2][:-2]})"
-        bound = percent(ladder.loc["ligo", column])
-        assert rows["ligo"][f"FLOPs saved, {ledger}: ladder"] == f"≥ {bound}"
-        assert rows["stackbert"][f"time saved, {ledger}: ladder"] == "not reached (1 of 2)"
+        for protocol, table in (("single", single), ("ladder", ladder)):
+            cell = rows["bert2bert"][f"FLOPs saved, {ledger}: {protocol}"]
+            assert percent(table.loc["bert2bert", f"flops_saving_{ledger}"]) in cell
+        p = ladder.loc["ligo", f"flops_p_holm_{ledger}"]
+        assert rows["ligo"][f"verdict, {ledger}: ladder"] == (
+            f"{ladder.loc['ligo', f'flops_verdict_{ledger}']} (p\N{NO-BREAK SPACE}{p_value(p, equals=True)})"
+        )
+    bound = percent(ladder.loc["ligo", "flops_saving_build"])
+    assert rows["ligo"]["FLOPs saved, build: ladder"].startswith(f"> {bound}")
+    assert rows["stackbert"]["FLOPs saved, reuse: ladder"].startswith("< ")
+
+
+def verdicts(comparison: Comparison, said: str) -> Comparison:
+    """With this verdict of every method but scratch, on the ladder and off it."""
+    changed = {f"flops_verdict_{ledger}": said for ledger in ("reuse", "build")}
+    tables = {name: getattr(comparison, name).assign(**changed) for name in ("savings", "ladder")}
+    return dataclasses.replace(comparison, **tables)
 
 
 def test_the_headline_says_what_the_ladder_says(climbed: Path) -> None:
     comparison = analyse(climbed.parent)
-    assert headline(comparison).endswith("On the ladder it meets the target in 1 of 2 seeds only.")  # stackbert
-    met = comparison.ladder.assign(reached=2, at_least=True, flops_saving_reuse=0.25)
-    assert headline(dataclasses.replace(comparison, ladder=met)).endswith("On the ladder it saves ≥ 25.0\N{NO-BREAK SPACE}%.")
+    saving = f"bert2bert {saving_of(row(comparison.ladder, 'bert2bert'), Unit.FLOPS, Ledger.REUSE)}"
+    text = headline(verdicts(comparison, "saves"))
+    assert text.startswith("On the ladder (ladder protocol), with the source free (reuse ledger) 3 of 3 methods save FLOPs: ")
+    assert saving in text and "With the source's training charged (build ledger) 3 of 3 methods save FLOPs" in text
+    text = headline(verdicts(comparison, "costs more"))
+    assert f"(reuse ledger) no method is shown to save FLOPs; the best estimate is {saving}, costs more." in text
+
+
+def row(table: pd.DataFrame, method: str) -> dict[str, Any]:
+    return next(row for row in tables.records(table) if row["method"] == method)
 
 
 def test_the_ladder_says_what_was_charged_and_what_was_spent(climbed: Path) -> None:
@@ -242,16 +263,16 @@ def test_a_loss_that_never_recovers_in_some_seed_is_a_dash(tmp_path: Path) -> No
 
 def test_tests_are_shown_where_there_are_any(made: Path) -> None:
     comparison = analyse(made.parent)
-    p = {"flops_p_scratch_reuse": [math.nan, 0.0004, 0.0123, math.nan], "flops_p_scratch_build": [math.nan, 0.2, 1.0, math.nan]}
-    p |= {"flops_p_best_reuse": [math.nan] * 4, "flops_p_best_build": [math.nan] * 4}
-    tested = dataclasses.replace(comparison, savings=comparison.savings.assign(**p))
-    shown = Page(page.html(tested, {}))
-    assert {method: list(shown.row("tests", method).values()) for method in shown.methods("tests")} == {
-        "bert2bert": ["< 0.001", "0.200", "–", "–"],
-        "ligo": ["0.012", "1.000", "–", "–"],
-    }
-    untested = dataclasses.replace(comparison, savings=comparison.savings.assign(**{column: math.nan for column in p}))
-    assert "tests" not in Page(page.html(untested, {})).tables
+    shown, saved = read(made / "index.html"), comparison.savings.set_index("method").loc["ligo"]
+    assert set(shown.methods("tests-single")) == {"bert2bert", "ligo"}  # stackbert did not finish
+    cells = shown.row("tests-single", "ligo")
+    assert cells["p, reuse"] == p_value(saved["flops_p_reuse"]) and cells["Holm's p, build"] == p_value(
+        saved["flops_p_holm_build"]
+    )
+    assert cells["difference, reuse"].replace("−", "-") == f"{saved['loss_difference_reuse']:+.4f}"
+    assert cells["at, reuse"] == percent(saved["tested_at_reuse"])
+    untested = comparison.savings.assign(flops_p_reuse=math.nan, flops_p_build=math.nan)
+    assert "tests-single" not in Page(page.html(dataclasses.replace(comparison, savings=untested), {})).tables
 
 
 def test_runs_of_older_versions_leave_blank_what_they_did_not_record(tmp_path: Path) -> None:
@@ -280,7 +301,7 @@ def test_only_a_failed_run_and_a_target_by_hand(tmp_path: Path) -> None:
     folder = write_results(tmp_path, 1, {"a_method_with_a_very_long_name": METHODS["ligo"]})
     fail(folder / "a_method_with_a_very_long_name-seed0")
     page = report.make(folder, target_loss=5.0).read_text(encoding="utf-8")
-    assert "not reached" in page and "Without a finished scratch run" in page
+    assert "did not finish" in page and "Without a finished scratch run" in page
     with pytest.raises(UsageError, match="--target-loss"):
         report.make(folder)
 
