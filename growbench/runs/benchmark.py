@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -52,9 +52,11 @@ class Benchmark:
         methods, seeds = list(methods), list(seeds)
         data = self._prepare(methods)
         scratch, others = [found for found in methods if found.name == SCRATCH], [f for f in methods if f.name != SCRATCH]
-        succeeded = self._finish([Job(found, seed) for seed in seeds for found in scratch], data, self.target_loss)
+        first = Round(self.setting, self.budgets, self.claims, self.sources, data, self.target_loss)
+        succeeded = first.finish([Job(found, seed) for seed in seeds for found in scratch])
         target_loss = self._scratch_loss(seeds) if self.target_loss is None else self.target_loss
-        return self._finish([Job(found, seed) for seed in seeds for found in others], data, target_loss) and succeeded
+        rest = replace(first, target_loss=target_loss)
+        return rest.finish([Job(found, seed) for seed in seeds for found in others]) and succeeded
 
     def _prepare(self, methods: Sequence[Found]) -> Data:
         """Load what the runs need. Raises UsageError for a request that cannot be carried out."""
@@ -76,12 +78,30 @@ class Benchmark:
             tokenizer_to_save(data)  # raises UsageError if there is none
         return data
 
-    def _finish(self, jobs: Sequence[Job], data: Data, target_loss: float | None) -> bool:
+    def _scratch_loss(self, seeds: Iterable[int]) -> float | None:
+        """The mean final validation loss of the scratch runs that finished; None if none did."""
+        runs = [store.load(self.setting.folder / store.name(SCRATCH, seed)) for seed in seeds]
+        losses = [run.final_loss for run in runs if run and run.finished]
+        return statistics.fmean(losses) if losses else None
+
+
+@dataclass(frozen=True)
+class Round:
+    """Jobs of a benchmark that know the same target loss: those of scratch, and then those of the other methods."""
+
+    setting: Setting
+    budgets: Budgets
+    claims: Claims
+    sources: Sources
+    data: Data
+    target_loss: float | None  # nats; for progress only
+
+    def finish(self, jobs: Sequence[Job]) -> bool:
         """Do all jobs: first those that no other process is training, then wait for the others. Returns False if one failed."""
         succeeded, left = True, list(jobs)
         elsewhere: set[str] = set()  # jobs that another process was training
         while left:
-            done = {job.name: self._work(job, data, target_loss, job.name in elsewhere) for job in left}
+            done = {job.name: self._work(job, job.name in elsewhere) for job in left}
             succeeded &= JobState.FAILED not in done.values()
             left = [job for job in left if done[job.name] == JobState.ELSEWHERE]
             if left:
@@ -89,13 +109,13 @@ class Benchmark:
                 elsewhere |= {job.name for job in left}
         return succeeded
 
-    def _work(self, full: Job, data: Data, target_loss: float | None, was_elsewhere: bool) -> JobState:
+    def _work(self, full: Job, was_elsewhere: bool) -> JobState:
         """Train a method on a seed at every budget, unless it is done, or another process is training it or failed to."""
         with self.claims.claimed(full.name) as mine:
             if not mine:
                 return JobState.ELSEWHERE
             ladder = [replace(full, budget_share=share) for share in self.budgets.of(full.found.name)]
-            missing = [job for job in ladder if not self.setting.done(job, data)]
+            missing = [job for job in ladder if not self.setting.done(job, self.data)]
             if not missing:
                 return JobState.DONE
             stored = [run for job in missing if (run := store.load(self.setting.folder_of(job)))]
@@ -104,25 +124,25 @@ class Benchmark:
             if full.uses_source and self.sources.of(full.seed) is None:
                 say(f"{full.name:<18} needs the small model, whose training failed")
                 return JobState.FAILED
-            return self._climb(missing, data, target_loss)
+            return self._climb(missing)
 
-    def _climb(self, ladder: Sequence[Job], data: Data, target_loss: float | None) -> JobState:
+    def _climb(self, ladder: Sequence[Job]) -> JobState:
         """Train one method at several budgets, the longest first. With the schedule wsd, shorter ones branch off the full one."""
         full = replace(ladder[0], budget_share=1.0)
         trunk = self.setting.checkpoints_of(full)
-        steps = {job.name: step for job in ladder if (step := self._branching_step(full, job, data)) is not None}
+        steps = {job.name: step for job in ladder if (step := self._branching_step(full, job)) is not None}
         finished = []
         for job in ladder:
             checkpoint = trunk.branch(steps[job.name]) if job.name in steps else None
             branch = Branch(trunk, checkpoint) if checkpoint else None
             source = self.sources.of(job.seed) if job.uses_source else None
-            execution = Execution(self.setting, job, data, source, branch, steps.values() if job == full else ())
-            finished.append(execution.run(target_loss) == RunStatus.FINISHED)
+            execution = Execution(self.setting, job, self.data, source, branch, steps.values() if job == full else ())
+            finished.append(execution.run(self.target_loss) == RunStatus.FINISHED)
         if (self.setting.folder_of(full) / "run.json").is_file():  # otherwise it is to be resumed first
             trunk.remove()
         return JobState.DONE if all(finished) else JobState.FAILED
 
-    def _branching_step(self, full: Job, job: Job, data: Data) -> int | None:
+    def _branching_step(self, full: Job, job: Job) -> int | None:
         """The number of scored steps after which a job branches off the run at the full budget; None if it does not.
 
         A longer job never does.
@@ -130,13 +150,7 @@ class Benchmark:
         if job.budget_share >= 1:
             return None
         longer, shorter = (self.setting.experiment.at(each.budget_share, job.found.training) for each in (full, job))
-        return branching_step(longer, shorter, job.found.method, data.vocabulary)
-
-    def _scratch_loss(self, seeds: Iterable[int]) -> float | None:
-        """The mean final validation loss of the scratch runs that finished; None if none did."""
-        runs = [store.load(self.setting.folder / store.name(SCRATCH, seed)) for seed in seeds]
-        losses = [run.final_loss for run in runs if run and run.finished]
-        return statistics.fmean(losses) if losses else None
+        return branching_step(longer, shorter, job.found.method, self.data.vocabulary)
 
 
 def _check_parallelism(setting: Setting) -> None:
