@@ -159,6 +159,9 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
     report.add_argument("--target-loss", type=_positive, metavar="X", help="default: the mean final validation loss of scratch")
+    report.add_argument(
+        "--price", type=_positive, metavar="PER_HOUR", help="of the machine, in any currency: adds what each method's time costs"
+    )
 
 
 def _reproduce(again: argparse.ArgumentParser) -> None:

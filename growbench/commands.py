@@ -137,7 +137,7 @@ def tune(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from growbench import report as reports
 
-    for page in reports.make_all(options.folder, options.out, options.target_loss):
+    for page in reports.make_all(options.folder, options.out, options.target_loss, options.price):
         print(f"report: {page}")
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 from growbench.analysis.estimator import Relation, Saving
 from growbench.costs.accounts import Ledger, Unit
 
+TIMED = "timed"  # the seeds with seconds that compare
 PAPER_SAVING = "flops_saving_paper_counter"  # the source free, FLOPs by the counter of LiGO's paper
 
 
@@ -19,6 +20,11 @@ def cost(unit: Unit, ledger: Ledger) -> str:
 def cost_to_target(unit: Unit, ledger: Ledger) -> str:
     """What a run, or a method on average, pays until it meets scratch."""
     return f"{unit}_to_target_{ledger}"
+
+
+def price_to_target(ledger: Ledger) -> str:
+    """What the seconds cost that a method pays until it meets scratch, at a price of an hour."""
+    return f"price_to_target_{ledger}"
 
 
 def saving(unit: Unit, ledger: Ledger) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
 from growbench import registry
-from growbench.analysis import ladder
+from growbench.analysis import columns, ladder
 from growbench.analysis.notes import Noted
 from growbench.analysis.protocols import Protocol, Reading
 from growbench.analysis.savings import beside, outcomes, published, savings
@@ -48,6 +48,14 @@ class Comparison:
     shorter: list[Run] = field(default_factory=list)  # those at another than the full budget
     rungs: pd.DataFrame = field(default_factory=pd.DataFrame)
     ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
+    price: float | None = None  # of an hour
+
+    def at_price(self, price: float) -> Comparison:
+        """The same with what each method's seconds cost until it meets scratch. `price`: of an hour, in any currency."""
+        if Unit.SECONDS not in self.units:
+            return replace(self, notes=[*self.notes, "No seconds compare, so no price can be given."])
+        priced = [_priced(table, price) for table in (self.savings, self.ladder)]
+        return replace(self, savings=priced[0], ladder=priced[1], price=price)
 
     @property
     def verdicts(self) -> pd.DataFrame:
@@ -76,6 +84,15 @@ class Comparison:
     def label(self, method: str) -> str:
         """A method's name as a reader sees it, with a dagger if it keeps its source."""
         return method + KEEPS * (method in self.where("keeps_source"))
+
+
+def _priced(savings: pd.DataFrame, price: float) -> pd.DataFrame:
+    if savings.empty:
+        return savings
+    prices = {
+        columns.price_to_target(each): savings[columns.cost_to_target(Unit.SECONDS, each)] * price / 3600 for each in Ledger
+    }
+    return savings.assign(**prices)
 
 
 def analyse(folder: Path, target_loss: float | None = None) -> Comparison:

@@ -65,7 +65,8 @@ def savings(reading: Reading, methods: Sequence[str], controls: Collection[str])
 def _head(reading: Reading, method: str) -> dict[str, Any]:
     met = [seed for seed in reading.finished(method) if _meets(reading, method, seed)]
     seeds, finished = len(reading.seeds(method)), len(reading.finished(method))
-    return {"method": method, "protocol": str(reading.protocol), "seeds": seeds, "finished": finished, "reached": len(met)}
+    head = {"method": method, "protocol": str(reading.protocol), "seeds": seeds, "finished": finished, "reached": len(met)}
+    return head | {columns.TIMED: len(reading.pairs(method, Question.of(Unit.SECONDS, Ledger.REUSE)))}
 
 
 def _meets(reading: Reading, method: str, seed: int) -> bool:

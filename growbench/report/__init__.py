@@ -23,15 +23,16 @@ from growbench.runs import store
 NO_EXPERIMENTS = ("report", store.TUNING, store.REPLACED)  # folders among experiments, or among runs, that are neither
 
 
-def make(folder: Path, out: Path | None = None, target_loss: float | None = None) -> Path:
+def make(folder: Path, out: Path | None = None, target_loss: float | None = None, price: float | None = None) -> Path:
     """Write the report of the runs in `folder` to `out` (default: `folder`/report), and give the path of its index.html.
 
-    Raises UsageError when there is nothing to compare, or `out` cannot be written.
+    `price`: of an hour; with it, the page says what methods cost. Raises UsageError when there is nothing to compare, or `out`
+    cannot be written.
     """
-    return _write(analyse(folder, target_loss), out or folder / "report")
+    return _write(_analyse(folder, target_loss, price), out or folder / "report")
 
 
-def make_all(folder: Path, out: Path | None = None, target_loss: float | None = None) -> list[Path]:
+def make_all(folder: Path, out: Path | None = None, target_loss: float | None = None, price: float | None = None) -> list[Path]:
     """The report of `folder`; if it holds several experiments, that of each one, and last their board. Gives the pages.
 
     `out` is then the board's folder, and the experiments' reports are in folders there. Raises UsageError as `make` does.
@@ -39,25 +40,30 @@ def make_all(folder: Path, out: Path | None = None, target_loss: float | None = 
     folders = [path for path in sorted(folder.glob("*")) if path.is_dir() and path.name not in NO_EXPERIMENTS]
     experiments = [path for path in folders if any(path.glob("*/run.json"))]
     if any(folder.glob("*/run.json")) or not experiments:
-        return [make(folder, out, target_loss)]
+        return [make(folder, out, target_loss, price)]
     if len(experiments) == 1:
-        return [make(experiments[0], out, target_loss)]
+        return [make(experiments[0], out, target_loss, price)]
     if target_loss is not None:
         names = ", ".join(map(str, experiments))
         raise UsageError(f"--target-loss: {folder} holds {len(experiments)} experiments; name one of them: {names}")
-    comparisons = _compare(folders)
+    comparisons = _compare(folders, price)
     pages = {
         name: _write(comparison, out / name if out else folder / name / "report") for name, comparison in comparisons.items()
     }
     return [*pages.values(), _write_board(comparisons, pages, out or folder / "report")]
 
 
-def _compare(folders: list[Path]) -> dict[str, Comparison]:
+def _analyse(folder: Path, target_loss: float | None, price: float | None) -> Comparison:
+    found = analyse(folder, target_loss)
+    return found if price is None else found.at_price(price)
+
+
+def _compare(folders: list[Path], price: float | None) -> dict[str, Comparison]:
     """The experiments by name; those that cannot be compared are named and left out. Raises UsageError if none can."""
     comparisons = {}
     for folder in folders:
         try:
-            comparisons[folder.name] = analyse(folder)
+            comparisons[folder.name] = _analyse(folder, None, price)
         except UsageError as error:
             say(f"left out: {folder.name}: {error}")
     if not comparisons:

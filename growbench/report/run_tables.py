@@ -11,11 +11,12 @@ import pandas as pd
 
 from growbench.analysis import savings, tables
 from growbench.analysis.comparison import Comparison
-from growbench.costs.accounts import UNCHARGED, Account, Ledger, Unit
+from growbench.costs.accounts import CHARGED, UNCHARGED, Account, Ledger, Unit
 from growbench.formatting import NONE, Scale, data_size, digits, percent, settings
 from growbench.report.cells import cost_scale
 from growbench.report.parts import MethodRows, PlainTable, TableByMethod, method_names
 from growbench.runs import store
+from growbench.runs.records import RunRecord
 from growbench.runs.store import Run
 
 
@@ -103,7 +104,7 @@ def runs(comparison: Comparison) -> PlainTable:
     """Each run's loss, size, times and memory."""
     sizes = ("steps", "tokens", "tokens / parameter")
     times = ("seconds", "nominal seconds", *UNCHARGED)
-    heads = ("run", "status", "final loss", *sizes, *times, "peak memory")
+    heads = ("run", "status", "final loss", *sizes, *times, "energy", "peak memory")
     return PlainTable(heads, [_run_cells(run) for run in comparison.measured])
 
 
@@ -120,8 +121,17 @@ def _run_cells(run: Run) -> list[str]:
         f"{record.tokens:,}",
         digits(savings.tokens_per_parameter(run)),
         *(digits(time) for time in times),
+        _energy(record),
         data_size(memory) if memory else NONE,
     ]
+
+
+def _energy(record: RunRecord) -> str:
+    """What is charged of a run's energy, by part of the machine."""
+    measured = {
+        part: sum(kwh for account, kwh in spent.items() if account in CHARGED) for part, spent in record.energy_kwh.items()
+    }
+    return ", ".join(f"{digits(kwh)} kWh {part.upper()}" for part, kwh in measured.items()) or "not measured"
 
 
 def methods(comparison: Comparison) -> PlainTable:

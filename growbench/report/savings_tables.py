@@ -13,7 +13,7 @@ from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Ledger, Unit
-from growbench.formatting import MINUS, NONE, Scale, counted, p_value, percent
+from growbench.formatting import MINUS, NONE, Scale, counted, digits, p_value, percent
 from growbench.report.cells import cost_scale, saving_of, verdict_of
 from growbench.report.parts import GroupedTable, MethodRow, markdown_table, method_names
 
@@ -36,7 +36,9 @@ class SavingsTable:
     def groups(self) -> dict[str, dict[str, str]]:
         """By a group's title its heads, and by each the same readable alone."""
         flops = {f"FLOPs, {ledger}": {"saved": f"FLOPs saved, {ledger}", "verdict": f"verdict, {ledger}"} for ledger in Ledger}
-        return flops | {"Time saved": _heads("time saved", Ledger)} if Unit.SECONDS in self.comparison.units else flops
+        time = {"Time saved": _heads("time saved", Ledger)} if Unit.SECONDS in self.comparison.units else {}
+        price = self.comparison.price
+        return flops | time | ({f"Price at {price:g} an hour": _heads("price", Ledger)} if price else {})
 
     def cells(self, row: Mapping[str, Any]) -> list[str]:
         """A method's figures in the order of the heads."""
@@ -47,7 +49,8 @@ class SavingsTable:
         cells.append(f"{row['reached']} of {row['seeds']}")
         for ledger in Ledger:
             cells += [saving_of(row, Unit.FLOPS, ledger), verdict_of(row, ledger)]
-        return cells + _seconds_cells(self.comparison, row)
+        prices = [digits(row[columns.price_to_target(ledger)]) for ledger in Ledger if self.comparison.price]
+        return cells + _seconds_cells(self.comparison, row) + prices
 
     def grouped(self) -> GroupedTable:
         """The table of the page."""
@@ -109,8 +112,10 @@ def ladder(comparison: Comparison) -> Ladder | None:
 
 
 def _seconds_cells(comparison: Comparison, row: Mapping[str, Any]) -> list[str]:
-    """None where no seconds compare."""
-    return [saving_of(row, Unit.SECONDS, ledger) for ledger in Ledger if Unit.SECONDS in comparison.units]
+    """With the number of seeds that they are over, if those are not all. None where no seconds compare."""
+    timed, seeds = row[columns.TIMED], row["seeds"]
+    some = f"; {timed} of {seeds} seeds" if 0 < timed < seeds else ""
+    return [saving_of(row, Unit.SECONDS, ledger) + some for ledger in Ledger if Unit.SECONDS in comparison.units]
 
 
 def _ladder_cells(comparison: Comparison, single: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

@@ -55,6 +55,7 @@ def test_committed_runs_say_what_their_files_say(folder: Path, capsys: pytest.Ca
         raw, record = json.loads(text), RunRecord.read(text)  # without what a stamp may say
         assert run.curve == [json.loads(line) for line in (run.folder / "curve.jsonl").read_text().splitlines()]
         assert record.cost.flops == raw["cost"]["flops"] and record.cost.seconds == raw["cost"]["seconds"]
+        assert record.energy_kwh == raw.get("energy_kwh", {})
         for unit in Unit:
             spent = raw["cost"][unit]
             charged = sum(spent[account] for account in ("growth", "operator", "teacher", "train"))
