@@ -37,7 +37,7 @@ def test_every_file_is_there(made: Path) -> None:
 
 def test_savings_table_has_the_promised_columns(made: Path) -> None:
     measures = [f"{unit}_saving_{ledger}" for unit in ("flops", "seconds") for ledger in ("reuse", "build")]
-    expected = ["method", "protocol", "seeds", "finished", "reached"]
+    expected = ["method", "protocol", "seeds", "finished", "reached", "timed"]
     expected += [name + end for name in measures for end in ("", "_low", "_high", "_relation")]
     tests = ("loss_difference", "tested_at", "flops_p", "flops_p_holm", "flops_verdict")
     expected += [f"{name}_{ledger}" for ledger in ("reuse", "build") for name in tests]
