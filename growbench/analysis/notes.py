@@ -85,7 +85,9 @@ class Noted:
         found = [f"The source was pretrained, and {store.UNKNOWN_SOURCE}."] if len(unknown) > len(elsewhere) else []
         if elsewhere:
             names = _names(elsewhere)
-            found.append(f"Source trained on other hardware, hence no saving in seconds with it charged: {names}.")
+            found.append(
+                f"No seconds of the training of the source compare, hence no saving in seconds with it charged: {names}."
+            )
         return found
 
     def _pairs(self) -> list[str]:

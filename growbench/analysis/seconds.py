@@ -107,7 +107,7 @@ def _with(run: Run, reference: StepSeconds | None) -> Run:
     """The run with reference seconds, or with none."""
     record = run.record
     if reference is None:
-        own: Mapping[Account, Amount] = dict.fromkeys((Account.SOURCE, *CHARGED))
+        own: Mapping[Account, Amount] = dict.fromkeys(CHARGED)
         seconds = [math.nan] * len(run.curve)
     else:
         clock = ReferenceClock(reference.methods[record.method].phases, [phase.steps for phase in record.phases])

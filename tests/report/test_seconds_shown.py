@@ -96,6 +96,7 @@ def test_seconds_that_do_not_repeat_stand_nowhere_and_the_page_says_why(results:
     assert "vary by 27.4 %" in page and "growbench bench EXPERIMENT" in page
     assert "time saved" not in markdown.lower() and "price at" not in markdown.lower()
     assert "No seconds compare, so no price can be given." in page
+    assert "No seconds of the training of the source" not in page  # that they do not compare has been said
     assert savings["seconds_saving_reuse"].drop("scratch").isna().all()
     assert savings["flops_saving_reuse"].notna().all()
     assert "loss_vs_seconds" not in page

@@ -282,7 +282,9 @@ def test_seconds_of_a_source_trained_elsewhere_are_not_known(
     (row,) = (line for line in table.splitlines() if line.startswith("| bert2bert"))
     assert row.count("unknown") == 2, "the time and its saving, with the source charged"
     page = (tmp_path / "miniature" / "report" / "index.html").read_text()
-    assert "Source trained on other hardware, hence no saving in seconds with it charged: bert2bert-seed0." in page
+    assert (
+        "No seconds of the training of the source compare, hence no saving in seconds with it charged: bert2bert-seed0." in page
+    )
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
