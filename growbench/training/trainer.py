@@ -223,10 +223,9 @@ class Trainer:
         """Check that the last step took as many FLOPs as were charged, and record the phase."""
         first, last = now.flops[now.phase.workload_of(now.done - 1)], self._probe(now, now.done - 1)
         if last != first:
-            raise TrainingFailed(
-                self.outcome.steps,
-                f"phase {now.phase.name!r}: the work per step changed from {first} to {last} FLOPs; use two phases",
-            )
+            change = f"from {sum(first.values()):,} to {sum(last.values()):,} FLOPs"
+            wrong = f"phase {now.phase.name!r}: the work per step changed {change}; use two phases"
+            raise TrainingFailed(self.outcome.steps, wrong)
         now.reset_rates()
         self.evaluation.remember(now.model)
         now.growth["duplicates_end"] = self._duplicates(now)
