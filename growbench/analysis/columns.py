@@ -8,8 +8,23 @@ from typing import Any
 from growbench.analysis.estimator import Relation, Saving
 from growbench.costs.accounts import Ledger, Unit
 
+METHOD, LEDGER, UNIT, ACCOUNT, COST = "method", "ledger", "unit", "account", "cost"
+SEED, SEEDS, STATUS, PHASE, SCORED = "seed", "seeds", "status", "phase", "scored"
+LOSS, SAVING, LOW, HIGH, TARGETS = "loss", "saving", "low", "high", "targets"  # of figures over loss, or over targets
+VAL_LOSS, VAL_ACCURACY = "val_loss", "val_accuracy"  # of curves
+
 TIMED = "timed"  # the seeds with seconds that compare
 PAPER_SAVING = "flops_saving_paper_counter"  # the source free, FLOPs by the counter of LiGO's paper
+
+
+def low(measure: str) -> str:
+    """The lowest of the seeds."""
+    return f"{measure}_low"
+
+
+def high(measure: str) -> str:
+    """The highest of the seeds."""
+    return f"{measure}_high"
 
 
 def cost(unit: Unit, ledger: Ledger) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from growbench import registry
 from growbench.analysis import columns, ladder
 from growbench.analysis.notes import Noted
 from growbench.analysis.protocols import Protocol, Reading
-from growbench.analysis.savings import beside, outcomes, published, savings
+from growbench.analysis.savings import beside, outcomes, own_savings, published, savings
 from growbench.analysis.seconds import choose, references_of
 from growbench.analysis.selection import comparable, marks, target_of
 from growbench.costs.accounts import Ledger, Unit
@@ -41,7 +41,7 @@ class Comparison:
     measured: list[Run]  # the same, with the seconds that they measured
     left_out: list[Run]
     methods: list[str]  # scratch first, then by name
-    single: Reading
+    readings: Mapping[Protocol, Reading]  # the runs, read by each protocol
     outcomes: pd.DataFrame
     savings: pd.DataFrame
     notes: list[str]
@@ -61,6 +61,14 @@ class Comparison:
     def verdicts(self) -> pd.DataFrame:
         """The table that decides: that of the ladder, which compares complete runs, where there are methods on it."""
         return self.savings if self.ladder.empty else self.ladder
+
+    @property
+    def single(self) -> Reading:
+        return self.readings[Protocol.SINGLE]
+
+    def own_savings(self, protocol: Protocol) -> pd.DataFrame:
+        """What each seed of each method saves by itself: one row a method and seed."""
+        return own_savings(self.readings[protocol], [method for method in self.methods if method != SCRATCH])
 
     def of(self, method: str, finished: bool = True) -> list[Run]:
         """The compared runs of one method, by seed: the finished ones, or the others."""
@@ -130,7 +138,7 @@ def compare(runs: Sequence[Run], target_loss: float | None = None, references: S
         measured=[run for run in measured if run.record.budget_share == 1],
         left_out=left_out,
         methods=methods,
-        single=single,
+        readings={Protocol.SINGLE: single, Protocol.LADDER: climbed},
         outcomes=table,
         savings=savings(single, methods, controls)
         .assign(target_loss=target)

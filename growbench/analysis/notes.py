@@ -49,6 +49,9 @@ class Noted:
                 "One seed: there is no interval and no test, and small differences mean nothing. A claim takes five seeds, and "
                 "three at the least."
             )
+        if stopped := [run for run in self.runs if run.record.config.stop_at_loss is not None]:
+            names = _names(stopped)
+            found.append(f"Ended at the target, so that later losses are not known and few savings can be shown: {names}.")
         return [*found, *self._spans(), *self._outliers(), *self._power()]
 
     def _left_out(self) -> list[str]:

@@ -108,22 +108,32 @@ def tokens_per_parameter(run: Run) -> float:
     return record.tokens / record.parameters if run.finished and record.parameters else math.nan
 
 
+def own_savings(reading: Reading, methods: Sequence[str]) -> pd.DataFrame:
+    """What each seed of each method saves by itself, in each unit and ledger; "<" and ">" mark bounds. NaN: none."""
+    questions = {(unit, ledger): Question.of(unit, ledger) for unit in Unit for ledger in Ledger}
+    rows = []
+    for method in methods:
+        pairs = {key: {pair.seed: pair for pair in reading.pairs(method, each)} for key, each in questions.items()}
+        for seed in reading.seeds(method):
+            row: dict[str, Any] = {columns.METHOD: method, columns.SEED: seed}
+            for (unit, ledger), found in pairs.items():
+                own = found[seed].own_saving if seed in found else Saving()
+                own = Saving(0.0) if method == SCRATCH and own.known else own  # by definition
+                row |= {columns.saving(unit, ledger): own.mean, columns.relation(unit, ledger): str(own.relation)}
+            rows.append(row)
+    heads = [name(unit, ledger) for unit, ledger in questions for name in (columns.saving, columns.relation)]
+    return pd.DataFrame(rows, columns=[columns.METHOD, columns.SEED, *heads])
+
+
 def outcomes(reading: Reading) -> pd.DataFrame:
     """One row a run: its cost until it meets scratch in each unit and ledger (inf: it does not), and what it saves by itself.
 
-    Of the single protocol. A saving that is "<" or ">" is a bound; NaN: none.
+    Of the single protocol.
     """
-    pairs = {
-        (unit, ledger, method, pair.seed): pair.own_saving
-        for unit in Unit
-        for ledger in Ledger
-        for method in {run.record.method for run in reading.runs} - {SCRATCH}
-        for pair in reading.pairs(method, Question.of(unit, ledger))
-    }
     rows = []
     for run in reading.runs:
         record = run.record
-        row: dict[str, Any] = {"method": record.method, "seed": record.seed, "status": record.status}
+        row: dict[str, Any] = {columns.METHOD: record.method, columns.SEED: record.seed, columns.STATUS: record.status}
         row["final_val_loss"] = record.final_val_loss
         if record.final_val_accuracy is not None:
             row["final_val_accuracy"] = record.final_val_accuracy
@@ -131,11 +141,9 @@ def outcomes(reading: Reading) -> pd.DataFrame:
         for unit in Unit:
             for ledger in Ledger:
                 row[columns.cost_to_target(unit, ledger)] = _own_cost(reading, run, Question.of(unit, ledger))
-                own = pairs.get((unit, ledger, record.method, record.seed), Saving())
-                own = Saving(0.0) if record.method == SCRATCH and run.finished else own
-                row |= {columns.saving(unit, ledger): own.mean, columns.relation(unit, ledger): str(own.relation)}
         rows.append(row | {columns.PAPER_SAVING: _paper_saving(reading, run)})
-    return pd.DataFrame(rows)
+    own = own_savings(reading, list(dict.fromkeys(run.record.method for run in reading.runs)))
+    return pd.DataFrame(rows).merge(own, on=[columns.METHOD, columns.SEED])
 
 
 def _own_cost(reading: Reading, run: Run, question: Question) -> float:

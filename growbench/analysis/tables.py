@@ -25,10 +25,13 @@ ACCOUNTS = (Account.SOURCE, *CHARGED)
 WORK = (Account.TRAIN, Account.OPERATOR, Account.TEACHER, Account.OVERHEAD)  # accounts that a step may have
 
 
+SAVED = (columns.SAVING, columns.LOW, columns.HIGH)
+
+
 LEVELS = 80  # loss levels of a savings curve
 
 
-MEASURES = ("val_loss", "val_accuracy")  # of a curve's rows; accuracy for images only
+MEASURES = (columns.VAL_LOSS, columns.VAL_ACCURACY)  # of a curve's rows; accuracy for images only
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -51,16 +54,11 @@ def _mean_curve(runs: Sequence[Run]) -> pd.DataFrame:
     rows = pd.concat([pd.DataFrame(run.curve) for run in runs], keys=range(len(runs)), names=["run", None]).reset_index("run")
     rows["place"] = rows.groupby("run")["phase"].transform(lambda phase: phase.ne(phase.shift()).cumsum())
     grouped = rows.groupby(["place", "step"], sort=False)  # a step is evaluated again in the next phase, after growth
-    columns = {
-        "phase": ("phase", "first"),
-        "scored": ("scored", "first"),
-        "flops": ("flops", "mean"),
-        "seconds": ("seconds", "mean"),
-    }
-    for measure in MEASURES:
-        if measure in rows:
-            columns |= {measure + end: (measure, how) for end, how in (("", "mean"), ("_low", "min"), ("_high", "max"))}
-    curve = grouped.agg(**columns)  # type: ignore[call-overload]
+    taken = {columns.PHASE: (columns.PHASE, "first"), columns.SCORED: (columns.SCORED, "first")}
+    taken |= {str(unit): (str(unit), "mean") for unit in Unit}
+    for measure in (measure for measure in MEASURES if measure in rows):
+        taken |= {measure: (measure, "mean"), columns.low(measure): (measure, "min"), columns.high(measure): (measure, "max")}
+    curve = grouped.agg(**taken)  # type: ignore[call-overload]
     curve = curve[grouped.size() == len(runs)].reset_index().drop(columns="place")
     curve.insert(0, "method", runs[0].record.method)
     curve.insert(1, "seeds", " ".join(str(run.record.seed) for run in runs))
@@ -90,7 +88,7 @@ def savings_curve(comparison: Comparison, unit: Unit = Unit.FLOPS) -> pd.DataFra
                     ratios = costs[:, 0] / costs[:, 1]
                     with np.errstate(divide="ignore"):  # a model that is there as it is grown may have cost nothing
                         rows.append((method, ledger, level, 1 - gmean(ratios), 1 - max(ratios), 1 - min(ratios)))
-    return pd.DataFrame(rows, columns=["method", "ledger", "loss", "saving", "low", "high"])
+    return pd.DataFrame(rows, columns=[columns.METHOD, columns.LEDGER, columns.LOSS, *SAVED])
 
 
 def _levels(scratch: Sequence[Run], last: float) -> list[float]:
@@ -110,7 +108,7 @@ def cost_breakdown(comparison: Comparison) -> pd.DataFrame:
         if comparison.of(method)
         for account in ACCOUNTS
     ]
-    return pd.DataFrame(rows, columns=["method", "unit", "account", "cost"])
+    return pd.DataFrame(rows, columns=[columns.METHOD, columns.UNIT, columns.ACCOUNT, columns.COST])
 
 
 def phases(comparison: Comparison) -> pd.DataFrame:
@@ -136,8 +134,8 @@ def phases(comparison: Comparison) -> pd.DataFrame:
         for run in firsts
         for phase in run.record.phases
     ]
-    columns = ["method", "seed", "phase", "scored", "steps", "flops_per_step", "share_of_scratch", *WORK]
-    return pd.DataFrame(rows, columns=[*columns, "growth_flops"])
+    heads = ["method", "seed", "phase", "scored", "steps", "flops_per_step", "share_of_scratch", *WORK]
+    return pd.DataFrame(rows, columns=[*heads, "growth_flops"])
 
 
 def _charged_per_step(phase: PhaseRecord) -> float:
@@ -190,7 +188,7 @@ def amortised(comparison: Comparison) -> pd.DataFrame:
         found = [comparison.single.estimate(method, Question(Unit.FLOPS, 1 / targets)).saving for targets in TARGETS]
         if all(saving.measured for saving in found):
             rows += [(method, targets, each.mean, each.low, each.high) for targets, each in zip(TARGETS, found, strict=True)]
-    return pd.DataFrame(rows, columns=["method", "targets", "saving", "low", "high"])
+    return pd.DataFrame(rows, columns=[columns.METHOD, columns.TARGETS, *SAVED])
 
 
 def ladder_curves(comparison: Comparison) -> pd.DataFrame:
@@ -205,5 +203,5 @@ def ladder_curves(comparison: Comparison) -> pd.DataFrame:
         for budget, runs in rungs[rungs["method"] == method].groupby("budget")
         for costs, losses in [(runs[columns.cost(Unit.FLOPS, ledger)], runs["final_val_loss"])]
     ]
-    curves = pd.DataFrame(rows, columns=["method", "ledger", "budget", "flops", "val_loss", "low", "high"])
-    return curves.dropna(subset="flops")  # of a source whose cost is not known
+    heads = [columns.METHOD, columns.LEDGER, "budget", Unit.FLOPS, columns.VAL_LOSS, columns.LOW, columns.HIGH]
+    return pd.DataFrame(rows, columns=heads).dropna(subset=Unit.FLOPS)  # of a source whose cost is not known

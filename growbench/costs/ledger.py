@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from growbench.costs import memory
-from growbench.costs.accounts import CHARGED, UNCHARGED, Account
+from growbench.costs.accounts import CHARGED, UNCHARGED, Account, Unit
 from growbench.costs.energy import EnergyCounter, EnergyMeter
 from growbench.costs.flops import T, count, counting
 
@@ -61,9 +61,9 @@ class Costs:
         self._teacher_watches = {account: Stopwatch(device) for account in (Account.TEACHER, Account.OVERHEAD)}
         self._peak = 0  # bytes, before the last counting
 
-    def total(self, kind: str) -> float:
-        """The charged total so far, without the source. `kind` is "flops" or "seconds"."""
-        return charged(getattr(self, kind))
+    def total(self, unit: Unit) -> float:
+        """The charged total so far, without the source."""
+        return charged(getattr(self, unit))
 
     def spent(self) -> float:
         """Seconds of this run in all accounts but overhead, which is the rest of the run."""

@@ -1,7 +1,7 @@
 """Reports: of one experiment a page with tables and figures; of several also a board.
 
 Everything a page shows lies beside it: every table as CSV, every figure as PNG and SVG with its data as CSV. The data of the
-figure of savings is savings.csv.
+figures of savings are savings.csv and ladder_savings.csv.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from growbench.analysis import tables
 from growbench.analysis.comparison import Comparison, analyse
+from growbench.analysis.protocols import Protocol
 from growbench.console import say
 from growbench.errors import UsageError
 from growbench.report import board, page, plots
@@ -77,7 +78,7 @@ def _write(comparison: Comparison, out: Path) -> Path:
         tables.phases(comparison).to_csv(folder / "phases.csv", index=False)
         tables.growth(comparison).to_csv(folder / "growth.csv", index=False)
         if not comparison.ladder.empty:
-            comparison.ladder.to_csv(folder / "ladder_savings.csv", index=False)
+            comparison.own_savings(Protocol.LADDER).to_csv(folder / "ladder_savings_by_seed.csv", index=False)
             comparison.rungs.to_csv(folder / "ladder_by_seed.csv", index=False)
         (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
         images = plots.save(comparison, folder)

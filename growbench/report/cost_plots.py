@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from growbench.analysis import tables
+from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
 from growbench.costs.accounts import Account
 from growbench.report.cells import cost_scale
@@ -37,12 +37,15 @@ FILLS = {  # in the order of a bar
 
 def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     """What each method's whole run cost, stacked by account; the source model's own training, outlined, comes first."""
-    methods = [method for method in comparison.methods if method in set(data["method"])]
+    methods = [method for method in comparison.methods if method in set(data[columns.METHOD])]
     height = 0.36 * len(methods) + 0.1
     figure, both = panels(width, [height] * len(comparison.units), room(labels(comparison)), 0.6)
     drawn = looks(comparison.methods)
     for axes, unit in zip(both, comparison.units, strict=True):
-        costs = {(row["method"], row["account"]): row["cost"] for row in tables.records(data[data["unit"] == unit])}
+        costs = {
+            (row[columns.METHOD], row[columns.ACCOUNT]): row[columns.COST]
+            for row in tables.records(data[data[columns.UNIT] == unit])
+        }
         totals = [np.nansum([costs[method, account] for account in FILLS]) for method in methods]
         scale = cost_scale(max(totals, default=0.0), unit)
         for place, method in enumerate(reversed(methods)):
@@ -56,7 +59,7 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
         name_rows(axes, [comparison.label(method) for method in methods], [drawn[method] for method in methods])
         title(axes, f"{TITLES[unit]} of a whole run ({scale.name})")
         human_axis(axes, scale)
-    paid = set(data.loc[data["cost"] > 0, "account"])
+    paid = set(data.loc[data[columns.COST] > 0, columns.ACCOUNT])
     patches = [Patch(label=account, **_fill(account, GREY)) for account in FILLS if account in paid]
     figure.legend(
         handles=patches, loc="lower left", bbox_to_anchor=(0.1 / width, 0), ncols=len(patches), frameon=False,

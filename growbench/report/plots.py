@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from growbench.analysis import tables
+from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
+from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Unit
 from growbench.report import drawing
 from growbench.report.cost_plots import cost_breakdown
@@ -40,8 +41,9 @@ def _timed_curves(comparison: Comparison) -> pd.DataFrame:
 PLOTS = {
     "loss_vs_flops": Plot(tables.mean_curves, curves(Unit.FLOPS)),
     "loss_vs_seconds": Plot(_timed_curves, curves(Unit.SECONDS)),
-    "accuracy_vs_flops": Plot(_accuracy_curves, curves(Unit.FLOPS, "val_accuracy")),
-    "savings": Plot(lambda comparison: comparison.savings, savings),
+    "accuracy_vs_flops": Plot(_accuracy_curves, curves(Unit.FLOPS, columns.VAL_ACCURACY)),
+    "ladder_savings": Plot(lambda comparison: comparison.ladder, savings(Protocol.LADDER)),
+    "savings": Plot(lambda comparison: comparison.savings, savings(Protocol.SINGLE)),
     "savings_curve": Plot(tables.savings_curve, savings_curve),
     "ladder": Plot(tables.ladder_curves, ladder),
     "amortised": Plot(tables.amortised, amortised),

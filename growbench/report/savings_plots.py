@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.estimator import Relation, Saving
+from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Ledger, Unit
 from growbench.registry import SCRATCH
 from growbench.report.cells import outcome
@@ -34,63 +39,80 @@ from growbench.report.drawing import (
 )
 
 
-def savings(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
-    """Savings over scratch with their intervals: full dots with the source free, open ones with the source charged.
+def savings(protocol: Protocol) -> Callable[[Comparison, pd.DataFrame, float], Figure]:
+    """How to draw savings over scratch with their intervals: full dots with the source free, open ones with it charged.
 
     An arrow stands where a value is only a bound, or an interval has an open end.
     """
-    rows = [row for row in tables.records(data) if row["method"] != SCRATCH] or tables.records(data)
-    methods = [row["method"] for row in rows]
-    height = 0.46 * len(rows) + 0.1
-    heights = [height] * len(comparison.units)
-    figure, both = panels(width, heights, room(labels(comparison)), 2.35 if width == WIDE else 1.4, below=0.42)
-    drawn = looks(comparison.methods)
-    for axes, unit in zip(both, comparison.units, strict=True):
-        _saving_limits(axes, data, comparison.outcomes, unit)
-        for row, place in zip(rows, reversed(range(len(rows))), strict=True):
-            seeds = comparison.outcomes[comparison.outcomes["method"] == row["method"]]
-            look = drawn[row["method"]]
-            for ledger, offset, face in ((Ledger.REUSE, 0.17, look.colour), (Ledger.BUILD, -0.17, "white")):
-                _seeds(axes, seeds, columns.saving(unit, ledger), columns.relation(unit, ledger), place + offset, look)
-                _saving_row(axes, columns.saving_in(row, unit, ledger), place + offset, look, face)
-                text = outcome(row, unit, ledger)
-                if width != WIDE:
-                    text = text.partition(" (")[0]  # the interval has no room
-                beside = (1.02 if width == WIDE else 1.05, place + offset)
-                axes.annotate(f"{ledger}  {text}", beside, xycoords=("axes fraction", "data"), va="center", fontsize=8)
-            axes.plot(row[columns.published_saving(unit)], place + 0.17, "|", color=INK, markersize=12, markeredgewidth=1.4)
-        axes.axvline(0, color=GREY, linewidth=1.2)
-        axes.set_ylim(-0.55, len(rows) - 0.45)
-        name_rows(axes, [comparison.label(method) for method in methods], [drawn[method] for method in methods])
-        axes.spines["left"].set_visible(False)
-        percent_axis(axes.xaxis)
-        axes.tick_params(axis="x", labelsize=9.5 if width == WIDE else 7.5)
-        axes.xaxis.set_major_locator(MaxNLocator(8 if width == WIDE else 2, steps=[1, 2, 5, 10]))
-        title(axes, TITLES[unit] + " saved against scratch, off one run's curve")
-    return figure
+
+    def draw(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
+        rows = [row for row in tables.records(data) if row[columns.METHOD] != SCRATCH] or tables.records(data)
+        methods = [row[columns.METHOD] for row in rows]
+        heights = [0.46 * len(rows) + 0.1] * len(comparison.units)
+        figure, both = panels(width, heights, room(labels(comparison)), 2.35 if width == WIDE else 1.4, below=0.42)
+        drawn = [looks(comparison.methods)[method] for method in methods]
+        own = comparison.own_savings(protocol)
+        for axes, unit in zip(both, comparison.units, strict=True):
+            _saving_limits(axes, rows, own, unit)
+            for row, look, place in zip(rows, drawn, reversed(range(len(rows))), strict=True):
+                _method_rows(axes, row, own[own[columns.METHOD] == row[columns.METHOD]], Place(unit, place, look, width == WIDE))
+            axes.axvline(0, color=GREY, linewidth=1.2)
+            axes.set_ylim(-0.55, len(rows) - 0.45)
+            name_rows(axes, [comparison.label(method) for method in methods], drawn)
+            axes.spines["left"].set_visible(False)
+            percent_axis(axes.xaxis)
+            axes.tick_params(axis="x", labelsize=9.5 if width == WIDE else 7.5)
+            axes.xaxis.set_major_locator(MaxNLocator(8 if width == WIDE else 2, steps=[1, 2, 5, 10]))
+            title(axes, f"{TITLES[unit]} saved against scratch, {protocol} protocol")
+        return figure
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a method is drawn: the unit, the height, its look, and whether there is room for intervals as text."""
+
+    unit: Unit
+    height: float
+    look: Look
+    wide: bool
+
+
+def _method_rows(axes: Axes, row: Mapping[str, Any], own: pd.DataFrame, place: Place) -> None:
+    """A method's two rows, one a ledger, and its paper's claim."""
+    for ledger, offset, face in ((Ledger.REUSE, 0.17, place.look.colour), (Ledger.BUILD, -0.17, "white")):
+        height = place.height + offset
+        _seeds(axes, own[columns.saving(place.unit, ledger)], own[columns.relation(place.unit, ledger)], height, place.look)
+        _saving_row(axes, columns.saving_in(row, place.unit, ledger), height, place.look, face)
+        text = outcome(row, place.unit, ledger)
+        beside = (1.02 if place.wide else 1.05, height)
+        text = text if place.wide else text.partition(" (")[0]
+        axes.annotate(f"{ledger}  {text}", beside, xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    claim = row.get(columns.published_saving(place.unit), np.nan)
+    axes.plot(claim, place.height + 0.17, "|", color=INK, markersize=12, markeredgewidth=1.4)
 
 
 ARROWS = {Relation.BELOW: "<", Relation.ABOVE: ">"}  # markers
 
 
-def _saving_limits(axes: Axes, data: pd.DataFrame, outcomes: pd.DataFrame, unit: Unit) -> None:
+def _saving_limits(axes: Axes, rows: Sequence[Mapping[str, Any]], own: pd.DataFrame, unit: Unit) -> None:
     """Savings up to 100 %; what costs more than twice scratch is drawn at the edge, with its figure beside it."""
-    values = [0.0, 0.1, *data[columns.published_saving(unit)]]
+    values = [0.0, 0.1, *(row.get(columns.published_saving(unit), np.nan) for row in rows)]
     for ledger in Ledger:
-        values += [*outcomes[columns.saving(unit, ledger)]]
-        for row in tables.records(data):
+        values += [*own[columns.saving(unit, ledger)]]
+        for row in rows:
             found = columns.saving_in(row, unit, ledger)
             values += [value for value in (found.mean, found.low, found.high) if np.isfinite(value)]
     low, high = max(np.nanmin(values), -1.0), min(np.nanmax(values), 1.0)
     axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def _seeds(axes: Axes, seeds: pd.DataFrame, column: str, relation: str, place: float, look: Look) -> None:
+def _seeds(axes: Axes, savings: pd.Series, relations: pd.Series, height: float, look: Look) -> None:
     """A small dot for what each seed saves by itself, an arrow where that is only a bound."""
     left, _ = axes.get_xlim()
-    for saving, kind in zip(seeds[column], seeds[relation], strict=True):
-        marker = ARROWS.get(Relation(kind), "o")
-        axes.plot(max(saving, left), place, marker, color=look.colour, markersize=3, alpha=0.45)
+    for saving, relation in zip(savings, relations, strict=True):
+        axes.plot(max(saving, left), height, ARROWS.get(relation, "o"), color=look.colour, markersize=3, alpha=0.45)
 
 
 def _saving_row(axes: Axes, saving: Saving, place: float, look: Look, face: str) -> None:
@@ -112,18 +134,28 @@ def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> F
     figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(labels(comparison)))
     drawn = looks(comparison.methods)
     for axes, ledger in zip(both, Ledger, strict=True):
-        rows = data[data["ledger"] == ledger]
+        rows = data[data[columns.LEDGER] == ledger]
         if len(rows):
-            axes.set_xlim(data["loss"].max(), min(data["loss"].min(), comparison.target_loss))
-        low, high = (max(rows["low"].min(), -1.0), rows["high"].max()) if len(rows) else (0.0, 1.0)
+            axes.set_xlim(data[columns.LOSS].max(), min(data[columns.LOSS].min(), comparison.target_loss))
+        low, high = (max(rows[columns.LOW].min(), -1.0), rows[columns.HIGH].max()) if len(rows) else (0.0, 1.0)
         axes.set_ylim(min(low, 0) - 0.05, min(max(high, 0.1) + 0.05, 1))
         ends = []
-        for method, curve in rows.groupby("method"):
+        for method, curve in rows.groupby(columns.METHOD):
             look = drawn[str(method)]
-            axes.plot(curve["loss"], curve["saving"], look.line, color=look.colour, linewidth=1.7, markersize=4, markevery=10)
-            axes.fill_between(curve["loss"], curve["low"], curve["high"], color=look.colour, alpha=0.15, linewidth=0)
+            axes.plot(
+                curve[columns.LOSS],
+                curve[columns.SAVING],
+                look.line,
+                color=look.colour,
+                linewidth=1.7,
+                markersize=4,
+                markevery=10,
+            )
+            axes.fill_between(
+                curve[columns.LOSS], curve[columns.LOW], curve[columns.HIGH], color=look.colour, alpha=0.15, linewidth=0
+            )
             name = comparison.label(str(method))
-            ends += [(x, y, name, look) for x, y in last_seen(axes, curve["loss"], curve["saving"])]
+            ends += [(x, y, name, look) for x, y in last_seen(axes, curve[columns.LOSS], curve[columns.SAVING])]
         axes.axhline(0, color=GREY, linewidth=1.2)
         label_ends(axes, [*ends, (axes.get_xlim()[1], 0.0, SCRATCH, drawn[SCRATCH])])
         percent_axis(axes.yaxis)
@@ -137,20 +169,24 @@ def amortised(comparison: Comparison, data: pd.DataFrame, width: float) -> Figur
     height = high_enough(2.6 if width == WIDE else 2.3, labels(comparison))
     figure, (axes,) = panels(width, [height], 0.75, 0.25 + room(labels(comparison)), above=0.12)
     drawn, named = looks(comparison.methods), []
-    finite = data.loc[np.isfinite(data["targets"]), "targets"]
-    ends = data[["low", "high"]].replace([-np.inf, np.inf], np.nan)
-    low = min(max(np.nanmin([data["saving"].min(), ends["low"].min()]), -1.0), 0.0)
-    high = min(np.nanmax([data["saving"].max(), ends["high"].max(), 0.1]), 1.0)
+    finite = data.loc[np.isfinite(data[columns.TARGETS]), columns.TARGETS]
+    ends = data[[columns.LOW, columns.HIGH]].replace([-np.inf, np.inf], np.nan)
+    low = min(max(np.nanmin([data[columns.SAVING].min(), ends[columns.LOW].min()]), -1.0), 0.0)
+    high = min(np.nanmax([data[columns.SAVING].max(), ends[columns.HIGH].max(), 0.1]), 1.0)
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     axes.set_xlim(finite.min() - 0.3, finite.max() + 1.5)
-    for method, rows in data.groupby("method", sort=False):
-        look, places = drawn[str(method)], rows["targets"].clip(upper=finite.max() + 1.3)
-        axes.plot(places[:-1], rows["saving"][:-1], color=look.colour, linewidth=1.7)
-        axes.plot(places[-2:], rows["saving"][-2:], color=look.colour, linewidth=1.2, linestyle=(0, (1, 1.2)))
-        axes.fill_between(places, rows["low"].clip(-9, 1), rows["high"].clip(-9, 1), color=look.colour, alpha=0.15, linewidth=0)
+    for method, rows in data.groupby(columns.METHOD, sort=False):
+        look, places = drawn[str(method)], rows[columns.TARGETS].clip(upper=finite.max() + 1.3)
+        axes.plot(places[:-1], rows[columns.SAVING][:-1], color=look.colour, linewidth=1.7)
+        axes.plot(places[-2:], rows[columns.SAVING][-2:], color=look.colour, linewidth=1.2, linestyle=(0, (1, 1.2)))
+        axes.fill_between(
+            places, rows[columns.LOW].clip(-9, 1), rows[columns.HIGH].clip(-9, 1), color=look.colour, alpha=0.15, linewidth=0
+        )
         for end, face in ((0, "white"), (-1, look.colour)):
-            axes.plot(places.iloc[end], rows["saving"].iloc[end], look.dot, color=look.colour, markerfacecolor=face, markersize=6)
-        named.append((places.iloc[-1], rows["saving"].iloc[-1], comparison.label(str(method)), look))
+            axes.plot(
+                places.iloc[end], rows[columns.SAVING].iloc[end], look.dot, color=look.colour, markerfacecolor=face, markersize=6
+            )
+        named.append((places.iloc[-1], rows[columns.SAVING].iloc[-1], comparison.label(str(method)), look))
     axes.axhline(0, color=GREY, linewidth=1.2)
     label_ends(axes, [*named, (axes.get_xlim()[1], 0.0, SCRATCH, drawn[SCRATCH])])
     axes.set_xticks([*finite.unique(), finite.max() + 1.3], [*(f"{number:.0f}" for number in finite.unique()), "∞"])

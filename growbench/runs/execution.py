@@ -130,7 +130,7 @@ class Execution:
             if folder and not folder.close(record):
                 status = RunStatus.INTERRUPTED
         if status == RunStatus.FINISHED:
-            spent = f"{quantity(trainer.costs.total('flops'), 'FLOP')}, {trainer.costs.total('seconds'):.1f} s of training"
+            spent = f"{quantity(trainer.costs.total(Unit.FLOPS), 'FLOP')}, {trainer.costs.total(Unit.SECONDS):.1f} s of training"
             say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
         if status == RunStatus.FAILED:
             parallel.check_all_failed(name)

@@ -13,7 +13,7 @@ import torch
 
 from growbench.config.schema import Machine
 from growbench.console import Progress, say
-from growbench.costs.accounts import Account
+from growbench.costs.accounts import Account, Unit
 from growbench.costs.ledger import Costs, Stopwatch
 from growbench.costs.published import paper_step
 from growbench.data import Batch, Data
@@ -251,8 +251,8 @@ class Trainer:
             "val_loss": val_loss,
             "train_loss": train_loss,
             "lr": now.peaks[0] * self._lr_multiplier(now, max(now.done - 1, 0)),
-            "flops": self.costs.total("flops"),
-            "seconds": self.costs.total("seconds"),
+            "flops": self.costs.total(Unit.FLOPS),
+            "seconds": self.costs.total(Unit.SECONDS),
             "scored": scored,
         }
         del self.output.curve[outcome.rows :]  # drops rows newer than the checkpoint that the run was resumed from

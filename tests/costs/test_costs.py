@@ -13,6 +13,7 @@ from torch import nn
 
 from growbench import architectures
 from growbench.config.schema import ModelConfig
+from growbench.costs.accounts import Unit
 from growbench.costs.flops import count, fvcore_forward
 from growbench.costs.ledger import Costs, Stopwatch
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step, paper_step
@@ -216,7 +217,7 @@ def test_charges_land_in_their_accounts() -> None:
     assert costs.charged("growth", lambda: a @ a).shape == (10, 10)
     assert costs.flops["growth"] == 2000 and costs.seconds["growth"] > 0
     costs.flops["evaluation"] = costs.flops["source"] = 7
-    assert costs.total("flops") == 2000
+    assert costs.total(Unit.FLOPS) == 2000
 
 
 def test_a_teachers_forward_is_charged_apart_and_without_gradients() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from growbench.report import plots
 from growbench.runs import store
 
-TEXT_PLOTS = [name for name in plots.PLOTS if name not in ("accuracy_vs_flops", "ladder")]
+TEXT_PLOTS = [name for name in plots.PLOTS if name not in ("accuracy_vs_flops", "ladder", "ladder_savings")]
 STEPS, STEP_FLOPS, STEP_SECONDS = 400, 4.2e10, 0.031
 
 

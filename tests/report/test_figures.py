@@ -122,7 +122,7 @@ def test_labels_of_many_methods_neither_overlap_nor_leave_the_figure(many: Compa
     shown = {*data["method"], "scratch"} if name == "amortised" else set(many.methods)  # it has no line for a bound
     assert len(shown) > len(many.methods) / 2
     for method in shown:
-        if (name, method) != ("savings", "scratch"):
+        if method != "scratch" or "savings" not in name or name == "savings_curve":
             assert drawing.brief(many.label(method)) in labels
 
 
