@@ -67,7 +67,7 @@ class Noted:
         runs = [*self.runs, *self.shorter]
         earlier = made_by_earlier_code(runs)
         names = "all runs" if len(earlier) == len(runs) else _names(earlier)
-        changed = "The methods' code has changed since, and growbench reproduce has not confirmed these runs"
+        changed = "The protocol or the methods' code has changed since, and growbench reproduce has not confirmed these runs"
         return [f"Made by earlier code: {names}. {changed}."] if earlier else []
 
     def _target(self) -> list[str]:

@@ -11,6 +11,7 @@ from functools import cache
 import pandas as pd
 
 from growbench import registry
+from growbench.config.schema import PROTOCOL
 from growbench.costs.accounts import Unit
 from growbench.errors import UsageError
 from growbench.registry import SCRATCH, SOURCE
@@ -48,13 +49,19 @@ def _variant(run: Run) -> str:
 
 
 def made_by_earlier_code(runs: Iterable[Run]) -> list[Run]:
-    """The runs whose method has other code today, and which were not reproduced with it.
+    """The runs of another protocol, and those whose method has other code today and which were not reproduced with it.
 
-    Of a method that is not known by its name here, as a loose file is not, nothing is said.
+    Of the code of a method that is not known by its name here, as a loose file is not, nothing is said.
     """
     known, today = {SOURCE, *registry.names()}, cache(_origin_today)
-    of_known = [run for run in runs if run.record.method in known]
-    return [run for run in of_known if run.record.origin == UNKNOWN_ORIGIN or run.record.origin != today(_method(run))]
+
+    def is_earlier(run: Run) -> bool:
+        record = run.record
+        if record.config.experiment.get("protocol", 1) != PROTOCOL:
+            return True
+        return record.method in known and (record.origin == UNKNOWN_ORIGIN or record.origin != today(_method(run)))
+
+    return [run for run in runs if is_earlier(run)]
 
 
 def _method(run: Run) -> str:
@@ -97,8 +104,8 @@ def _is_control(run: Run) -> bool:
 
 
 def target_of(runs: Iterable[Run]) -> float:
-    """The mean final validation loss (nats) of the finished scratch runs. Raises UsageError if there is none."""
-    losses = [run.final_loss for run in runs if is_scratch(run) and run.finished]
+    """The mean loss (nats) at the end of the curves of the finished scratch runs. Raises UsageError if there is none."""
+    losses = [run.curve_loss for run in runs if is_scratch(run) and run.finished]
     if not losses:
         raise UsageError("no finished scratch run sets the target: run scratch, or give --target-loss")
     return math.fsum(losses) / len(losses)

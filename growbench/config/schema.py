@@ -12,6 +12,8 @@ from growbench.errors import UsageError
 
 T = TypeVar("T")
 
+PROTOCOL = 2  # of splits, orders of data and evaluation: raised when a run of the same settings comes out otherwise
+
 
 def added_later(default: T) -> T:
     """A field that was added later. At its default it is left out of a run's identity, so that older runs still count."""
@@ -139,7 +141,7 @@ class TextConfig:
     tokenizer: str = ""  # ...or use this one: a name on the hub, or a folder; `vocabulary`, if given, is at least its size
     text_column: str = "text"  # of JSON lines, parquet and hub datasets
     documents: int = added_later(0)  # of the corpus, from its start; 0: all
-    evaluation_batches: int = 4  # fixed batches, the same for every method
+    evaluation_batches: int = 8  # fixed batches of validation that curves are measured on, the same for every method
     mask_share: float = 0.15  # masked models: share of positions that are predicted
 
     def __post_init__(self) -> None:
@@ -175,7 +177,7 @@ class ImageConfig:
     classes: int  # at least 2
     image_column: str = "image"  # of parquet and hub datasets
     label_column: str = "label"  # likewise
-    evaluation_batches: int = 4  # fixed batches, the same for every method
+    evaluation_batches: int = 8  # fixed batches of validation that curves are measured on, the same for every method
     flip: float = 0.0  # probability of mirroring left and right
     crop: float = 1.0  # least share of the image that a random crop keeps; 1: no crop
     auto_augment: str = ""  # a policy by timm's name, as rand-m9-mstd0.5-inc1
@@ -287,7 +289,8 @@ class Experiment:
         sections = {"source": self.source, "target": self.target, "data": self.data, "train": self.train.in_steps()}
         if self.pretrained is None:
             sections["source_train"] = self.source_train.in_steps()
-        identity = {"architecture": self.architecture} | {key: _identity(section) for key, section in sections.items()}
+        identity: dict[str, Any] = {"protocol": PROTOCOL, "architecture": self.architecture}
+        identity |= {key: _identity(section) for key, section in sections.items()}
         if self.pretrained:
             identity["pretrained"] = {key: getattr(self.pretrained, key) for key in ("checkpoint", "sha256")}
         return identity

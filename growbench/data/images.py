@@ -21,14 +21,14 @@ from torch import Tensor
 
 from growbench.config.schema import ImageConfig
 from growbench.data.records import Corpus, Record, corpus_of
-from growbench.data.text import AUGMENTATION, Batch, evenly_spread, rows_of_batch
-from growbench.data.tokens import VALIDATION_EVERY, cached, memory_map
+from growbench.data.text import AUGMENTATION, STREAMS, Batch, HeldOut, Which, evenly_spread, rows_of_batch
+from growbench.data.tokens import SPLITS, HeldOutSplit, cached, memory_map, split_of
 from growbench.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMAT = 1  # of the cache, and of everything between a corpus and the bytes in it: raise it when either changes
+FORMAT = 2  # of the cache, and of everything between a corpus and the bytes in it: raise it when either changes
 POLICIES = "rand-m9-mstd0.5-inc1 and the like, augmix-m5-w4-d2 and the like, original, originalr, v0, v0r, 3a"
 CHUNK = 256  # images that are prepared together
 
@@ -74,6 +74,8 @@ class ImageData:
     evaluation_batches: int
     training: Images
     validation: Images
+    test: Images
+    stream: int  # of random numbers: see STREAMS
     augment: Callable[[Image], Tensor] | None  # crop and policy: one image -> (3, S, S) uint8
     erase: Callable[[Tensor], Tensor] | None  # (B, 3, S, S), normalised
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None  # inputs, labels -> inputs, soft labels
@@ -93,9 +95,9 @@ class ImageData:
 
     def train_batch(self, step: int, seed: int) -> Batch:
         """Batch number `step` of an endless sequence of epochs, each a permutation of all images. `seed` and `step` >= 0."""
-        rows = rows_of_batch(len(self.training), self.batch, step, seed)
+        rows = rows_of_batch(len(self.training), self.batch, step, (self.stream, seed))
         labels = self.training.labels(rows)
-        with _seeded(AUGMENTATION, seed, step):
+        with _seeded(AUGMENTATION, self.stream, seed, step):
             pixels = self._augmented(rows)
             flipped = torch.rand(self.batch) < self.config.flip
             pixels[flipped] = pixels[flipped].flip(-1)
@@ -109,8 +111,14 @@ class ImageData:
     def validation_batches(self) -> list[Batch]:
         """Fixed batches without augmentation, spread evenly over the validation images."""
         groups = evenly_spread(len(self.validation), self.evaluation_batches, self.batch)
-        size = self.config.image_size
-        return [Batch(normalised(self.validation.pixels(rows, size)), None, self.validation.labels(rows)) for rows in groups]
+        return [self._plain(self.validation, rows) for rows in groups]
+
+    def held_out_batches(self, split: HeldOutSplit) -> Iterator[HeldOut]:
+        """The whole split without augmentation, batch by batch; the last one may be smaller."""
+        images = self.validation if split == "validation" else self.test
+        for first in range(0, len(images), self.batch):
+            rows = np.arange(first, min(first + self.batch, len(images)))
+            yield HeldOut(self._plain(images, rows), rows)
 
     def describe(self) -> dict[str, Any]:
         """What a run records of its data, as plain JSON values."""
@@ -119,9 +127,13 @@ class ImageData:
             "fingerprint": self.fingerprint,
             "train_images": len(self.training),
             "validation_images": len(self.validation),
+            "test_images": len(self.test),
             "evaluation_batches": self.evaluation_batches,
             "classes": self.config.classes,
         }
+
+    def _plain(self, images: Images, rows: NDArray[np.int64]) -> Batch:
+        return Batch(normalised(images.pixels(rows, self.config.image_size)), None, images.labels(rows))
 
     def _augmented(self, rows: NDArray[np.int64]) -> Tensor:
         """(B, 3, S, S) uint8"""
@@ -138,11 +150,11 @@ class ImageData:
         return torch.stack([self.augment(image) for image in images])
 
 
-def load(config: ImageConfig, batch: int) -> ImageData:
+def load(config: ImageConfig, batch: int, which: Which = "target") -> ImageData:
     """An experiment's images in batches of `batch`. Prepared on first use, then read from the cache.
 
-    Raises UsageError if the corpus cannot be read or is too small for one training batch or one validation batch, for an
-    unknown augmentation policy, and for an odd batch with mixup or cutmix.
+    `which`: the model that they are for. Raises UsageError if the corpus cannot be read or is too small for one batch of
+    training, validation or test, for an unknown augmentation policy, and for an odd batch with mixup or cutmix.
     """
     if batch % 2 and (config.mixup or config.cutmix):
         raise UsageError(f"batch = {batch}: must be even, because mixup and cutmix mix the images of a batch in pairs")
@@ -150,12 +162,24 @@ def load(config: ImageConfig, batch: int) -> ImageData:
     corpus = corpus_of(config)
     settings = ["images", FORMAT, corpus.fingerprint, config.image_size, config.classes, config.crop < 1]
     folder = cached(settings, lambda empty: _prepare(empty, config, corpus))
-    training, validation = Images(folder, "train"), Images(folder, "validation")
-    for split, images in ("training", training), ("validation", validation):
+    training, validation, test = (Images(folder, split) for split in SPLITS)
+    for split, images in ("training", training), ("validation", validation), ("test", test):
         if len(images) < batch:
             raise UsageError(f"corpus {config.corpus} has {len(images)} {split} images; one batch needs {batch}")
     evaluation_batches = min(config.evaluation_batches, len(validation) // batch)
-    return ImageData(config, corpus.fingerprint, batch, evaluation_batches, training, validation, augment, erase, mix)
+    return ImageData(
+        config=config,
+        fingerprint=corpus.fingerprint,
+        batch=batch,
+        evaluation_batches=evaluation_batches,
+        training=training,
+        validation=validation,
+        test=test,
+        stream=STREAMS[which],
+        augment=augment,
+        erase=erase,
+        mix=mix,
+    )
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -251,9 +275,9 @@ def _prepare(folder: Path, config: ImageConfig, corpus: Corpus) -> None:
         return record.file if split == "train" and config.crop < 1 else resize(image).numpy().tobytes()
 
     records = iter(tqdm(corpus.records(), desc=f"preparing {config.corpus}", unit=" images", delay=2, disable=None))
-    numbered = ((record, "train" if number % VALIDATION_EVERY else "validation") for number, record in enumerate(records))
+    numbered = ((record, split_of(number)) for number, record in enumerate(records))
     with ExitStack() as stack:
-        names = [f"{split}.{part}" for split in ("train", "validation") for part in ("images", "index")]
+        names = [f"{split}.{part}" for split in SPLITS for part in ("images", "index")]
         files = {name: stack.enter_context((folder / name).open("wb")) for name in names}
         while chunk := list(islice(numbered, CHUNK)):
             for (record, split), content in zip(chunk, _pool().map(convert, *zip(*chunk, strict=True)), strict=True):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +15,19 @@ from torch import Tensor
 
 from growbench.config.schema import TextConfig
 from growbench.data.tokenizer import Kind, Vocabulary, for_transformers, pretrained
-from growbench.data.tokens import Objective, Tokens, prepare
+from growbench.data.tokens import SPLITS, HeldOutSplit, Objective, Tokens, prepare
 from growbench.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # The first number of each random seed: different uses have different streams.
-ORDER, MASKS, VALIDATION, AUGMENTATION = range(4)
+ORDER, MASKS, VALIDATION, AUGMENTATION, HELD_OUT_MASKS = range(5)
+
+Which = Literal["source", "target"]
+STREAMS: dict[Which, int] = {"target": 0, "source": 1}  # the second number: a source has an order of data of its own
+
+MOST_HELD_OUT = 2**21  # tokens: of a larger validation or test split, so many are evaluated, spread evenly over it
 
 
 class Batch(NamedTuple):
@@ -33,18 +38,35 @@ class Batch(NamedTuple):
     labels: Tensor  # (N,) int64 the token at each labelled position; images: (B,) int64, or (B, classes) float32 soft labels
 
     def part(self, number: int, parts: int) -> Batch:
-        """Part `number` of `parts` equal parts of the batch. All rows have the same number of labelled positions."""
-        if parts == 1:
-            return self
+        """Part `number` of `parts` equal parts of the batch."""
         rows = len(self.inputs) // parts
+        return self if parts == 1 else self.rows(number * rows, (number + 1) * rows)
+
+    def rows(self, first: int, end: int) -> Batch:
+        """The rows from `first` up to but not including `end`. All rows have the same number of labelled positions."""
+        each = len(self.labels) // len(self.inputs)
         positions = self.positions
         if positions is not None:
-            positions = positions.chunk(parts)[number] - number * rows * self.inputs.shape[1]
-        return Batch(self.inputs[number * rows : (number + 1) * rows], positions, self.labels.chunk(parts)[number])
+            positions = positions[first * each : end * each] - first * self.inputs.shape[1]
+        return Batch(self.inputs[first:end], positions, self.labels[first * each : end * each])
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`. Copies of pinned memory to CUDA are asynchronous."""
         return Batch(*(t if t is None else t.to(device, non_blocking=True) for t in self))  # type: ignore[arg-type]
+
+
+class HeldOut(NamedTuple):
+    """A batch of a held-out split, and which document each of its labels belongs to."""
+
+    batch: Batch
+    documents: NDArray[np.int64]  # (N,) numbers in the split; images: each is a document of its own
+
+    def parts(self, rows: int) -> Iterator[HeldOut]:
+        """The same in parts of at most so many rows."""
+        each = len(self.documents) // len(self.batch.inputs)
+        for first in range(0, len(self.batch.inputs), rows):
+            end = min(first + rows, len(self.batch.inputs))
+            yield HeldOut(self.batch.rows(first, end), self.documents[first * each : end * each])
 
 
 def labelled_per_row(sequence_length: int, share: float) -> int:
@@ -65,12 +87,16 @@ class TextData:
     documents: int
     train_tokens: int
     validation_tokens: int
+    test_tokens: int
     tokens_per_batch: int
     tokenizer: dict[str, Any]
     batch: int  # sequences
     evaluation_batches: int
     train_blocks: NDArray[np.unsignedinteger]  # (blocks, W), a view of the memory-mapped stream
     validation_blocks: NDArray[np.unsignedinteger]
+    test_blocks: NDArray[np.unsignedinteger]
+    stride: int  # tokens between the starts of two blocks
+    stream: int  # of random numbers: see STREAMS
     cut: Cut
     source: Tokens
     config: TextConfig
@@ -78,8 +104,8 @@ class TextData:
 
     def train_batch(self, step: int, seed: int) -> Batch:
         """Batch number `step` of an endless sequence of epochs, each a permutation of all blocks. `seed` and `step` >= 0."""
-        rows = rows_of_batch(len(self.train_blocks), self.batch, step, seed)
-        return self.cut(self.train_blocks[rows].astype(np.int64), (MASKS, seed, step))
+        rows = rows_of_batch(len(self.train_blocks), self.batch, step, (self.stream, seed))
+        return self.cut(self.train_blocks[rows].astype(np.int64), (MASKS, self.stream, seed, step))
 
     def validation_batches(self) -> list[Batch]:
         """Fixed batches with fixed masks, spread evenly over the validation documents."""
@@ -87,9 +113,27 @@ class TextData:
         blocks = (self.validation_blocks[rows].astype(np.int64) for rows in groups)
         return [self.cut(block, (VALIDATION, number)) for number, block in enumerate(blocks)]
 
+    def held_out_batches(self, split: HeldOutSplit) -> Iterator[HeldOut]:
+        """The whole split with fixed masks, batch by batch; the last one may be smaller."""
+        validation = self.validation_blocks, self.source.validation
+        blocks, stream = validation if split == "validation" else (self.test_blocks, self.source.test)
+        document_ends = np.flatnonzero(stream == self.source.vocabulary.separator)
+        length = self.config.sequence_length
+        rows = evenly_spread(len(blocks), 1, min(len(blocks), max(1, MOST_HELD_OUT // length)))[0]
+        for number, first in enumerate(range(0, len(rows), self.batch)):
+            chosen = rows[first : first + self.batch]
+            batch = self.cut(blocks[chosen].astype(np.int64), (HELD_OUT_MASKS, SPLITS.index(split), number))
+            if batch.positions is None:  # a position's label is the next token
+                places = chosen[:, None] * self.stride + 1 + np.arange(length)
+            else:  # a block begins at position 1
+                row, position = np.divmod(batch.positions.numpy(), length)
+                places = chosen[row] * self.stride + position - 1
+            yield HeldOut(batch, np.searchsorted(document_ends, places.ravel()))
+
     def describe(self) -> dict[str, Any]:
         """What a run records of its data, as plain JSON values."""
-        keys = ("name", "fingerprint", "documents", "train_tokens", "validation_tokens", "evaluation_batches", "tokenizer")
+        tokens = ("train_tokens", "validation_tokens", "test_tokens")
+        keys = ("name", "fingerprint", "documents", *tokens, "evaluation_batches", "tokenizer")
         return {key: getattr(self, key) for key in keys}
 
     def tokenizer_to_save(self) -> PreTrainedTokenizerBase:
@@ -102,11 +146,11 @@ class TextData:
         return for_transformers(trained, self.source.vocabulary, self.config.sequence_length)
 
 
-def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: int) -> TextData:
+def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: int, which: Which = "target") -> TextData:
     """An experiment's text in batches of `batch` sequences. Prepared on first use, then read from the cache.
 
-    `tokenizer_kind`: the tokenizer to train if `config` names none. Raises UsageError if the corpus cannot be read, or is too
-    small for one training batch or one validation batch.
+    `tokenizer_kind`: the tokenizer to train if `config` names none. `which`: the model that it is for. Raises UsageError if the
+    corpus cannot be read, or is too small for one batch of training, validation or test.
     """
     tokens = prepare(config, objective, tokenizer_kind)
     if config.tokenizer and 0 < config.vocabulary < tokens.vocabulary.size:
@@ -119,7 +163,7 @@ def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: 
     else:
         width, stride, cut = sequence_length - 2, sequence_length - 2, Masking.of(tokens.vocabulary, config.mask_share)
     blocks = {}
-    for split, stream in ("training", tokens.train), ("validation", tokens.validation):
+    for split, stream in ("training", tokens.train), ("validation", tokens.validation), ("test", tokens.test):
         needed = (batch - 1) * stride + width
         if len(stream) < needed:
             raise UsageError(
@@ -134,19 +178,23 @@ def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: 
         documents=tokens.documents,
         train_tokens=len(tokens.train),
         validation_tokens=len(tokens.validation),
+        test_tokens=len(tokens.test),
         tokens_per_batch=batch * sequence_length,
         tokenizer={"name": config.tokenizer or f"{tokenizer_kind}, trained on the corpus", "tokens": tokens.vocabulary.size},
         batch=batch,
         evaluation_batches=min(config.evaluation_batches, len(blocks["validation"]) // batch),
         train_blocks=blocks["training"],
         validation_blocks=blocks["validation"],
+        test_blocks=blocks["test"],
+        stride=stride,
+        stream=STREAMS[which],
         cut=cut,
         source=tokens,
         config=config,
     )
 
 
-def rows_of_batch(count: int, batch: int, step: int, seed: int) -> NDArray[np.int64]:
+def rows_of_batch(count: int, batch: int, step: int, seed: tuple[int, int]) -> NDArray[np.int64]:
     """The rows (of `count`) of batch number `step` in an endless sequence of epochs, each a permutation of all rows."""
     epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     orders = [_order(count, seed, epoch)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
@@ -160,8 +208,8 @@ def evenly_spread(count: int, batches: int, batch: int) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return np.random.default_rng((ORDER, seed, epoch)).permutation(count)
+def _order(count: int, seed: tuple[int, int], epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((ORDER, *seed, epoch)).permutation(count)
 
 
 def causal(blocks: NDArray[np.int64], _: tuple[int, ...]) -> Batch:

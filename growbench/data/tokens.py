@@ -9,6 +9,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import chain, islice
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Objective = Literal["causal", "masked"]
-FORMAT = 1  # of the cached files and of how they follow from documents: raise it when either changes
-VALIDATION_EVERY = 20  # every 20th document is in the validation split
+HeldOutSplit = Literal["validation", "test"]
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = "train", "validation", "test"
+
+FORMAT = 2  # of the cached files and of how they follow from documents: raise it when either changes
+CYCLE = 20  # documents or images, of which one is in the validation split, one in the test split, and all others in training
+HELD_OUT: dict[int, Split] = {0: "validation", CYCLE // 2: "test"}  # by place in the cycle
 SAMPLE_CHARACTERS = 20_000_000  # of documents that a tokenizer is trained on, at most
 CHUNK_CHARACTERS = 1_000_000  # encoded together
 FEW_CHUNKS = 4  # fewer are encoded in this process: worker processes take longer to start
@@ -43,10 +49,16 @@ class Tokens:
 
     train: NDArray[np.unsignedinteger]
     validation: NDArray[np.unsignedinteger]
+    test: NDArray[np.unsignedinteger]
     vocabulary: Vocabulary
     documents: int
     fingerprint: str  # of the documents
     tokenizer_file: Path
+
+
+def split_of(index: int) -> Split:
+    """The split of document or image number `index` of a corpus."""
+    return HELD_OUT.get(index % CYCLE, "train")
 
 
 def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
@@ -81,8 +93,7 @@ def cached(settings: list[Any], fill: Callable[[Path], None]) -> Path:
 def _open(folder: Path, fingerprint: str) -> Tokens:
     meta = json.loads((folder / "meta.json").read_text())
     return Tokens(
-        train=memory_map(folder / "train.bin", meta["dtype"]),
-        validation=memory_map(folder / "validation.bin", meta["dtype"]),
+        **{split: memory_map(folder / f"{split}.bin", meta["dtype"]) for split in SPLITS},
         vocabulary=Vocabulary(**meta["vocabulary"]),
         documents=meta["documents"],
         fingerprint=fingerprint,
@@ -129,6 +140,7 @@ class Progress:
     documents: int = 0
     train: int = 0  # bytes
     validation: int = 0
+    test: int = 0
     place: Any = None  # in the corpus, where to continue
 
 
@@ -187,7 +199,7 @@ def _sample(chunks: list[Chunk]) -> list[str]:
     sample = []
     characters = 0
     for index, text in enumerate(text for chunk in chunks for text in chunk.documents):
-        if index % VALIDATION_EVERY:
+        if split_of(index) == "train":
             sample.append(text)
         characters += len(text)
         if characters >= SAMPLE_CHARACTERS:
@@ -203,14 +215,14 @@ class Encoder:
     separator: int
     dtype: str
 
-    def __call__(self, chunk: Chunk) -> tuple[bytes, bytes]:
-        """The chunk's bytes of train.bin and of validation.bin."""
-        splits: tuple[list[bytes], list[bytes]] = [], []
+    def __call__(self, chunk: Chunk) -> dict[Split, bytes]:
+        """The chunk's bytes of each split's file."""
+        splits: dict[Split, list[bytes]] = {split: [] for split in SPLITS}
         encodings = _tokenizer(self.tokenizer_file).encode_batch_fast(chunk.documents, add_special_tokens=False)
         for index, encoding in enumerate(encodings, chunk.first):
             if encoding.ids:  # empty for a document of control characters only
-                splits[index % VALIDATION_EVERY == 0].append(np.array([*encoding.ids, self.separator], self.dtype).tobytes())
-        return b"".join(splits[0]), b"".join(splits[1])
+                splits[split_of(index)].append(np.array([*encoding.ids, self.separator], self.dtype).tobytes())
+        return {split: b"".join(parts) for split, parts in splits.items()}
 
 
 @lru_cache(maxsize=1)
@@ -223,24 +235,24 @@ def _tokenizer(file: Path) -> Tokenizer:
 
 
 def _encode(folder: Path, chunks: Iterable[Chunk], encode: Encoder, progress: Progress) -> int:
-    """Write train.bin and validation.bin from `progress` on. Returns the number of documents."""
+    """Write the splits' files from `progress` on. Returns the number of documents."""
     done = asdict(progress)
-    with (folder / "train.bin").open("ab") as train, (folder / "validation.bin").open("ab") as validation:
-        files = {"train": train, "validation": validation}
+    with ExitStack() as stack:
+        files = {split: stack.enter_context((folder / f"{split}.bin").open("ab")) for split in SPLITS}
         for split, file in files.items():
             file.truncate(done[split])
         for chunk, parts in _in_order(chunks, encode):
-            for (split, file), part in zip(files.items(), parts, strict=True):
-                file.write(part)
+            for split, file in files.items():
+                file.write(parts[split])
                 file.flush()
                 os.fsync(file.fileno())
-                done[split] += len(part)
+                done[split] += len(parts[split])
             done |= {"documents": chunk.first + len(chunk.documents), "place": chunk.place}
             _write(folder / PROGRESS, done)
     return done["documents"]
 
 
-def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk, tuple[bytes, bytes]]]:
+def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk, dict[Split, bytes]]]:
     """Every chunk with its tokens, in order. Several chunks are encoded in parallel by worker processes, unless there are few."""
     chunks = iter(chunks)
     first = list(islice(chunks, FEW_CHUNKS))
@@ -248,7 +260,7 @@ def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk,
         yield from ((chunk, encode(chunk)) for chunk in chain(first, chunks))
         return
     workers = processes.cores()
-    waiting: deque[tuple[Chunk, Future[tuple[bytes, bytes]]]] = deque()
+    waiting: deque[tuple[Chunk, Future[dict[Split, bytes]]]] = deque()
     with ProcessPoolExecutor(workers, processes.context("torch", "tokenizers"), processes.begin) as pool:
         try:
             for chunk in chain(first, chunks):

@@ -36,3 +36,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels)
     loss: Tensor = _CrossEntropy.apply(logits, labels)
     return loss
+
+
+def each_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """(N,) float32: the loss of each label by itself, in nats. `logits`: (N, classes); `labels`: (N,) int64. No gradients."""
+    return functional.cross_entropy(logits.float(), labels, reduction="none")

@@ -36,7 +36,7 @@ class JobState(Enum):
 class Benchmark:
     """Trains methods on one experiment.
 
-    `target_loss`: nats; None: scratch's mean final validation loss.
+    `target_loss`: nats; None: the mean loss at the end of scratch's curves.
     """
 
     def __init__(self, setting: Setting, budgets: Budgets | None = None, target_loss: float | None = None) -> None:
@@ -45,7 +45,7 @@ class Benchmark:
         self.sources = Sources(setting, self.claims)
 
     def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
-        """Train all runs that are not finished, scratch first: its final loss is the target. Returns False if a method failed.
+        """Train all runs that are not finished, scratch first: it sets the target. Returns False if a method failed.
 
         Raises UsageError, before any training, for a request that cannot be carried out.
         """
@@ -79,9 +79,9 @@ class Benchmark:
         return data
 
     def _scratch_loss(self, seeds: Iterable[int]) -> float | None:
-        """The mean final validation loss of the scratch runs that finished; None if none did."""
+        """The mean loss at the end of the curves of the scratch runs that finished; None if none did."""
         runs = [store.load(self.setting.folder / store.name(SCRATCH, seed)) for seed in seeds]
-        losses = [run.final_loss for run in runs if run and run.finished]
+        losses = [run.curve_loss for run in runs if run and run.finished]
         return statistics.fmean(losses) if losses else None
 
 

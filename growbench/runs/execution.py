@@ -127,11 +127,11 @@ class Execution:
         finally:
             trainer.output.progress.close()
             record = replace(record or self._record(trainer), status=status, error=error)
-            if folder and not folder.close(record):
+            if folder and not folder.close(record, trainer.outcome.validation):
                 status = RunStatus.INTERRUPTED
         if status == RunStatus.FINISHED:
             spent = f"{quantity(trainer.costs.total(Unit.FLOPS), 'FLOP')}, {trainer.costs.total(Unit.SECONDS):.1f} s of training"
-            say(f"{name:<18} finished: loss {trainer.outcome.final_val_loss:.4f}, {spent}")
+            say(f"{name:<18} finished: loss {record.final_val_loss:.4f}, {spent}")
         if status == RunStatus.FAILED:
             parallel.check_all_failed(name)
         if status in (RunStatus.FINISHED, RunStatus.FAILED) and not self.branches:
@@ -204,8 +204,10 @@ class Execution:
             published=experiment.published.get(job.found.name),
             cost=self._costs(outcome.costs),
             inherited=Cost(*(charged(before.spent(unit)) for unit in Unit)) if before else None,
-            final_val_loss=outcome.final_val_loss,
-            final_val_accuracy=outcome.final_val_accuracy,
+            final_val_loss=outcome.validation.loss if outcome.validation else None,
+            final_val_accuracy=outcome.validation.accuracy if outcome.validation else None,
+            final_test_loss=outcome.test.loss if outcome.test else None,
+            final_test_accuracy=outcome.test.accuracy if outcome.test else None,
             keeps_source=job.keeps_source,
             steps=outcome.steps,
             tokens=outcome.tokens,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,7 +15,7 @@ from growbench import architectures
 from growbench.config.schema import Experiment, Training
 from growbench.console import say
 from growbench.costs.hardware import Hardware, cpu_stepping, device_name
-from growbench.data import Data, load
+from growbench.data import Data, Which, load
 from growbench.registry import Found
 from growbench.runs import saved_models, store
 from growbench.runs.records import RunConfig
@@ -23,9 +23,8 @@ from growbench.runs.store import Run
 from growbench.training.checkpoint import Checkpoints
 from growbench.training.parallel import Parallel
 
-Which = Literal["source", "target"]
-
-OF_SOURCE = ("architecture", "source", "data", "source_train", "fingerprint")  # the parts of an experiment that decide its source
+# the parts of an experiment that decide its source
+OF_SOURCE = ("protocol", "architecture", "source", "data", "source_train", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class Setting:
     def load_data(self, which: Which) -> Data:
         """Raises UsageError if the corpus cannot be read."""
         architecture = architectures.of(self.experiment)
-        return load(self.experiment.data, architecture.objective, architecture.tokenizer, self.training(which).batch)
+        batch = self.training(which).batch
+        return load(self.experiment.data, architecture.objective, architecture.tokenizer, batch, which)
 
     def hardware(self, which: Which) -> Hardware:
         device = self.parallel.device

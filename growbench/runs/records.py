@@ -23,7 +23,7 @@ from growbench.costs.accounts import CHARGED, Account, Ledger, Part, Unit
 from growbench.costs.hardware import Hardware
 from growbench.training.records import Amount, PhaseRecord
 
-SCHEMA_VERSION = 2  # version 1 was stored without a number
+SCHEMA_VERSION = 3  # version 1 was stored without a number; version 2 had no losses of whole splits
 
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy")
 
@@ -93,7 +93,12 @@ class RunError:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """The content of run.json. Fields with a default may be missing in older records."""
+    """The content of run.json. Fields with a default may be missing in older records.
+
+    `final_val_loss` is the loss on the whole validation split. It does not compare with the losses of curves, which are measured
+    on a fixed part of that split: growbench.runs.store.Run.curve_loss does. In records of version 2 and before, it is the last
+    loss of the curve. The test loss is for the reader alone: nothing is chosen by it.
+    """
 
     schema_version: int = SCHEMA_VERSION
     status: RunStatus
@@ -106,8 +111,10 @@ class RunRecord:
     published: Published | None = None  # the paper's figures for this method and experiment
     cost: RunCosts
     inherited: Cost | None = None  # part of `cost`: spent in the run that this one branches off
-    final_val_loss: float | None = None  # nats
-    final_val_accuracy: float | None = None  # of images
+    final_val_loss: float | None = None  # nats, on the whole validation split; None: the run has not ended
+    final_val_accuracy: float | None = None  # of images, likewise
+    final_test_loss: float | None = None  # nats, on the whole test split
+    final_test_accuracy: float | None = None  # of images, likewise
     keeps_source: bool = False  # the final model contains the source, and is larger than the target
     steps: int
     tokens: int
@@ -137,8 +144,8 @@ class RunRecord:
         if not isinstance(found, dict) or "status" not in found:
             raise ValueError("is not a run's record: status is missing")
         version = found.get("schema_version", 1)
-        if version == 1:
-            found = _renamed(found)
+        if version in (1, 2):
+            found = (_renamed(found) if version == 1 else found) | {"schema_version": SCHEMA_VERSION}
         elif version != SCHEMA_VERSION:
             raise ValueError(f"schema_version = {version!r}: this growbench reads up to {SCHEMA_VERSION}")
         try:
@@ -156,7 +163,7 @@ def _reader() -> TypeAdapter[RunRecord]:
 
 def _renamed(old: dict[str, Any]) -> dict[str, Any]:
     """A record of version 1 with today's names."""
-    new = {key: value for key, value in old.items() if key != "budget"} | {"schema_version": SCHEMA_VERSION}
+    new = {key: value for key, value in old.items() if key != "budget"}
     if isinstance(config := old.get("config"), dict):
         names = {"budget": "budget_share", "stop_at": "stop_at_loss"}
         renamed = {names.get(key, key): value for key, value in config.items()}

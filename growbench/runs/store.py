@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from growbench.console import say
 from growbench.costs.accounts import Account, Ledger, Unit
@@ -19,9 +23,12 @@ from growbench.errors import UsageError
 from growbench.files import write_text
 from growbench.runs.records import Cost, RunRecord, RunStatus
 from growbench.runs.reproduced import Stamp
+from growbench.training.evaluation import HeldOutLoss
 
 REPLACED = "replaced"  # the folder of archived runs: finished ones that were trained again with another configuration
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
+
+DOCUMENTS = "documents.npy"  # in a run's folder: see Run.documents
 
 UNKNOWN_SOURCE = (
     "the cost of its training is unknown (or its seconds were measured on other hardware), and so are figures that charge it; "
@@ -37,6 +44,9 @@ CURVE: dict[str, type | tuple[type, ...]] = {  # of every row
 class Run:
     """A stored run: `record` is its run.json, `curve` the rows of its curve.jsonl in order.
 
+    Two losses that must not be mixed: `final_loss` is of the whole validation split, and compares with the final losses of other
+    runs. `curve_loss` is of the fixed part of it that curves are measured on, and compares with the losses of other curves.
+
     A run that was reproduced has the origin and the configuration that its stamp says.
     """
 
@@ -44,6 +54,7 @@ class Run:
     record: RunRecord
     curve: list[dict[str, Any]]
     stamp: Stamp | None = None
+    cut: int = 0  # rows of curve.jsonl that are left out of `curve`, since they were written again later
 
     @property
     def name(self) -> str:
@@ -56,9 +67,28 @@ class Run:
 
     @property
     def final_loss(self) -> float:
-        """The final validation loss (nats) of a finished run; NaN for another."""
+        """The loss (nats) of a finished run on the whole validation split; NaN for another run.
+
+        Of runs that were stored before version 3, the loss that the curve ends at.
+        """
         loss = self.record.final_val_loss if self.finished else None
         return math.nan if loss is None else loss
+
+    @property
+    def curve_loss(self) -> float:
+        """The loss (nats) that the scored part of a finished run's curve ends at; NaN for another run."""
+        scored = [row["val_loss"] for row in self.curve if row["scored"]] if self.finished else []
+        return scored[-1] if scored else math.nan
+
+    @cached_property
+    def documents(self) -> NDArray[np.float64] | None:
+        """(documents, 2): the final loss (nats) on each validation document, and how many labels it has; None: not recorded."""
+        file = self.folder / DOCUMENTS
+        try:
+            return np.load(file).astype(np.float64) if file.is_file() else None
+        except (OSError, ValueError) as error:
+            _say_once(f"{file} cannot be read, and counts as not recorded: {' '.join(str(error).split())}")
+            return None
 
     def cost(self, unit: Unit, ledger: Ledger) -> float:
         """All that is charged to it. NaN in the build ledger if the cost of its source is not known."""
@@ -89,10 +119,12 @@ class RunFolder:
         except OSError as error:
             raise UsageError(f"cannot write results to {path}: {error.strerror}; choose another folder with --results") from error
 
-    def close(self, record: RunRecord) -> bool:
-        """Write run.json. False, with a line that says why, if that fails."""
+    def close(self, record: RunRecord, validation: HeldOutLoss | None = None) -> bool:
+        """Write the losses by document, if there are any, and run.json. False, with a line that says why, if that fails."""
         hardware = replace(record.hardware, earlier=self.earlier_hardware)
         try:
+            if validation:
+                np.save(self.path / DOCUMENTS, np.stack([validation.losses, validation.labels], axis=1).astype(np.float32))
             _write(self.path, replace(record, hardware=hardware))
         except OSError as error:
             say(f"{self.path}: run.json cannot be written: {error.strerror}; the same command resumes this run")
@@ -144,24 +176,32 @@ class CurveFile:
         self._cut(self.rows)
 
     def begin_as(self, trunk: Path, rows: int) -> None:
-        """Copy another run's first rows, unless there are rows already."""
-        if not self.rows:
-            self.path.write_text("".join(_complete_lines(trunk)[:rows]), encoding="utf-8")
-            self.rows = rows
+        """Copy another run's first rows, unless there are as many already."""
+        if self.rows < rows:
+            self._fill(_complete_lines(trunk)[:rows])
 
     def append(self, row: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as curve:
             curve.write(json.dumps(row, allow_nan=False) + "\n")
+            curve.flush()
+            os.fsync(curve.fileno())  # a checkpoint that counts this row is written after it
         self.rows += 1
 
     def __delitem__(self, rows: slice) -> None:
-        """Drop all rows from `rows.start` on."""
+        """Drop all rows from `rows.start` on. Raises UsageError if rows before it are missing."""
+        if rows.start > self.rows:
+            wrong = f"{self.path} has {self.rows} evaluations, its run's checkpoint {rows.start}"
+            raise UsageError(f"{wrong}: the same command trains the run again")
         if rows.start < self.rows:
             self._cut(rows.start)
 
     def _cut(self, rows: int) -> None:
-        write_text(self.path, "".join(_complete_lines(self.path)[:rows]))
-        self.rows = rows
+        self._fill(_complete_lines(self.path)[:rows])
+
+    def _fill(self, lines: list[str]) -> None:
+        """Replace the file, in full or not at all."""
+        write_text(self.path, "".join(lines))
+        self.rows = len(lines)
 
 
 def _complete_lines(path: Path) -> list[str]:
@@ -190,7 +230,11 @@ def load(folder: Path) -> Run | None:
         record, stamp = RunRecord.read(file.read_text(encoding="utf-8")), _stamp(folder)
         if stamp and stamp.covers(record):
             record = replace(record, origin=stamp.origin, config=stamp.config)
-        return Run(folder, record, list(_rows(folder / "curve.jsonl")), stamp)
+        written = list(_rows(folder / "curve.jsonl"))
+        curve = _in_order(written)
+        if cut := len(written) - len(curve):
+            _say_once(f"{folder / 'curve.jsonl'}: {cut} evaluations were made again after an interruption: the last ones count")
+        return Run(folder, record, curve, stamp, cut)
     except (OSError, ValueError) as error:  # text that is not UTF-8 or not JSON raises a ValueError
         _say_once(f"{folder} is left out: run.json cannot be read: {' '.join(str(error).split())}")
         return None
@@ -217,6 +261,22 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 _say_once(f"{path}, line {number} is not an evaluation: it and the {len(lines) - number} after it are left out")
             return
         yield row
+
+
+def _in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations in the order of training. Where a run repeated some after an interruption, those written last."""
+    kept: list[dict[str, Any]] = []
+    for row in rows:
+        while kept and not _follows(row, kept[-1]):
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _follows(row: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
+    """Whether an evaluation comes after another one: at a later step, or at the start of the phase that the other one ended."""
+    begins_next = row.get("train_loss") is None and last.get("train_loss") is not None
+    return row["step"] > last["step"] or (row["step"] == last["step"] and begins_next)
 
 
 @cache

@@ -24,6 +24,7 @@ from growbench.config import loading
 from growbench.config.schema import Experiment, ImageConfig
 from growbench.console import say
 from growbench.costs.accounts import Ledger, Unit
+from growbench.data import Data, Which
 from growbench.errors import UsageError
 from growbench.formatting import percent, saving
 from growbench.method import Method, Phase, Phases, Task
@@ -61,6 +62,13 @@ class Planted(Method):
             return task.schedule(self.steps + step, self.steps + steps)
 
         yield Phase(model=task.model_from(task.read(task.source)), steps=task.budget - self.steps, schedule=later)
+
+
+class SharedOrder(Setting):
+    """The source reads scratch's batches in scratch's order, so that a planted one is scratch itself after some steps."""
+
+    def load_data(self, which: Which) -> Data:
+        return super().load_data("target")
 
 
 class Promise(NamedTuple):
@@ -220,7 +228,7 @@ def _train(experiment: Experiment, folder: Path, methods: Sequence[Found], seeds
     """Train the runs that are not stored yet, without output. Raises UsageError if one fails."""
     said = io.StringIO()
     with redirect_stderr(said):
-        succeeded = Benchmark(Setting(experiment, folder, Parallel(torch.device("cpu")))).run(methods, seeds)
+        succeeded = Benchmark(SharedOrder(experiment, folder, Parallel(torch.device("cpu")))).run(methods, seeds)
     if not succeeded:
         raise UsageError(f"a run of the check failed: {next(line for line in said.getvalue().splitlines() if 'failed' in line)}")
 

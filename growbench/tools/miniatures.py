@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from growbench import architectures
 from growbench.config.schema import DataConfig, Experiment, ImageConfig, ModelConfig, TextConfig, Training
-from growbench.data import Batch
+from growbench.data import Batch, HeldOut, HeldOutSplit
 from growbench.data.shapes import shape_batch
 
 CPU = torch.device("cpu")
@@ -90,6 +92,10 @@ class RandomData:
 
     def validation_batches(self) -> list[Batch]:
         return [self.train_batch(VALIDATION, 0)]
+
+    def held_out_batches(self, split: HeldOutSplit) -> Iterator[HeldOut]:
+        batch = self.train_batch(VALIDATION, 0)
+        yield HeldOut(batch, np.arange(len(batch.labels)))
 
     def describe(self) -> dict[str, Any]:
         return {"name": self.name}

@@ -16,7 +16,7 @@ import torch
 
 from growbench import registry
 from growbench.config.loading import parse
-from growbench.config.schema import Experiment, ImageConfig, Machine, ModelConfig, Pretrained, TextConfig, Training
+from growbench.config.schema import PROTOCOL, Experiment, ImageConfig, Machine, ModelConfig, Pretrained, TextConfig, Training
 from growbench.console import Progress, say
 from growbench.costs.hardware import Hardware
 from growbench.errors import UsageError
@@ -194,6 +194,9 @@ def _key(name: str, configuration: Mapping[str, Any]) -> str:
 def experiment_of(record: RunRecord) -> Experiment:
     """The experiment that a run's configuration describes. Raises UsageError for one that today's code does not know."""
     stored = {key: value for key, value in record.config.experiment.items() if key != "fingerprint"}
+    protocol = stored.pop("protocol", 1)
+    if protocol != PROTOCOL:
+        raise UsageError(f"was made under protocol {protocol}; today's code follows protocol {PROTOCOL}")
     source = stored.pop("source", {})
     train = stored.pop("train", stored.get("source_train"))  # a source's own run has the one, one from a checkpoint the other
     hardware, data = record.hardware, stored.pop("data", {})

@@ -27,7 +27,7 @@ from growbench.training import optimizer_state
 from growbench.training.optimizer_state import ParameterIndex, StoredTensor
 from growbench.training.records import RunState
 
-FORMAT = "2"
+FORMAT = "3"
 KEPT = 2  # newest checkpoints of the present phase
 
 

@@ -1,28 +1,50 @@
-"""Evaluation on fixed validation batches: loss, accuracy, how growth changed the outputs; duplicated units. Never charged."""
+"""Evaluation on held-out data: loss, accuracy, how growth changed the outputs; duplicated units. Never charged."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
-from growbench.data import Data
+from growbench.data import Data, HeldOutSplit
 from growbench.growth.weights import Axis, Weights
-from growbench.method.loss import cross_entropy
+from growbench.method.loss import cross_entropy, each_cross_entropy
 
 OUTPUTS = 1024  # rows of logits that are compared
 
 
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """A model's loss on the whole of a held-out split, by document. Of images, each is a document of its own."""
+
+    losses: NDArray[np.float64]  # (documents,) the mean over a document's labels, in nats
+    labels: NDArray[np.int64]  # (documents,) how many each has
+    accuracy: float | None = None  # of images
+
+    @property
+    def loss(self) -> float:
+        """The mean over all labels, in nats."""
+        return float(np.average(self.losses, weights=self.labels))
+
+
 class Evaluation:
-    """Evaluates the models of one run, and charges the account `evaluation`. The models' training mode is restored."""
+    """Evaluates the models of one run, and charges the account `evaluation`. The models' training mode is restored.
+
+    Curves are measured on a fixed part of the validation split, which stays on the device; final losses on whole splits, of
+    which one micro-batch at a time is on the device.
+    """
 
     def __init__(
         self, data: Data, micro_batch: int, classifies: bool, costs: Costs, autocast: AbstractContextManager[None]
     ) -> None:
         """`micro_batch`: its size."""
+        self.data, self.micro_batch = data, micro_batch
         self.batches = [
             batch.part(number, parts).to(costs.device)
             for batch in data.validation_batches()
@@ -34,7 +56,10 @@ class Evaluation:
         self.before: Tensor | None = None  # outputs before the next growth
 
     def scores(self, model: nn.Module, counted: bool) -> tuple[float, float | None]:
-        """Mean loss (nats) over the batches, and for images the accuracy. `counted`: count FLOPs anew, for a new model."""
+        """Mean loss (nats) over the fixed part of validation, and for images the accuracy.
+
+        `counted`: count FLOPs anew, for a new model.
+        """
 
         def means() -> list[float]:
             rows = []
@@ -59,6 +84,27 @@ class Evaluation:
                 self.costs.flops[Account.EVALUATION] += self.flops_each
         model.train(mode)
         return loss, accuracy[0] if accuracy else None
+
+    def held_out(self, model: nn.Module, split: HeldOutSplit) -> HeldOutLoss:
+        """The loss on the whole of a split. FLOPs are those of `scores`, in proportion to the rows."""
+        losses, right, documents, rows = [], 0, [], 0
+        mode = model.training
+        model.eval()
+        with torch.no_grad(), self.autocast, self.costs.clocked("evaluation"):
+            for whole in self.data.held_out_batches(split):
+                for part in whole.parts(self.micro_batch):
+                    batch = part.batch.to(self.costs.device)
+                    logits = model(batch.inputs, batch.positions)
+                    losses.append(each_cross_entropy(logits, batch.labels).cpu().numpy())
+                    documents.append(part.documents)
+                    rows += len(batch.inputs)
+                    if self.classifies:
+                        right += int((logits.argmax(-1) == batch.labels).sum())
+        model.train(mode)
+        self.costs.flops["evaluation"] += self.flops_each * rows // sum(len(batch.inputs) for batch in self.batches)
+        _, of_label, labels = np.unique(np.concatenate(documents), return_inverse=True, return_counts=True)
+        sums = np.bincount(of_label, np.concatenate(losses).astype(np.float64))
+        return HeldOutLoss(sums / labels, labels, right / rows if self.classifies else None)
 
     def remember(self, model: nn.Module) -> None:
         """Keep this model's outputs, to compare those of a grown one with them."""

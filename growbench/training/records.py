@@ -56,8 +56,7 @@ class RunState:
     scored_steps: int
     rows: int
     waited: float
-    final_val_loss: float | None
-    final_val_accuracy: float | None
+    val_loss: float | None
     phases: list[PhaseRecord]  # that have ended
     flops: dict[Account, int]
     seconds: dict[Account, float]

@@ -17,6 +17,7 @@ from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.method import Phase
 from growbench.training.checkpoint import RandomStates
+from growbench.training.evaluation import HeldOutLoss
 from growbench.training.phases import PhaseStart
 from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.replicas import Replica
@@ -51,8 +52,9 @@ class Outcome:
     scored_steps: int = 0
     rows: int = 0  # rows of the curve
     waited: float = 0.0  # seconds that its steps spent waiting for data
-    final_val_loss: float | None = None
-    final_val_accuracy: float | None = None  # of image classification
+    val_loss: float | None = None  # of the last evaluation, on the fixed part of the validation split
+    validation: HeldOutLoss | None = None  # on the whole split, at the run's end
+    test: HeldOutLoss | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
 
 
@@ -154,8 +156,7 @@ def pack(outcome: Outcome, now: PhaseState, overhead: float, reached: bool, eval
         scored_steps=outcome.scored_steps,
         rows=outcome.rows,
         waited=outcome.waited,
-        final_val_loss=outcome.final_val_loss,
-        final_val_accuracy=outcome.final_val_accuracy,
+        val_loss=outcome.val_loss,
         phases=outcome.phases,
         flops=outcome.costs.flops,
         seconds=outcome.costs.seconds,
@@ -178,7 +179,7 @@ def unpack(state: RunState, outcome: Outcome, now: PhaseState, device: torch.dev
     """Set `outcome` and `now` to what `pack` was given."""
     outcome.steps, outcome.tokens, outcome.scored_steps = state.steps, state.tokens, state.scored_steps
     outcome.rows, outcome.waited, outcome.phases = state.rows, state.waited, state.phases
-    outcome.final_val_loss, outcome.final_val_accuracy = state.final_val_loss, state.final_val_accuracy
+    outcome.val_loss = state.val_loss
     outcome.costs.flops.update(state.flops)
     outcome.costs.seconds.update(state.seconds)
     outcome.costs.energy.resume(state.energy)

@@ -107,7 +107,10 @@ class Trainer:
         self.elapsed = 0.0  # seconds that the run took before it was resumed
 
     def run(self, method: Method) -> Outcome:
-        """Train every phase of `method`. Raises TrainingFailed; then `self.outcome` holds the results up to that step."""
+        """Train every phase of `method`, then evaluate on all held-out data.
+
+        Raises TrainingFailed; then `self.outcome` holds the results up to that step.
+        """
         driver = PhaseDriver(method, self.task, self.costs, self.observers, self.work.limits)
         try:
             if method.uses_source:
@@ -126,6 +129,7 @@ class Trainer:
                 driver.trained(now.train_loss)
                 if self.reached:
                     break
+            self._evaluate_held_out()
         finally:
             self.feed.close()
             self.costs.seconds[Account.OVERHEAD] = self._overhead()
@@ -214,7 +218,7 @@ class Trainer:
         now.growth = {
             "growth_flops": now.start.growth_flops,
             "output_change": change,
-            "loss_before": self.outcome.final_val_loss if self.outcome.phases else self.source_loss,
+            "loss_before": self.outcome.val_loss if self.outcome.phases else self.source_loss,
             "optimizer": "kept" if now.start.keeps_optimizer_state else "new",
             "duplicates": self._duplicates(now),
         }
@@ -240,7 +244,7 @@ class Trainer:
         val_loss, accuracy = self.evaluation.scores(now.live.evaluation_module, counted=begins)
         val_loss = self.parallel.mean(torch.tensor(val_loss, dtype=torch.float64)).item()  # the same in all processes
         refuse_not_finite([val_loss], outcome.steps)
-        outcome.final_val_loss, outcome.final_val_accuracy, now.evaluated = val_loss, accuracy, now.done
+        outcome.val_loss, now.evaluated = val_loss, now.done
         if begins:
             now.growth["loss_after"] = val_loss
         scored = now.phase.scored and now.start.target_sized
@@ -260,6 +264,14 @@ class Trainer:
         outcome.rows += 1
         self.output.progress.show(val_loss, row["flops"])
         self.reached = scored and val_loss <= self.stop.at_loss
+
+    def _evaluate_held_out(self) -> None:
+        """The final losses, of the whole validation split and of the test split, which nothing else looks at."""
+        outcome = self.outcome
+        assert outcome.model is not None  # the driver refuses a method without a scored phase
+        outcome.validation, outcome.test = (self.evaluation.held_out(outcome.model, split) for split in ("validation", "test"))
+        for found in (outcome.validation, outcome.test):
+            refuse_not_finite([found.loss], outcome.steps)
 
     def _mean_train_loss(self, now: PhaseState) -> float:
         """The mean training loss (nats) since the last evaluation. Raises TrainingFailed for a loss that is not finite."""

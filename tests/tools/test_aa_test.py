@@ -59,8 +59,8 @@ def test_the_command_writes_what_it_measured(
         place = folder / "runs" / f"planted-{share}"
         source, scratch, grown = (store.load(place / f"{name}-seed1") for name in ("source", "scratch", "planted"))
         assert source and scratch and grown
-        assert source.record.final_val_loss == pytest.approx(scratch.curve[steps]["val_loss"], rel=1e-5)
-        assert source.record.final_val_loss == pytest.approx(grown.curve[0]["val_loss"], rel=1e-5)
+        assert source.curve_loss == pytest.approx(scratch.curve[steps]["val_loss"], rel=1e-5)
+        assert source.curve_loss == pytest.approx(grown.curve[0]["val_loss"], rel=1e-5)
         assert [row["lr"] for row in grown.curve[1:]] == [row["lr"] for row in scratch.curve[steps + 1 :]]
         assert source.record.cost.flops[Account.TRAIN] == grown.record.cost.flops[Account.SOURCE]
 
