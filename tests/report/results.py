@@ -55,7 +55,7 @@ def write_run(folder: Path, method: str, seed: int, growth: Growth, noise: np.ra
     flops = seconds = 0.0
     plan = [("operator", operator, 1.5, False), ("small", small, small_cost, False), ("train", length - small, 1.0, True)]
     grown = method not in ("scratch", "source", "stackbert")
-    phases, step, before = [], 0, 5.2 if grown else None
+    phases, step, run_step, before = [], 0, 0, 5.2 if grown else None
     for name, steps, cost, scored in plan:
         if not steps:
             continue
@@ -66,14 +66,14 @@ def write_run(folder: Path, method: str, seed: int, growth: Growth, noise: np.ra
             loss += 0.25 * (name == "small") * share - 0.22 * head_start * share * scored + noise.normal(0, 0.006)
             rows.append(
                 {
-                    "step": step + done, "phase": name, "tokens": (step + done) * 2048, "val_loss": loss,
+                    "step": run_step + done, "phase": name, "tokens": (run_step + done) * 2048, "val_loss": loss,
                     "train_loss": loss if done else None, "lr": 3e-3, "scored": scored,
                     "flops": flops + done * cost * STEP_FLOPS, "seconds": seconds + done * cost * pace,
                 }
             )  # fmt: skip
         phases.append(
             {
-                "name": name, "scored": name != "operator", "target_sized": name != "small", "first_step": step, "steps": steps,
+                "name": name, "scored": name != "operator", "target_sized": name != "small", "first_step": run_step, "steps": steps,
                 "flops_per_step": {"train" if scored or name == "small" else "operator": cost * STEP_FLOPS},
                 "median_step_seconds": 0.98 * cost * pace, "growth_flops": 0.0, "output_change": 0.5 if step else None,
                 "paper_flops_per_step": round(0.7 * cost * STEP_FLOPS), "optimizer": "new",
@@ -84,6 +84,7 @@ def write_run(folder: Path, method: str, seed: int, growth: Growth, noise: np.ra
         before = rows[-1]["val_loss"]
         flops, seconds = rows[-1]["flops"], rows[-1]["seconds"]
         step += 0 if name == "operator" else steps
+        run_step += steps
     source = 0.35 * STEPS * STEP_FLOPS * grown
     spent_by_operator = operator * 1.5 * STEP_FLOPS
     path = folder / store.name(method.replace("/", "_"), seed, budget)

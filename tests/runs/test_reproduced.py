@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from growbench.analysis.selection import made_by_earlier_code
+from growbench.config.schema import PROTOCOL
 from growbench.costs.accounts import Account
 from growbench.costs.hardware import Hardware
 from growbench.registry import get
@@ -108,6 +109,9 @@ def test_runs_of_other_code_are_made_by_earlier_code() -> None:
     }  # fmt: skip
     for earlier, runs in cases.items():
         for method, hyperparameters, origin in runs:
-            record = replace(RECORD, method=method, config=RunConfig({}, hyperparameters), origin=origin)
+            record = replace(RECORD, method=method, config=RunConfig({"protocol": PROTOCOL}, hyperparameters), origin=origin)
             run = store.Run(Path("run"), record, [])
             assert made_by_earlier_code([run]) == [run] * earlier, (method, hyperparameters, origin)
+            for former in ({}, {"protocol": PROTOCOL - 1}):
+                run = replace(run, record=replace(record, config=RunConfig(former, hyperparameters)))
+                assert made_by_earlier_code([run]) == [run], "whatever its code"

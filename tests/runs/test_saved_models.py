@@ -307,14 +307,17 @@ def test_run_saves_what_it_scored(done: tuple[Path, Path, str]) -> None:
     """transformers alone gets the run's final validation loss from the model; the card has the costs of the chain."""
     miniature, folder, _ = done
     experiment = loading.load(str(miniature))
-    batches = load(experiment.data, "causal", "bytes", experiment.train.batch).validation_batches()
+    data = load(experiment.data, "causal", "bytes", experiment.train.batch)
     losses = {}
     for run in ("source-seed0", "scratch-seed0", "bert2bert-seed0"):
         record = json.loads((folder / run / "run.json").read_text())
         model = by_the_library("gpt2", folder / run / "model")
         with torch.no_grad():
-            found = [nn.functional.cross_entropy(model(b.inputs).logits.flatten(0, 1), b.labels).item() for b in batches]
-        assert np.mean(found) == pytest.approx(record["final_val_loss"], rel=1e-5), run
+            for split, key in ("validation", "final_val_loss"), ("test", "final_test_loss"):
+                batches = [each.batch for each in data.held_out_batches(split)]  # type: ignore[arg-type]
+                found = [nn.functional.cross_entropy(model(b.inputs).logits.flatten(0, 1), b.labels).item() for b in batches]
+                expected = np.average(found, weights=[len(b.labels) for b in batches])
+                assert record[key] == pytest.approx(expected, rel=1e-5), (run, split)
         card = json.loads((folder / run / "model" / "growbench.json").read_text())
         losses[run] = card["cost"]["flops"]
     assert losses["source-seed0"]["source"] == 0

@@ -52,7 +52,7 @@ def stored(folder: Path, record: str = json.dumps(RECORD), curve: str = "".join(
         (json.dumps(RECORD | {"seed": "zero"}), "seed: Input should be a valid integer"),
         (json.dumps(RECORD | {"cost": {"flops": {}}}), "cost.seconds: Field required"),
         (json.dumps(RECORD | {"cost": {"flops": {"coffee": 1}, "seconds": {}}}), "cost.flops.coffee"),
-        (json.dumps(RECORD | {"schema_version": 3}), "schema_version = 3: this growbench reads up to 2"),
+        (json.dumps(RECORD | {"schema_version": 4}), "schema_version = 4: this growbench reads up to 3"),
         (json.dumps(RECORD | {"config": {}}), "config.experiment: Field required"),
     ],
 )

@@ -54,7 +54,8 @@ def left(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("run.json")):
         record = json.loads(path.read_text())
-        kept = {key: record[key] for key in ("status", "steps", "tokens", "final_val_loss", "config", "parameters")}
+        keys = ("status", "steps", "tokens", "final_val_loss", "final_test_loss", "config", "parameters")
+        kept = {key: record[key] for key in keys}
         flops = {account: spent for account, spent in record["cost"]["flops"].items() if account != "overhead"}
         phases = [{key: value for key, value in phase.items() if "seconds" not in key} for phase in record["phases"]]
         found[str(path.relative_to(folder))] = json.dumps([kept, flops, phases])

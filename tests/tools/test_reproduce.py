@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from growbench import cli, registry
+from growbench.config.schema import PROTOCOL
+from growbench.errors import UsageError
 from growbench.runs import store
 from growbench.tools.reproduce import Comparison, compare, experiment_of, judge
 from tests.conftest import WriteMiniature
@@ -306,7 +309,11 @@ def test_the_configuration_of_every_committed_run_is_known_today() -> None:
     folders = {path.parent for path in RESULTS.rglob("run.json")}
     for run in filter(None, map(store.load, sorted(folders))):
         written = json.loads((run.folder / "run.json").read_text())["config"]["experiment"]
-        today = json.loads(json.dumps(experiment_of(run.record).identity()))
-        for section in written.keys() - {"fingerprint"}:
+        if written.get("protocol", 1) != PROTOCOL:
+            with pytest.raises(UsageError, match=f"was made under protocol 1; today's code follows protocol {PROTOCOL}"):
+                experiment_of(run.record)
+        config = replace(run.record.config, experiment={**written, "protocol": PROTOCOL})
+        today = json.loads(json.dumps(experiment_of(replace(run.record, config=config)).identity()))
+        for section in written.keys() - {"fingerprint", "protocol"}:
             old, new = written[section], today[section]
             assert (old == new) if isinstance(old, str) else (old.items() <= new.items()), (run.folder, section)

@@ -82,8 +82,8 @@ def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch:
             raise Killed
         return loss(self, *arguments)
 
-    def unless_killed(self: store.RunFolder, record: Any) -> bool:
-        return record.method == found.name or close(self, record)
+    def unless_killed(self: store.RunFolder, record: Any, validation: Any) -> bool:
+        return record.method == found.name or close(self, record, validation)
 
     loss, close = trainer.Trainer._batch, store.RunFolder.close
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -97,7 +97,9 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     run = store.load(folder)
     assert run is not None
     curve = [{key: value for key, value in row.items() if key != "seconds"} for row in run.curve]
-    record = {key: getattr(run.record, key) for key in ("status", "steps", "tokens", "final_val_loss", "config")}
+    losses = ("final_val_loss", "final_test_loss")
+    record = {key: getattr(run.record, key) for key in ("status", "steps", "tokens", *losses, "config")}
+    record["documents"] = run.documents.tolist() if run.documents is not None else None
     accounts = {key: value for key, value in run.record.cost.flops.items() if key != "overhead"}  # replay probes again
     phases = [replace(phase, median_step_seconds=None) for phase in run.record.phases]
     return curve, record | {"flops": accounts, "phases": phases}

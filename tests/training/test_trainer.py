@@ -103,7 +103,7 @@ def test_the_loop_computes_what_a_plain_loop_computes(train: Train, experiment: 
     batch = data.validation_batches()[0]
     with torch.no_grad():
         expected = nn.functional.cross_entropy(model.eval()(batch.inputs), batch.labels).item()
-    assert outcome.final_val_loss == pytest.approx(expected, rel=1e-5)
+    assert outcome.val_loss == curve[-1]["val_loss"] == pytest.approx(expected, rel=1e-5)
     assert curve[-1]["step"] == 12 and curve[-1]["tokens"] == 12 * 4 * 16
 
 
