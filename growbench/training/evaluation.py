@@ -90,7 +90,7 @@ class Evaluation:
         losses, right, documents, rows = [], 0, [], 0
         mode = model.training
         model.eval()
-        with torch.no_grad(), self.autocast, self.costs.clocked("evaluation"):
+        with torch.no_grad(), self.autocast, self.costs.clocked(Account.EVALUATION):
             for whole in self.data.held_out_batches(split):
                 for part in whole.parts(self.micro_batch):
                     batch = part.batch.to(self.costs.device)
@@ -101,7 +101,7 @@ class Evaluation:
                     if self.classifies:
                         right += int((logits.argmax(-1) == batch.labels).sum())
         model.train(mode)
-        self.costs.flops["evaluation"] += self.flops_each * rows // sum(len(batch.inputs) for batch in self.batches)
+        self.costs.flops[Account.EVALUATION] += self.flops_each * rows // sum(len(batch.inputs) for batch in self.batches)
         _, of_label, labels = np.unique(np.concatenate(documents), return_inverse=True, return_counts=True)
         sums = np.bincount(of_label, np.concatenate(losses).astype(np.float64))
         return HeldOutLoss(sums / labels, labels, right / rows if self.classifies else None)

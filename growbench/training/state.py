@@ -17,7 +17,7 @@ from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.method import Phase
 from growbench.training.checkpoint import RandomStates
-from growbench.training.evaluation import HeldOutLoss
+from growbench.training.evaluation import Evaluation, HeldOutLoss
 from growbench.training.phases import PhaseStart
 from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.replicas import Replica
@@ -56,6 +56,13 @@ class Outcome:
     validation: HeldOutLoss | None = None  # on the whole split, at the run's end
     test: HeldOutLoss | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
+
+    def end(self, evaluation: Evaluation) -> None:
+        """Measure the final losses, on whole splits. Raises TrainingFailed if one is not finite."""
+        assert self.model is not None  # every method has a scored phase
+        self.validation, self.test = (evaluation.held_out(self.model, split) for split in ("validation", "test"))
+        refuse_not_finite([self.validation.loss], self.steps)
+        refuse_not_finite([self.test.loss], self.steps)
 
 
 @dataclass

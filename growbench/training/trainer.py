@@ -107,10 +107,7 @@ class Trainer:
         self.elapsed = 0.0  # seconds that the run took before it was resumed
 
     def run(self, method: Method) -> Outcome:
-        """Train every phase of `method`, then evaluate on all held-out data.
-
-        Raises TrainingFailed; then `self.outcome` holds the results up to that step.
-        """
+        """Train every phase of `method`. Raises TrainingFailed; then `self.outcome` holds the results up to that step."""
         driver = PhaseDriver(method, self.task, self.costs, self.observers, self.work.limits)
         try:
             if method.uses_source:
@@ -129,7 +126,7 @@ class Trainer:
                 driver.trained(now.train_loss)
                 if self.reached:
                     break
-            self._evaluate_held_out()
+            self.outcome.end(self.evaluation)
         finally:
             self.feed.close()
             self.costs.seconds[Account.OVERHEAD] = self._overhead()
@@ -264,14 +261,6 @@ class Trainer:
         outcome.rows += 1
         self.output.progress.show(val_loss, row["flops"])
         self.reached = scored and val_loss <= self.stop.at_loss
-
-    def _evaluate_held_out(self) -> None:
-        """The final losses, of the whole validation split and of the test split, which nothing else looks at."""
-        outcome = self.outcome
-        assert outcome.model is not None  # the driver refuses a method without a scored phase
-        outcome.validation, outcome.test = (self.evaluation.held_out(outcome.model, split) for split in ("validation", "test"))
-        for found in (outcome.validation, outcome.test):
-            refuse_not_finite([found.loss], outcome.steps)
 
     def _mean_train_loss(self, now: PhaseState) -> float:
         """The mean training loss (nats) since the last evaluation. Raises TrainingFailed for a loss that is not finite."""

@@ -73,7 +73,8 @@ def write_run(folder: Path, method: str, seed: int, growth: Growth, noise: np.ra
             )  # fmt: skip
         phases.append(
             {
-                "name": name, "scored": name != "operator", "target_sized": name != "small", "first_step": run_step, "steps": steps,
+                "name": name, "scored": name != "operator", "target_sized": name != "small",
+                "first_step": run_step, "steps": steps,
                 "flops_per_step": {"train" if scored or name == "small" else "operator": cost * STEP_FLOPS},
                 "median_step_seconds": 0.98 * cost * pace, "growth_flops": 0.0, "output_change": 0.5 if step else None,
                 "paper_flops_per_step": round(0.7 * cost * STEP_FLOPS), "optimizer": "new",
