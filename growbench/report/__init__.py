@@ -83,6 +83,9 @@ def _write(comparison: Comparison, out: Path) -> Path:
         (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
         images = plots.save(comparison, folder)
         (folder / "index.html").write_text(page.html(comparison, images), encoding="utf-8")
+        for name in set(plots.PLOTS) - set(images):  # of an earlier report, which had data for it
+            for kind in ("csv", "png", "svg"):
+                (out / f"{name}.{kind}").unlink(missing_ok=True)
     return out / "index.html"
 
 

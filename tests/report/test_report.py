@@ -306,6 +306,15 @@ def test_only_a_failed_run_and_a_target_by_hand(tmp_path: Path) -> None:
         report.make(folder)
 
 
+def test_a_figure_without_data_leaves_no_files_of_an_earlier_report(tmp_path: Path) -> None:
+    folder = write_results(tmp_path / "results", 1, {"scratch": METHODS["scratch"]})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/accuracy_vs_flops.csv").write_text("old")
+    (tmp_path / "out/mine.csv").write_text("mine")
+    report.make(folder, tmp_path / "out")
+    assert not (tmp_path / "out/accuracy_vs_flops.csv").exists() and (tmp_path / "out/mine.csv").exists()
+
+
 def test_out_that_cannot_be_written(tmp_path: Path) -> None:
     folder = write_results(tmp_path / "results", 1, {"scratch": METHODS["scratch"]})
     (tmp_path / "file").write_text("")
