@@ -19,10 +19,10 @@ from growbench.method import (
     UsageError,
     Weight,
     Weights,
+    axis_length,
     constant,
     deepen,
     interleave,
-    length,
     ligo_paper_construction,
     ligo_paper_step,
     stack,
@@ -51,7 +51,7 @@ class Operator(nn.Module):
         self.width, self.depth = nn.ParameterDict(), nn.ParameterDict()
         for weight in self.source.values():
             for axis in weight.axes:
-                if axis in WIDTHS and length(axis, self.sizes) > length(axis, self.source_sizes):
+                if axis in WIDTHS and axis_length(axis, self.sizes) > axis_length(axis, self.source_sizes):
                     self._add_width(axis, weight, task)
         if self.source_sizes.layers < self.sizes.layers:
             for name, weight in self.source.items():
@@ -62,7 +62,7 @@ class Operator(nn.Module):
     def _add_width(self, axis: Axis, weight: Weight, task: Task) -> None:
         name = self.names[axis, weight.role] = self._operator(axis, weight.role)
         if name not in self.width:
-            old, new = length(axis, self.source_sizes), length(axis, self.sizes)
+            old, new = axis_length(axis, self.source_sizes), axis_length(axis, self.sizes)
             rows = self.settings.width_rows((*self._layers(axis, weight), new - old, old), task.rng)
             self.width[name] = nn.Parameter(rows.to(task.device))
 

@@ -42,7 +42,7 @@ class Axis(Enum):
 WIDTHS = (Axis.WIDTH, Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN, Axis.HEAD_TRANSFORM)
 
 
-def length(axis: Axis, sizes: ModelConfig) -> int:
+def axis_length(axis: Axis, sizes: ModelConfig) -> int:
     """The length of a growing axis in a model of these sizes."""
     return {
         Axis.LAYER: sizes.layers,

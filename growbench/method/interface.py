@@ -27,7 +27,7 @@ from growbench.costs.published import ligo_paper_construction, ligo_paper_step
 from growbench.data import Batch
 from growbench.errors import UsageError
 from growbench.growth.maps import copying, interleave, stack, stack_and_top
-from growbench.growth.weights import WIDTHS, Axis, AxisMap, Extend, Maps, Select, Weight, Weights, deepen, length, widen
+from growbench.growth.weights import WIDTHS, Axis, AxisMap, Extend, Maps, Select, Weight, Weights, axis_length, deepen, widen
 from growbench.method import schedule
 from growbench.method.loss import cross_entropy
 from growbench.method.optimizer import adamw
@@ -51,12 +51,12 @@ __all__ = [
     "UsageError",
     "Weight",
     "Weights",
+    "axis_length",
     "constant",
     "copying",
     "cross_entropy",
     "deepen",
     "interleave",
-    "length",
     "ligo_paper_construction",
     "ligo_paper_step",
     "stack",
@@ -267,7 +267,7 @@ def _check_lengths(weights: Weights, config: ModelConfig) -> None:
     """Raise ValueError for a weight with a growing axis whose length differs from that of a model of these sizes."""
     for name, weight in weights.items():
         for axis, found in zip(weight.axes, weight.value.shape, strict=True):
-            if axis in (Axis.LAYER, *WIDTHS) and found != (expected := length(axis, config)):
+            if axis in (Axis.LAYER, *WIDTHS) and found != (expected := axis_length(axis, config)):
                 by = "deepen(weights, layers)" if axis is Axis.LAYER else "widen(weights, maps)"
                 wrong = f"{name}: its {axis.value} axis has length {found}, the model's {expected}"
                 raise ValueError(f"{wrong}: grow it by {by}, or give model_from the weights' own sizes")

@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from growbench.architectures import Architecture, Row, sizes_of
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
-from growbench.growth.weights import Axis, length
+from growbench.growth.weights import Axis, axis_length
 
 INNER = (Axis.HEADS, Axis.KV_HEADS, Axis.FFN)  # axes within a block, split; the residual stream is whole everywhere
 PER_HEAD = ("num_heads", "attn_dim", "split_size")  # attributes of attention modules that count heads: divided by the degree
@@ -112,7 +112,7 @@ def check(architecture: Architecture, sizes: ModelConfig, tp_degree: int) -> Non
     for axis in _split_axes(architecture, sizes):
         if axis is Axis.VOCAB:
             continue
-        count = {Axis.HEADS: sizes.heads, Axis.KV_HEADS: sizes.key_value_heads}.get(axis) or length(axis, sizes)
+        count = {Axis.HEADS: sizes.heads, Axis.KV_HEADS: sizes.key_value_heads}.get(axis) or axis_length(axis, sizes)
         if count % tp_degree:
             raise UsageError(f"{axis.value} = {count}: must be divisible by --tensor-parallel {tp_degree}")
 

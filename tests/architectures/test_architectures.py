@@ -16,7 +16,7 @@ from growbench.config.schema import ModelConfig
 from growbench.data import Batch
 from growbench.errors import UsageError
 from growbench.growth import maps
-from growbench.growth.weights import Axis, Extend, Maps, Select, Weights, deepen, length, widen
+from growbench.growth.weights import Axis, Extend, Maps, Select, Weights, axis_length, deepen, widen
 from growbench.method import task_loss
 
 # Few sizes are equal, so that no axis is taken for another by chance. Text has no patches.
@@ -110,7 +110,7 @@ def test_every_axis_has_the_length_that_the_sizes_give_it(name: str, options: di
         assert len(weight.axes) == weight.value.dim(), key
         for axis, found in zip(weight.axes, weight.value.shape, strict=True):
             if axis in maps.copying(sizes, sizes, torch.Generator()) or axis is Axis.LAYER:
-                assert found == length(axis, sizes), key
+                assert found == axis_length(axis, sizes), key
 
 
 @each_option
@@ -411,7 +411,9 @@ def test_growth_is_differentiable_to_maps_and_layer_mixing(name: str, tied: bool
     weights = architecture.read(random_model(name, sizes))
     used = {axis for weight in weights.values() for axis in weight.axes}
     grow = {
-        axis: Extend(torch.randn(length(axis, wide) - length(axis, sizes), length(axis, sizes)).double().requires_grad_())
+        axis: Extend(
+            torch.randn(axis_length(axis, wide) - axis_length(axis, sizes), axis_length(axis, sizes)).double().requires_grad_()
+        )
         for axis in maps.copying(sizes, wide, torch.Generator())
         if axis in used
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
 from growbench.growth.maps import copying, even, head_maps, interleave, random, stack, stack_and_top
-from growbench.growth.weights import Axis, Select, length
+from growbench.growth.weights import Axis, Select, axis_length
 
 seeds = st.integers(0, 1000)
 old_and_new = st.integers(1, 12).flatmap(lambda old: st.tuples(st.just(old), st.integers(old, 40)))
@@ -134,7 +134,7 @@ def test_copying_maps_every_growing_axis_from_its_old_length_to_its_new_one(size
     maps = copying(source, target, rng(seed))
     for axis in (Axis.WIDTH, Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN, Axis.HEAD_TRANSFORM):
         index = maps[axis].index
-        assert len(index) == length(axis, target) and set(index.tolist()) == set(range(length(axis, source)))
+        assert len(index) == axis_length(axis, target) and set(index.tolist()) == set(range(axis_length(axis, source)))
 
 
 def test_copying_takes_heads_whole_and_one_map_for_the_whole_residual_stream() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from growbench.config.schema import ModelConfig
-from growbench.growth.weights import Axis, AxisMap, Extend, Maps, Select, Weight, Weights, deepen, length, widen
+from growbench.growth.weights import Axis, AxisMap, Extend, Maps, Select, Weight, Weights, axis_length, deepen, widen
 
 LAYERS, WIDTH, HEADS, FFN = 3, 16, 2, 5
 WIDE = {Axis.WIDTH: 23, Axis.HEAD_COUNT: 5, Axis.FFN: 9}
@@ -206,4 +206,4 @@ def test_the_lengths_of_axes_follow_from_the_sizes() -> None:
         Axis.FFN: 100,
         Axis.HEAD_TRANSFORM: 64,
     }
-    assert {axis: length(axis, sizes) for axis in expected} == expected
+    assert {axis: axis_length(axis, sizes) for axis in expected} == expected
