@@ -40,7 +40,8 @@ def headline(comparison: Comparison) -> str:
 
 def _sentence(comparison: Comparison, rows: Sequence[Row], ledger: Ledger) -> str:
     """One ledger's. What saves is named with its savings, the largest first; where nothing does, the nearest method is."""
-    ranked = sorted(rows, key=lambda row: -row[columns.saving(Unit.FLOPS, ledger)])
+    known = [row for row in rows if columns.saving_in(row, Unit.FLOPS, ledger).known]
+    ranked = sorted(known, key=lambda row: -row[columns.saving(Unit.FLOPS, ledger)])
     savers = [row for row in ranked if row[columns.verdict(ledger)] == Verdict.SAVES]
     tested = [row for row in rows if row[columns.p_value(ledger)] >= 0]
     if savers:

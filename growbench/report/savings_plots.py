@@ -112,7 +112,8 @@ def _seeds(axes: Axes, savings: pd.Series, relations: pd.Series, height: float, 
     """A small dot for what each seed saves by itself, an arrow where that is only a bound."""
     left, _ = axes.get_xlim()
     for saving, relation in zip(savings, relations, strict=True):
-        axes.plot(max(saving, left), height, ARROWS.get(relation, "o"), color=look.colour, markersize=3, alpha=0.45)
+        marker, size = (ARROWS[relation], 4.5) if relation in ARROWS else ("o", 3)
+        axes.plot(max(saving, left), height, marker, color=look.colour, markersize=size, alpha=0.45)
 
 
 def _saving_row(axes: Axes, saving: Saving, place: float, look: Look, face: str) -> None:

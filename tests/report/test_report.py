@@ -209,6 +209,18 @@ def test_the_headline_says_what_the_ladder_says(climbed: Path) -> None:
     assert f"(reuse ledger) no method is shown to save FLOPs; the best estimate is {saving}, costs more." in text
 
 
+def test_the_headline_ranks_what_is_known(made: Path) -> None:
+    """StackBERT did not finish in a seed, and has no saving."""
+    comparison = analyse(made.parent)
+    changed = {f"flops_verdict_{ledger}": "costs more" for ledger in ("reuse", "build")}
+    for order in (["stackbert", "bert2bert", "ligo"], ["ligo", "stackbert", "bert2bert"], ["bert2bert", "ligo", "stackbert"]):
+        savings = comparison.savings.set_index("method").loc[["scratch", *order]].reset_index().assign(**changed)
+        best = savings.loc[savings["flops_saving_reuse"].idxmax(), "method"]
+        assert f"(reuse ledger) no method is shown to save FLOPs; the best estimate is {best} " in headline(
+            dataclasses.replace(comparison, savings=savings)
+        )
+
+
 def row(table: pd.DataFrame, method: str) -> dict[str, Any]:
     return next(row for row in tables.records(table) if row["method"] == method)
 
