@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from growbench import registry
-from growbench.analysis import columns, ladder
+from growbench.analysis import columns, equal_cost, ladder
+from growbench.analysis.equal_cost import EqualCost
 from growbench.analysis.notes import Noted
 from growbench.analysis.protocols import Protocol, Reading
 from growbench.analysis.savings import beside, outcomes, own_savings, published, savings
@@ -48,6 +49,7 @@ class Comparison:
     shorter: list[Run] = field(default_factory=list)  # those at another than the full budget
     rungs: pd.DataFrame = field(default_factory=pd.DataFrame)
     ladder: pd.DataFrame = field(default_factory=pd.DataFrame)
+    equal_cost: list[EqualCost] = field(default_factory=list)
     price: float | None = None  # of an hour
 
     def at_price(self, price: float) -> Comparison:
@@ -130,7 +132,7 @@ def compare(runs: Sequence[Run], target_loss: float | None = None, references: S
     table, rungs = outcomes(single), ladder.rungs(kept) if others else pd.DataFrame()
     climbers = ladder.climbers(rungs, methods) if others else []
     reading, compared = (climbed, climbers) if climbers else (single, methods)
-    return Comparison(
+    comparison = Comparison(
         title=whole[0].record.title,
         target_loss=target,
         target_loss_given=target_loss is not None,
@@ -147,5 +149,8 @@ def compare(runs: Sequence[Run], target_loss: float | None = None, references: S
         notes=[*Noted(whole, others, left_out, reading, compared).notes(), seconds.note],
         shorter=others,
         rungs=rungs,
+        equal_cost=equal_cost.at_equal_cost(kept, controls),
         ladder=savings(climbed, climbers, controls).join(marked, on="method") if climbers else pd.DataFrame(),
     )
+    not_borne_out = equal_cost.notes(comparison.equal_cost, comparison.verdicts)
+    return replace(comparison, notes=[*comparison.notes, *not_borne_out])

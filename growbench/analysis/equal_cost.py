@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from growbench.analysis import columns
 from growbench.analysis.estimator import NO_SPREAD, ONE_SEED, ROUNDING, Verdict
 from growbench.analysis.selection import is_scratch
 from growbench.analysis.statistics import LEVEL, holm
@@ -50,9 +51,9 @@ class Scratch:
     def __init__(self, runs: Iterable[Run]) -> None:
         runs = sorted(runs, key=_flops)
         self.rungs = [Rung(_flops(run), run.final_loss) for run in runs]
-        longest = runs[-1]
-        self.step = _flops(longest) / longest.record.steps
-        self.full = _flops(longest) / longest.record.budget_share
+        nearest = min(runs, key=lambda run: abs(run.record.budget_share - 1))
+        self.step = _flops(nearest) / nearest.record.steps
+        self.full = _flops(nearest) / nearest.record.budget_share
 
     def loss_at(self, flops: float) -> float:
         """The loss of the run that costs as much, up to one step; or between two runs. NaN beyond the runs."""
@@ -103,15 +104,17 @@ class EqualCost:
     def over(self, pairs: Sequence[Pair]) -> EqualCost:
         """With the figures of seeds, at least one."""
         known = [pair for pair in pairs if not math.isnan(pair.scratch)]
-        budget = statistics.fmean(pair.budget for pair in known or pairs)
-        if not known:
-            return replace(self, budget=budget).missing(f"scratch has no run at {budget:.3g} of its budget")
-        differences = np.array([pair.method - pair.scratch for pair in known])
         found = replace(
             self,
+            budget=statistics.fmean(pair.budget for pair in known or pairs),
+            final_val_loss=statistics.fmean(pair.method for pair in known or pairs),
+        )
+        if not known:
+            return found.missing(f"scratch has no run at {found.budget:.3g} of its budget")
+        differences = np.array([pair.method - pair.scratch for pair in known])
+        found = replace(
+            found,
             seeds=len(known),
-            budget=budget,
-            final_val_loss=statistics.fmean(pair.method for pair in known),
             scratch_loss=statistics.fmean(pair.scratch for pair in known),
             difference=float(differences.mean()),
         )
@@ -129,7 +132,7 @@ def at_equal_cost(runs: Sequence[Run], controls: Collection[str] = ()) -> list[E
 
     In each ledger the growth methods are one family of tests, and the `controls` another. What has no test is a member too.
     """
-    methods = sorted({run.record.method for run in runs} - {SCRATCH})
+    methods = sorted({run.record.method for run in runs if run.record.budget_share == 1} - {SCRATCH})
     found = {}
     for ledger in Ledger:
         for family in ([m for m in methods if m not in controls], [m for m in methods if m in controls]):
@@ -202,16 +205,18 @@ def table(found: Iterable[EqualCost]) -> pd.DataFrame:
 SAME_FLOPS = "scratch with a complete schedule at the same total cost"
 
 
-def notes(found: Iterable[EqualCost], savings: Mapping[tuple[str, Ledger], str]) -> list[str]:
+def notes(found: Iterable[EqualCost], savings: pd.DataFrame) -> list[str]:
     """One sentence for each method and ledger in which equal cost does not bear out a saving, or an extra cost.
 
-    `savings`: by method and ledger, the verdict on the FLOPs that a method saves.
+    `savings`: one row a method, with the verdicts on the FLOPs that it saves.
     """
-    said = {each: _contradiction(each, savings.get((each.method, each.ledger), Verdict.NONE)) for each in found}
-    return [f"{each.method} ({each.ledger}) {sentence}" for each, sentence in said.items() if sentence]
+    verdicts = savings.set_index("method")
+    said = [(each, _contradiction(each, verdicts[columns.verdict(each.ledger)].get(each.method))) for each in found]
+    return [f"{each.method} ({each.ledger}) {sentence}" for each, sentence in said if sentence]
 
 
-def _contradiction(found: EqualCost, saving: str) -> str:
+def _contradiction(found: EqualCost, saving: str | None) -> str:
+    """Blank where there is none. `saving`: None of a method that the savings do not hold."""
     figures = f"difference in loss {difference(found.difference, found.low, found.high)}"
     if saving == Verdict.SAVES and found.verdict == Outcome.HIGHER:
         return f"meets scratch's loss with fewer FLOPs, but {SAME_FLOPS} ends lower: {figures}."

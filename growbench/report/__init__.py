@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from growbench.analysis import tables
+from growbench.analysis import equal_cost, tables
 from growbench.analysis.comparison import Comparison, analyse
 from growbench.analysis.protocols import Protocol
 from growbench.console import say
@@ -80,6 +80,7 @@ def _write(comparison: Comparison, out: Path) -> Path:
         if not comparison.ladder.empty:
             comparison.own_savings(Protocol.LADDER).to_csv(folder / "ladder_savings_by_seed.csv", index=False)
             comparison.rungs.to_csv(folder / "ladder_by_seed.csv", index=False)
+        equal_cost.table(comparison.equal_cost).to_csv(folder / "equal_cost.csv", index=False)
         (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
         images = plots.save(comparison, folder)
         (folder / "index.html").write_text(page.html(comparison, images), encoding="utf-8")

@@ -10,6 +10,7 @@ from growbench.analysis.notes import LEFT_OUT
 from growbench.formatting import counted, settings
 from growbench.report import parts, run_tables, savings_tables
 from growbench.report.drawing import Cuts
+from growbench.report.equal_cost import at_equal_cost
 from growbench.report.headline import headline
 from growbench.report.run_tables import distinct
 from growbench.runs import store
@@ -32,6 +33,7 @@ def html(comparison: Comparison, images: Mapping[str, Cuts]) -> str:
         notes=comparison.notes,
         ladder=savings_tables.ladder(comparison),
         images=images,
+        equal_cost=at_equal_cost(comparison),
         papers=savings_tables.papers(comparison),
         tests=savings_tables.tests(comparison),
         growth=run_tables.growth(comparison),

@@ -14,7 +14,7 @@ from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Unit
-from growbench.report import drawing
+from growbench.report import drawing, equal_cost
 from growbench.report.cost_plots import cost_breakdown
 from growbench.report.curve_plots import curves, ladder
 from growbench.report.savings_plots import amortised, savings, savings_curve
@@ -46,6 +46,7 @@ PLOTS = {
     "savings": Plot(lambda comparison: comparison.savings, savings(Protocol.SINGLE)),
     "savings_curve": Plot(tables.savings_curve, savings_curve),
     "ladder": Plot(tables.ladder_curves, ladder),
+    "equal_cost": Plot(equal_cost.data, equal_cost.differences),
     "amortised": Plot(tables.amortised, amortised),
     "cost_breakdown": Plot(tables.cost_breakdown, cost_breakdown),
 }

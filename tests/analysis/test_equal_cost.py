@@ -168,7 +168,7 @@ def test_what_equal_cost_does_not_bear_out_is_said() -> None:
     same = "scratch with a complete schedule at the same total cost"
 
     def said(name: str, saving: Verdict) -> list[str]:
-        return notes(found, {(name, Ledger.REUSE): saving})
+        return notes(found, pd.DataFrame([{"method": name, "flops_verdict_reuse": saving, "flops_verdict_build": Verdict.EVEN}]))
 
     assert said("higher", Verdict.SAVES) == [
         f"higher (reuse) meets scratch's loss with fewer FLOPs, but {same} ends lower: difference in loss "

@@ -147,7 +147,7 @@ def test_controls_and_kept_sources_are_marked(tmp_path: Path) -> None:
     page, table = ((out / name).read_text(encoding="utf-8") for name in ("index.html", "savings.md"))
     note = "keeps its source: the final model contains the small one and is larger than the target"
     assert page.count(note) == 1 and table.count(note) == 1
-    assert re.findall(r">([^<>]*)<span class=\"tag\">control", page) == ["bert2bert"] * 3  # savings, growth and phases
+    assert re.findall(r">([^<>]*)<span class=\"tag\">control", page) == ["bert2bert"] * 4  # savings, equal cost, growth, phases
     assert ">ligo†</td>" in page and "| ligo† |" in table and "| bert2bert (control) |" in table
     assert "stackbert†" not in page and "scratch†" not in page
     assert "No control is shown to save (bert2bert)." in page and "no method is shown to save FLOPs; the best estimate is" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from growbench import cli
@@ -55,3 +56,21 @@ def test_what_is_done_is_not_done_again(
     said = capsys.readouterr().err
     assert "net2net-seed0      finished" in said and "scratch-seed0-budget" in said
     assert not [line for line in said.splitlines() if line.startswith("scratch") and "finished" in line]
+
+
+def test_the_report_sets_a_methods_loss_beside_the_run_of_its_cost(trained: dict[str, Run], tmp_path: Path) -> None:
+    table = pd.read_csv(tmp_path / "miniature" / "report" / "equal_cost.csv").set_index(["method", "ledger"])
+    assert list(table["seeds"]) == [2] * 4
+    full = trained["scratch-seed0"]
+    step = flops(full) / full.record.steps
+    for method, ledger in table.index:
+        pairs = []
+        for seed in (0, 1):
+            own = trained[f"{method}-seed{seed}"]
+            steps = round(flops(own, Ledger(ledger)) / step)
+            (scratch,) = (
+                found for found in trained.values()
+                if (found.record.method, found.record.seed, found.record.steps) == ("scratch", seed, steps)
+            )  # fmt: skip
+            pairs.append(own.final_loss - scratch.final_loss)
+        assert table.loc[(method, ledger), "difference"] == pytest.approx(sum(pairs) / 2)
