@@ -88,7 +88,8 @@ def marks(runs: Sequence[Run]) -> pd.DataFrame:
     """By method, whether it is a control, and whether it keeps its source: the final model then holds the small one too.
 
     A control has no trained small model behind it, neither given nor trained on the way, so that what it saves is not owed
-    to growth. Read off a finished run's costs and phases; runs of older versions may not say, and are then not marked.
+    to growth: read off a finished run's costs and phases. A method that makes no use of what its source has learned says itself
+    that it is one. Runs of older versions may not say, and are then not marked.
     """
     methods = list(dict.fromkeys(run.record.method for run in runs))
     firsts = [first_run(runs, method) for method in methods]
@@ -97,6 +98,8 @@ def marks(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _is_control(run: Run) -> bool:
+    if run.record.control:
+        return True
     if is_scratch(run) or not run.finished or run.source_cost(Unit.FLOPS) != 0:
         return False
     scored = [phase for phase in run.record.phases if phase.scored]

@@ -273,7 +273,7 @@ def _check_lengths(weights: Weights, config: ModelConfig) -> None:
                 raise ValueError(f"{wrong}: grow it by {by}, or give model_from the weights' own sizes")
 
 
-CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "wraps")
+CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "control", "wraps")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -286,6 +286,7 @@ class Method(ABC):
 
     paper: ClassVar[str]  # URL
     uses_source: ClassVar[bool] = True  # False: trains without a source model, and is not charged for one
+    control: ClassVar[bool] = False  # True: a control that uses a source; those without a source are known by that
     keeps_source: ClassVar[bool] = False  # True: the final model contains the source; each phase names its `target`
     wraps: ClassVar[tuple[str, ...]] = ()  # names or files of other methods that it gets from the registry
 

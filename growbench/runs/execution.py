@@ -209,6 +209,7 @@ class Execution:
             final_test_loss=outcome.test.loss if outcome.test else None,
             final_test_accuracy=outcome.test.accuracy if outcome.test else None,
             keeps_source=job.keeps_source,
+            control=job.is_control,
             steps=outcome.steps,
             tokens=outcome.tokens,
             parameters=sum(p.numel() for p in outcome.model.parameters()) if outcome.model else None,

@@ -48,6 +48,10 @@ class Job:
     def keeps_source(self) -> bool:
         return self.found.method.keeps_source
 
+    @property
+    def is_control(self) -> bool:
+        return self.found.method.control
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -115,6 +115,7 @@ class RunRecord:
     final_val_accuracy: float | None = None  # of images, likewise
     final_test_loss: float | None = None  # nats, on the whole test split
     final_test_accuracy: float | None = None  # of images, likewise
+    control: bool = False  # its method says that it is one
     keeps_source: bool = False  # the final model contains the source, and is larger than the target
     steps: int
     tokens: int

@@ -617,10 +617,43 @@ def test_random_source_grows_what_was_never_trained() -> None:
     assert outcome.costs.flops["source"] == 0
 
 
+@pytest.mark.parametrize("control", ["random_source", "shuffled_source"])
 @pytest.mark.parametrize("like", ["scratch", "stackbert", "random_source", "progressive_net"])
-def test_random_source_refuses_methods_that_grow_no_source(like: str) -> None:
+def test_a_control_refuses_methods_that_grow_no_source(like: str, control: str) -> None:
     with pytest.raises(UsageError, match="must be a method that grows a source"):
-        grown(task_of(experiment_of("gpt2")), "random_source", like=like)
+        grown(task_of(experiment_of("gpt2")), control, like=like)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert", "llama"])
+def test_shuffled_source_keeps_the_entries_of_each_tensor_and_not_their_order(architecture: str) -> None:
+    experiment = experiment_of(architecture, target=times(SMALL, 2))
+    task = task_of(experiment)
+    before = task.read(task.source)
+    found = []
+
+    class Spy(type(get("bert2bert").method)):  # type: ignore[misc]
+        """Keeps the source that it is given."""
+
+        def phases(self, inner: Any) -> Any:
+            found.append(inner.source)
+            yield from super().phases(inner)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("growbench.methods.shuffled_source.get", lambda name: replace(get(name), method=Spy()))
+        grown(task, "shuffled_source")
+    (source,) = found
+    assert not source.training and not any(parameter.requires_grad for parameter in source.parameters())
+    for (name, parameter), (other, trained) in zip(source.named_parameters(), task.source.named_parameters(), strict=True):
+        assert name == other and torch.equal(parameter.flatten().sort().values, trained.flatten().sort().values), name
+        if len(trained.unique()) > 4:
+            assert not torch.equal(parameter, trained), name
+    after = task.read(task.source)
+    assert all(torch.equal(after[name].value, weight.value) for name, weight in before.items()), "the source itself is as before"
+
+
+def test_shuffled_source_is_charged_for_its_source_and_is_a_control() -> None:
+    assert get("shuffled_source").method.uses_source and get("shuffled_source").method.control
+    assert not get("bert2bert").method.control
 
 
 def test_scratch_short_ends_its_own_schedule() -> None:
