@@ -104,7 +104,7 @@ def runs(comparison: Comparison) -> PlainTable:
     """Each run's loss, size, times and memory."""
     sizes = ("steps", "tokens", "tokens / parameter")
     times = ("seconds", "nominal seconds", *UNCHARGED)
-    heads = ("run", "status", "final loss", *sizes, *times, "energy", "peak memory")
+    heads = ("run", "status", "final loss", "test loss", *sizes, *times, "energy", "peak memory")
     return PlainTable(heads, [_run_cells(run) for run in comparison.measured])
 
 
@@ -116,7 +116,7 @@ def _run_cells(run: Run) -> list[str]:
     return [
         run.name,
         record.status,
-        NONE if loss is None else f"{loss:.4f}",
+        *(NONE if each is None else f"{each:.4f}" for each in (loss, record.final_test_loss)),
         f"{record.steps:,}",
         f"{record.tokens:,}",
         digits(savings.tokens_per_parameter(run)),
