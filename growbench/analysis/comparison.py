@@ -36,8 +36,8 @@ class Comparison:
     """
 
     title: str
-    target_loss: float  # nats
-    target_loss_given: bool  # by hand; otherwise the mean final loss of scratch
+    target_loss: float  # nats, of curves
+    target_loss_given: bool  # by hand; otherwise the mean loss that scratch's curves end at
     runs: list[Run]  # at the full budget, with the seconds that compare
     measured: list[Run]  # the same, with the seconds that they measured
     left_out: list[Run]
@@ -67,6 +67,12 @@ class Comparison:
     @property
     def single(self) -> Reading:
         return self.readings[Protocol.SINGLE]
+
+    @property
+    def ladder_loss(self) -> float:
+        """The final loss that runs of the ladder have to meet, the mean over seeds (nats): on the whole validation split."""
+        losses = [reference.loss for reference in self.readings[Protocol.LADDER].references[Unit.FLOPS].values()]
+        return math.fsum(losses) / len(losses) if losses else self.target_loss
 
     def own_savings(self, protocol: Protocol) -> pd.DataFrame:
         """What each seed of each method saves by itself: one row a method and seed."""
@@ -106,7 +112,7 @@ def _priced(savings: pd.DataFrame, price: float) -> pd.DataFrame:
 
 
 def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
-    """Compare the runs stored in an experiment's results folder. `target_loss`: nats; default the mean final loss of scratch.
+    """Compare the runs stored in an experiment's results folder. `target_loss`: nats; default the mean loss that scratch ends at.
 
     Raises UsageError when there are no runs, or neither a finished scratch run nor a `target_loss`.
     """

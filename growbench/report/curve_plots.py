@@ -131,7 +131,7 @@ def ladder(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
         rows, ends = data[data[columns.LEDGER] == ledger], []
         axes.set_xscale("log")
         axes.set_xlim(data[Unit.FLOPS].min() / 1.06, data[Unit.FLOPS].max() * 1.06)
-        low, high = min(data[columns.LOW].min(), comparison.target_loss), max(data[columns.HIGH].max(), comparison.target_loss)
+        low, high = min(data[columns.LOW].min(), comparison.ladder_loss), max(data[columns.HIGH].max(), comparison.ladder_loss)
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
         for method, rungs in rows.groupby(columns.METHOD, sort=False):
             look = drawn[str(method)]
@@ -142,7 +142,7 @@ def ladder(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
                 rungs[Unit.FLOPS], rungs[columns.LOW], rungs[columns.HIGH], color=look.colour, alpha=0.15, linewidth=0
             )
             ends.append((rungs[Unit.FLOPS].iloc[-1], rungs[columns.VAL_LOSS].iloc[-1], comparison.label(str(method)), look))
-        target_line(axes, comparison.target_loss)
+        target_line(axes, comparison.ladder_loss)
         label_ends(axes, ends)
         human_axis(axes, scale, (1, 1.5, 2, 3, 4, 5, 6, 8))
         axes.set_ylabel("final validation loss (nats)")

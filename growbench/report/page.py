@@ -50,7 +50,8 @@ def markdown(comparison: Comparison) -> str:
     """The savings as a Markdown table, to paste into a README."""
     keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
     urgent = [note for note in comparison.notes if store.UNKNOWN_SOURCE in note or note.startswith(LEFT_OUT)]
-    loss = f"{'Target loss' if comparison.target_loss_given else 'Final loss of scratch'} {comparison.target_loss:.4f}."
+    whose = "Target loss" if comparison.target_loss_given else "Scratch's curves end at"
+    loss = f"{whose} {comparison.target_loss:.4f}."
     below = " ".join([f"{loss} In brackets: 95 % intervals over seeds, p-values by Holm's procedure.{keeps}", *urgent])
     return f"{savings_tables.SavingsTable(comparison).markdown()}\n{below}\n"
 

@@ -101,6 +101,16 @@ def test_each_seed_is_held_against_its_own_scratch() -> None:
     assert row(comparison, "m")["reached"] == 3
 
 
+def test_curves_are_held_against_curves_and_not_against_final_losses_on_other_data() -> None:
+    """The whole validation split is harder by 0.3 than the part that is evaluated on the way, for all alike."""
+    runs = [run("scratch", curve((0, 6.0), (100, 2.0)), final_val_loss=2.3)]
+    runs.append(run("m", curve((0, 6.0), (50, 2.0), (100, 1.0)), final_val_loss=1.3))
+    comparison = compare(runs)
+    assert (comparison.target_loss, comparison.ladder_loss) == (2.0, 2.3)
+    assert row(comparison, "m")["flops_saving_reuse"] == pytest.approx(0.5)
+    assert row(comparison, "m")["loss_difference_reuse"] == -1
+
+
 def test_one_seed_has_no_interval_and_says_so() -> None:
     comparison = compare([scratch(), straight("ligo", 50)])
     found = row(comparison, "ligo")
