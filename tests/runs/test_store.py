@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from growbench import cli, report
 from growbench.analysis.comparison import analyse
 from growbench.costs.accounts import Account, Unit
+from growbench.errors import UsageError
 from growbench.runs import jobs, store
 from growbench.training import checkpoint, trainer
 
@@ -300,3 +301,66 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
     said = capsys.readouterr().err
     assert "phase-0-step-1.safetensors: this checkpoint could not be kept: I/O error: No space left on device" in said
     assert not list(tmp_path.rglob("*.part"))
+
+
+def row(step: int, train_loss: float | None = 1.0, **values: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "val_loss": 2.0,
+        "train_loss": train_loss,
+        "flops": 1,
+        "seconds": 1.0,
+        "scored": True,
+        "phase": "train",
+    } | values
+
+
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [
+        ([(0, None), (5, 1.0), (5, None), (9, 1.0)], [0, 1, 2, 3]),  # two phases: the second begins where the first ended
+        ([(567, 1.0), (574, 1.0), (567, 1.0), (574, 1.0), (581, 1.0)], [2, 3, 4]),  # all again
+        ([(0, None), (5, 1.0), (9, 1.0), (5, 1.0), (9, 1.0)], [0, 3, 4]),
+        ([(0, None), (0, None), (5, 1.0)], [1, 2]),
+        ([(0, None), (5, 1.0), (5, None), (9, 1.0), (5, None), (9, 1.0)], [0, 1, 4, 5]),  # the second phase again
+        ([(0, None), (5, 1.0), (5, None), (5, 1.0), (5, None), (9, 1.0)], [0, 3, 4, 5]),
+    ],
+)
+def test_of_evaluations_that_were_made_again_the_last_ones_count(
+    steps: list[tuple[int, float | None]], kept: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "ligo-seed0"
+    folder.mkdir()
+    rows = [row(step, loss, seconds=float(place)) for place, (step, loss) in enumerate(steps)]
+    (folder / "curve.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    (folder / "run.json").write_text(json.dumps(RECORD))
+    run = store.load(folder)
+    assert run is not None
+    assert [each["seconds"] for each in run.curve] == kept and run.cut == len(rows) - len(kept)
+    said = capsys.readouterr().err
+    assert (f"{run.cut} evaluations were made again after an interruption" in said) == (run.cut > 0)
+
+
+def test_a_curve_with_fewer_evaluations_than_its_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Else the next ones would stand in the wrong place, and be written again after an interruption."""
+    curve = store.CurveFile(tmp_path / "curve.jsonl")
+    for step in range(3):
+        curve.append(row(step))
+    del curve[3:]
+    with pytest.raises(UsageError, match="has 3 evaluations, its run's checkpoint 5: the same command trains the run again"):
+        del curve[5:]
+    assert curve.rows == 3
+
+
+def test_a_trunks_rows_that_were_copied_in_part_are_copied_again(tmp_path: Path) -> None:
+    trunk = store.CurveFile(tmp_path / "trunk.jsonl")
+    for step in range(6):
+        trunk.append(row(step))
+    whole = trunk.path.read_text().splitlines(keepends=True)
+    (tmp_path / "curve.jsonl").write_text("".join(whole[:2]) + whole[2][:10])  # as after a kill while they were copied
+    curve = store.CurveFile(tmp_path / "curve.jsonl")
+    curve.begin_as(trunk.path, 4)
+    assert curve.rows == 4 and curve.path.read_text() == "".join(whole[:4])
+    curve.append(row(9))
+    curve.begin_as(trunk.path, 4)
+    assert curve.rows == 5, "a run that has begun goes on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -284,6 +285,34 @@ def alone(miniature: Path, folder: Path, name: str, steps: int) -> store.Run:
     run = store.load(folder / f"{name}-seed0")
     assert run is not None
     return run
+
+
+def test_a_kill_between_an_evaluation_and_its_checkpoint_leaves_no_row_twice(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run that branches off a longer one: the rows that were written after the last checkpoint are written anew."""
+    rung = "scratch-seed0-budget0.7"
+    whole = climb(miniature, tmp_path / "whole", ["scratch"])[rung]
+    save, close = Checkpoints.save_step, store.RunFolder.close
+    for kill_at in (2, 2):
+        saved = 0
+
+        def until_killed(self: Checkpoints, *arguments: Any, kill_at: int = kill_at) -> None:
+            nonlocal saved
+            saved += self.folder.parent.name == rung
+            if saved == kill_at:
+                raise Killed
+            save(self, *arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Checkpoints, "save_step", until_killed)
+            patch.setattr(store.RunFolder, "close", lambda self, *each: self.path.name == rung or close(self, *each))
+            climb(miniature, tmp_path / "killed", ["scratch"])
+        assert len((tmp_path / "killed" / rung / "curve.jsonl").read_text().splitlines()) > 1, "killed after an evaluation"
+    again = climb(miniature, tmp_path / "killed", ["scratch"])[rung]
+    steps = [json.loads(line)["step"] for line in (again.folder / "curve.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) == [row["step"] for row in whole.curve]
+    assert again.cut == 0 and again.final_loss == whole.final_loss
 
 
 @pytest.mark.parametrize("name", ["scratch", "bert2bert", "ligo", "mslt"])
