@@ -282,7 +282,25 @@ def savings() -> str:
 
 def aa_test() -> str:
     """What the A/A test wrote, without its heading."""
-    return (ROOT / "results/selfproof/gpt2-tiny/summary.md").read_text(encoding="utf-8").partition("\n")[2]
+    return (ROOT / "results/aa_test/gpt2-tiny/summary.md").read_text(encoding="utf-8").partition("\n")[2]
+
+
+def claims() -> str:
+    """Shares of the A/A test's table, in percent: a row for each experiment, case and number of seeds."""
+    import pandas as pd
+
+    rows: list[list[str]] = []
+    found = pd.read_csv(ROOT / "results/aa_test/gpt2-tiny/outcomes.csv")
+    for (experiment, protocol, case, seeds), group in found.groupby(["experiment", "protocol", "case", "seeds"], sort=False):
+        by_saving = group.set_index("saving")
+        null, savings = by_saving.loc[0.0], by_saving.index.drop(0.0)
+        shares = [null["saves"], null["costs_more"], null["family"], null["covered"]]
+        shares += [by_saving.loc[saving, column] for column in ("covered", "saves") for saving in savings]
+        cells = [f"{100 * share:.1f}" for share in shares]
+        rows.append([f"{experiment} ({protocol})", case, str(seeds), *cells, *["–"] * (8 - len(cells))])
+    nulls = ("nulls said to save", "to cost more", "families claimed")
+    true = ("0 % held", "10 % held", "30 % held", "10 % claimed", "30 % claimed")
+    return table(("Experiment", "Case", "n", *nulls, *true), rows)
 
 
 def mini() -> str:
@@ -312,6 +330,7 @@ PARTS: dict[str, Callable[..., str]] = {
         mistakes,
         savings,
         aa_test,
+        claims,
         mini,
         headline,
     )

@@ -179,7 +179,13 @@ def _list(known: argparse.ArgumentParser) -> None:
 
 def _check(check: argparse.ArgumentParser) -> None:
     check.add_argument("method", nargs="?", metavar="METHOD", help="a name, ./file.py or ./file.py:Class")
-    check.add_argument("--aa", metavar="EXPERIMENT", help="instead of a method: check that scratch saves nothing against itself")
+    check.add_argument(
+        "--aa",
+        nargs="?",
+        const="gpt2-tiny",
+        metavar="EXPERIMENT",
+        help="instead of a method: check what reports claim of methods whose saving is known; default: gpt2-tiny",
+    )
     check.add_argument(
         "--set",
         action="append",
@@ -187,8 +193,11 @@ def _check(check: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="such as ligo.operator_steps=50; with --aa: such as train.steps=200",
     )
-    check.add_argument("--repetitions", type=_repetitions, metavar="N", help="with --aa; default: 40")
-    check.add_argument("--out", type=Path, metavar="DIR", help="with --aa; default: results/selfproof")
+    check.add_argument("--repetitions", type=_repetitions, metavar="N", help="with --aa: simulated comparisons; default: 2000")
+    check.add_argument(
+        "--noise", type=Path, metavar="DIR", help="with --aa: results whose noise is simulated; default: results/mini"
+    )
+    check.add_argument("--out", type=Path, metavar="DIR", help="with --aa; default: results/aa_test")
 
 
 def _flops(flops: argparse.ArgumentParser) -> None:

@@ -181,11 +181,11 @@ def list_known(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     if (options.method is None) == (options.aa is None):
-        raise UsageError("check: needs either a METHOD or --aa EXPERIMENT")
+        raise UsageError("check: needs either a METHOD or --aa")
     if options.aa is not None:
         return _check_harness(options)
-    if options.repetitions or options.out:
-        raise UsageError("--repetitions and --out: only with --aa")
+    if options.repetitions or options.noise or options.out:
+        raise UsageError("--repetitions, --noise and --out: only with --aa")
     name = Path(options.method.partition(":")[0]).stem
     for override in options.set:
         if not override.startswith(f"{name}."):
@@ -200,15 +200,16 @@ def check(options: argparse.Namespace) -> int:
 
 
 def _check_harness(options: argparse.Namespace) -> int:
-    """The A/A test: scratch against itself."""
+    """The A/A test: methods whose saving is known."""
     _prepare()
 
     from growbench.tools import aa_test
 
-    repetitions, folder = options.repetitions or 40, options.out or Path("results/selfproof")
+    repetitions, noise = options.repetitions or 2000, options.noise or Path("results/mini")
     again = ["growbench", "check", "--aa", options.aa, *(part for each in options.set for part in ("--set", each))]
-    command = shlex.join([*again, "--repetitions", str(repetitions)])
-    return aa_test.report(options.aa, options.set, repetitions, folder, command)
+    command = shlex.join([*again, "--repetitions", str(repetitions), "--noise", str(noise)])
+    folder = options.out or Path("results/aa_test")
+    return aa_test.report(aa_test.Request(options.aa, options.set, repetitions, noise, folder, command))
 
 
 def flops(options: argparse.Namespace) -> int:

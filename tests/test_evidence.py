@@ -26,7 +26,10 @@ from growbench.training.parallel import Parallel
 RESULTS = Path(__file__).parents[1] / "results"
 PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
 EARLIER = "\n## Made by earlier code\n"
-FOLDERS = sorted({path.parents[1].relative_to(RESULTS).as_posix() for path in RESULTS.rglob("run.json")})
+NOT_KEPT = RESULTS / "aa_test"  # runs that the A/A test leaves beside its tables
+FOLDERS = sorted(
+    {path.parents[1].relative_to(RESULTS).as_posix() for path in RESULTS.rglob("run.json") if NOT_KEPT not in path.parents}
+)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The A/A test: the harness must find no saving where there is none, and must measure a planted saving correctly.
+"""The A/A test: what the harness claims of methods whose saving is known, by the analysis that reports use.
 
-It trains a miniature of an experiment by the real loop and evaluates it by the analysis that reports use.
+Scratch against scratch of other seeds saves nothing, a planted saving is as large as planted: both are trained, a miniature of an
+experiment by the real loop. Simulated runs have the noise of stored ones, and any saving.
 """
 
 from __future__ import annotations
@@ -8,25 +9,26 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 
 from growbench import __version__
 from growbench.analysis import columns, tables
-from growbench.analysis.comparison import Comparison, compare
-from growbench.analysis.estimator import Verdict
+from growbench.analysis.comparison import compare
+from growbench.analysis.estimator import Estimate, Verdict
+from growbench.analysis.savings import Judged
 from growbench.config import loading
 from growbench.config.schema import Experiment, ImageConfig
 from growbench.console import say
 from growbench.costs.accounts import Ledger, Unit
 from growbench.data import Data, Which
 from growbench.errors import UsageError
-from growbench.formatting import percent, saving
+from growbench.formatting import NONE, percent
 from growbench.method import Method, Phase, Phases, Task
 from growbench.registry import SCRATCH, Found, get
 from growbench.runs import store
@@ -34,6 +36,9 @@ from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
 from growbench.runs.records import RunRecord
 from growbench.runs.store import Run
+from growbench.tools import simulation
+from growbench.tools.claims import ERRORS, Promise, failures, outcome_row, promises, written
+from growbench.tools.simulation import NULLS, SEEDS, Noise
 from growbench.training.parallel import Parallel
 
 # A run takes one or two seconds. It ends while the loss still falls: on a plateau, the cost to reach a loss is only noise.
@@ -42,13 +47,11 @@ TRAINING = ("batch=8", "steps=120", "warmup=12", "lr=5e-4")
 TEXT = ("sequence_length=32", "vocabulary=258", 'tokenizer=""', "evaluation_batches=2")
 IMAGES = ("evaluation_batches=2",)
 
-TWIN_SEEDS = 3  # of scratch, and as many others of its twin
-COVERAGE = 0.9  # promised share of intervals that contain 0
-BIAS = 0.02  # promised bound of the mean saving
+POOL = 105  # scratch runs, of which sets are drawn
+DRAWS = 200  # of a set of scratch runs and six of nulls, for each number of seeds
 
 SHARES = (0.2, 0.4)  # planted savings, as shares of the budget
 PLANTED_SEEDS = 6
-NEAR = 0.03  # promised bound of the error of a planted saving
 
 
 class Planted(Method):
@@ -71,28 +74,32 @@ class SharedOrder(Setting):
         return super().load_data("target")
 
 
-class Promise(NamedTuple):
-    """What the harness promises, what was measured, and whether the promise is kept."""
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the test."""
 
-    text: str
-    measured: str
-    kept: bool
+    experiment: str  # the one whose miniature is trained
+    overrides: Sequence[str]  # of its settings
+    repetitions: int  # of each setting that is simulated
+    noise: Path  # a folder of experiments: the noise of their scratch runs is simulated
+    folder: Path  # for tables and a summary, in a folder of the experiment's own
+    command: str  # that makes them
 
 
-def report(name: str, overrides: Sequence[str], repetitions: int, folder: Path, command: str) -> int:
-    """Test the experiment `name`, and write tables and a summary to its own folder below `folder`. 0 if every promise is kept.
-
-    Stored runs are not trained again. Raises UsageError if a run fails.
-    """
+def report(request: Request) -> int:
+    """Test the analysis; 0 if every promise is kept. Stored runs are not trained again. Raises UsageError if a run fails."""
     torch.set_num_threads(1)  # more are slower at this size
-    experiment = miniature(name, overrides)
-    folder = folder / experiment.name
-    twins, planted = twin_table(experiment, folder / "runs", repetitions), planted_table(experiment, folder / "runs")
-    twins.to_csv(folder / "aa.csv", index=False, float_format="%.5f")
+    noises, experiment = simulation.noises(request.noise), miniature(request.experiment, request.overrides)
+    folder = request.folder / experiment.name
+    retrained, planted = null_table(experiment, folder / "runs"), planted_table(experiment, folder / "runs")
+    outcomes = pd.concat([retrained, simulation.simulate(noises, request.repetitions)], ignore_index=True)
+    outcomes.to_csv(folder / "outcomes.csv", index=False, float_format="%.5f")
     planted.to_csv(folder / "planted.csv", index=False, float_format="%.5f")
-    kept = promises(twins, planted)
+    kept = promises(outcomes, planted)
     record = _stored(folder / "runs" / "aa", SCRATCH, [0])[0].record
-    text = summary(experiment, record, twins, kept, command)
+    lines = [*_trained(experiment, record), *_simulated(noises, request), *_promised(kept, failures(outcomes))]
+    made = f"Made by `{request.command}`; all figures are in `outcomes.csv` and `planted.csv`."
+    text = "\n".join([f"# {experiment.name}: methods whose saving is known", "", made, "", *lines]) + "\n"
     (folder / "summary.md").write_text(text, encoding="utf-8")
     print(text, end="")
     return 0 if all(promise.kept for promise in kept) else 1
@@ -108,55 +115,55 @@ def miniature(name: str, overrides: Iterable[str]) -> Experiment:
     return replace(experiment, source=experiment.target, source_train=experiment.train, pretrained=None)
 
 
-def twin_table(experiment: Experiment, folder: Path, repetitions: int) -> pd.DataFrame:
-    """What scratch saves against itself, as a `twin` with other seeds: two rows for each repetition.
+def null_table(experiment: Experiment, folder: Path) -> pd.DataFrame:
+    """Scratch under other names, of other seeds, against scratch: a row for each number of seeds.
 
-    In the row `forth` one half of the seeds is scratch and the other half its twin; in `back` they are exchanged. Chance
-    differences between the halves, which are larger than any bias of the harness, cancel in the mean of the two. A saving may be
-    a bound, and an end of its interval infinite.
+    Each comparison draws, from one pool of runs, a set of scratch runs and six sets of nulls without a run in common. Sets of
+    different comparisons overlap.
     """
-    rows = []
-    for repetition in range(repetitions):
-        first = 2 * TWIN_SEEDS * repetition
-        seeds = range(first, first + 2 * TWIN_SEEDS)
-        _train(experiment, folder / "aa", [get(SCRATCH)], seeds)
-        runs = _stored(folder / "aa", SCRATCH, seeds)
-        one, other = runs[:TWIN_SEEDS], runs[TWIN_SEEDS:]
-        for way, scratch, others in (("forth", one, other), ("back", other, one)):
-            rows.append({"repetition": repetition, "way": way, **_twin_row(scratch, others)})
-        say(
-            f"A/A {repetition}: saved "
-            + ", ".join(saving(row["saving"], row["low"], row["high"], row["relation"]) for row in rows[-2:])
-        )
+    pool = range(POOL)
+    _train(experiment, folder / "aa", [get(SCRATCH)], pool)
+    runs, rng = _stored(folder / "aa", SCRATCH, pool), np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for seeds in SEEDS:
+        each = (NULLS + 1) * seeds
+        draws = [rng.permutation(POOL)[:each].reshape(NULLS + 1, seeds) for _ in range(DRAWS)]
+        found = [_nulls([[runs[place] for place in drawn] for drawn in draw]) for draw in draws]
+        head = {"kind": "retrained", "experiment": experiment.name, "protocol": "single", "case": "retrained", "seeds": seeds}
+        rows.append(head | outcome_row(0.0, found, independent=POOL // each))
+        say(f"A/A with {seeds} seeds: {percent(rows[-1]['family'])} of families of nulls have a claim")
     return pd.DataFrame(rows)
 
 
-def _twin_row(scratch: Sequence[Run], others: Sequence[Run]) -> dict[str, Any]:
-    twins = [
-        replace(run, record=replace(run.record, method="twin", seed=partner.record.seed))
-        for run, partner in zip(others, scratch, strict=True)
+def _nulls(sets: Sequence[Sequence[Run]]) -> list[Judged]:
+    """What is found of runs under the names of methods, against the first set as scratch."""
+    named = [
+        replace(run, record=replace(run.record, method=SCRATCH if not place else f"null-{place}", seed=seed))
+        for place, runs in enumerate(sets)
+        for seed, run in enumerate(runs)
     ]
-    found = _row(compare([*scratch, *twins]), "twin")
-    saved = columns.saving_in(found, Unit.FLOPS, Ledger.REUSE)
-    return {
-        "target_loss": found["target_loss"],
-        "saving": saved.mean,
-        "relation": str(saved.relation),
-        "low": saved.low,
-        "high": saved.high,
-        "inside": saved.low <= 0 <= saved.high,
-        "verdict": found[columns.verdict(Ledger.REUSE)],
-    }
+    return [_judged(row) for row in tables.records(compare(named).verdicts) if row["method"] != SCRATCH]
+
+
+def _judged(row: dict[str, Any], ledger: Ledger = Ledger.REUSE) -> Judged:
+    """What a report's table says of a method's FLOPs."""
+    found = Estimate(
+        saving=columns.saving_in(row, Unit.FLOPS, ledger),
+        p=row[columns.p_value(ledger)],
+        tested_at=row[columns.tested_at(ledger)],
+        difference=row[columns.difference(ledger)],
+    )
+    return Judged(found, row[columns.adjusted_p_value(ledger)], Verdict(row[columns.verdict(ledger)]))
 
 
 def planted_table(experiment: Experiment, folder: Path) -> pd.DataFrame:
-    """What a method saves that starts from scratch's own weights after a share of its steps: a row for each share.
+    """What a method saves that starts from scratch's own weights after a share of its steps: a row for each ledger.
 
     The weights are all that scratch can hand over: the learning rate is constant until the decay at the end, and the optimizer
     is Adam with both betas 0, which has no memory. A new Adam with memory would have an effect of its own.
     """
     training = replace(experiment.train, schedule="wsd", decay=0.2, betas=(0.0, 0.0))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for share in SHARES:
         steps, seeds = round(share * training.steps), range(PLANTED_SEEDS)
         source_training = replace(training.in_steps(), steps=steps, decay=1 / steps)  # so short that no step has a lower rate
@@ -164,64 +171,70 @@ def planted_table(experiment: Experiment, folder: Path) -> pd.DataFrame:
         place = folder / f"planted-{share:g}"
         _train(replace(experiment, train=training, source_train=source_training), place, [get(SCRATCH), planted], seeds)
         runs = [*_stored(place, SCRATCH, seeds), *_stored(place, "planted", seeds)]
-        found = _row(compare(runs), "planted")
-        row = {"share": steps / training.steps, "seeds": len(seeds), "target_loss": found["target_loss"]}
-        for ledger in Ledger:
-            saved = columns.saving_in(found, Unit.FLOPS, ledger)
-            row |= {ledger: saved.mean, f"{ledger}_low": saved.low, f"{ledger}_high": saved.high}
-        rows.append(row)
-        say(f"planted {percent(share, 0)}: saved {percent(row['reuse'])} (reuse), {percent(row['build'])} (build)")
+        (row,) = (row for row in tables.records(compare(runs).verdicts) if row["method"] == "planted")
+        for ledger, truth in ((Ledger.REUSE, steps / training.steps), (Ledger.BUILD, 0.0)):
+            saved = columns.saving_in(row, Unit.FLOPS, ledger)
+            rows.append({"share": steps / training.steps, "seeds": len(seeds), "ledger": str(ledger), "planted": truth})
+            rows[-1] |= {"relation": saved.relation, "saving": saved.mean, "low": saved.low, "high": saved.high}
+            say(f"planted {percent(truth, 0)} ({ledger}): saved {written(saved)}")
     return pd.DataFrame(rows)
 
 
-def promises(twins: pd.DataFrame, planted: pd.DataFrame) -> list[Promise]:
-    """Every promise with what was measured."""
-    number, inside, mean = len(twins), int(twins["inside"].sum()), float(twins["saving"].mean())
-    error = float(stats.sem(twins.groupby("repetition")["saving"].mean()))
-    found = [
-        Promise(
-            f"the 95 % interval of the twin's saving contains 0 in at least {percent(COVERAGE, 0)} of comparisons",
-            f"{inside} of {number} ({percent(inside / number)})",
-            inside >= COVERAGE * number,
-        ),
-        Promise(
-            f"the twin's mean saving is within {percent(BIAS, 0)} of 0",
-            f"{percent(mean, 2)}, standard error {percent(error, 2)}",
-            abs(mean) <= BIAS,
-        ),
-    ]
-    for row in tables.records(planted):
-        for ledger, truth in (("reuse", row["share"]), ("build", 0.0)):
-            text = f"{percent(row['share'], 0)} planted: {ledger} saves {percent(truth, 0)}, within {100 * NEAR:.0f} points"
-            measured = saving(row[ledger], row[f"{ledger}_low"], row[f"{ledger}_high"])
-            found.append(Promise(text, f"{measured}, {row['seeds']} seeds", abs(row[ledger] - truth) <= NEAR))
-    return found
-
-
-def summary(experiment: Experiment, record: RunRecord, twins: pd.DataFrame, kept: list[Promise], command: str) -> str:
-    """The outcome as Markdown. `record`: of any run; it gives hardware and versions."""
-    training, hardware, forth = experiment.train, record.hardware, twins.loc[twins["way"] == "forth", "saving"]
+def _trained(experiment: Experiment, record: RunRecord) -> list[str]:
+    """`record`: of any run; it gives hardware and versions."""
+    training, hardware = experiment.train, record.hardware
     versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
-    lines = [
-        f"# {experiment.name}: scratch against itself, and planted savings",
-        "",
-        f"Made by `{command}`. A miniature of the experiment: {experiment.architecture}, {experiment.target.layers} layers of "
+    apart = ", ".join(f"{POOL // ((NULLS + 1) * seeds)} at n = {seeds}" for seeds in SEEDS)
+    return [
+        f"**Retrained**: a miniature of the experiment, {experiment.architecture} with {experiment.target.layers} layers of "
         f"width {experiment.target.width}, {training.steps} steps of batch {training.batch} x {experiment.data.positions} from "
-        f"{experiment.data.corpus}, learning rate {training.lr:g} ({training.schedule}, warm-up {training.warmup_steps}). Each "
-        f"of {len(forth)} repetitions compares {TWIN_SEEDS} seeds of scratch with {TWIN_SEEDS} other seeds of scratch, named its "
-        "twin, and then exchanges the two.",
-        "",
-        "| promise | measured | kept |",
-        "|---|---|---|",
-        *(f"| {promise.text} | {promise.measured} | {'yes' if promise.kept else '**no**'} |" for promise in kept),
-        "",
-        f"Without the exchange, the mean saving is {percent(float(forth.mean()), 2)}, standard error "
-        f"{percent(float(stats.sem(forth)), 2)}: chance differences between the seeds do not cancel.",
-        f"The twin is claimed to save in {(twins['verdict'] == Verdict.SAVES).sum()} of {len(twins)} comparisons.",
+        f"{experiment.data.corpus}, learning rate {training.lr:g} ({training.schedule}, warm-up {training.warmup_steps}). From "
+        f"{POOL} scratch runs, {DRAWS} draws for each number of seeds n: a set of n runs as scratch, and six sets of n as nulls, "
+        "methods that save nothing. The sets of different draws overlap, so that errors are those of as many draws as have no "
+        f"run in common: {apart}. They are too large to prove much; the simulation does.",
         "",
         f"{hardware.name} ({hardware.device}, threads: {hardware.threads}, {hardware.precision}); {versions}",
+        "",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _simulated(noises: Sequence[Noise], request: Request) -> list[str]:
+    heads = (
+        "experiment",
+        "protocol",
+        "scratch runs",
+        "deviation of final losses",
+        "shared by rungs",
+        "of evaluations",
+        "correlation",
+    )
+    rows = []
+    for noise in noises:
+        shared = percent(noise.shared, 0) if noise.protocol == "ladder" else NONE
+        numbers = (f"{noise.deviations[-1]:.3f}", shared, f"{noise.evaluation:.3f}", f"{noise.persistence:.2f}")
+        rows.append((noise.experiment, noise.protocol, str(noise.runs), *numbers))
+    return [
+        f"**Simulated**: {request.repetitions:,} comparisons for each setting, half as many of hard cases, with the noise of "
+        f"scratch in `{request.noise}`. Standard deviations are in nats.",
+        "",
+        *_table(heads, rows),
+        "",
+    ]
+
+
+def _promised(kept: Sequence[Promise], failed: Sequence[str]) -> list[str]:
+    rows = [(promise.text, promise.measured, "yes" if promise.kept else "**no**") for promise in kept]
+    not_kept = ["", "Not kept:", "", *(f"- {line}" for line in failed)] if failed else []
+    return [
+        f"Behind ± stands a standard error. A promise counts as kept where it is missed by no more than {ERRORS} of them.",
+        "",
+        *_table(("promise", "measured", "kept"), rows),
+        *not_kept,
+    ]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows)]
 
 
 def _train(experiment: Experiment, folder: Path, methods: Sequence[Found], seeds: Iterable[int]) -> None:
@@ -236,7 +249,3 @@ def _train(experiment: Experiment, folder: Path, methods: Sequence[Found], seeds
 def _stored(folder: Path, method: str, seeds: Iterable[int]) -> list[Run]:
     runs = [store.load(folder / store.name(method, seed)) for seed in seeds]
     return [run for run in runs if run is not None]
-
-
-def _row(comparison: Comparison, method: str) -> dict[str, Any]:
-    return next(row for row in tables.records(comparison.savings) if row["method"] == method)

@@ -262,6 +262,8 @@ def test_the_ends_are_where_scipys_test_is_at_five_percent(log: bool) -> None:
     costs = 100 * BUDGETS if log else STEPS
     curves = [(ladder if log else Curve.of_run)(costs, power_law(costs, 1.4 + each)) for each in rng.normal(0, 0.04, 4)]
     found = estimate(curves, 3.0, 100.0)
+    ends = [curve.losses[-1] - 3.0 for curve in curves]
+    assert found.p == pytest.approx(stats.ttest_1samp(ends, 0).pvalue, rel=1e-9)
     grid = np.linspace(costs[0], costs[-1], 20_001)
     values = np.array([[curve.at(cost) for cost in grid] for curve in curves]) - 3.0
     kept = grid[stats.ttest_1samp(values, 0, axis=0).pvalue >= 0.05]

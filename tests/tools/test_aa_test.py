@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,46 +10,52 @@ import pandas as pd
 import pytest
 
 from growbench import cli
+from growbench.analysis.estimator import Estimate, Verdict
+from growbench.analysis.savings import Judged
 from growbench.config import loading
 from growbench.costs.accounts import Account
 from growbench.runs import store
-from growbench.tools import aa_test
-from growbench.tools.aa_test import miniature, promises
+from growbench.tools import aa_test, simulation
+from growbench.tools.aa_test import miniature
+from growbench.tools.claims import failures, promises
 
+MINI = Path(__file__).parents[2] / "results" / "mini"
 SHORT = ["train.steps=10", "train.warmup=1", "source.layers=1", "target.layers=1"]
 
 
 @pytest.fixture
-def check(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+def check(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """The check of the miniature experiment by the command, with two seeds each and a second of training."""
-    monkeypatch.setattr(aa_test, "TWIN_SEEDS", 2)
+    monkeypatch.setattr(aa_test, "POOL", 6)
+    monkeypatch.setattr(aa_test, "NULLS", 2)
+    monkeypatch.setattr(aa_test, "DRAWS", 3)
     monkeypatch.setattr(aa_test, "PLANTED_SEEDS", 2)
+    monkeypatch.setattr(aa_test, "SEEDS", (2,))
+    monkeypatch.setattr(simulation, "SEEDS", (2,))
     settings = [part for override in SHORT for part in ("--set", override)]
-    return lambda: cli.main(["check", "--aa", str(miniature), "--repetitions", "2", "--out", str(tmp_path), *settings])
+    places = ["--noise", str(MINI), "--out", str(tmp_path)]
+    return lambda *more: cli.main(["check", "--aa", str(miniature), "--repetitions", "2", *places, *settings, *more])
 
 
 def test_the_command_writes_what_it_measured(
-    check: Callable[[], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    check: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, folder = check(), tmp_path / "miniature"
     summary = (folder / "summary.md").read_text(encoding="utf-8")
-    twins, planted = pd.read_csv(folder / "aa.csv"), pd.read_csv(folder / "planted.csv")
-    kept = promises(twins, planted)
-    assert len(kept) == 6 and code == (0 if all(promise.kept for promise in kept) else 1)
+    outcomes, planted = pd.read_csv(folder / "outcomes.csv"), pd.read_csv(folder / "planted.csv")
+    kept = promises(outcomes, planted)
+    assert len(kept) == 3 * 4 + 4 and code == (0 if all(promise.kept for promise in kept) else 1)
     assert all(f"| {promise.text} | {promise.measured} | " in summary for promise in kept)
     assert summary.count("| yes |") == sum(promise.kept for promise in kept)
+    assert summary.count("\n- ") == len(failures(outcomes)) and ("Not kept:" in summary) == bool(failures(outcomes))
     assert capsys.readouterr().out == summary and "torch 2" in summary and "--set train.steps=10 --set" in summary
-    assert twins["repetition"].tolist() == [0, 0, 1, 1] and twins["way"].tolist() == ["forth", "back"] * 2
-    for row in twins.to_dict("records"):
-        assert row["low"] <= row["saving"] <= row["high"]
-        assert row["inside"] == (row["low"] <= 0 <= row["high"])
-    assert planted["share"].tolist() == [0.2, 0.4]
-    for _, planted_row in planted.iterrows():  # the target was trained for so long, as a source
-        assert planted_row["reuse"] - planted_row["build"] == pytest.approx(planted_row["share"], rel=0.2)
+    retrained = outcomes[outcomes["kind"] == "retrained"]
+    assert retrained["comparisons"].tolist() == [3] and retrained["independent"].tolist() == [1]
+    assert planted["planted"].tolist() == [0.2, 0.0, 0.4, 0.0] and planted["ledger"].tolist() == ["reuse", "build"] * 2
 
-    # every run was another seed's, and none is trained twice
+    # no run is trained twice
     runs = store.load_all(folder / "runs" / "aa")
-    assert sorted(run.record.seed for run in runs) == list(range(8))
+    assert sorted(run.record.seed for run in runs) == list(range(6))
     before = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")}
     assert check() == code
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*/run.json")} == before
@@ -65,9 +71,30 @@ def test_the_command_writes_what_it_measured(
         assert source.record.cost.flops[Account.TRAIN] == grown.record.cost.flops[Account.SOURCE]
 
 
-def test_a_run_that_fails_is_one_line(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [part for override in [*SHORT, "train.lr=1e30"] for part in ("--set", override)]
-    assert cli.main(["check", "--aa", str(miniature), "--out", str(tmp_path), *settings]) == 2
+def test_nulls_are_other_runs_than_their_scratch(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every set of a draw has runs of its own, and draws differ."""
+    drawn: list[list[list[int]]] = []
+
+    def seen(sets: Sequence[Sequence[int]]) -> list[Judged]:
+        drawn.append([list(runs) for runs in sets])
+        return [Judged(Estimate(), 1.0, Verdict.EVEN)] * 6
+
+    monkeypatch.setattr(aa_test, "POOL", 40)
+    monkeypatch.setattr(aa_test, "DRAWS", 5)
+    monkeypatch.setattr(aa_test, "_train", lambda *_: None)
+    monkeypatch.setattr(aa_test, "_stored", lambda folder, method, seeds: list(seeds))
+    monkeypatch.setattr(aa_test, "_nulls", seen)
+    monkeypatch.setattr(aa_test, "SEEDS", (3, 5))
+    table = aa_test.null_table(aa_test.miniature(str(miniature), SHORT), tmp_path)
+    assert table["independent"].tolist() == [1, 1] and [len(sets[0]) for sets in drawn] == [3] * 5 + [5] * 5
+    for sets in drawn:
+        runs = [run for each in sets for run in each]
+        assert len(sets) == 7 and len(set(runs)) == len(runs) and set(runs) <= set(range(40))
+    assert len({str(sets) for sets in drawn}) == 10
+
+
+def test_a_run_that_fails_is_one_line(check: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("--set", "train.lr=1e30") == 2
     error = capsys.readouterr().err
     assert "a run of the check failed: scratch-seed0" in error and error.count("\n") == 1
 
@@ -82,38 +109,14 @@ def test_every_experiment_has_a_miniature(name: str) -> None:
     assert changed <= {"batch", "steps", "lr", "warmup"}
 
 
-def table(savings: list[float], inside: int) -> pd.DataFrame:
-    places = range(len(savings))
-    return pd.DataFrame({"repetition": places, "saving": savings, "inside": [place < inside for place in places]})
-
-
-def planted(reuse: float, build: float) -> pd.DataFrame:
-    row = {"share": 0.2, "seeds": 3}
-    for ledger, saving in (("reuse", reuse), ("build", build)):
-        row |= {ledger: saving, f"{ledger}_low": saving - 0.1, f"{ledger}_high": saving + 0.1}
-    return pd.DataFrame([row])
-
-
-@pytest.mark.parametrize(
-    ("savings", "inside", "reuse", "build", "kept"),
-    [
-        ([0.01] * 10, 9, 0.22, -0.02, [True, True, True, True]),
-        ([0.01] * 10, 8, 0.2, 0.0, [False, True, True, True]),
-        ([-0.03] * 10, 10, 0.2, 0.0, [True, False, True, True]),
-        ([-0.5, 0.5], 2, 0.24, 0.0, [True, True, False, True]),
-        ([0.0, 0.0], 2, 0.2, -0.04, [True, True, True, False]),
-    ],
-)
-def test_each_promise_decides(savings: list[float], inside: int, reuse: float, build: float, kept: list[bool]) -> None:
-    assert [promise.kept for promise in promises(table(savings, inside), planted(reuse, build))] == kept
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "needs either a METHOD or --aa EXPERIMENT"),
-        (["ligo", "--aa", "gpt2-tiny"], "needs either a METHOD or --aa EXPERIMENT"),
-        (["ligo", "--repetitions", "3"], "--repetitions and --out: only with --aa"),
+        ([], "needs either a METHOD or --aa"),
+        (["ligo", "--aa", "gpt2-tiny"], "needs either a METHOD or --aa"),
+        (["ligo", "--repetitions", "3"], "--repetitions, --noise and --out: only with --aa"),
+        (["ligo", "--noise", "results/mini"], "--repetitions, --noise and --out: only with --aa"),
+        (["--aa", "gpt2-tiny", "--noise", "nonesuch"], "no experiment in nonesuch with two finished scratch seeds"),
         (["--aa", "nonesuch"], "unknown experiment 'nonesuch'"),
         (["--aa", "gpt2-tiny", "--set", "train.nonesuch=1"], "train.nonesuch"),
     ],
