@@ -107,7 +107,7 @@ def _run(run: argparse.ArgumentParser) -> None:
         metavar="0.4,0.7,1",
         help="with ladder: shares of the budget, those above 1 for scratch alone; default: 0.4,0.55,0.7,0.85,1",
     )
-    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: the mean final validation loss of scratch")
+    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
     run.add_argument(
         "--stop-at-target", action="store_true", help="end each run at its first evaluation at or below --target-loss"
     )
@@ -158,7 +158,7 @@ def _tune(tune: argparse.ArgumentParser) -> None:
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
-    report.add_argument("--target-loss", type=_positive, metavar="X", help="default: the mean final validation loss of scratch")
+    report.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
     report.add_argument(
         "--price", type=_positive, metavar="PER_HOUR", help="of the machine, in any currency: adds what each method's time costs"
     )

@@ -35,7 +35,7 @@ from growbench.report.drawing import (
 
 
 def curves(unit: Unit, measure: str = columns.VAL_LOSS) -> Callable[[Comparison, pd.DataFrame, float], Figure]:
-    """How to draw validation loss or accuracy against what was spent: mean line, band over seeds, growth events, target."""
+    """How to draw validation loss or accuracy against what was spent: mean line, band over seeds, growth events, target loss."""
 
     def draw(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
         height = high_enough(4.1 if width == WIDE else 3.6, labels(comparison))

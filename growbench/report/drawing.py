@@ -216,7 +216,7 @@ def percent_axis(axis: Axis) -> None:
 def target_line(axes: Axes, target: float) -> None:
     axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
     axes.annotate(
-        f"target {target:.3f}", (0.01, target), xycoords=("axes fraction", "data"),
+        f"target loss {target:.3f}", (0.01, target), xycoords=("axes fraction", "data"),
         xytext=(0, 3), textcoords="offset points", fontsize=8.5, zorder=7,
         path_effects=[withStroke(linewidth=2.5, foreground="white")],
     )  # fmt: skip

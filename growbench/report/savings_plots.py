@@ -130,7 +130,7 @@ def _saving_row(axes: Axes, saving: Saving, place: float, look: Look, face: str)
 
 
 def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
-    """The FLOPs saving at every loss that scratch passed, until the target."""
+    """The FLOPs saving at every loss that scratch passed."""
     height = high_enough(2.6 if width == WIDE else 2.3, labels(comparison))
     figure, both = panels(width, [height] * 2, 0.75, 0.25 + room(labels(comparison)))
     drawn = looks(comparison.methods)
