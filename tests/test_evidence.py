@@ -17,7 +17,7 @@ from growbench import cli, registry
 from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.data import Data
-from growbench.planning.budgets import LADDER
+from growbench.planning.budgets import LADDER, Budgets
 from growbench.runs import store
 from growbench.runs.jobs import Job, Setting
 from growbench.runs.store import Run
@@ -46,9 +46,11 @@ class Command:
     def makes(self, run: Run) -> bool:
         """Whether a run is one of those that it trains, whatever the code and the configuration."""
         asked = self.options.methods.split(",") if self.options.methods else registry.names()
-        shares = LADDER if self.options.protocol == "ladder" else (1.0,)
-        methods = {"scratch", "source", *asked}
-        return run.record.method in methods and run.record.seed in self.options.seeds and run.record.budget_share in shares
+        budgets = Budgets.ladder(self.options.budgets or LADDER) if self.options.protocol == "ladder" else Budgets()
+        method = run.record.method
+        shares = [1.0] if method == registry.SOURCE else budgets.of(method)
+        known = method in {registry.SCRATCH, registry.SOURCE, *asked}
+        return known and run.record.seed in self.options.seeds and run.record.budget_share in shares
 
     def holds(self, run: Run) -> bool:
         """Whether it takes the run for done, on data of the run's fingerprint."""
