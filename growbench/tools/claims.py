@@ -24,15 +24,14 @@ NEAR = 0.03  # promised bound of the error of a planted saving
 CLAIMS = (Verdict.SAVES, Verdict.COSTS_MORE)
 
 
-def outcome_row(saving: float, families: Sequence[Sequence[Judged]], independent: int | None = None) -> dict[str, Any]:
+def outcome_row(saving: float, families: Sequence[Sequence[Judged]]) -> dict[str, Any]:
     """What was found in repeated comparisons of methods that all save the share `saving`: a row of a table.
 
     `families`: of each comparison, the methods with this saving; their verdicts are those within the whole family.
-    `independent`: how many comparisons have no run in common; None: all.
 
     saves, costs_more: claimed so, each method tested alone. family: comparisons with a claim after Holm's correction, of a method
     that saves only the claim that it does. covered: intervals that hold the saving. open_low, open_high: intervals without that
-    end. bounded: points that are but a bound. Shares, each with its standard error. point: the median.
+    end. bounded: points that are but a bound. Shares, each with its standard error over the comparisons. point: the median.
     """
     estimates = [[each.estimate for each in family] for family in families]
     claimed = CLAIMS if saving == 0 else (Verdict.SAVES,)
@@ -45,9 +44,9 @@ def outcome_row(saving: float, families: Sequence[Sequence[Judged]], independent
         "open_high": _shares(estimates, lambda found: found.saving.high == math.inf),
         "bounded": _shares(estimates, lambda found: not found.saving.measured),
     }
-    row: dict[str, Any] = {"saving": saving, "comparisons": len(families), "independent": independent or len(families)}
+    row: dict[str, Any] = {"saving": saving, "comparisons": len(families)}
     for name, values in shares.items():
-        row |= {name: values.mean(), f"{name}_error": values.std() / math.sqrt(row["independent"])}
+        row |= {name: values.mean(), f"{name}_error": values.std() / math.sqrt(len(families))}
     point = float(np.median([found.saving.mean for each in estimates for found in each]))
     difference = float(np.mean([found.difference for each in estimates for found in each]))
     return row | {"point": point, "bias": point - saving, "difference": difference}

@@ -50,7 +50,7 @@ def test_the_command_writes_what_it_measured(
     assert summary.count("\n- ") == len(failures(outcomes)) and ("Not kept:" in summary) == bool(failures(outcomes))
     assert capsys.readouterr().out == summary and "torch 2" in summary and "--set train.steps=10 --set" in summary
     retrained = outcomes[outcomes["kind"] == "retrained"]
-    assert retrained["comparisons"].tolist() == [3] and retrained["independent"].tolist() == [1]
+    assert retrained["comparisons"].tolist() == [3] and retrained["seeds"].tolist() == [2]
     assert planted["planted"].tolist() == [0.2, 0.0, 0.4, 0.0] and planted["ledger"].tolist() == ["reuse", "build"] * 2
 
     # no run is trained twice
@@ -67,7 +67,8 @@ def test_the_command_writes_what_it_measured(
         assert source and scratch and grown
         assert source.curve_loss == pytest.approx(scratch.curve[steps]["val_loss"], rel=1e-5)
         assert source.curve_loss == pytest.approx(grown.curve[0]["val_loss"], rel=1e-5)
-        assert [row["lr"] for row in grown.curve[1:]] == [row["lr"] for row in scratch.curve[steps + 1 :]]
+        assert {row["lr"] for row in grown.curve[1:]} == {row["lr"] for row in scratch.curve[2:]} == {scratch.curve[2]["lr"]}
+        assert grown.record.steps == scratch.record.steps
         assert source.record.cost.flops[Account.TRAIN] == grown.record.cost.flops[Account.SOURCE]
 
 
@@ -86,7 +87,7 @@ def test_nulls_are_other_runs_than_their_scratch(miniature: Path, tmp_path: Path
     monkeypatch.setattr(aa_test, "_nulls", seen)
     monkeypatch.setattr(aa_test, "SEEDS", (3, 5))
     table = aa_test.null_table(aa_test.miniature(str(miniature), SHORT), tmp_path)
-    assert table["independent"].tolist() == [1, 1] and [len(sets[0]) for sets in drawn] == [3] * 5 + [5] * 5
+    assert table["seeds"].tolist() == [3, 5] and [len(sets[0]) for sets in drawn] == [3] * 5 + [5] * 5
     for sets in drawn:
         runs = [run for each in sets for run in each]
         assert len(sets) == 7 and len(set(runs)) == len(runs) and set(runs) <= set(range(40))
