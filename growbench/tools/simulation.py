@@ -49,9 +49,10 @@ class Noise:
     """How the stored scratch runs of an experiment vary.
 
     `mean`: their mean loss, of a ladder the final ones. `best`: the loss of the run that ends lowest. A run lies above `mean` by
-    a normal deviate of its own, with the standard deviation `deviations` at each of its points. Of its variance a ladder's runs
-    of one seed have `shared` in common. Along a curve, noise of evaluations is added, with standard deviation `evaluation` and
-    correlation `persistence` of two in a row.
+    a normal deviate of its own, with the standard deviation `deviations` at each of its points up to the full cost: larger
+    budgets, which scratch alone has, only say how its loss goes on. Of its variance a ladder's runs of one seed have `shared` in
+    common. Along a curve, noise of evaluations is added, with standard deviation `evaluation` and correlation `persistence` of
+    two in a row.
     """
 
     experiment: str
@@ -109,7 +110,7 @@ def noise(experiment: str, runs: Sequence[Run]) -> Noise:
     for run in sorted(runs, key=lambda run: run.record.budget_share):
         seeds.setdefault(run.record.seed, {})[run.record.budget_share] = run
     rungs = list(next(iter(seeds.values())))
-    if len(rungs) > 1 and all(list(found) == rungs for found in seeds.values()):
+    if len(rungs) > 1 and 1.0 in rungs and all(list(found) == rungs for found in seeds.values()):
         return _of_ladders(
             experiment, np.array(rungs), np.array([[run.final_loss for run in each.values()] for each in seeds.values()])
         )
@@ -118,12 +119,13 @@ def noise(experiment: str, runs: Sequence[Run]) -> Noise:
 
 def _of_ladders(experiment: str, costs: Array, losses: Array) -> Noise:
     """`losses`: final ones (seeds, budgets). The shared part of the variance is that of a one-way analysis of variance."""
-    mean, deviations = losses.mean(axis=0), losses.std(axis=0, ddof=1)
-    scores, (seeds, budgets) = (losses - mean) / deviations, losses.shape
+    mean, best = losses.mean(axis=0), losses[losses[:, costs == 1].ravel().argmin()]
+    rest = (losses - mean)[:, costs <= 1]
+    deviations, (seeds, budgets) = rest.std(axis=0, ddof=1), rest.shape
+    scores = rest / deviations
     between = budgets * scores.mean(axis=1).var(ddof=1)
     within = (scores - scores.mean(axis=1, keepdims=True)).var(axis=1).sum() * budgets / ((seeds - 1) * (budgets - 1))
     shared = float(np.clip((between - within) / (between + (budgets - 1) * within), 0, 1))
-    best = losses[losses[:, -1].argmin()]
     return Noise(experiment, seeds, Curve.of_ladder(costs, mean), Curve.of_ladder(costs, best), deviations, shared)
 
 
@@ -173,15 +175,16 @@ def _about_trend(losses: Array) -> tuple[float, float]:
 
 
 def _smooth(curve: Curve) -> Callable[[Array], Array]:
-    """A monotone smooth function of cost through a curve's points. Beyond scratch's full cost it falls with log cost.
+    """A monotone smooth function of cost through a curve's points. Beyond the last of them it falls with log cost.
 
     The slope there is that between a ladder's last two rungs. Of one run it is the mean one of the second half: the slope of the
     last steps, where the learning rate decays, is steeper than what more training would bring.
     """
-    before = float(curve.costs[-2]) if curve.log else 0.5
-    slope = (curve.losses[-1] - curve.at(before)) / math.log(1 / before)
-    costs = np.concatenate([curve.costs, BEYOND])
-    losses = np.concatenate([curve.losses, curve.losses[-1] + slope * np.log(BEYOND)])
+    end, before = float(curve.costs[-1]), float(curve.costs[-2]) if curve.log else 0.5
+    slope = (curve.losses[-1] - curve.at(before)) / math.log(end / before)
+    beyond = BEYOND[end < BEYOND]
+    costs = np.concatenate([curve.costs, beyond])
+    losses = np.concatenate([curve.losses, curve.losses[-1] + slope * np.log(beyond / end)])
     if not curve.log:
         return PchipInterpolator(costs, losses)
     first = (losses[1] - losses[0]) / math.log(costs[1] / costs[0])  # below the smallest budget, a line in log cost
@@ -195,18 +198,19 @@ class World:
 
     def __init__(self, noise: Noise, case: Case, rng: np.random.Generator) -> None:
         self.noise, self.case, self.rng = noise, case, rng
-        self.shape = noise.best if case.plateau else noise.mean
-        self._mean = _smooth(self.shape)
+        shape = noise.best if case.plateau else noise.mean
+        self.costs = shape.costs[: len(noise.deviations)]
+        self._mean = _smooth(shape)
 
     def scratch(self, seeds: int) -> list[Curve]:
-        losses = self._losses(seeds, self.shape.costs)
+        losses = self._losses(seeds, self.costs)
         if self.rng.random() < self.case.diverged:
             losses[0] += DIVERGED
-        return self._curves(self.shape.costs, losses)
+        return self._curves(self.costs, losses)
 
     def method(self, seeds: int, saving: float) -> list[Curve]:
         """Runs of a method that saves the share `saving` of scratch's cost, what it pays before its first step included."""
-        paid = self.case.budget * self.shape.costs
+        paid = self.case.budget * self.costs
         losses = self._losses(seeds, paid / (1 - saving - self.case.start))
         return self._curves(self.case.start + paid, losses)
 
@@ -231,7 +235,7 @@ class World:
         return self.noise.evaluation * np.asarray(lfilter([1], [1, -persistence], shocks, axis=1, zi=first)[0])
 
     def _curves(self, costs: Array, losses: Array) -> list[Curve]:
-        return [(Curve.of_ladder if self.shape.log else Curve.of_run)(costs, each) for each in losses]
+        return [(Curve.of_ladder if self.noise.mean.log else Curve.of_run)(costs, each) for each in losses]
 
 
 def simulate(noises: Iterable[Noise], repetitions: int) -> pd.DataFrame:

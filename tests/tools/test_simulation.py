@@ -89,11 +89,15 @@ def runs(losses: np.ndarray, budgets: Sequence[float]) -> list[Any]:
 
 
 def test_the_noise_of_a_ladder_is_found_again() -> None:
+    """A larger budget, which scratch alone has, tells how the loss goes on, and is no rung of the ladder."""
     losses = world(ladder())._losses(2000, BUDGETS)
-    found = noise("again", runs(losses, BUDGETS.tolist()))
-    assert found.protocol == "ladder" and found.runs == 2000
-    assert found.deviations == pytest.approx(0.02, rel=0.05) and found.shared == pytest.approx(0.8, abs=0.02)
-    assert found.mean.losses == pytest.approx(ladder().mean.losses, abs=0.005)
+    larger = np.column_stack([losses, losses[:, -1] - 0.2])
+    for found in (noise("again", runs(losses, [*BUDGETS])), noise("again", runs(larger, [*BUDGETS, 1.3]))):
+        assert found.protocol == "ladder" and found.runs == 2000
+        assert found.deviations == pytest.approx(np.full(5, 0.02), rel=0.05) and found.shared == pytest.approx(0.8, abs=0.02)
+        assert found.mean.losses[:5] == pytest.approx(ladder().mean.losses, abs=0.005)
+        assert [curve.costs.tolist() for curve in world(found).scratch(2)] == [[*BUDGETS]] * 2
+    assert world(found)._mean(np.array([1.3])) == pytest.approx(found.mean.losses[4] - 0.2)
 
 
 def test_the_noise_of_curves_is_found_again() -> None:
