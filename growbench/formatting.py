@@ -105,7 +105,8 @@ def p_value(p: float, equals: bool = False) -> str:
     """The p-value of a test; a dash for NaN. `equals`: as what follows "p" in a sentence, "= 0.012" or "< 0.001"."""
     if math.isnan(p):
         return NONE
-    return "< 0.001" if p < 0.001 else f"{'= ' * equals}{p:.3f}"
+    places = 4 if f"{p:.3f}" == "0.050" else 3  # on which side of the level it lies
+    return "< 0.001" if p < 0.001 else f"{'= ' * equals}{p:.{places}f}"
 
 
 def setting(value: Any) -> str:

@@ -88,6 +88,7 @@ def test_shares() -> None:
 
 def test_p_values() -> None:
     assert [formatting.p_value(p) for p in (math.nan, 0.0004, 0.0123, 1.0)] == ["–", "< 0.001", "0.012", "1.000"]
+    assert formatting.p_value(0.04976) == "0.0498"  # and not 0.050, beside a claim
 
 
 def test_settings() -> None:

@@ -117,11 +117,14 @@ class EqualCost:
             seeds=len(known),
             scratch_loss=statistics.fmean(pair.scratch for pair in known),
             difference=float(differences.mean()),
+            note=f"over {len(known)} of {len(pairs)} seeds: scratch has no run at the others' cost"
+            if len(known) < len(pairs)
+            else "",
         )
         if len(known) == 1:
-            return replace(found, note=f"no interval: {ONE_SEED}")
+            return replace(found, note="; ".join(filter(None, [found.note, f"no interval: {ONE_SEED}"])))
         if np.ptp(differences) <= ROUNDING * max(abs(pair.scratch) for pair in known):  # a t statistic would be x / 0
-            return replace(found, note=f"no interval: {NO_SPREAD}")
+            return replace(found, note="; ".join(filter(None, [found.note, f"no interval: {NO_SPREAD}"])))
         test = stats.ttest_1samp(differences, 0)
         low, high = test.confidence_interval(1 - LEVEL)
         return replace(found, low=float(low), high=float(high), p=float(test.pvalue))
@@ -206,7 +209,7 @@ SAME_FLOPS = "scratch with a complete schedule at the same total cost"
 
 
 def notes(found: Iterable[EqualCost], savings: pd.DataFrame) -> list[str]:
-    """One sentence for each method and ledger in which equal cost does not bear out a saving, or an extra cost.
+    """One sentence for each method and ledger in which equal cost does not bear out what is said of the saving.
 
     `savings`: one row a method, with the verdicts on the FLOPs that it saves.
     """
@@ -224,4 +227,6 @@ def _contradiction(found: EqualCost, saving: str | None) -> str:
         return f"meets scratch's loss with fewer FLOPs, but is not told apart from {SAME_FLOPS}: {figures}."
     if saving == Verdict.COSTS_MORE and found.verdict == Outcome.LOWER:
         return f"needs more FLOPs to meet scratch's loss, but ends lower than {SAME_FLOPS}: {figures}."
+    if saving in (Verdict.EVEN, Verdict.WORSE) and found.verdict == Outcome.LOWER:
+        return f"is not shown to meet scratch's loss with fewer FLOPs, but ends lower than {SAME_FLOPS}: {figures}."
     return ""

@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 ONE_SEED = "one seed"
 NO_SPREAD = "no spread over seeds"
 NO_COMMON_COST = "no cost at which every seed has a loss"
+UNMET = "scratch never meets the target loss"
 
 ROUNDING = 1e-12  # of losses: relative differences below it are rounding
 
@@ -35,6 +36,7 @@ class Verdict(StrEnum):
     EVEN = "not told apart from scratch"
     COSTS_MORE = "costs more"
     WORSE = "cheaper but worse"  # it ends above scratch, before scratch's cost: whether it would save is not known
+    BETTER = "better but dearer"  # it begins below scratch, after scratch's cost: whether it would save is not known
     NONE = "no verdict"
 
 
@@ -200,11 +202,24 @@ def verdict(found: Estimate, p: float) -> Verdict:
     """
     if math.isnan(p):
         return Verdict.NONE
-    if p < LEVEL and found.difference < 0 and found.tested_at <= 1 + ROUNDING:
-        return Verdict.SAVES
-    if p < LEVEL and found.difference > 0:
-        return Verdict.COSTS_MORE if found.tested_at >= 1 - ROUNDING else Verdict.WORSE
-    return Verdict.EVEN
+    if p >= LEVEL:
+        return Verdict.EVEN
+    if found.difference < 0:
+        return Verdict.SAVES if found.tested_at <= 1 + ROUNDING else Verdict.BETTER
+    return Verdict.COSTS_MORE if found.tested_at >= 1 - ROUNDING else Verdict.WORSE
+
+
+def at_least(found: Estimate) -> Estimate:
+    """The same, of a loss that scratch never meets: what is saved over all that scratch spent is a lower bound.
+
+    A method that does not meet it either may save all the same, so that neither a figure nor a test says that it does not.
+    """
+    saving = found.saving
+    bound = Saving() if saving.relation == Relation.BELOW else replace(saving, relation=Relation.ABOVE)
+    if bound.has_interval:
+        bound = replace(bound, high=math.inf)
+    found = replace(found, saving=bound)
+    return replace(found, p=math.nan, untested=UNMET) if found.difference >= 0 else found
 
 
 def _cost(place: float, log: bool) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 
 from growbench.analysis.estimator import Estimate, Relation
 from growbench.analysis.outliers import outlying_seeds
-from growbench.analysis.protocols import Question, Reading
+from growbench.analysis.protocols import Protocol, Question, Reading
 from growbench.analysis.selection import is_scratch, made_by_earlier_code
 from growbench.analysis.statistics import smallest_detectable
 from growbench.costs.accounts import Ledger, Unit
@@ -22,6 +22,8 @@ from growbench.runs.store import Run
 LEFT_OUT = "Left out,"  # how the note begins that names what was not compared
 
 NEAR_END = 0.8  # the share of scratch's cost from which on its slope is taken
+
+LARGEST = 0.99  # a saving above which the power of the tests has no figure
 
 QUESTION = Question.of(Unit.FLOPS, Ledger.REUSE)  # of what is said about savings here
 
@@ -43,7 +45,7 @@ class Noted:
 
     def notes(self) -> list[str]:
         """One or a few sentences each."""
-        found = [*self._left_out(), *self._code(), *self._target(), *self._sources(), *self._pairs()]
+        found = [*self._left_out(), *self._code(), *self._target(), *self._sources(), *self._pairs(), *self._ladder()]
         if len({run.record.seed for run in self.runs}) == 1:
             found.append(
                 "One seed: there is no interval and no test, and small differences mean nothing. A claim takes five seeds, and "
@@ -76,8 +78,13 @@ class Noted:
             return []
         text = f"The target {target:g} was given by hand: savings are over the cost at which scratch's mean loss meets it"
         reached = self.reading.scratch_saving(Unit.FLOPS)
+        if not self.scratch:
+            return [f"{text}. No run of scratch finished, so there are no savings."]
         if reached.relation == Relation.BELOW:
-            return [f"{text}. It never does, so they are over its full cost, and are lower bounds."]
+            return [
+                f"{text}. It never does, so they are over its full cost, and are lower bounds. Of a method that does not meet it "
+                "either nothing is known."
+            ]
         if reached.relation == Relation.ABOVE:
             return [f"{text}. It does so at its smallest cost already, so there are no savings."]
         return [f"{text}, {percent(1 - reached.mean)} of its full cost."]
@@ -95,11 +102,38 @@ class Noted:
 
     def _pairs(self) -> list[str]:
         found = []
-        if unfinished := [run for run in (*self.runs, *self.shorter) if not run.finished]:
-            found.append(f"Did not finish, hence no saving is claimed for their methods: {_names(unfinished)}.")
-        if unpaired := [run for run in self.runs if run.record.seed not in self.scratch]:
+        unfinished = [run for run in (*self.runs, *self.shorter) if not run.finished]
+        if whole := [run for run in unfinished if not is_scratch(run) and run.record.budget_share == 1]:
+            found.append(f"Did not finish, hence no saving is claimed for their methods: {_names(whole)}.")
+        if rungs := [run for run in unfinished if not is_scratch(run) and run.record.budget_share != 1]:
+            found.append(f"Did not finish, so that the ladder of their seed begins above them: {_names(rungs)}.")
+        if scratch := [run for run in unfinished if is_scratch(run)]:
+            found.append(f"Did not finish, hence nothing is compared with them: {_names(scratch)}.")
+        if unpaired := [run for run in self.runs if run.record.seed not in self.scratch and not is_scratch(run)]:
             found.append(f"Without a finished scratch run of the same seed, hence without a saving: {_names(unpaired)}.")
         return found
+
+    def _ladder(self) -> list[str]:
+        """What was run, and has no part in what is read off the ladder."""
+        if self.reading.protocol != Protocol.LADDER:
+            return []
+        found = []
+        if off := sorted({run.record.method for run in self.runs} - set(self.methods)):
+            found.append(f"Without several budgets, hence not on the ladder, which decides: {', '.join(off)}.")
+        if late := list(filter(None, map(self._late, self.methods))):
+            found.append(
+                "On the ladder a method is read only at costs that all its seeds have. So smaller budgets are not used where a "
+                f"seed begins at a larger one: {', '.join(late)}."
+            )
+        return found
+
+    def _late(self, method: str) -> str:
+        """The seeds of a method whose ladder begins at a larger budget than that of others; blank if they begin alike."""
+        if method == SCRATCH:
+            return ""
+        first = {pair.seed: self.reading.budgets(method, pair.seed)[0] for pair in self.reading.pairs(method, QUESTION)}
+        late = [f"seed {seed} at {budget:g}" for seed, budget in first.items() if budget > min(first.values())]
+        return f"{method} ({', '.join(late)})" if late else ""
 
     def _spans(self) -> list[str]:
         """Which methods have no loss at the cost that they are compared at."""
@@ -137,12 +171,14 @@ class Noted:
         found = detectable_saving(self.reading, self.methods)
         if found is None:
             return []
-        least = f"a true saving of about {percent(found.saving)} or more" if found.saving < 1 else "no saving at all"
+        least = f"a test finds a true saving of about {percent(found.saving)} or more four times in five"
+        if found.saving > LARGEST:
+            least = f"no true saving below {percent(LARGEST, 0)} is found four times in five"
         return [
-            f"Power: with {found.seeds} seeds a test finds {least} four times in five, before the correction for several "
-            f"methods. Differences to scratch vary by {found.deviation:.4f} nats between seeds (standard deviation, pooled over "
-            f"methods). Over the last {percent(1 - NEAR_END, 0)} of its cost, scratch's loss falls by {found.slope:.3f} nats for "
-            f"each factor e of cost ({self.reading.protocol} protocol)."
+            f"Power: with {found.seeds} seeds {least}, before the correction for several methods. Differences to scratch vary by "
+            f"{found.deviation:.4f} nats between seeds (standard deviation, pooled over methods). Over the last "
+            f"{percent(1 - NEAR_END, 0)} of its cost, scratch's loss falls by {found.slope:.3f} nats for each factor e of cost "
+            f"({self.reading.protocol} protocol)."
         ]
 
 
@@ -159,20 +195,22 @@ class Power:
 def detectable_saving(reading: Reading, methods: Sequence[str]) -> Power | None:
     """From the standard deviation of D where it is tested, pooled over methods, and from scratch's slope at its end.
 
-    A difference d in loss is worth the share 1 - exp(-d / slope) of the cost. None where no method has a test.
+    A difference d in loss is worth the share 1 - exp(-d / slope) of the cost. Of methods with unequal numbers of seeds, the
+    smallest counts. None where no method has a test.
     """
     estimates = [reading.estimate(method, QUESTION) for method in methods if method != SCRATCH]
-    deviations = [each.deviation for each in estimates if not math.isnan(each.deviation)]
-    if not deviations:
+    tested = [each for each in estimates if not math.isnan(each.p)]
+    if not tested:
         return None
     falls = [
         curve.at(NEAR_END * reading.full_cost(seed, Unit.FLOPS)) - curve.at(reading.full_cost(seed, Unit.FLOPS))
         for seed, curve in reading.scratch_curves[Unit.FLOPS].items()
     ]
     slope = float(np.mean(falls)) / -math.log(NEAR_END)
-    deviation = float(np.sqrt(np.mean(np.square(deviations))))
-    difference = smallest_detectable(deviation, len(falls))
-    return Power(1 - math.exp(-difference / slope) if slope > 0 else 1.0, len(falls), deviation, slope)
+    deviation = float(np.sqrt(np.mean([each.deviation**2 for each in tested])))
+    seeds = min(len(each.own) for each in tested)
+    difference = smallest_detectable(deviation, seeds)
+    return Power(1 - math.exp(-difference / slope) if slope > 0 else 1.0, seeds, deviation, slope)
 
 
 def _text(found: Estimate) -> str:

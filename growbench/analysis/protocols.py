@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from growbench.analysis.estimator import NO_COMMON_COST, Curve, Estimate, Relation, Saving, estimate
+from growbench.analysis.estimator import NO_COMMON_COST, Curve, Estimate, Relation, Saving, at_least, estimate
 from growbench.costs.accounts import Ledger, Unit
 from growbench.registry import SCRATCH
 from growbench.runs.store import Run
@@ -52,10 +52,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Reference:
-    """What one seed of a method is compared with: a cost of scratch with the same seed, and its loss there (nats)."""
+    """What one seed of a method is compared with: a cost of scratch with the same seed, and its loss there (nats).
+
+    `met`: False where scratch never meets this loss, which was given by hand; the cost is then all that it spent.
+    """
 
     cost: float
     loss: float
+    met: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,13 @@ class Pair:
     @property
     def own_saving(self) -> Saving:
         """What this seed saves by itself."""
-        return estimate([self.curve], self.scratch.loss, self.scratch.cost).saving
+        return over_scratch([self]).saving
+
+
+def over_scratch(pairs: Sequence[Pair]) -> Estimate:
+    """What a method saves. `pairs`: of its seeds, at least one."""
+    found = estimate([p.curve for p in pairs], [p.scratch.loss for p in pairs], [p.scratch.cost for p in pairs])
+    return found if all(p.scratch.met for p in pairs) else at_least(found)
 
 
 def scored_rows(run: Run) -> list[dict[str, Any]]:
@@ -103,6 +113,12 @@ class Reading:
     def without(self, seeds: Sequence[int]) -> Reading:
         """The same runs, but for some seeds."""
         return Reading(self.protocol, [run for run in self.runs if run.record.seed not in seeds], self.target_loss)
+
+    def budgets(self, method: str, seed: int) -> list[float]:
+        """The budgets that count on the ladder, rising: above the last one that did not finish."""
+        runs = self.groups[method, seed]
+        failed = [place for place, run in enumerate(runs) if not run.finished]
+        return [run.record.budget_share for run in runs[failed[-1] + 1 if failed else 0 :]]
 
     def curve(self, method: str, seed: int, question: Question) -> Curve:
         """Loss over what is charged. Empty where no loss counts, or the costs are not known."""
@@ -147,7 +163,7 @@ class Reading:
         if saving.relation == Relation.ABOVE:
             return {}
         if saving.relation == Relation.BELOW and self.target_loss is not None:  # savings are then lower bounds
-            return {seed: Reference(self.full_cost(seed, unit), self.target_loss) for seed in curves}
+            return {seed: Reference(self.full_cost(seed, unit), self.target_loss, met=False) for seed in curves}
         costs = {seed: (1 - saving.mean) * self.full_cost(seed, unit) for seed in curves}
         return {seed: Reference(costs[seed], curve.at(costs[seed])) for seed, curve in curves.items()}
 
@@ -183,8 +199,7 @@ class Reading:
             return Estimate(untested=UNKNOWN_SOURCE)
         if not all(len(pair.curve) for pair in pairs):
             return Estimate(untested=NO_COMMON_COST)
-        scratch = [pair.scratch for pair in pairs]
-        return estimate([pair.curve for pair in pairs], [each.loss for each in scratch], [each.cost for each in scratch])
+        return over_scratch(pairs)
 
     def _why_no_pairs(self, method: str, unit: Unit) -> str:
         if self.scratch_saving(unit).relation == Relation.ABOVE:

@@ -54,7 +54,7 @@ def savings(reading: Reading, methods: Sequence[str], controls: Collection[str])
             estimates = {method: reading.estimate(method, question) for method in methods if method != SCRATCH}
             found = judged(estimates, controls)
             for method in methods:
-                saving = Saving(0.0) if method == SCRATCH else estimates[method].saving
+                saving = _of_scratch(reading, unit) if method == SCRATCH else estimates[method].saving
                 saved[method] |= columns.saving_row(saving, unit, ledger)
                 costs[method][columns.cost_to_target(unit, ledger)] = _cost_to_target(saving, reference, heads[method])
                 if unit == Unit.FLOPS:
@@ -73,6 +73,12 @@ def _meets(reading: Reading, method: str, seed: int) -> bool:
     """Whether a run ends at or below its own seed's scratch; scratch does, unless a target was given that it misses."""
     loss = reading.loss_to_meet(seed)
     return loss is not None and reading.curve(method, seed, Question.of(Unit.FLOPS, Ledger.REUSE)).meets(loss) < math.inf
+
+
+def _of_scratch(reading: Reading, unit: Unit) -> Saving:
+    """Nothing; a bound where it never meets a target given by hand."""
+    unmet = reading.scratch_saving(unit).relation == Relation.BELOW
+    return Saving(0.0, relation=Relation.BELOW if unmet else Relation.EQUAL)
 
 
 def _cost_to_target(saving: Saving, reference: float, head: Mapping[str, Any]) -> float:

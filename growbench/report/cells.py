@@ -13,6 +13,7 @@ from growbench.registry import SCRATCH
 
 UNKNOWN = "unknown"
 NO_VERDICT = "no verdict"
+DID_NOT_FINISH = "did not finish"
 SYMBOLS = {Unit.FLOPS: "FLOP", Unit.SECONDS: "s"}
 
 
@@ -31,7 +32,7 @@ def saving_of(row: Mapping[str, Any] | None, unit: Unit, ledger: Ledger) -> str:
 def outcome(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> str:
     """A saving with its interval, or why there is none: a seed did not finish, or the cost of its source is unknown."""
     if row["finished"] < row["seeds"]:
-        return f"did not finish ({row['seeds'] - row['finished']} of {row['seeds']})"
+        return f"{DID_NOT_FINISH} ({row['seeds'] - row['finished']} of {row['seeds']})"
     if source_unknown(row, unit, ledger):
         return UNKNOWN
     found = columns.saving_in(row, unit, ledger)

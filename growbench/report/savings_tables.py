@@ -14,7 +14,7 @@ from growbench.analysis.comparison import Comparison
 from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import MINUS, NONE, Scale, counted, digits, p_value, percent
-from growbench.report.cells import cost_scale, saving_of, verdict_of
+from growbench.report.cells import DID_NOT_FINISH, cost_scale, saving_of, verdict_of
 from growbench.report.parts import GroupedTable, MethodRow, markdown_table, method_names
 
 GROUPS = {Unit.FLOPS: "FLOPs", Unit.SECONDS: "Time"}  # titles of groups of columns
@@ -112,10 +112,11 @@ def ladder(comparison: Comparison) -> Ladder | None:
 
 
 def _seconds_cells(comparison: Comparison, row: Mapping[str, Any]) -> list[str]:
-    """With the number of seeds that they are over, if those are not all. None where no seconds compare."""
+    """With the number of seeds that they are over, if there are some, but not all. None where no seconds compare."""
     timed, seeds = row[columns.TIMED], row["seeds"]
     some = f"; {timed} of {seeds} seeds" if 0 < timed < seeds else ""
-    return [saving_of(row, Unit.SECONDS, ledger) + some for ledger in Ledger if Unit.SECONDS in comparison.units]
+    cells = [saving_of(row, Unit.SECONDS, ledger) for ledger in Ledger if Unit.SECONDS in comparison.units]
+    return [cell + some * (not cell.startswith((DID_NOT_FINISH, NONE))) for cell in cells]
 
 
 def _ladder_cells(comparison: Comparison, single: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

@@ -112,6 +112,12 @@ def test_a_seed_without_scratch_has_no_part_in_it() -> None:
     assert rows(methods).loc[("mine", "reuse"), "note"] == "not known: no finished scratch run has the same seed"
 
 
+def test_over_how_many_seeds_it_is_stands_in_its_note() -> None:
+    rungs = [*scratch(0, (0.8, 1)), *scratch(1, (0.8, 1)), *scratch(2, (1,))]
+    found = rows([*rungs, *(run("mine", seed, 800, law(800) - 0.1 * (seed + 1)) for seed in range(3))]).loc["mine", Ledger.REUSE]
+    assert found["note"] == "over 2 of 3 seeds: scratch has no run at the others' cost"
+
+
 def test_a_method_that_broke_off_in_a_seed_is_not_judged_by_the_others() -> None:
     runs = [each for seed in range(3) for each in scratch(seed, (1,))]
     runs += [run("mine", seed, FULL, 0.5 + seed, status="failed" if seed == 1 else "finished") for seed in range(3)]
@@ -168,7 +174,7 @@ def test_what_equal_cost_does_not_bear_out_is_said() -> None:
     same = "scratch with a complete schedule at the same total cost"
 
     def said(name: str, saving: Verdict) -> list[str]:
-        return notes(found, pd.DataFrame([{"method": name, "flops_verdict_reuse": saving, "flops_verdict_build": Verdict.EVEN}]))
+        return notes(found, pd.DataFrame([{"method": name, "flops_verdict_reuse": saving, "flops_verdict_build": Verdict.NONE}]))
 
     assert said("higher", Verdict.SAVES) == [
         f"higher (reuse) meets scratch's loss with fewer FLOPs, but {same} ends lower: difference in loss "
@@ -182,5 +188,10 @@ def test_what_equal_cost_does_not_bear_out_is_said() -> None:
         f"lower (reuse) needs more FLOPs to meet scratch's loss, but ends lower than {same}: difference in loss "
         "−0.2000 (−0.2025 to −0.1975)."
     ]
+    for verdict in (Verdict.EVEN, Verdict.WORSE):
+        assert said("lower", verdict) == [
+            f"lower (reuse) is not shown to meet scratch's loss with fewer FLOPs, but ends lower than {same}: difference in loss "
+            "−0.2000 (−0.2025 to −0.1975)."
+        ]
     borne_out = ("lower", Verdict.SAVES), ("higher", Verdict.COSTS_MORE), ("even", Verdict.EVEN), ("lower", Verdict.NONE)
     assert not [line for name, saving in borne_out for line in said(name, saving)]

@@ -129,6 +129,13 @@ def test_what_starts_dearer_than_scratch_is_tested_where_it_starts() -> None:
     assert found.saving.mean == pytest.approx(-0.6, abs=0.01)
 
 
+def test_what_is_below_scratch_from_a_dearer_start_on_is_no_saving_and_told_apart() -> None:
+    dear = np.linspace(120, 200, 40)
+    found = estimate([Curve.of_run(dear, power_law(dear) + shift) for shift in (-0.01, 0.0, 0.02)], 3.2, 100.0)
+    assert (found.tested_at, found.saving.relation) == (1.2, Relation.ABOVE) and found.saving.mean == pytest.approx(-0.2)
+    assert found.p < 0.05 and verdict(found, found.p) == Verdict.BETTER and verdict(found, 0.5) == Verdict.EVEN
+
+
 # Noise within a curve
 
 

@@ -108,6 +108,23 @@ def test_a_rung_that_failed_hides_the_smaller_ones() -> None:
     full[1] = run("b", 0, 0.55, 0.0, 20.0, status="failed")
     row = saving(power_law("scratch", 0, 0) + full, "b")
     assert row["flops_saving_reuse"] == pytest.approx(0.3) and row["flops_saving_reuse_relation"] == ">"
+    assert "Did not finish, so that the ladder of their seed begins above them: b-seed0-budget0.55." in row["notes"]
+    assert not any("no saving is claimed" in note for note in row["notes"])
+
+
+def test_smaller_budgets_that_a_seed_lacks_are_said() -> None:
+    """What is read is the costs that all seeds have."""
+    runs = [rung for rung in ladders(-1.0, -1.1, -0.9) if rung.record.method != "b" or rung.record.seed < 2]
+    row = saving([*runs, *power_law("b", 2, 0, shift=-0.9)[3:]], "b")
+    assert row["flops_saving_reuse"] == pytest.approx(0.15) and row["flops_saving_reuse_relation"] == ">"
+    (note,) = (note for note in row["notes"] if note.startswith("On the ladder"))
+    assert note.endswith("where a seed begins at a larger one: b (seed 2 at 0.85).")
+    assert not any(note.startswith("On the ladder") for note in saving(ladders(-1.0, -1.1), "b")["notes"])
+
+
+def test_a_method_that_is_not_on_the_ladder_is_said() -> None:
+    notes = saving([*ladders(-0.3, -0.31), *(run("once", seed, 1.0, 3.0, 100.0) for seed in range(2))], "b")["notes"]
+    assert "Without several budgets, hence not on the ladder, which decides: once." in notes
 
 
 def test_a_full_run_that_failed_leaves_no_saving() -> None:

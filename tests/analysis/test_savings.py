@@ -176,6 +176,31 @@ def test_a_target_that_scratch_never_meets_gives_lower_bounds() -> None:
     assert "lower bounds" in a_note(comparison, "The target")
 
 
+def test_of_a_target_that_neither_meets_nothing_is_said() -> None:
+    """A method that ends far below scratch does not cost more because it misses a low target too."""
+    runs = [*(scratch(seed, final=2.0 + 0.01 * seed) for seed in range(3))]
+    runs += [run("ahead", curve((0, 6.0), (100, 1.2 + 0.01 * seed**2)), seed) for seed in range(3)]
+    runs += [run("there", curve((0, 6.0), (100, 0.8 + 0.01 * seed**2)), seed) for seed in range(3)]
+    comparison = compare(runs, target_loss=1.0)
+    ahead, there = row(comparison, "ahead"), row(comparison, "there")
+    assert ahead["flops_verdict_reuse"] == "scratch never meets the target loss" and math.isnan(ahead["flops_saving_reuse"])
+    assert math.isnan(ahead["flops_p_reuse"]) and there["flops_verdict_reuse"] == "saves"
+    assert there["flops_p_holm_reuse"] == pytest.approx(2 * there["flops_p_reuse"])  # both are members of the family
+    assert there["flops_saving_reuse_relation"] == ">" and there["flops_saving_reuse_high"] == math.inf
+    assert 0 < there["flops_saving_reuse_low"] < there["flops_saving_reuse"]
+    assert row(comparison, "scratch")["flops_to_target_reuse"] == math.inf
+    own = comparison.own_savings(Protocol.SINGLE).set_index("method")
+    assert own.loc["ahead", "flops_saving_reuse"].isna().all() and set(own.loc["there", "flops_saving_reuse_relation"]) == {">"}
+
+
+def test_a_target_without_a_finished_scratch_gives_no_saving_and_says_so() -> None:
+    broken = run("scratch", curve((0, 6.0)), status="failed", final_val_loss=None)
+    comparison = compare([broken, straight("ligo", 50)], target_loss=2.0)
+    assert a_note(comparison, "The target").endswith("No run of scratch finished, so there are no savings.")
+    assert a_note(comparison, "Did not finish") == "Did not finish, hence nothing is compared with them: scratch-seed0."
+    assert "scratch" not in a_note(comparison, "Without a finished scratch run").split(": ")[1]
+
+
 def test_a_target_that_scratch_meets_at_once_gives_no_saving() -> None:
     comparison = compare([scratch(), straight("ligo", 50)], target_loss=7.0)
     assert math.isnan(row(comparison, "ligo")["flops_saving_reuse"])
@@ -340,6 +365,15 @@ def test_power_in_closed_form() -> None:
     assert (found.saving, found.slope, found.deviation) == pytest.approx((least, slope, 0.06))
     text = a_note(comparison, "Power")
     assert f"a true saving of about {100 * least:.1f}\N{NO-BREAK SPACE}% or more" in text and "0.0600 nats" in text
+
+
+def test_power_is_that_of_the_methods_seeds() -> None:
+    """Of a method with fewer seeds than scratch too; and where no saving would be found, no figure of 100 % is given."""
+    comparison = compare([*noisy("scratch", (2.0, 2.0, 2.0)), *noisy("m", (1.94, 2.06))])
+    found = notes.detectable_saving(comparison.single, comparison.methods)
+    assert found is not None and found.seeds == 2
+    diverged = compare([*noisy("scratch", (2.0, 2.0, 8.0)), *noisy("m", (2.0, 2.01, 2.0))])
+    assert "with 3 seeds no true saving below 99\N{NO-BREAK SPACE}% is found" in a_note(diverged, "Power")
 
 
 def test_where_nothing_is_tested_no_power_is_said() -> None:
