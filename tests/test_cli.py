@@ -371,7 +371,8 @@ def test_a_curve_keeps_its_contract(done: Done) -> None:
         last = rows[-1]
         assert (last["step"], last["tokens"]) == (run["steps"], run["tokens"])
         assert last["val_loss"] == pytest.approx(run["final_val_loss"], abs=0.1)  # of a part, and of all, of a small split
-        assert run["final_test_loss"] == pytest.approx(run["final_val_loss"], abs=0.2) != run["final_val_loss"]
+        assert run["final_test_loss"] == pytest.approx(run["final_val_loss"], abs=0.2)
+        assert run["final_test_loss"] != run["final_val_loss"], name
         charged = {
             unit: sum(cost[account] for account in ("growth", "operator", "teacher", "train"))
             for unit, cost in run["cost"].items()

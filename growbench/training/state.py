@@ -58,8 +58,12 @@ class Outcome:
     phases: list[PhaseRecord] = field(default_factory=list)
 
     def end(self, evaluation: Evaluation) -> None:
-        """Measure the final losses, on whole splits. Raises TrainingFailed if one is not finite."""
-        assert self.model is not None  # every method has a scored phase
+        """Measure the final losses, on whole splits. Raises TrainingFailed if one is not finite.
+
+        A run that was stopped before its first scored phase has none.
+        """
+        if self.model is None:
+            return
         self.validation, self.test = (evaluation.held_out(self.model, split) for split in ("validation", "test"))
         refuse_not_finite([self.validation.loss], self.steps)
         refuse_not_finite([self.test.loss], self.steps)

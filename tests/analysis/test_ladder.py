@@ -22,7 +22,7 @@ from growbench.runs.store import Run
 BUDGETS = (0.4, 0.55, 0.7, 0.85, 1.0)
 
 
-def run(method: str, seed: int, budget: float, loss: float, flops: float, source: float = 0.0, **record: Any) -> Run:
+def run(method: str, seed: int, budget: float, loss: float, flops: float, source: float | None = 0.0, **record: Any) -> Run:
     cost = {"train": flops, "source": source, "growth": 0.0, "operator": 0.0, "teacher": 0.0}
     row = {"step": 1, "phase": "train", "val_loss": loss, "scored": True, "flops": flops, "seconds": flops, "tokens": 1}
     found = {
@@ -34,7 +34,7 @@ def run(method: str, seed: int, budget: float, loss: float, flops: float, source
     return Run(Path(f"{method}-{seed}-{budget}"), RunRecord.read(json.dumps(found)), [row])
 
 
-def power_law(method: str, seed: int, head_start: float, source: float = 0.0, shift: float = 0.0) -> list[Run]:
+def power_law(method: str, seed: int, head_start: float, source: float | None = 0.0, shift: float = 0.0) -> list[Run]:
     """Final losses 8 - log(cost + head start) + shift: straight in log cost where there is no head start."""
     return [run(method, seed, b, 8 - math.log(100 * b + head_start) + shift, 100 * b, source) for b in BUDGETS]
 
@@ -44,7 +44,7 @@ def saving(runs: list[Run], method: str, target: float | None = None) -> dict[st
     return comparison.ladder.set_index("method").loc[method].to_dict() | {"notes": comparison.notes}
 
 
-def ladders(*shifts: float, head_start: float = 0.0, source: float = 0.0) -> list[Run]:
+def ladders(*shifts: float, head_start: float = 0.0, source: float | None = 0.0) -> list[Run]:
     """Of scratch and of a method b that is ahead by a shift of its losses, a seed each."""
     return [
         rung
@@ -75,6 +75,12 @@ def test_the_interval_is_where_the_paired_test_ends() -> None:
     )
     assert row["flops_p_reuse"] == row["flops_p_holm_reuse"] == pytest.approx(stats.ttest_1samp(shifts, 0).pvalue)
     assert row["flops_verdict_reuse"] == "saves" and row["tested_at_reuse"] == 1
+
+
+def test_an_unknown_cost_of_the_source_leaves_the_build_ledger_empty() -> None:
+    row = saving(ladders(-0.30, -0.25, -0.20, source=None), "b")
+    assert row["flops_saving_reuse"] > 0 and math.isnan(row["flops_saving_build"])
+    assert row["flops_verdict_build"] == "the cost of the source is not known"
 
 
 def test_where_the_smallest_budget_is_below_scratch_the_saving_is_a_bound() -> None:

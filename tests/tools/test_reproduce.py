@@ -242,7 +242,7 @@ REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "section gone": (lambda record: record["config"]["experiment"].update(absent={}), "not known today: absent"),
     "checkpoint gone": (
         lambda record: record["config"]["experiment"].update(pretrained={"checkpoint": "/absent/model", "sha256": "a"}),
-        "source = '/absent/model': no folder",
+        "source = '/absent/model': not a folder, and could not be fetched from the hub",
     ),
 }
 
