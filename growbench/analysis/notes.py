@@ -54,6 +54,9 @@ class Noted:
         if stopped := [run for run in self.runs if run.record.config.stop_at_loss is not None]:
             names = _names(stopped)
             found.append(f"Ended at the target, so that later losses are not known and few savings can be shown: {names}.")
+        if damaged := [run for run in (*self.runs, *self.shorter) if run.cut]:
+            names = ", ".join(f"{run.name} ({run.cut})" for run in damaged)
+            found.append(f"Evaluations that were made again after an interruption are left out of the curves of: {names}.")
         return [*found, *self._spans(), *self._outliers(), *self._power()]
 
     def _left_out(self) -> list[str]:

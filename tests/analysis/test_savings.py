@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -239,6 +240,11 @@ def test_seconds_that_do_not_repeat_are_not_compared() -> None:
     assert comparison.units == [Unit.FLOPS] and math.isnan(row(comparison, "ligo")["seconds_saving_reuse"])
     assert [each.cost(Unit.SECONDS, Ledger.REUSE) for each in comparison.measured[-2:]] == [200, 300]
     assert any("do not compare" in note for note in comparison.notes)
+
+
+def test_a_curve_that_was_cut_is_named() -> None:
+    cut = replace(straight("ligo", 50), cut=11)
+    assert "ligo-seed0 (11)" in a_note(compare([scratch(), cut]), "Evaluations that were made again")
 
 
 def test_an_unknown_cost_of_the_source_leaves_the_build_ledger_empty() -> None:
