@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from growbench.costs.hardware import Hardware
 from growbench.files import write_text
@@ -23,6 +23,9 @@ FILE = "step_seconds.json"
 SCHEMA_VERSION = 1
 LARGEST_ERROR = 0.02  # of a step's time, relative, with which a report still uses it
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSeconds:
@@ -30,10 +33,10 @@ class PhaseSeconds:
 
     name: str
     steps: int  # of the whole budget
-    step_seconds: float  # of one step; the mean over its workloads, as often as each comes in the whole budget
-    spread: float  # interquartile range over the median, of its measurements against scratch's step
-    error: float  # standard error of step_seconds, relative: large on a machine that was not idle
-    growth_seconds: float  # of the growth before the phase
+    step_seconds: Positive  # of one step; the mean over its workloads, as often as each comes in the whole budget
+    spread: NotNegative  # interquartile range over the median, of its measurements against scratch's step
+    error: NotNegative  # standard error of step_seconds, relative: large on a machine that was not idle
+    growth_seconds: NotNegative  # of the growth before the phase
 
 
 @dataclass(frozen=True, kw_only=True)

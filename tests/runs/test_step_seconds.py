@@ -53,6 +53,14 @@ def test_other_machines_keep_theirs(tmp_path: Path) -> None:
     assert found == {"a": 0.7, "b": 0.5}
 
 
+@pytest.mark.parametrize("damage", ["-0.5", "0", "NaN", "Infinity", "1e999"])
+def test_a_time_that_no_step_takes_is_refused(tmp_path: Path, damage: str) -> None:
+    file = step_seconds.store(tmp_path, measured("scratch", seconds=0.25))
+    file.write_text(file.read_text().replace("0.25", damage))
+    with pytest.raises(ValueError, match=r"methods\.scratch\.phases\.0\.step_seconds: Input should be"):
+        step_seconds.read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
