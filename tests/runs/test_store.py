@@ -132,7 +132,7 @@ DOCUMENTS = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)  # a mean loss of 2, 
         (_saved(DOCUMENTS.astype(str)), "<U32"),
         (_saved(DOCUMENTS * np.nan), "not finite"),
         (_saved(DOCUMENTS * [1, 0]), "without labels"),
-        (_saved(DOCUMENTS + [1, 0]), "is of another run: its mean loss is 3.0000, the run's 2.0000"),
+        (_saved(np.add(DOCUMENTS, [1, 0])), "is of another run: its mean loss is 3.0000, the run's 2.0000"),
     ],
 )
 def test_documents_that_are_damaged_or_of_another_run_count_as_not_recorded(
