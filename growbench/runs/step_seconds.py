@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
+from filelock import FileLock
 from pydantic import Field, TypeAdapter, ValidationError
 
 from growbench.costs.hardware import Hardware
@@ -104,8 +105,21 @@ def store(folder: Path, measured: StepSeconds) -> Path:
     """Add a measurement to those of an experiment, in full or not at all. It replaces what the same machine measured before.
 
     Methods that were not measured again stay, if the experiment and the versions are the same. A file that cannot be read is
-    replaced.
+    replaced. Other processes wait.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"{FILE}.lock"
+    with FileLock(lock):
+        try:
+            written = dataclasses.asdict(_File(schema_version=SCHEMA_VERSION, machines=_joined(folder, measured)))
+            write_text(folder / FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
+        finally:
+            lock.unlink(missing_ok=True)  # while locked: a process that then locks the unlinked file tries again
+    return folder / FILE
+
+
+def _joined(folder: Path, measured: StepSeconds) -> list[StepSeconds]:
+    """What stands in the folder with a measurement added."""
     try:
         before: Sequence[StepSeconds] = read(folder)
     except ValueError:
@@ -114,8 +128,4 @@ def store(folder: Path, measured: StepSeconds) -> Path:
     for earlier in before:
         if earlier.hardware == measured.hardware and (earlier.experiment, earlier.versions) == same:
             measured = dataclasses.replace(measured, methods={**earlier.methods, **measured.methods})
-    machines = [earlier for earlier in before if earlier.hardware != measured.hardware]
-    written = dataclasses.asdict(_File(schema_version=SCHEMA_VERSION, machines=[*machines, measured]))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
-    return folder / FILE
+    return [*(earlier for earlier in before if earlier.hardware != measured.hardware), measured]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def test_a_second_measurement_adds_methods_and_renews_its_own(tmp_path: Path) ->
         "ligo": 0.5,
         "ki": 0.6,
     }
+
+
+def test_measurements_that_are_stored_at_once_all_stay(tmp_path: Path) -> None:
+    """Threads stand for processes: the lock holds between either."""
+    names = [f"method{number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: step_seconds.store(tmp_path, measured(name)), names))
+    (joined,) = step_seconds.read(tmp_path)
+    assert sorted(joined.methods) == names
 
 
 @pytest.mark.parametrize("changed", [{"experiment": "another"}, {"versions": {"torch": "3"}}])
