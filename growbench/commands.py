@@ -65,8 +65,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.throughput and not options.dry_run:
         raise UsageError("--throughput: only with --dry-run")
-    budgets = _budgets(options, experiment, methods)
     if options.dry_run:
+        budgets = _budgets(options, experiment, methods)
         absent = options.throughput and options.device == "cuda"  # a plan for CUDA needs no CUDA device
         device = torch.device("cuda") if absent else choose_device(options.device)
 
@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     folder = options.results / experiment.name
     processes = parallel.start(device, options.tensor_parallel, options.shard)
+    budgets = _budgets(options, experiment, methods, processes.dp_degree)
     stop_at_loss = options.target_loss if options.stop_at_target else None
     setting = Setting(experiment, folder, processes, stop_at_loss, options.save)
     succeeded = Benchmark(setting, budgets, options.target_loss).run(methods, options.seeds)
@@ -100,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if succeeded else 1
 
 
-def _budgets(options: argparse.Namespace, experiment: Experiment, methods: Sequence[Found]) -> Budgets:
+def _budgets(options: argparse.Namespace, experiment: Experiment, methods: Sequence[Found], dp_degree: int = 1) -> Budgets:
     from growbench.data.shapes import vocabulary_size
     from growbench.planning.budgets import LADDER, Budgets, equal_cost
     from growbench.runs import saved_models
@@ -110,7 +111,7 @@ def _budgets(options: argparse.Namespace, experiment: Experiment, methods: Seque
     if options.protocol == "ladder":
         return Budgets.ladder(options.budgets or LADDER)
     pretrained_flops = saved_models.cost(experiment.pretrained).flops if experiment.pretrained else None
-    return equal_cost(experiment, methods, vocabulary_size(experiment.data), pretrained_flops)
+    return equal_cost(experiment, methods, vocabulary_size(experiment.data), pretrained_flops, dp_degree)
 
 
 def tune(options: argparse.Namespace) -> int:

@@ -1,13 +1,12 @@
 """Equal cost: a method's final loss against that of scratch with a complete schedule of its own at the method's total cost.
 
 A saving asks what a method pays for scratch's final loss. Here the cost is fixed: what would the same FLOPs have bought without
-growth? Scratch's loss is that of its run at this cost. On a ladder it is interpolated between two of its budgets, linearly in log
-cost, in each seed; that puts it slightly too high, since the loss falls more and more slowly. It is never extrapolated.
+growth? Scratch's loss is that of its run at this cost. On a ladder it is interpolated between its budgets, in each seed, as the
+estimator does it. It is never extrapolated.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Collection, Iterable, Sequence
@@ -19,7 +18,7 @@ import pandas as pd
 from scipy import stats
 
 from growbench.analysis import columns
-from growbench.analysis.estimator import NO_SPREAD, ONE_SEED, ROUNDING, Verdict
+from growbench.analysis.estimator import NO_SPREAD, ONE_SEED, ROUNDING, Curve, Verdict
 from growbench.analysis.selection import is_scratch
 from growbench.analysis.statistics import LEVEL, holm
 from growbench.costs.accounts import Ledger, Unit
@@ -60,11 +59,9 @@ class Scratch:
         nearest = min(self.rungs, key=lambda rung: abs(rung.flops - flops))
         if abs(nearest.flops - flops) <= self.step:
             return nearest.loss
-        for below, above in itertools.pairwise(self.rungs):
-            if below.flops < flops < above.flops:
-                share = math.log(flops / below.flops) / math.log(above.flops / below.flops)
-                return below.loss + share * (above.loss - below.loss)
-        return math.nan
+        if not self.rungs[0].flops < flops < self.rungs[-1].flops:
+            return math.nan
+        return Curve.of_ladder([rung.flops for rung in self.rungs], [rung.loss for rung in self.rungs]).at(flops)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
+from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from growbench.analysis.statistics import LEVEL, holm
@@ -25,6 +26,8 @@ ONE_SEED = "one seed"
 NO_SPREAD = "no spread over seeds"
 NO_COMMON_COST = "no cost at which every seed has a loss"
 UNMET = "scratch never meets the target loss"
+
+BETWEEN = 7  # points between two budgets of a ladder
 
 ROUNDING = 1e-12  # of losses: relative differences below it are rounding
 
@@ -50,7 +53,7 @@ class Relation(StrEnum):
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss (nats) over rising cost. Between its points it is linear in cost, or in log cost. It ends where they end."""
+    """Loss (nats) over rising cost. Between its points linear in cost, or a monotone cubic of log cost. It ends with them."""
 
     costs: Array
     losses: Array
@@ -88,14 +91,30 @@ class Curve:
 
     def at(self, cost: float) -> float:
         """The loss at a cost; beyond its ends the loss there."""
-        return float(np.interp(np.log(cost) if self.log else cost, self.places(), self.losses))
+        bent = self.bent()
+        return float(np.interp(np.log(cost) if self.log else cost, bent.places(), bent.losses))
 
     def meets(self, loss: float) -> float:
         """The cost from which on it is at or below `loss`; inf if it ends above it."""
         if not len(self):
             return math.inf
-        place, relation = _crossing(self.places(), self.losses - loss)
+        bent = self.bent()
+        place, relation = _crossing(bent.places(), bent.losses - loss)
         return math.inf if relation == Relation.ABOVE else _cost(place, self.log)
+
+    def bent(self) -> Curve:
+        """In log cost with more points, on the cubic of Fritsch and Butland (1984); the same where there is none.
+
+        A straight line would lie above a loss that falls more and more slowly.
+        """
+        costs, losses = self.costs, self.losses
+        if not self.log or len(self) < 3 or costs[0] <= 0 or (np.diff(costs) <= 0).any():
+            return self
+        shares = np.arange(BETWEEN + 1) / (BETWEEN + 1)
+        finer = np.append((costs[:-1, None] * (costs[1:] / costs[:-1])[:, None] ** shares).ravel(), costs[-1])
+        bent = PchipInterpolator(np.log(costs), losses)(np.log(finer))
+        bent[:: BETWEEN + 1] = losses
+        return Curve(finer, bent, log=True)
 
     def places(self, reference: float = 1.0) -> Array:
         """Where its points lie on the axis on which it is linear, their costs being taken as shares of `reference`."""
@@ -157,6 +176,7 @@ def estimate(curves: Sequence[Curve], scratch_losses: ArrayLike, references: Arr
     """
     if not curves or not all(map(len, curves)):
         return Estimate(untested=NO_COMMON_COST)
+    curves = [curve.bent() for curve in curves]
     losses = np.broadcast_to(np.asarray(scratch_losses, float), len(curves))
     scales = np.broadcast_to(np.asarray(references, float), len(curves))
     log, seeds = curves[0].log, [curve.places(scale) for curve, scale in zip(curves, scales, strict=True)]

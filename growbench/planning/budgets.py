@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from growbench.config.schema import Experiment
 from growbench.costs.accounts import Ledger
 from growbench.errors import UsageError
-from growbench.planning.plan import Unplannable, plan, plan_source
+from growbench.planning.plan import PlannedPhase, Unplannable, plan, plan_source
 from growbench.registry import SCRATCH, Found
 
 LADDER = (0.4, 0.55, 0.7, 0.85, 1.0)  # of the ladder protocol
@@ -33,19 +33,23 @@ class Budgets:
         return sorted(own, reverse=True)
 
 
-def equal_cost(experiment: Experiment, methods: Sequence[Found], vocabulary: int, pretrained_flops: float | None) -> Budgets:
+def equal_cost(
+    experiment: Experiment, methods: Sequence[Found], vocabulary: int, pretrained_flops: float | None, dp_degree: int = 1
+) -> Budgets:
     """The full budget of every method, scratch among them, and for scratch the number of steps that each method's FLOPs pay for.
 
     In the build ledger a method's FLOPs include its source's: `pretrained_flops`, or those of the training planned here. Without
-    a known cost of a pretrained source nothing equals it. Raises UsageError for a method that cannot be planned, and where
-    scratch cannot train for so few steps.
+    a known cost of a pretrained source nothing equals it. `dp_degree`: the number of data-parallel processes. What each of them
+    computes for itself, such as the weights that LiGO's operator makes, costs as many times as much. Raises UsageError for a
+    method that cannot be planned, and where scratch cannot train for so few steps.
     """
     scratch = next(found for found in methods if found.name == SCRATCH)
-    step = plan(experiment.at(1.0, scratch.training), scratch, vocabulary)[-1].charged_per_step
-    source = _source_flops(experiment, methods, vocabulary, pretrained_flops)
+    part = _part(experiment, dp_degree)
+    step = dp_degree * plan(part.at(1.0, scratch.training), scratch, vocabulary)[-1].charged_per_step
+    source = _source_flops(part, methods, vocabulary, pretrained_flops, dp_degree)
     equals: dict[float, list[str]] = {}
     for found in (each for each in methods if each is not scratch):
-        flops = _flops(experiment, found, vocabulary)
+        flops = _flops(part, found, vocabulary, dp_degree)
         charged = {found.name: flops}
         if found.method.uses_source:
             known = {} if source is None else {f"{found.name}, {Ledger.BUILD}": flops + source}
@@ -60,21 +64,33 @@ def equal_cost(experiment: Experiment, methods: Sequence[Found], vocabulary: int
     return Budgets((1.0,), {share: tuple(names) for share, names in equals.items()})
 
 
+def _part(experiment: Experiment, dp_degree: int) -> Experiment:
+    """The experiment as one of several data-parallel processes trains it: on its part of every batch."""
+    trained = {key: getattr(experiment, key) for key in ("train", "source_train")}
+    parts = {key: replace(training, batch=max(1, training.batch // dp_degree)) for key, training in trained.items()}
+    return replace(experiment, **parts)
+
+
+def _total(phases: Iterable[PlannedPhase], dp_degree: int) -> float:
+    """What the processes are charged together: every step of each, and growth, which counts once."""
+    return sum(dp_degree * (phase.flops - phase.growth_flops) + phase.growth_flops for phase in phases)
+
+
 def _source_flops(
-    experiment: Experiment, methods: Sequence[Found], vocabulary: int, pretrained_flops: float | None
+    experiment: Experiment, methods: Sequence[Found], vocabulary: int, pretrained_flops: float | None, dp_degree: int
 ) -> float | None:
     """What the build ledger charges for the source; None if that is not known."""
     if experiment.pretrained:
         return pretrained_flops
     if not any(found.method.uses_source for found in methods):
         return 0.0
-    return sum(phase.flops for phase in plan_source(experiment, vocabulary))
+    return _total(plan_source(experiment, vocabulary), dp_degree)
 
 
-def _flops(experiment: Experiment, found: Found, vocabulary: int) -> float:
+def _flops(experiment: Experiment, found: Found, vocabulary: int, dp_degree: int) -> float:
     """What a method's run at the full budget is charged, without its source."""
     try:
-        return sum(phase.flops for phase in plan(experiment.at(1.0, found.training), found, vocabulary))
+        return _total(plan(experiment.at(1.0, found.training), found, vocabulary), dp_degree)
     except Unplannable as error:
         raise UsageError(f"--protocol equal-cost: needs the cost of every method before it is trained, but {error}") from error
 

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 
 from growbench import architectures
 from growbench.console import say
 from growbench.data import Data, tokenizer_to_save
 from growbench.errors import UsageError
+from growbench.files import check_folder
 from growbench.planning.branches import branching_step
 from growbench.planning.budgets import Budgets
 from growbench.planning.plan import check_sizes, refuse
@@ -70,7 +70,7 @@ class Benchmark:
             for share in self.budgets.of(found.name):
                 refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
         if setting.parallel.is_main_process:
-            _check_folder(setting.folder)
+            check_folder(setting.folder)
         _check_parallelism(setting)
         if source_cost and None in (source_cost.flops, source_cost.seconds):
             say(f"source: {store.UNKNOWN_SOURCE}")
@@ -173,14 +173,3 @@ def _check_parallelism(setting: Setting) -> None:
     if tp_degree > 1:
         for which in ("source", "target"):
             tensor_parallel.check(architectures.of(experiment), experiment.sizes(which, 1), tp_degree)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise UsageError if the results folder cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # another process may have removed it
-    except OSError as error:
-        raise UsageError(f"cannot write results to {folder}: {error.strerror}; choose another folder with --results") from error

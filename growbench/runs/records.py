@@ -150,8 +150,8 @@ class RunRecord:
         elif version != SCHEMA_VERSION:
             raise ValueError(f"schema_version = {version!r}: this growbench reads up to {SCHEMA_VERSION}")
         try:
-            # strict mode turns strings into enums only when it reads JSON
-            return _reader().validate_json(json.dumps(found), strict=True)
+            # strict mode turns strings into enums only when it reads JSON; no figure of a run is NaN or infinite
+            return _reader().validate_json(json.dumps(found, allow_nan=False), strict=True)
         except ValidationError as error:
             wrong = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error

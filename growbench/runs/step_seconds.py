@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from filelock import FileLock
+from pydantic import Field, TypeAdapter, ValidationError
 
 from growbench.costs.hardware import Hardware
 from growbench.files import write_text
@@ -23,6 +24,9 @@ FILE = "step_seconds.json"
 SCHEMA_VERSION = 1
 LARGEST_ERROR = 0.02  # of a step's time, relative, with which a report still uses it
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseSeconds:
@@ -30,10 +34,10 @@ class PhaseSeconds:
 
     name: str
     steps: int  # of the whole budget
-    step_seconds: float  # of one step; the mean over its workloads, as often as each comes in the whole budget
-    spread: float  # interquartile range over the median, of its measurements against scratch's step
-    error: float  # standard error of step_seconds, relative: large on a machine that was not idle
-    growth_seconds: float  # of the growth before the phase
+    step_seconds: Positive  # of one step; the mean over its workloads, as often as each comes in the whole budget
+    spread: NotNegative  # interquartile range over the median, of its measurements against scratch's step
+    error: NotNegative  # standard error of step_seconds, relative: large on a machine that was not idle
+    growth_seconds: NotNegative  # of the growth before the phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +105,21 @@ def store(folder: Path, measured: StepSeconds) -> Path:
     """Add a measurement to those of an experiment, in full or not at all. It replaces what the same machine measured before.
 
     Methods that were not measured again stay, if the experiment and the versions are the same. A file that cannot be read is
-    replaced.
+    replaced. Other processes wait.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / f"{FILE}.lock"
+    with FileLock(lock):
+        try:
+            written = dataclasses.asdict(_File(schema_version=SCHEMA_VERSION, machines=_joined(folder, measured)))
+            write_text(folder / FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
+        finally:
+            lock.unlink(missing_ok=True)  # while locked: a process that then locks the unlinked file tries again
+    return folder / FILE
+
+
+def _joined(folder: Path, measured: StepSeconds) -> list[StepSeconds]:
+    """What stands in the folder with a measurement added."""
     try:
         before: Sequence[StepSeconds] = read(folder)
     except ValueError:
@@ -111,8 +128,4 @@ def store(folder: Path, measured: StepSeconds) -> Path:
     for earlier in before:
         if earlier.hardware == measured.hardware and (earlier.experiment, earlier.versions) == same:
             measured = dataclasses.replace(measured, methods={**earlier.methods, **measured.methods})
-    machines = [earlier for earlier in before if earlier.hardware != measured.hardware]
-    written = dataclasses.asdict(_File(schema_version=SCHEMA_VERSION, machines=[*machines, measured]))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / FILE, json.dumps(written, indent=1, allow_nan=False) + "\n")
-    return folder / FILE
+    return [*(earlier for earlier in before if earlier.hardware != measured.hardware), measured]

@@ -85,8 +85,8 @@ class Run:
         """(documents, 2): the final loss (nats) on each validation document, and how many labels it has; None: not recorded."""
         file = self.folder / DOCUMENTS
         try:
-            return np.load(file).astype(np.float64) if file.is_file() else None
-        except (OSError, ValueError) as error:
+            return _documents(file, self.record.final_val_loss) if file.is_file() else None
+        except Exception as error:  # numpy has many for a damaged file: EOFError, ValueError, zipfile.BadZipFile
             _say_once(f"{file} cannot be read, and counts as not recorded: {' '.join(str(error).split())}")
             return None
 
@@ -97,6 +97,22 @@ class Run:
     def source_cost(self, unit: Unit) -> float:
         """What the training of its source cost; NaN if that is not known."""
         return self.record.cost.of(unit, Account.SOURCE)
+
+
+def _documents(file: Path, final_loss: float | None) -> NDArray[np.float64]:
+    """The content of documents.npy. Raises an exception if it is damaged, or of another run than one with that final loss."""
+    with file.open("rb") as content:
+        found = np.lib.format.read_array(content, allow_pickle=False)
+    if found.dtype.kind != "f" or found.ndim != 2 or found.shape[1] != 2 or not len(found):
+        raise ValueError(f"holds {found.dtype} of shape {found.shape}, and not a loss and a number of labels for each document")
+    documents = found.astype(np.float64)
+    losses, labels = documents.T
+    if not np.isfinite(documents).all() or labels.min() < 1:
+        raise ValueError("holds losses that are not finite, or documents without labels")
+    mean = float(np.average(losses, weights=labels))
+    if final_loss is not None and not math.isclose(mean, final_loss, rel_tol=1e-4):  # stored with 7 digits
+        raise ValueError(f"is of another run: its mean loss is {mean:.4f}, the run's {final_loss:.4f}")
+    return documents
 
 
 class RunFolder:
@@ -254,7 +270,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+            json.dumps(row, allow_nan=False)
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in CURVE.items()):
             if number < len(lines):

@@ -15,6 +15,7 @@ from growbench.config.schema import Experiment
 from growbench.console import say
 from growbench.costs.hardware import device_name
 from growbench.errors import UsageError
+from growbench.files import check_folder
 from growbench.formatting import data_size, percent, quantity
 from growbench.registry import SCRATCH, SOURCE
 from growbench.runs import step_seconds
@@ -39,8 +40,9 @@ def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, ro
     """A table as text: FLOPs, peak memory and time of a training step of every phase, and their ratios to the plain step.
 
     Times are stored in `folder`, the experiment's results, once all are measured: of scratch, of the methods, and of the small
-    model's training if one of them grows it. Raises UsageError if that cannot be written.
+    model's training if one of them grows it. Raises UsageError, before anything is measured, if that cannot be written.
     """
+    check_folder(folder)
     phases = PhaseBench(experiment, device, rounds)
     methods = [Measured(spec, found(experiment, spec).name, spec, phases.method(spec)) for spec in specs]
     if experiment.pretrained is None and any(found(experiment, spec).method.uses_source for spec in specs):

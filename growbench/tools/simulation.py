@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +175,16 @@ def _about_trend(losses: Array) -> tuple[float, float]:
 
 
 def _smooth(curve: Curve) -> Callable[[Array], Array]:
-    """A monotone smooth function of cost through a curve's points. Beyond the last of them it falls with log cost.
+    """A monotone smooth function of cost through a curve's points, or near a ladder's: on a parabola of log cost.
 
-    The slope there is that between a ladder's last two rungs. Of one run it is the mean one of the second half: the slope of the
-    last steps, where the learning rate decays, is steeper than what more training would bring.
+    Beyond the last of them it falls with log cost. The slope there is that between a ladder's last two rungs. Of one run it is
+    the mean one of the second half: the slope of the last steps, where the learning rate decays, is steeper than what more
+    training would bring.
     """
+    points = curve.losses
+    if curve.log and len(points) > 3:  # what makes the means of a few seeds uneven is noise, and not the truth
+        points = np.polyval(np.polyfit(np.log(curve.costs), points, 2), np.log(curve.costs))
+    curve = replace(curve, losses=points)
     end, before = float(curve.costs[-1]), float(curve.costs[-2]) if curve.log else 0.5
     slope = (curve.losses[-1] - curve.at(before)) / math.log(end / before)
     beyond = BEYOND[end < BEYOND]

@@ -136,6 +136,13 @@ def test_what_is_below_scratch_from_a_dearer_start_on_is_no_saving_and_told_apar
     assert found.p < 0.05 and verdict(found, found.p) == Verdict.BETTER and verdict(found, 0.5) == Verdict.EVEN
 
 
+def test_a_ladder_bends_between_its_rungs() -> None:
+    """Its loss falls more and more slowly: the saving is not read too small, as it is by straight lines."""
+    budgets = 100 * np.array([0.4, 0.55, 0.7, 0.85, 1])
+    found = estimate([Curve.of_ladder(budgets, power_law(budgets / 0.78))], power_law(np.array([100.0])), 100.0)
+    assert found.saving.mean == pytest.approx(0.22, abs=2e-4)  # by straight lines 0.2179
+
+
 # Noise within a curve
 
 

@@ -43,6 +43,18 @@ def test_scratch_trains_for_as_many_steps_as_the_methods_flops_pay_for(miniature
     assert stages / step < STEPS - 0.5 < STEPS + 0.5 < grown / step
 
 
+def test_several_processes_pay_for_what_each_computes_for_itself(miniature: Path) -> None:
+    """Each makes the weights of LiGO's operator; its parts of batches add up to the whole."""
+    experiment, ligo = loading.load(str(miniature)), get("ligo", {"operator_steps": 20})
+    half = replace(experiment, train=replace(experiment.train, batch=experiment.train.batch // 2))
+    (learned, _), (in_one_half, _) = plan(experiment, ligo, 300), plan(half, ligo, 300)
+    weights = 2 * in_one_half.charged_per_step - learned.charged_per_step
+    step = plan(experiment, get("scratch"), 300)[0].charged_per_step
+    alone, both = (steps_of(equal_cost(experiment, [get("scratch"), ligo], 300, None, degree)) for degree in (1, 2))
+    assert both["ligo, reuse"] - alone["ligo, reuse"] == pytest.approx(20 * weights / step, abs=1)
+    assert both["ligo, reuse"] > alone["ligo, reuse"] + 1
+
+
 def test_methods_of_the_same_cost_share_one_run_and_the_full_budget_is_no_second_one(miniature: Path) -> None:
     experiment = loading.load(str(miniature))
     budgets = equal_cost(experiment, methods("bert2bert", "net2net", "random_source"), 300, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,15 @@ def test_a_second_measurement_adds_methods_and_renews_its_own(tmp_path: Path) ->
     }
 
 
+def test_measurements_that_are_stored_at_once_all_stay(tmp_path: Path) -> None:
+    """Threads stand for processes: the lock holds between either."""
+    names = [f"method{number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: step_seconds.store(tmp_path, measured(name)), names))
+    (joined,) = step_seconds.read(tmp_path)
+    assert sorted(joined.methods) == names
+
+
 @pytest.mark.parametrize("changed", [{"experiment": "another"}, {"versions": {"torch": "3"}}])
 def test_measurements_of_another_experiment_or_version_are_not_mixed(tmp_path: Path, changed: dict[str, object]) -> None:
     step_seconds.store(tmp_path, measured("scratch", "ligo"))
@@ -51,6 +61,14 @@ def test_other_machines_keep_theirs(tmp_path: Path) -> None:
     step_seconds.store(tmp_path, measured("scratch", machine="a", seconds=0.7))
     found = {each.hardware.name: each.methods["scratch"].phases[0].step_seconds for each in step_seconds.read(tmp_path)}
     assert found == {"a": 0.7, "b": 0.5}
+
+
+@pytest.mark.parametrize("damage", ["-0.5", "0", "NaN", "Infinity", "1e999"])
+def test_a_time_that_no_step_takes_is_refused(tmp_path: Path, damage: str) -> None:
+    file = step_seconds.store(tmp_path, measured("scratch", seconds=0.25))
+    file.write_text(file.read_text().replace("0.25", damage))
+    with pytest.raises(ValueError, match=r"methods\.scratch\.phases\.0\.step_seconds: Input should be"):
+        step_seconds.read(tmp_path)
 
 
 @pytest.mark.parametrize(

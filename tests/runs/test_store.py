@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,7 @@ def stored(folder: Path, record: str = json.dumps(RECORD), curve: str = "".join(
         (json.dumps(RECORD | {"cost": {"flops": {"coffee": 1}, "seconds": {}}}), "cost.flops.coffee"),
         (json.dumps(RECORD | {"schema_version": 4}), "schema_version = 4: this growbench reads up to 3"),
         (json.dumps(RECORD | {"config": {}}), "config.experiment: Field required"),
+        (json.dumps(RECORD | {"final_val_loss": float("nan")}), "Out of range float values are not JSON compliant"),
     ],
 )
 def test_a_record_that_cannot_be_read_is_named_and_the_others_are_used(
@@ -80,7 +83,14 @@ def test_a_record_that_is_no_text_is_named(tmp_path: Path, capsys: pytest.Captur
 def test_a_curve_is_used_up_to_what_is_no_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [json.dumps(row) for row in ROWS]
     for number, garbage in enumerate(
-        ["{", "\0\0\0", "3", '{"step": 1}', '{"step": 1, "val_loss": "low", "flops": 0, "seconds": 0}']
+        [
+            "{",
+            "\0\0\0",
+            "3",
+            '{"step": 1}',
+            '{"step": 1, "val_loss": "low", "flops": 0, "seconds": 0}',
+            lines[1].replace("2.0", "NaN"),
+        ]
     ):
         folder = stored(tmp_path / f"ligo-seed{number}", curve="\n".join([lines[0], garbage, *lines[1:]]))
         run = store.load(folder)
@@ -98,6 +108,43 @@ def test_a_curve_cut_off_anywhere_keeps_its_whole_lines(tmp_path_factory: pytest
     run = store.load(folder)
     whole = text[:cut].count("\n") + (text[cut : cut + 1] == "\n")
     assert run is not None and run.curve == ROWS[:whole]
+
+
+def _saved(content: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, content)
+    return file.getvalue()
+
+
+DOCUMENTS = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)  # a mean loss of 2, as RECORD has
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", ""),
+        (b"PK\x03\x04", ""),
+        (_saved(DOCUMENTS)[:-4], ""),
+        (_saved(DOCUMENTS[:, 0]), "shape (2,)"),
+        (_saved(DOCUMENTS[:, :1]), "shape (2, 1)"),
+        (_saved(DOCUMENTS[:0]), "shape (0, 2)"),
+        (_saved(DOCUMENTS.astype(complex)), "complex128"),
+        (_saved(DOCUMENTS.astype(str)), "<U32"),
+        (_saved(DOCUMENTS * np.nan), "not finite"),
+        (_saved(DOCUMENTS * [1, 0]), "without labels"),
+        (_saved(np.add(DOCUMENTS, [1, 0])), "is of another run: its mean loss is 3.0000, the run's 2.0000"),
+    ],
+)
+def test_documents_that_are_damaged_or_of_another_run_count_as_not_recorded(
+    content: bytes, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("scratch", "ligo"):
+        folder = stored(tmp_path / f"{method}-seed0", json.dumps(RECORD | {"method": method}))
+        (folder / store.DOCUMENTS).write_bytes(_saved(DOCUMENTS))
+    (folder / store.DOCUMENTS).write_bytes(content)
+    assert "0.0000 (not recorded; not recorded)" in report.make(tmp_path).read_text()
+    said = capsys.readouterr().err
+    assert "ligo-seed0/documents.npy cannot be read, and counts as not recorded: " in said and reason in said
 
 
 def test_a_record_of_an_older_version_is_used(tmp_path: Path) -> None:

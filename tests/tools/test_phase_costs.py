@@ -60,6 +60,16 @@ def test_memory_of_a_step_holds_weights_gradients_and_moments() -> None:
     assert 3.5 * parameters < measured < 8 * parameters
 
 
+def test_bench_refuses_a_folder_that_cannot_be_written_before_it_measures(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("growbench.tools.bench.PhaseBench", None)
+    (tmp_path / "file").touch()
+    command = ["bench", str(miniature), "--methods", "ligo", "--results", str(tmp_path / "file")]
+    assert cli.main(command) == 2
+    assert f"cannot write results to {tmp_path}/file/miniature: Not a directory" in capsys.readouterr().err
+
+
 def test_bench_refuses_an_unknown_method(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", str(miniature), "--methods", "lego"]) == 2
     assert "did you mean ligo?" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_the_noise_of_a_ladder_is_found_again() -> None:
         assert found.deviations == pytest.approx(np.full(5, 0.02), rel=0.05) and found.shared == pytest.approx(0.8, abs=0.02)
         assert found.mean.losses[:5] == pytest.approx(ladder().mean.losses, abs=0.005)
         assert [curve.costs.tolist() for curve in world(found).scratch(2)] == [[*BUDGETS]] * 2
-    assert world(found)._mean(np.array([1.3])) == pytest.approx(found.mean.losses[4] - 0.2)
+    assert world(found)._mean(np.array([1.3])) == pytest.approx(found.mean.losses[4] - 0.2, abs=0.01)
 
 
 def test_the_noise_of_curves_is_found_again() -> None:
