@@ -59,20 +59,22 @@ def test_the_error_is_the_spread_over_draws_of_documents() -> None:
 
 def test_a_difference_is_paired_by_document_and_averaged_over_seeds(tmp_path: Path) -> None:
     labels, hard = np.array([10, 30, 20]), np.array([1.0, 5.0, 3.0])  # documents differ much, the models little
-    runs = [stored(tmp_path, "scratch", seed, np.stack([hard + 0.01 * seed, labels], 1), 3.0) for seed in (0, 1)]
     gains = np.array([[0.1, 0.2, 0.3], [0.3, 0.0, 0.1]])
-    runs += [
-        stored(tmp_path, "ligo", seed, np.stack([hard + 0.01 * seed - gains[seed], labels], 1), 3.0 - (0.2, 0.1)[seed])
-        for seed in (0, 1)
-    ]
+    runs, finals = [], {}
+    for seed in (0, 1):
+        for method, losses in ("scratch", hard + 0.01 * seed), ("ligo", hard + 0.01 * seed - gains[seed]):
+            finals[method, seed] = float(np.average(losses, weights=labels))
+            runs.append(stored(tmp_path, method, seed, np.stack([losses, labels], 1), finals[method, seed]))
+    gained = np.average(gains, axis=1, weights=labels)
     found = sampling.differences(runs)["ligo"]
-    assert found.mean == pytest.approx(-0.15) and found.documents == 3
-    assert found.over_seeds == pytest.approx(stats.sem([0.2, 0.1]))
+    assert found.mean == pytest.approx(-gained.mean()) and found.documents == 3
+    assert found.over_seeds == pytest.approx(stats.sem(gained))
     assert found.over_documents == pytest.approx(sampling.standard_error(-gains.mean(0), labels), rel=1e-4)
     table = sampling.columns(runs, ["scratch", "ligo"])
-    assert table.loc["ligo", "final_test_loss"] == pytest.approx(3.85) and table.loc["scratch", "loss_minus_scratch"] == 0
+    assert table.loc["ligo", "final_test_loss"] == pytest.approx((finals["ligo", 0] + finals["ligo", 1]) / 2 + 1)
+    assert table.loc["scratch", "loss_minus_scratch"] == 0
     (text,) = sampling.note(runs)
-    assert "ligo -0.1500 (0.0" in text
+    assert f"ligo {-gained.mean():.4f} (0.0" in text
 
 
 def test_runs_without_the_file_are_not_recorded_and_not_0(tmp_path: Path) -> None:
