@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from growbench.analysis.selection import is_scratch
+from growbench.formatting import MINUS
 from growbench.registry import SCRATCH
 from growbench.runs.store import Run
 
@@ -92,7 +93,10 @@ def note(runs: Sequence[Run]) -> list[str]:
     found = {method: each for method, each in differences(runs).items() if not math.isnan(each.mean)}
     if not found:
         return []
-    texts = [f"{name} {each.mean:+.4f} ({_text(each.over_documents)}; {_text(each.over_seeds)})" for name, each in found.items()]
+    texts = [
+        f"{name} {f'{each.mean:+.4f}'.replace('-', MINUS)} ({_text(each.over_documents)}; {_text(each.over_seeds)})"
+        for name, each in found.items()
+    ]
     return [
         "Final validation loss minus that of scratch with the same seed, in nats, and its standard errors over documents "
         f"(paired) and over seeds: {', '.join(texts)}. Intervals of savings do not hold the error over documents."

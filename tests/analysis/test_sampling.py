@@ -74,7 +74,7 @@ def test_a_difference_is_paired_by_document_and_averaged_over_seeds(tmp_path: Pa
     assert table.loc["ligo", "final_test_loss"] == pytest.approx((finals["ligo", 0] + finals["ligo", 1]) / 2 + 1)
     assert table.loc["scratch", "loss_minus_scratch"] == 0
     (text,) = sampling.note(runs)
-    assert f"ligo {-gained.mean():.4f} (0.0" in text
+    assert f"ligo −{gained.mean():.4f} (0.0" in text
 
 
 def test_runs_without_the_file_are_not_recorded_and_not_0(tmp_path: Path) -> None:
