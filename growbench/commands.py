@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--stop-at-target: not with --protocol equal-cost, which compares runs that complete their schedules")
     if options.stop_at_target and options.target_loss is None:
         raise UsageError(
-            "--stop-at-target: needs --target-loss X: the default target, scratch's mean final loss, changes with every seed"
+            "--stop-at-target: needs --target-loss X: the default target, the loss that scratch ends at, differs in every seed"
         )
 
     import torch

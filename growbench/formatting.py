@@ -88,7 +88,7 @@ def saving(mean: float, low: float, high: float, relation: str = "=") -> str:
     return bound if bound.startswith(text) else f"{bound} ({text})"
 
 
-def difference(mean: float, low: float, high: float) -> str:
+def difference(mean: float, low: float = math.nan, high: float = math.nan) -> str:
     """A difference of losses (nats) with its 95 % interval: −0.0142 (−0.0201 to −0.0083); without one where there is none."""
     if math.isnan(mean):
         return NONE

@@ -18,12 +18,12 @@ PAPER_SAVING = "flops_saving_paper_counter"  # the source free, FLOPs by the cou
 
 
 def low(measure: str) -> str:
-    """The lowest of the seeds."""
+    """The lower end of an interval, or the lowest of the seeds."""
     return f"{measure}_low"
 
 
 def high(measure: str) -> str:
-    """The highest of the seeds."""
+    """The upper end of an interval, or the highest of the seeds."""
     return f"{measure}_high"
 
 
@@ -57,8 +57,8 @@ def saving_row(found: Saving, unit: Unit, ledger: Ledger) -> dict[str, Any]:
     column = saving(unit, ledger)
     return {
         column: found.mean,
-        f"{column}_low": found.low,
-        f"{column}_high": found.high,
+        low(column): found.low,
+        high(column): found.high,
         relation(unit, ledger): str(found.relation),
     }
 
@@ -66,7 +66,7 @@ def saving_row(found: Saving, unit: Unit, ledger: Ledger) -> dict[str, Any]:
 def saving_in(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> Saving:
     """The saving that a row of a table holds."""
     column = saving(unit, ledger)
-    return Saving(row[column], row[f"{column}_low"], row[f"{column}_high"], Relation(row[relation(unit, ledger)]))
+    return Saving(row[column], row[low(column)], row[high(column)], Relation(row[relation(unit, ledger)]))
 
 
 def p_value(ledger: Ledger) -> str:

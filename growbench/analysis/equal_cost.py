@@ -20,7 +20,7 @@ from scipy import stats
 from growbench.analysis import columns
 from growbench.analysis.estimator import NO_SPREAD, ONE_SEED, ROUNDING, Curve, Verdict
 from growbench.analysis.selection import is_scratch
-from growbench.analysis.statistics import LEVEL, holm
+from growbench.analysis.statistics import LEVEL, families, holm
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import difference
 from growbench.registry import SCRATCH
@@ -130,12 +130,12 @@ class EqualCost:
 def at_equal_cost(runs: Sequence[Run], controls: Collection[str] = ()) -> list[EqualCost]:
     """Every method in either ledger, of runs of one experiment at all their budgets, by method.
 
-    In each ledger the growth methods are one family of tests, and the `controls` another. What has no test is a member too.
+    In each ledger the growth methods are one family of tests, and the `controls` another.
     """
     methods = sorted({run.record.method for run in runs if run.record.budget_share == 1} - {SCRATCH})
     found = {}
     for ledger in Ledger:
-        for family in ([m for m in methods if m not in controls], [m for m in methods if m in controls]):
+        for family in families(methods, controls):
             for judged in _judged([_compared(runs, method, ledger) for method in family]):
                 found[judged.method, ledger] = judged
     return [found[method, ledger] for method in methods for ledger in Ledger]
@@ -143,12 +143,8 @@ def at_equal_cost(runs: Sequence[Run], controls: Collection[str] = ()) -> list[E
 
 def _judged(family: Sequence[EqualCost]) -> list[EqualCost]:
     """With the p-values corrected by Holm's procedure, and what they say."""
-    raw = np.array([each.p for each in family])
-    corrected = np.where(np.isnan(raw), math.nan, holm(np.nan_to_num(raw, nan=1.0)))
-    return [
-        replace(each, p_holm=p, verdict=_verdict(each.difference, p))
-        for each, p in zip(family, map(float, corrected), strict=True)
-    ]
+    corrected = map(float, holm([each.p for each in family]))
+    return [replace(each, p_holm=p, verdict=_verdict(each.difference, p)) for each, p in zip(family, corrected, strict=True)]
 
 
 def _verdict(difference: float, p: float) -> Outcome:

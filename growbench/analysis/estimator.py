@@ -18,7 +18,7 @@ from scipy import special
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
-from growbench.analysis.statistics import LEVEL, holm
+from growbench.analysis.statistics import LEVEL
 
 Array = NDArray[np.float64]
 
@@ -206,12 +206,6 @@ def estimate(curves: Sequence[Curve], scratch_losses: ArrayLike, references: Arr
         p=_paired_t_test(tested),
         deviation=float(np.std(tested, ddof=1)),
     )
-
-
-def adjusted_p(estimates: Sequence[Estimate]) -> list[float]:
-    """The p-values of one family, by Holm's procedure. What could not be tested is a member, as if p were 1, and stays NaN."""
-    raw = np.array([found.p for found in estimates])
-    return list(np.where(np.isnan(raw), math.nan, holm(np.nan_to_num(raw, nan=1.0))))
 
 
 def verdict(found: Estimate, p: float) -> Verdict:

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from growbench import formatting
 from growbench.analysis.selection import is_scratch
-from growbench.formatting import MINUS
 from growbench.registry import SCRATCH
 from growbench.runs.store import Run
 
@@ -94,7 +94,7 @@ def note(runs: Sequence[Run]) -> list[str]:
     if not found:
         return []
     texts = [
-        f"{name} {f'{each.mean:+.4f}'.replace('-', MINUS)} ({_text(each.over_documents)}; {_text(each.over_seeds)})"
+        f"{name} {formatting.difference(each.mean)} ({_text(each.over_documents)}; {_text(each.over_seeds)})"
         for name, each in found.items()
     ]
     return [

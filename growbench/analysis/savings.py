@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from growbench.analysis import columns
-from growbench.analysis.estimator import Curve, Estimate, Relation, Saving, Verdict, adjusted_p, verdict
+from growbench.analysis.estimator import Curve, Estimate, Relation, Saving, Verdict, verdict
 from growbench.analysis.protocols import Question, Reading, scored_rows
+from growbench.analysis.statistics import families, holm
 from growbench.config.schema import Published
 from growbench.costs.accounts import Ledger, Unit
 from growbench.registry import SCRATCH
@@ -35,10 +36,10 @@ class Judged:
 
 
 def judged(estimates: Mapping[str, Estimate], controls: Collection[str]) -> dict[str, Judged]:
-    """By method. Growth methods are one family of tests and controls another: what controls save is claimed by nobody."""
+    """By method, each judged within its family of tests."""
     found: dict[str, Judged] = {}
-    for family in ([m for m in estimates if m not in controls], [m for m in estimates if m in controls]):
-        adjusted = adjusted_p([estimates[method] for method in family])
+    for family in families(estimates, controls):
+        adjusted = map(float, holm([estimates[method].p for method in family]))
         found |= {m: Judged(estimates[m], p, verdict(estimates[m], p)) for m, p in zip(family, adjusted, strict=True)}
     return found
 

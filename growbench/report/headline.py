@@ -63,7 +63,7 @@ def _named(comparison: Comparison, row: Row, ledger: Ledger) -> str:
 
 
 def _controls(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
-    """In the reuse ledger: a control has no source to be charged."""
+    """In the reuse ledger, which favours those that have a source."""
     if not rows:
         return []
     savers = [row for row in rows if row[columns.verdict(Ledger.REUSE)] == Verdict.SAVES]

@@ -13,7 +13,7 @@ from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Ledger, Unit
-from growbench.formatting import MINUS, NONE, Scale, counted, digits, p_value, percent
+from growbench.formatting import NONE, Scale, counted, difference, digits, p_value, percent
 from growbench.report.cells import DID_NOT_FINISH, cost_scale, saving_of, verdict_of
 from growbench.report.parts import GroupedTable, MethodRow, markdown_table, method_names
 
@@ -171,9 +171,8 @@ def _tests(comparison: Comparison, table: pd.DataFrame) -> GroupedTable:
 
 
 def _test_cells(row: Mapping[str, Any], ledger: Ledger) -> list[str]:
-    difference = row[columns.difference(ledger)]
     return [
-        NONE if math.isnan(difference) else f"{difference:+.4f}".replace("-", MINUS),
+        difference(row[columns.difference(ledger)]),
         percent(row[columns.tested_at(ledger)]),
         p_value(row[columns.p_value(ledger)]),
         p_value(row[columns.adjusted_p_value(ledger)]),

@@ -183,7 +183,8 @@ def _smooth(curve: Curve) -> Callable[[Array], Array]:
     """
     points = curve.losses
     if curve.log and len(points) > 3:  # what makes the means of a few seeds uneven is noise, and not the truth
-        points = np.polyval(np.polyfit(np.log(curve.costs), points, 2), np.log(curve.costs))
+        places = np.log(curve.costs)
+        points = np.polyval(np.polyfit(places, points, 2), places).astype(np.float64)
     curve = replace(curve, losses=points)
     end, before = float(curve.costs[-1]), float(curve.costs[-2]) if curve.log else 0.5
     slope = (curve.losses[-1] - curve.at(before)) / math.log(end / before)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from growbench.analysis import estimator
-from growbench.analysis.estimator import Curve, Estimate, Relation, Saving, Verdict, adjusted_p, estimate, verdict
+from growbench.analysis.estimator import Curve, Estimate, Relation, Saving, Verdict, estimate, verdict
+from growbench.analysis.statistics import holm
 
 BUDGETS = np.array([0.4, 0.55, 0.7, 0.85, 1.0])
 STEPS = np.linspace(1, 100, 60)  # costs of one run's evaluations
@@ -227,9 +228,8 @@ def test_a_method_equal_to_scratch_under_a_diverged_scratch_seed_is_not_claimed(
 
 
 def test_the_family_counts_what_could_not_be_tested() -> None:
-    found = [Estimate(p=0.01), Estimate(untested=estimator.ONE_SEED), Estimate(p=0.04)]
-    assert adjusted_p(found) == pytest.approx([0.03, math.nan, 0.08], nan_ok=True)
-    assert adjusted_p([]) == []
+    assert holm([0.01, Estimate(untested=estimator.ONE_SEED).p, 0.04]) == pytest.approx([0.03, math.nan, 0.08], nan_ok=True)
+    assert not len(holm([]))
 
 
 # Invariances
@@ -316,7 +316,7 @@ def test_six_methods_equal_to_scratch_are_seldom_claimed_to_save() -> None:
     for _ in range(families):
         scratch, own = 3.0 + rng.normal(0, 0.02, 3), rng.normal(0, 0.02, size=(6, 3))
         family = [estimate([ladder(costs, power_law(costs) + each) for each in seeds], scratch, 100.0) for seeds in own]
-        said = [verdict(found, p) for found, p in zip(family, adjusted_p(family), strict=True)]
+        said = [verdict(found, p) for found, p in zip(family, holm([each.p for each in family]), strict=True)]
         claimed += Verdict.SAVES in said
         differing += bool({Verdict.SAVES, Verdict.COSTS_MORE} & set(said))
     assert claimed <= 0.045 * families and differing <= 0.05 * families + 2 * math.sqrt(0.05 * 0.95 * families)
