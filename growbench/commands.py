@@ -244,9 +244,10 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def _prepare() -> None:
-    """Let the process keep freed memory, and keep messages of libraries out of the progress display."""
+    """Let the process keep freed memory, and keep messages and questions of libraries out of the progress display."""
     import huggingface_hub
     import transformers
+    from transformers import dynamic_module_utils
 
     from growbench.costs import memory
 
@@ -254,3 +255,4 @@ def _prepare() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     huggingface_hub.logging.set_verbosity_error()
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # refuse code beside a model instead of asking on stdin whether to run it

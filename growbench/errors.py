@@ -17,6 +17,19 @@ class UsageError(Exception):
         super().__init__(" ".join(text.split()))
 
 
+LONGEST_NAME = 100  # bytes: names of folders and files are made from it, of at most 255 bytes
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise UsageError unless a folder of results can have this name: it leads nowhere else, is printable, and not too long."""
+    if name.startswith(".") or "/" in name or "\\" in name or not name.isprintable() or not name.strip():
+        raise UsageError(
+            f"{what} cannot be named {name!r}: it also names folders; no leading dot, no slash, only printable characters"
+        )
+    if len(name.encode()) > LONGEST_NAME:
+        raise UsageError(f"{what} cannot be named {name!r}: it also names folders, so at most {LONGEST_NAME} bytes are allowed")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A known name that is close, if there is one, then all known names."""
     known = sorted(known)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import growbench
 from growbench.config.loading import parse
-from growbench.errors import UsageError, did_you_mean
+from growbench.errors import UsageError, check_name, did_you_mean
 from growbench.origins import BUILT_IN, digest
 
 if TYPE_CHECKING:
@@ -115,8 +115,7 @@ def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[
 def _get(spec: str, options: Mapping[str, Any], around: tuple[str, ...]) -> Found:
     """`around`: the methods that wrap this one, itself the last."""
     located = _located(spec)
-    if not re.fullmatch(r"[^./\\\0][^/\\\0]*", located.name):
-        raise UsageError(f"a method cannot be named {located.name!r}: it also names folders")
+    check_name("a method", located.name)
     method = parse(located.cls, options, located.name)
     if not isinstance(method.wraps, tuple):
         raise UsageError(f"{located.cls.__name__}.wraps = {method.wraps!r}: must be a tuple of names or files, as ('ligo',)")

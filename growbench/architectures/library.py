@@ -78,7 +78,7 @@ class Transformers:
     def sizes(self, folder: Path) -> ModelConfig:
         from transformers import AutoConfig
 
-        config, own = AutoConfig.from_pretrained(folder), self.stock.config_class.model_type
+        config, own = AutoConfig.from_pretrained(folder, trust_remote_code=False), self.stock.config_class.model_type
         if config.model_type != own:
             raise UsageError(f"is a model of type {config.model_type!r}, the experiment's are of type {own!r}")
         found: dict[str, Any] = {name: getattr(config, key) for key, name in self.names.items()}
@@ -86,7 +86,13 @@ class Transformers:
 
     def load(self, folder: Path) -> nn.Module:
         found, report = self.stock.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation="sdpa",  # a configuration may name a kernel on the hub, which is code
+            dtype=torch.float32,
+            output_loading_info=True,
         )
         if report["missing_keys"]:
             raise UsageError(f"lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")

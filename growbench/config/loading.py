@@ -25,7 +25,9 @@ from growbench.config.schema import (
     TextConfig,
     Training,
 )
-from growbench.errors import UsageError, did_you_mean
+from growbench.errors import UsageError, check_name, did_you_mean
+
+RESERVED = ("report", "tuning", "replaced")  # folders of results that are not an experiment's
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -44,6 +46,9 @@ def load(name: str, overrides: Iterable[str] = ()) -> Experiment:
     path = Path(name) if name.endswith(".toml") else available().get(name)
     if path is None:
         raise UsageError(f"unknown experiment {name!r}: {did_you_mean(name, available())}")
+    check_name("an experiment", path.stem)
+    if path.stem in RESERVED:
+        raise UsageError(f"an experiment cannot be named {path.stem!r}: it also names folders, and results have one of that name")
     table = _read(path)
     if isinstance(table.get("source"), str):
         table["source"] = {"checkpoint": table["source"]}

@@ -41,7 +41,7 @@ def corpus_of(config: ImageConfig) -> Corpus:
     columns = f"{config.image_column} {config.label_column}"
     if kind == "hub":
         hub = Hub.of(rest)
-        return Corpus(hub.fingerprint(columns), lambda: _rows(hub.rows, config, hub.label()))
+        return Corpus(hub.fingerprint(columns), lambda: _rows(hub.rows, config, hub.label(), hub.holds))
     if kind == "files":
         paths = matching_files(rest, (*ENDINGS, ".parquet"), folders=True)
         parquet = [path.suffix.lower() == ".parquet" for path in paths]
@@ -79,10 +79,16 @@ def _folders(paths: list[Path], config: ImageConfig) -> Iterator[Record]:
         yield Record(str(path), file, names.index(path.parent.name))
 
 
-def _rows(open_rows: Callable[[], IterableDataset], config: ImageConfig, where: str) -> Iterator[Record]:
-    """Images and labels in two columns of a table. An image is the bytes of its file, or a dict of "bytes" or "path"."""
-    import fsspec
+def _rows(
+    open_rows: Callable[[], IterableDataset],
+    config: ImageConfig,
+    where: str,
+    readable: Callable[[str], bool] = lambda path: False,
+) -> Iterator[Record]:
+    """Images and labels in two columns of a table. An image is the bytes of its file, or a dict of "bytes" or "path".
 
+    `readable`: whether a file may be read because a row names its path. A parquet file could name any file of this machine.
+    """
     with one_line_errors(where):
         rows = open_rows()
         for number, row in enumerate(rows.decode(False) if rows.features else rows, start=1):
@@ -91,8 +97,17 @@ def _rows(open_rows: Callable[[], IterableDataset], config: ImageConfig, where: 
             if isinstance(image, dict):
                 path, image = image.get("path"), image.get("bytes")
                 if image is None and path:
-                    with fsspec.open(path, "rb") as file:
-                        image = file.read()
+                    image = _file(str(path), readable, at)
             if not isinstance(image, bytes):
                 raise UsageError(f"{at}: column {config.image_column!r} holds {type(image).__name__}, not an image")
             yield Record(at, image, label)
+
+
+def _file(path: str, readable: Callable[[str], bool], where: str) -> bytes:
+    import fsspec
+
+    if not readable(path):
+        raise UsageError(f"{where}: the image's bytes are missing; the file that it names, {path!r}, is not read")
+    with fsspec.open(path, "rb") as file:
+        content: bytes = file.read()
+    return content

@@ -45,7 +45,18 @@ class Hub:
         from datasets import load_dataset
 
         commit = None if Path(self.name).is_dir() else self._commit()
-        return load_dataset(self.name, self.configuration, split="train", streaming=True, revision=commit)
+        return load_dataset(
+            self.name, self.configuration, split="train", streaming=True, revision=commit, trust_remote_code=False
+        )
+
+    def holds(self, path: str) -> bool:
+        """Whether a path in a row names a file of this dataset, or one in a zip archive of it. No other file is read."""
+        archived, _, file = path.rpartition("::")
+        if archived and (not archived.startswith("zip://") or "::" in archived):
+            return False
+        if Path(self.name).is_dir():
+            return "://" not in file and Path(os.path.abspath(file)).is_relative_to(os.path.abspath(self.name))
+        return file.lower().startswith(f"hf://datasets/{self.name}@".lower()) and ".." not in file.split("/")
 
     def label(self) -> str:
         return f"corpus = 'hub:{self.name}{f':{self.configuration}' if self.configuration else ''}'"
@@ -121,7 +132,7 @@ def matching_files(globs: str, allowed: Collection[str], folders: bool = False) 
 def parquet_rows(path: Path) -> IterableDataset:
     from datasets import load_dataset
 
-    return load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True)
+    return load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True, trust_remote_code=False)
 
 
 def cell(row: dict[str, Any], key: str, column: str, where: str) -> Any:

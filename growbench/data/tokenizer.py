@@ -131,7 +131,7 @@ def pretrained(name: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     try:
-        found: Any = AutoTokenizer.from_pretrained(name)
+        found: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         assert found.backend_tokenizer
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

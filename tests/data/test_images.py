@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from growbench.config.schema import ImageConfig
 from growbench.data import Batch, ImageData, load, records
+from growbench.data.sources import Hub
 from growbench.errors import UsageError
 
 CLASSES = ("ant", "bee", "cat")
@@ -469,3 +471,44 @@ def test_cache_that_cannot_be_written(folders: Path, tmp_path: Path, monkeypatch
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GROWBENCH_CACHE", str(tmp_path / "file"))
     assert "cannot write the cache" in message(folders)
+
+
+def named_by(scheme: str, image: Path) -> str:
+    """A path or URL of an image, or of one in a zip archive."""
+    if scheme == "zip":
+        with zipfile.ZipFile(image.with_suffix(".zip"), "w") as archive:
+            archive.write(image, image.name)
+        return f"zip://{image.name}::{image.with_suffix('.zip')}"
+    return {"path": "", "file": "file://", "http": "http://127.0.0.1:1"}[scheme] + str(image)
+
+
+@pytest.mark.parametrize("scheme", ["path", "file", "zip", "http"])
+def test_a_parquet_file_names_no_other_file(folders: Path, tmp_path: Path, scheme: str) -> None:
+    """Images are read from its own bytes, never from a file of this machine, an archive or a server that a row names."""
+    write_image(tmp_path / "private.png", 1)
+    elsewhere = {"bytes": None, "path": named_by(scheme, tmp_path / "private.png")}
+    first, *rest = rows_of(folders)
+    rows = [{**row, "image": {"bytes": row["image"], "path": "a.png"}} for row in rest]
+    path = write_parquet(tmp_path / "hub" / "a.parquet", [{**first, "image": elsewhere}, *rows])
+    refused = f"row 1: the image's bytes are missing; the file that it names, {elsewhere['path']!r}, is not read"
+    assert message(path) == f"{path}, {refused}"
+    assert message(f"hub:{path.parent}") == f"corpus = 'hub:{path.parent}', {refused}"
+
+
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [
+        ("hf://datasets/Own/set@0123/train/a.png", True),
+        ("zip://a.png::hf://datasets/own/set@0123/train.zip", True),
+        ("hf://datasets/own/set@0123/../../other/set@0123/a.png", False),
+        ("hf://datasets/own/settings@0123/a.png", False),
+        ("hf://own/set/a.png", False),
+        ("/etc/passwd", False),
+        ("https://hf.co/datasets/own/set@0123/a.png", False),
+        ("file:///etc/passwd::hf://datasets/own/set@0123/a.png", False),
+        ("zip://a::zip://b::hf://datasets/own/set@0123/a.zip", False),
+        ("zip://a.png::/etc/a.zip", False),
+    ],
+)
+def test_a_dataset_of_the_hub_names_its_own_files_alone(path: str, inside: bool) -> None:
+    assert Hub.of("own/set").holds(path) == inside
