@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from growbench import __version__, commands
-from growbench.console import say
+from growbench.console import lasting_streams, say
 from growbench.errors import FailedAlone, UsageError
 
 EXAMPLES = """examples:
@@ -32,8 +32,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0 done, 1 a method failed, 2 wrong request, 130 interrupted."""
-    options = parser().parse_args(arguments)
+    """Run a command. Returns the exit code: 0 done, 1 a method failed, 2 wrong request, 130 interrupted.
+
+    It does not depend on whether somebody reads stdout to its end. 1 also where stdout cannot be written, as on a full disk.
+    """
+    with lasting_streams() as out:
+        code = _carry_out(parser().parse_args(arguments))
+        out.flush()
+        if out.lost is None or isinstance(out.lost, BrokenPipeError):
+            return code
+        say(f"growbench: cannot write to stdout: {out.lost.strerror}")
+        return code or 1
+
+
+def _carry_out(options: argparse.Namespace) -> int:
     try:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.command is not commands.run:
             raise UsageError("torchrun starts several processes: only growbench run works with them")
@@ -45,9 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FailedAlone as error:
         say(str(error))
         os._exit(1)  # an orderly end would wait for the others
-    except BrokenPipeError:  # the reader of stdout has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         say("growbench: interrupted; finished work is kept, and the same command resumes")
         return 130

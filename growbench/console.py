@@ -1,10 +1,13 @@
-"""Progress of a run: a bar in a terminal; elsewhere one aligned line for each evaluation."""
+"""What a command says, and the progress of a run: a bar in a terminal; elsewhere one aligned line for each evaluation."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -15,6 +18,56 @@ def say(text: str) -> None:
     """Print a message to stderr; results go to files and stdout."""
     if os.environ.get("RANK", "0") == "0":  # of several processes, only the first prints
         print(text, file=sys.stderr, flush=True)
+
+
+class Lasting:
+    """A standard stream that outlives its reader: once it cannot be written, what is written is dropped. No work fails for it.
+
+    What its encoding lacks is written as an escape, such as \\udcff.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.lost: OSError | None = None  # why it could not be written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self.stream.encoding
+            return self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())  # of libraries and worker processes too
+        os.close(nowhere)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[Lasting]:
+    """Inside, stdout and stderr may be closed by their readers, as `| head` does, or be closed from the start. Gives stdout."""
+    before = sys.stdout, sys.stderr
+    out, err = (Lasting(stream or open(os.devnull, "w", encoding="utf-8")) for stream in before)  # noqa: SIM115
+    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    try:
+        yield out
+    finally:
+        out.flush()
+        err.flush()
+        sys.stdout, sys.stderr = before
 
 
 class Progress:
