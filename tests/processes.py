@@ -14,18 +14,7 @@ from growbench import cli
 from tests import figures
 
 FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(
-    [
-        "growbench.runs.benchmark",
-        "growbench.report",
-        "growbench.tools.tune",
-        "torch._dynamo",
-        "torch.distributed.fsdp",
-        "torch.distributed.tensor.parallel",
-        "transformers.models.bert.modeling_bert",
-        "transformers.models.gpt2.modeling_gpt2",
-    ]
-)
+FORKED.set_forkserver_preload(["tests.preloaded"])  # found from the working folder, which is the project's
 
 
 class Started(NamedTuple):

@@ -279,7 +279,8 @@ def test_the_ends_are_where_scipys_test_is_at_five_percent(log: bool) -> None:
     ends = [curve.losses[-1] - 3.0 for curve in curves]
     assert found.p == pytest.approx(stats.ttest_1samp(ends, 0).pvalue, rel=1e-9)
     grid = np.linspace(costs[0], costs[-1], 20_001)
-    values = np.array([[curve.at(cost) for cost in grid] for curve in curves]) - 3.0
+    places = np.log(grid) if log else grid
+    values = np.array([np.interp(places, curve.places(), curve.losses) for curve in (each.bent() for each in curves)]) - 3.0
     kept = grid[stats.ttest_1samp(values, 0, axis=0).pvalue >= 0.05]
     assert (found.saving.low, found.saving.high) == pytest.approx((1 - kept.max() / 100, 1 - kept.min() / 100), abs=1e-4)
 

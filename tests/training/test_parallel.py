@@ -89,7 +89,7 @@ def own_methods(names: Sequence[str]) -> list[Found]:
     return [Found(name, ByParts() if name == "by parts" else Optimized(name), "here") for name in names]
 
 
-def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found], steps: int = 8) -> None:
+def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found], steps: int = 5) -> None:
     """Train on a vocabulary that no number of processes divides."""
     settings = ["data.vocabulary=301", f"train.steps={steps}"]
     assert Benchmark(Setting(load(str(experiment), settings), folder, parallel)).run(methods, [0])
@@ -183,7 +183,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
             found = get_all(list(methods), OPTIONS)
             benchmark(experiments[architecture], folder / division / architecture, mine[division], found)
     for division, parallel in mine.items():
-        benchmark(experiments["gpt2"], folder / division / "own", parallel, own_methods(OWN[division]), steps=6)
+        benchmark(experiments["gpt2"], folder / division / "own", parallel, own_methods(OWN[division]), steps=4)
         interrupted(experiments["gpt2"], folder / "interrupted" / division, parallel)
         if parallel.is_main_process:
             shutil.copytree(folder / "interrupted" / division, folder / "resumed" / division)
@@ -208,7 +208,7 @@ def train_all(write_miniature: Callable[..., Path], folder: Path) -> None:
         benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
     benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN], steps=12)
     own = own_methods(sorted({name for names in OWN.values() for name in names}))
-    benchmark(experiments["gpt2"], folder / "alone" / "own", Parallel(CPU), own, steps=6)
+    benchmark(experiments["gpt2"], folder / "alone" / "own", Parallel(CPU), own, steps=4)
     for processes in (2, 4):
         with socket.socket() as free:
             free.bind(("localhost", 0))
