@@ -62,7 +62,7 @@ class Killed(BaseException):
 @pytest.fixture
 def experiment(miniature: Path) -> Experiment:
     """Every evaluation leaves a checkpoint, and dropout makes the random state matter."""
-    found = load(str(miniature), ["train.steps=20"])
+    found = load(str(miniature), ["train.steps=14"])
     return replace(found, target=replace(found.target, dropout=0.1), source=replace(found.source, dropout=0.1))
 
 
@@ -143,7 +143,7 @@ def test_the_energy_of_a_resumed_run_is_that_of_its_steps(
     run_with_kill(benchmark, get("scratch"), 8, monkeypatch)
     benchmark.run([get("scratch")], [0])
     run = store.load(tmp_path / "scratch-seed0")
-    assert run and run.record.energy_kwh == {Part.GPU: {Account.TRAIN: pytest.approx(20)}}
+    assert run and run.record.energy_kwh == {Part.GPU: {Account.TRAIN: pytest.approx(14)}}
 
 
 def test_energy_that_was_measured_in_part_is_not_stored(
