@@ -13,7 +13,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-settings.register_profile("any machine", deadline=None)  # however busy: no test measures time
+settings.register_profile("any machine", deadline=None, max_examples=50)  # however busy: no test measures time
+settings.register_profile("thorough", deadline=None, max_examples=2000)  # pytest --hypothesis-profile thorough
 settings.load_profile("any machine")
 
 # both are read once, when the first test imports huggingface_hub, and torch

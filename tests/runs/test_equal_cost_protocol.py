@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -19,12 +21,19 @@ def run(*arguments: str | Path) -> int:
     return cli.main(["run", *map(str, arguments)])
 
 
-@pytest.fixture
-def trained(miniature: Path, tmp_path: Path) -> dict[str, Run]:
-    """Two seeds under the protocol, by name."""
-    common = "--results", tmp_path, "--methods", ",".join(METHODS), "--seeds", "0,1", "--protocol", "equal-cost"
-    assert run(miniature, *common) == 0
-    return {found.name: found for found in store.load_all(tmp_path / "miniature")}
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> Path:
+    """Two seeds under the protocol."""
+    folder = tmp_path_factory.mktemp("results")
+    common = "--results", folder, "--methods", ",".join(METHODS), "--seeds", "0,1", "--protocol", "equal-cost"
+    assert run(write_miniature(folder), *common) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(results: Path) -> dict[str, Run]:
+    """Their runs, by name."""
+    return {found.name: found for found in store.load_all(results / "miniature")}
 
 
 def flops(run: Run, ledger: Ledger = Ledger.REUSE) -> float:
@@ -48,9 +57,10 @@ def test_scratch_is_trained_at_the_cost_of_each_method_with_a_schedule_of_its_ow
 
 
 def test_what_is_done_is_not_done_again(
-    trained: dict[str, Run], miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    results: Path, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A method that costs as much as another one asks for no further run."""
+    shutil.copytree(results / "miniature", tmp_path / "miniature")
     capsys.readouterr()
     assert run(miniature, "--results", tmp_path, "--methods", "net2net", "--protocol", "equal-cost") == 0
     said = capsys.readouterr().err
@@ -58,8 +68,8 @@ def test_what_is_done_is_not_done_again(
     assert not [line for line in said.splitlines() if line.startswith("scratch") and "finished" in line]
 
 
-def test_the_report_sets_a_methods_loss_beside_the_run_of_its_cost(trained: dict[str, Run], tmp_path: Path) -> None:
-    table = pd.read_csv(tmp_path / "miniature" / "report" / "equal_cost.csv").set_index(["method", "ledger"])
+def test_the_report_sets_a_methods_loss_beside_the_run_of_its_cost(trained: dict[str, Run], results: Path) -> None:
+    table = pd.read_csv(results / "miniature" / "report" / "equal_cost.csv").set_index(["method", "ledger"])
     assert list(table["seeds"]) == [2] * 4
     full = trained["scratch-seed0"]
     step = flops(full) / full.record.steps

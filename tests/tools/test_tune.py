@@ -454,7 +454,7 @@ def test_the_searches_lock_leads_to_a_file(tmp_path: Path, monkeypatch: pytest.M
 
 def test_two_at_once_share_the_methods(miniature: Path, tmp_path: Path) -> None:
     """Every trial is trained once, by one of them, and both end with all of them."""
-    names = ("scratch", "mslt", "net2net")
+    names = ("scratch", "mslt")
     arguments = ["tune", str(miniature), "--methods", ",".join(names), "--results", str(tmp_path), "--trials", "2"]
     answers = ended([start(arguments) for _ in "12"])
     assert answers[0][0] == answers[1][0]
