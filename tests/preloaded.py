@@ -1,14 +1,19 @@
 """What the server of tests/processes.py has done before it forks: slow imports, and what libraries find out once a process."""
 
-import torch._dynamo
-import torch.distributed.fsdp
-import torch.distributed.tensor.parallel
-import transformers.models.bert.modeling_bert
-import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+from importlib import import_module
 
-import growbench.report
-import growbench.runs.benchmark
-import growbench.tools.tune  # noqa: F401
 from growbench import origins
 
+MODULES = (
+    "growbench.runs.benchmark",
+    "growbench.report",
+    "growbench.tools.tune",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gpt2.modeling_gpt2",
+)
+for module in MODULES:
+    import_module(module)
 origins._of_distributions()
