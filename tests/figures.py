@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from growbench.report import drawing
+from growbench.report import drawing, sheets
 
 
 def data_alone(name: str, data: Any, draw: Any, out: Path) -> drawing.Cuts:
     """In place of growbench.report.drawing.save: writes the figure's data."""
-    data.to_csv(out / f"{name}.csv", index=False)
+    sheets.write(data, out / f"{name}.csv")
     return drawing.Cuts(b"<svg></svg>", b"<svg></svg>")
 
 

@@ -18,7 +18,7 @@ from growbench.analysis.comparison import Comparison, analyse
 from growbench.analysis.protocols import Protocol
 from growbench.console import say
 from growbench.errors import UsageError
-from growbench.report import board, page, plots
+from growbench.report import board, page, plots, sheets
 from growbench.runs import store
 
 NO_EXPERIMENTS = ("report", store.TUNING, store.REPLACED)  # folders among experiments, or among runs, that are neither
@@ -74,13 +74,13 @@ def _compare(folders: list[Path], price: float | None) -> dict[str, Comparison]:
 
 def _write(comparison: Comparison, out: Path) -> Path:
     with _writing(out) as folder:
-        comparison.outcomes.to_csv(folder / "savings_by_seed.csv", index=False)
-        tables.phases(comparison).to_csv(folder / "phases.csv", index=False)
-        tables.growth(comparison).to_csv(folder / "growth.csv", index=False)
+        sheets.write(comparison.outcomes, folder / "savings_by_seed.csv")
+        sheets.write(tables.phases(comparison), folder / "phases.csv")
+        sheets.write(tables.growth(comparison), folder / "growth.csv")
         if not comparison.ladder.empty:
-            comparison.own_savings(Protocol.LADDER).to_csv(folder / "ladder_savings_by_seed.csv", index=False)
-            comparison.rungs.to_csv(folder / "ladder_by_seed.csv", index=False)
-        equal_cost.table(comparison.equal_cost).to_csv(folder / "equal_cost.csv", index=False)
+            sheets.write(comparison.own_savings(Protocol.LADDER), folder / "ladder_savings_by_seed.csv")
+            sheets.write(comparison.rungs, folder / "ladder_by_seed.csv")
+        sheets.write(equal_cost.table(comparison.equal_cost), folder / "equal_cost.csv")
         (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
         images = plots.save(comparison, folder)
         (folder / "index.html").write_text(page.html(comparison, images), encoding="utf-8")

@@ -18,7 +18,7 @@ from growbench.analysis.estimator import Verdict
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import counted, ratio
 from growbench.registry import SCRATCH
-from growbench.report import drawing, parts
+from growbench.report import drawing, parts, sheets
 from growbench.report.cells import saving_of
 from growbench.report.drawing import LEDGER_TITLES, WIDE
 from growbench.report.parts import MethodName, MethodRows, TableByMethod
@@ -30,8 +30,8 @@ def save(comparisons: Mapping[str, Comparison], pages: Mapping[str, str], out: P
     """Write tables and figure to `out`, and give the page. Both by experiment; `pages`: addresses of their own pages."""
     table = profiles.savings(comparisons)
     means = profiles.mean_ratios(table)
-    table.to_csv(out / "overview.csv", index=False)
-    means.to_csv(out / "mean_ratios.csv", index=False)
+    sheets.write(table, out / "overview.csv")
+    sheets.write(means, out / "mean_ratios.csv")
     names = _names(comparisons)
     shown = _columns(comparisons)
     (out / "overview.md").write_text(markdown(shown, names), encoding="utf-8")

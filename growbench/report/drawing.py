@@ -26,6 +26,7 @@ from growbench.analysis.comparison import Comparison
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import Scale, percent
 from growbench.registry import SCRATCH
+from growbench.report import sheets
 
 GREY, INK = "#4d4d4d", "#222222"
 # Okabe and Ito's palette without black and yellow, the indigo and the wine of Paul Tol's muted one, and his dark brown:
@@ -237,7 +238,7 @@ class Cuts(NamedTuple):
 
 def save(name: str, data: pd.DataFrame, draw: Callable[[pd.DataFrame, float], Figure], out: Path) -> Cuts:
     """Write a figure to `out` as CSV, PNG and SVG."""
-    data.to_csv(out / f"{name}.csv", index=False)
+    sheets.write(data, out / f"{name}.csv")
     with style.context(["default", PARAMETERS]):
         wide = draw(data, WIDE)
         wide.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})

@@ -52,7 +52,12 @@ def markdown(comparison: Comparison) -> str:
     urgent = [note for note in comparison.notes if store.UNKNOWN_SOURCE in note or note.startswith(LEFT_OUT)]
     whose = "Target loss" if comparison.target_loss_given else "Scratch's curves end at"
     loss = f"{whose} {comparison.target_loss:.4f}."
-    below = " ".join([f"{loss} In brackets: 95 % intervals over seeds, p-values by Holm's procedure.{keeps}", *urgent])
+    below = " ".join(
+        [
+            f"{loss} In brackets: 95 % intervals over seeds, p-values by Holm's procedure.{keeps}",
+            *map(parts.markdown_text, urgent),
+        ]
+    )
     return f"{savings_tables.SavingsTable(comparison).markdown()}\n{below}\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -109,8 +110,14 @@ def footnotes(comparisons: Collection[Comparison]) -> list[str]:
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
     """A table to paste into a README: the first columns are names, the others figures."""
     rule = ["---" if index < names else "---:" for index in range(len(heads))]
-    lines = (heads, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows))
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    cells = ([*map(markdown_text, row[:names]), *(cell.replace("|", "\\|") for cell in row[names:])] for row in rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (map(markdown_text, heads), rule, *cells))
+
+
+def markdown_text(text: str) -> str:
+    """A name or a sentence in Markdown, where it makes no tag, link, image or cell of its own."""
+    one_line = " ".join(text.split()).replace("|", "\\|").replace("](", "]\\(")
+    return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", one_line)
 
 
 def render(template: str, **content: Any) -> str:

@@ -11,8 +11,10 @@ import pandas as pd
 
 from growbench.analysis import savings, tables
 from growbench.analysis.comparison import Comparison
+from growbench.console import say
 from growbench.costs.accounts import CHARGED, UNCHARGED, Account, Ledger, Unit
 from growbench.formatting import NONE, Scale, data_size, digits, percent, settings
+from growbench.report import sheets
 from growbench.report.cells import cost_scale
 from growbench.report.parts import MethodRows, PlainTable, TableByMethod, method_names
 from growbench.runs import store
@@ -160,9 +162,13 @@ def tuning(comparison: Comparison) -> TuningShown | None:
     file = comparison.runs[0].folder.parent / store.TUNING / "trials.csv"
     if not file.is_file():
         return TuningShown(tuned, untuned) if tuned else None
-    trials = pd.read_csv(file, dtype=str)
-    elsewhere = [method for method in tuned if method not in set(trials["method"])]
-    return TuningShown(tuned, untuned, elsewhere, _trials(trials), trials["seeds"].iloc[0].replace(" ", ", "))
+    try:
+        trials = sheets.read(file)
+        elsewhere = [method for method in tuned if method not in set(trials["method"])]
+        return TuningShown(tuned, untuned, elsewhere, _trials(trials), trials["seeds"].iloc[0].replace(" ", ", "))
+    except (OSError, ValueError, LookupError) as error:
+        say(f"{file} cannot be read, and is left out: {' '.join(str(error).split())}")
+        return TuningShown(tuned, untuned)
 
 
 def _trials(trials: pd.DataFrame) -> PlainTable:
@@ -173,7 +179,7 @@ def _trials(trials: pd.DataFrame) -> PlainTable:
 
 def _trial_cells(row: Mapping[str, Any], scale: Scale) -> list[str]:
     """A trial as trials.csv has it, its values under the names that --set knows."""
-    values = {key: text for key, text in row.items() if "." in key and isinstance(text, str)}
+    values = {key: text for key, text in row.items() if "." in key and text}
     shown = settings({key: int(text) if text.isdigit() else float(text) for key, text in values.items()})
     finished = row["status"] == "finished"
     loss, note = (f"{float(row['loss']):.4f}", "") if finished else ("failed", f"; {row['error']}")

@@ -31,6 +31,7 @@ from growbench.errors import UsageError
 from growbench.formatting import NONE, percent
 from growbench.method import Method, Phase, Phases, Task, constant
 from growbench.registry import SCRATCH, Found, get
+from growbench.report import sheets
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
@@ -89,8 +90,8 @@ def report(request: Request) -> int:
     folder = request.folder / experiment.name
     retrained, planted = null_table(experiment, folder / "runs"), planted_table(experiment, folder / "runs")
     outcomes = pd.concat([retrained, simulation.simulate(noises, request.repetitions)], ignore_index=True)
-    outcomes.to_csv(folder / "outcomes.csv", index=False, float_format="%.5f")
-    planted.to_csv(folder / "planted.csv", index=False, float_format="%.5f")
+    sheets.write(outcomes, folder / "outcomes.csv", float_format="%.5f")
+    sheets.write(planted, folder / "planted.csv", float_format="%.5f")
     kept = promises(outcomes, planted)
     record = _stored(folder / "runs" / "aa", SCRATCH, [0])[0].record
     lines = [*_trained(experiment, record), *_simulated(noises, request), *_promised(kept, failures(outcomes))]

@@ -31,6 +31,7 @@ from growbench.files import write_text
 from growbench.formatting import quantity, setting
 from growbench.planning.plan import CPU, refuse
 from growbench.registry import Found
+from growbench.report import sheets
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
@@ -215,8 +216,8 @@ def _store(folder: Path, tuning: Tuning, variants: Mapping[str, Sequence[str]], 
         others = read_others(tuned, tuning, done)
         frame = table(done, tuning.seeds)
         if others.variants and trials.is_file():
-            before = pd.read_csv(trials, dtype=str, keep_default_na=False)
+            before = sheets.read(trials)
             frame = pd.concat([frame, before[before["method"].isin(others.variants)]])
         frame = frame[[column for column in frame if column != "error"] + ["error"]]
-        write_text(trials, frame.to_csv(index=False))
+        write_text(trials, sheets.text(frame))
         write_text(tuned, Tuned(tuning, {**variants, **others.variants}, {**rows, **others.rows}).toml())
