@@ -1,6 +1,6 @@
 """Kill real runs at random moments, start them again, and compare what they leave with runs that were left alone: bit for bit.
 
-    python -m tests.soak.crash --kills 20
+    python -m tests.soak.crash --kills 50
 
 The moments are counted in lines of progress, from 1 to 60 after each start, so that every kill hits training.
 """
@@ -19,10 +19,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from growbench import cli
+from growbench import cli, registry
 from tests.processes import start
-
-METHODS = "scratch,stackbert,mslt,bert2bert,ki,ligo"
 
 
 def growbench(arguments: Sequence[str]) -> int:
@@ -89,9 +87,9 @@ def crash(experiment: list[str], methods: str, kills: int, seed: int, folder: Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.crash", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--methods", default=",".join(registry.built_in()), metavar="A,B", help="default: all built-in ones")
     parser.add_argument("--experiment", default="gpt2-tiny")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # other numbers of threads give other bits
