@@ -86,6 +86,7 @@ def restore(optimizer: Optimizer, stored: dict[str, Any], device: torch.device) 
     Tensors without dimensions go where the parameters are: fused AdamW needs its step counts there.
     Raises ValueError for another optimizer.
     """
+    check(optimizer, stored)
     parameters = parameters_of(optimizer)
     moved: dict[int, Tensor] = {}
 
@@ -100,6 +101,18 @@ def restore(optimizer: Optimizer, stored: dict[str, Any], device: torch.device) 
         return moved[value.number]
 
     _set_data(optimizer, mapped(stored, value_of))
+
+
+def check(optimizer: Optimizer, stored: dict[str, Any]) -> None:
+    """Raise ValueError unless `restore` can give it to this optimizer. Changes nothing."""
+    parameters = parameters_of(optimizer)
+
+    def known(value: Any) -> None:
+        if isinstance(value, ParameterIndex) and not 0 <= value.index < len(parameters):
+            raise ValueError("the checkpoint is of another optimizer")
+
+    mapped(stored, known)
+    _check_data(optimizer, stored)
 
 
 def move_state(optimizer: Optimizer, device: torch.device) -> None:
@@ -122,11 +135,18 @@ def _data(optimizer: Optimizer) -> dict[str, Any]:
     return {"class": type(optimizer).__qualname__, "state": dict(optimizer.state), "groups": groups, "attributes": attributes}
 
 
-def _set_data(optimizer: Optimizer, data: dict[str, Any]) -> None:
-    """In place, so that what an optimizer shares with another one that it wraps stays shared."""
+def _check_data(optimizer: Optimizer, data: dict[str, Any]) -> None:
+    """Raise ValueError unless the data are of an optimizer of this class and of as many parameters, and so those it wraps."""
     sizes = [len(group["params"]) for group in data["groups"]]
     if data["class"] != type(optimizer).__qualname__ or sizes != [len(group["params"]) for group in optimizer.param_groups]:
         raise ValueError("the checkpoint is of another optimizer")
+    for name, value in data["attributes"].items():
+        if isinstance(wrapped := vars(optimizer).get(name), Optimizer):
+            _check_data(wrapped, value)
+
+
+def _set_data(optimizer: Optimizer, data: dict[str, Any]) -> None:
+    """In place, so that what an optimizer shares with another one that it wraps stays shared."""
     _refill(optimizer.state, data["state"])
     for group, settings in zip(optimizer.param_groups, data["groups"], strict=True):
         group.update(settings)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.method import Phase
-from growbench.training.checkpoint import RandomStates
+from growbench.training.checkpoint import Checkpoint, RandomStates
 from growbench.training.evaluation import Evaluation, HeldOutLoss
 from growbench.training.phases import PhaseStart
 from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
@@ -134,6 +134,12 @@ class PhaseState:
         self.live.gather()
         self.live.close()
         self.live = self.whole
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise an exception for a checkpoint that the phase cannot be resumed from. Changes nothing."""
+        checkpoint.check(self.model, self.optimizer)
+        if checkpoint.state.phase.done > self.start.steps:
+            raise ValueError("it counts more steps than the phase has")
 
     def record(self) -> PhaseRecord:
         """The record of the trained phase."""

@@ -205,7 +205,7 @@ class Trainer:
         """Count the FLOPs of a step of each workload. Then resume the phase, or, if it is new, measure what growth changed."""
         now.flops = {workload: self._probe(now, step) for workload, step in now.phase.first_steps(now.start.steps).items()}
         now.paper_flops = self._paper_flops(now)
-        newest = self.output.checkpoints.newest(now.start.number) if self.output.checkpoints else None
+        newest = self.output.checkpoints.newest(now.start.number, now.check) if self.output.checkpoints else None
         if newest:
             self._restore(now, newest)
             return
@@ -329,7 +329,7 @@ class Trainer:
 
     def _restore_end(self, now: PhaseState) -> bool:
         """Load the phase as it was at its end, if an earlier process trained it to there. Returns whether it did."""
-        ended = self.output.checkpoints.ended(now.start.number) if self.output.checkpoints else None
+        ended = self.output.checkpoints.ended(now.start.number, now.check) if self.output.checkpoints else None
         if ended:
             self._restore(now, ended)
         return ended is not None

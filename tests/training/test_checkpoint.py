@@ -261,7 +261,7 @@ def test_a_checkpoint_of_an_earlier_version_is_passed_over(tmp_path: Path, capsy
     path = tmp_path / "checkpoints" / "phase-0.safetensors"
     save_file({"rng.cpu": torch.get_rng_state()}, path, {"state": "{}"})
     assert Checkpoints(tmp_path / "checkpoints").ended(0) is None
-    assert capsys.readouterr().err == f"{path}: this checkpoint cannot be read and is passed over: " + (
+    assert capsys.readouterr().err == f"{path}: this checkpoint cannot be used and is passed over: " + (
         "it was written by another version of growbench\n"
     )
 
