@@ -116,6 +116,9 @@ class Round:
                 return JobState.ELSEWHERE
             ladder = [replace(full, budget_share=share) for share in self.budgets.of(full.found.name)]
             missing = [job for job in ladder if not self.setting.done(job, self.data)]
+            for job in ladder:  # a killed process may have left some
+                if not missing or (job not in missing and job != full):
+                    self.setting.checkpoints_of(job).remove()
             if not missing:
                 return JobState.DONE
             stored = [run for job in missing if (run := store.load(self.setting.folder_of(job)))]

@@ -22,9 +22,10 @@ from growbench.costs.energy import counters
 from growbench.costs.ledger import Costs, charged
 from growbench.data import Data, tokenizer_to_save
 from growbench.errors import UsageError
+from growbench.files import replacing, sha256
 from growbench.formatting import quantity
 from growbench.method import Task
-from growbench.runs import store
+from growbench.runs import curve, store
 from growbench.runs.jobs import Job, Setting
 from growbench.runs.records import (
     Cost,
@@ -116,7 +117,7 @@ class Execution:
                 trainer.run(self.job.found.method)
             self._refuse_changed_source()
             record = self._record(trainer)  # before the model is saved, which raises peak memory
-            self._keep_model(trainer, record)
+            record = replace(record, sha256=self._keep_model(trainer, record))
             status = RunStatus.FINISHED
         except Exception as failure:
             status = RunStatus.FAILED
@@ -146,10 +147,10 @@ class Execution:
             identity = {"run": dataclasses.asdict(self.config), "origin": self.job.found.origin}
             folder = store.RunFolder(self.setting.folder_of(self.job), identity, self.hardware)
         if self.branch:
-            self.checkpoints.branch_off(self.branch.trunk, self.branch.checkpoint)
             if folder:
-                trunk = self.branch.trunk.folder.parent / "curve.jsonl"
+                trunk = self.branch.trunk.folder.parent / curve.FILE
                 folder.curve.begin_as(trunk, self.branch.checkpoint.state.rows)
+            self.checkpoints.branch_off(self.branch.trunk, self.branch.checkpoint)
         self.setting.parallel.barrier()  # so that the other processes resume from complete files
         return folder
 
@@ -178,16 +179,23 @@ class Execution:
             more = f" and {len(changes) - 1} more" if len(changes) > 1 else ""
             raise UsageError(f"changed the shared source model: {changes[0]}{more}; change a copy: task.read returns one")
 
-    def _keep_model(self, trainer: Trainer, record: RunRecord) -> None:
-        """Save the small model for the methods that grow it, or with --save a method's model for use elsewhere."""
+    def _keep_model(self, trainer: Trainer, record: RunRecord) -> dict[str, str]:
+        """Save the small model for the methods that grow it, or with --save a method's model for use elsewhere.
+
+        Returns the sha256 of the small model's file, by name.
+        """
         model = trainer.outcome.model
         assert model is not None
         if not self.setting.parallel.is_main_process:
-            return
+            return {}
         if self.job.which == "source":
-            save_model(model, str(self.setting.folder_of(self.job) / "model.safetensors"))
-        elif self.setting.save:
+            file = self.setting.folder_of(self.job) / store.MODEL
+            with replacing(file) as draft:
+                save_model(model, str(draft))
+            return {file.name: sha256(file)}
+        if self.setting.save:
             save(self.setting, self.job, self.data, model, record)
+        return {}
 
     def _record(self, trainer: Trainer) -> RunRecord:
         """The record of the run as finished now."""

@@ -17,7 +17,7 @@ from growbench.console import say
 from growbench.costs.hardware import Hardware, cpu_stepping, device_name
 from growbench.data import Data, Which, load
 from growbench.registry import Found
-from growbench.runs import saved_models, store
+from growbench.runs import curve, saved_models, store
 from growbench.runs.records import RunConfig
 from growbench.runs.store import Run
 from growbench.training.checkpoint import Checkpoints
@@ -67,7 +67,8 @@ class Setting:
         return self.folder / job.name
 
     def checkpoints_of(self, job: Job) -> Checkpoints:
-        return Checkpoints(self.folder_of(job) / "checkpoints", self.parallel.is_main_process)
+        folder = self.folder_of(job)
+        return Checkpoints(folder / "checkpoints", self.parallel.is_main_process, folder / curve.FILE)
 
     def training(self, which: Which) -> Training:
         return self.experiment.source_train if which == "source" else self.experiment.train

@@ -127,6 +127,8 @@ class RunRecord:
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Hardware
     data: Mapping[str, Any] = field(default_factory=dict)  # for a reader; the fingerprint in `config` decides
+    evaluations: int | None = None  # rows of curve.jsonl; None: not recorded
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of the files beside it, by name; of curve.jsonl by rows
     error: RunError | None = None
 
     @property

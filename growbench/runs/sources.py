@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from safetensors.torch import load_model
+from torch import nn
 
 from growbench import architectures, registry
+from growbench.console import say
 from growbench.costs.accounts import Account, Unit
+from growbench.data import Data
+from growbench.files import sha256
 from growbench.runs import saved_models, store
 from growbench.runs.claims import Claims
 from growbench.runs.execution import Execution, SourceModel, save
@@ -58,15 +62,13 @@ class Sources:
             announced = []
 
     def _load(self, job: Job) -> SourceModel | None:
-        """Load the small model, trained now if that is not done."""
+        """Load the small model, trained now if that is not done or its file is damaged."""
         setting, data = self.setting, self.setting.load_data("source")
-        weights = setting.folder_of(job) / "model.safetensors"
-        done = weights.is_file() and setting.done(job, data)
-        if not done and Execution(setting, job, data).run() != RunStatus.FINISHED:
-            return None
-        with setting.parallel.device:
-            model = architectures.of(setting.experiment).build(setting.experiment.sizes("source", data.vocabulary))
-        load_model(model, weights, device=str(setting.parallel.device))
+        model = self._stored(job, data)
+        if model is None:
+            if Execution(setting, job, data).run() != RunStatus.FINISHED:
+                return None
+            model = self._read(job, data)
         run = store.load(setting.folder_of(job))
         assert run is not None
         if setting.save and setting.parallel.is_main_process:
@@ -74,3 +76,23 @@ class Sources:
         flops, seconds = (run.record.cost.of(unit, Account.TRAIN) for unit in Unit)
         here = run.record.hardware == setting.hardware("source")
         return SourceModel(model, Cost(flops, seconds if here else None))
+
+    def _stored(self, job: Job, data: Data) -> nn.Module | None:
+        """The small model that was trained before; None if there is none, or its file is damaged, which is said."""
+        file, run = self.setting.folder_of(job) / store.MODEL, store.load(self.setting.folder_of(job))
+        if run is None or not file.is_file():
+            return None
+        try:
+            if run.record.sha256.get(store.MODEL, found := sha256(file)) != found:
+                raise ValueError("sha256 differs")
+            model = self._read(job, data) if self.setting.holds(job, data, run) else None
+        except Exception as error:  # safetensors and torch have many for a damaged file
+            say(f"{file} is damaged ({' '.join(str(error).split())}): training it again")
+            return None
+        return model if self.setting.done(job, data) else None
+
+    def _read(self, job: Job, data: Data) -> nn.Module:
+        with self.setting.parallel.device:
+            model = architectures.of(self.setting.experiment).build(self.setting.experiment.sizes("source", data.vocabulary))
+        load_model(model, self.setting.folder_of(job) / store.MODEL, device=str(self.setting.parallel.device))
+        return model

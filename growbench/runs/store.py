@@ -1,15 +1,18 @@
-"""The store: a folder for each run. curve.jsonl grows line by line; run.json is written last, by renaming."""
+"""The store: a folder for each run. curve.jsonl grows line by line; run.json is written last, by renaming.
+
+run.json counts the evaluations of a run and holds the sha256 of the files beside it. A finished run whose curve differs is named
+and left out, and is trained again. What stands in the folder beside growbench's own files is never removed.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +23,24 @@ from growbench.console import say
 from growbench.costs.accounts import Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
 from growbench.errors import UsageError
-from growbench.files import write_text
+from growbench.files import make_folder, move, remove_drafts, replacing, sha256, write_text
+from growbench.runs import curve, reproduced
+from growbench.runs.curve import CurveFile, say_once
 from growbench.runs.records import Cost, RunRecord, RunStatus
 from growbench.runs.reproduced import Stamp
+from growbench.training.checkpoint import Checkpoints
 from growbench.training.evaluation import HeldOutLoss
 
 REPLACED = "replaced"  # the folder of archived runs: finished ones that were trained again with another configuration
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
 
-DOCUMENTS = "documents.npy"  # in a run's folder: see Run.documents
+RECORD, DOCUMENTS, MODEL = "run.json", "documents.npy", "model.safetensors"  # in a run's folder; a source has a model
+OWN = (RECORD, curve.FILE, DOCUMENTS, MODEL, reproduced.FILE)  # what growbench writes there, beside folders
 
 UNKNOWN_SOURCE = (
     "the cost of its training is unknown (or its seconds were measured on other hardware), and so are figures that charge it; "
     "set flops = X and seconds = Y beside checkpoint in [source], and run the same command again"
 )
-
-CURVE: dict[str, type | tuple[type, ...]] = {  # of every row
-    "step": int, "val_loss": (int, float), "flops": (int, float), "seconds": (int, float), "scored": bool, "phase": str,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,13 @@ class Run:
         """(documents, 2): the final loss (nats) on each validation document, and how many labels it has; None: not recorded."""
         file = self.folder / DOCUMENTS
         try:
-            return _documents(file, self.record.final_val_loss) if file.is_file() else None
+            if not file.is_file():
+                return None
+            if self.record.sha256.get(DOCUMENTS, found := sha256(file)) != found:
+                raise ValueError("is damaged (sha256 differs)")
+            return _documents(file, self.record.final_val_loss)
         except Exception as error:  # numpy has many for a damaged file: EOFError, ValueError, zipfile.BadZipFile
-            _say_once(f"{file} cannot be read, and counts as not recorded: {' '.join(str(error).split())}")
+            say_once(f"{file} cannot be read, and counts as not recorded: {' '.join(str(error).split())}")
             return None
 
     def cost(self, unit: Unit, ledger: Ledger) -> float:
@@ -118,8 +125,8 @@ def _documents(file: Path, final_loss: float | None) -> NDArray[np.float64]:
 class RunFolder:
     """Writes one run. An unfinished run of the same `identity` is resumed; a finished run is archived.
 
-    `identity`: what decides the outcome, as plain JSON values. An unfinished run of another identity is removed. Raises
-    UsageError if the folder cannot be written.
+    `identity`: what decides the outcome, as plain JSON values. An unfinished run of another identity is removed, but for files
+    that growbench did not write. Raises UsageError if the folder cannot be written.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any], hardware: Hardware) -> None:
@@ -128,20 +135,25 @@ class RunFolder:
         try:
             if not (begun.is_file() and _read_json(begun) == identity):
                 _clear(path)
-                self.checkpoints.mkdir(parents=True)
-                begun.write_text(json.dumps(identity), encoding="utf-8")
+                make_folder(self.checkpoints)
+                write_text(begun, json.dumps(identity))
+            remove_drafts(path)
+            remove_drafts(self.checkpoints)
             self.earlier_hardware = self._earlier_hardware(str(hardware))
-            self.curve = CurveFile(path / "curve.jsonl")
+            self.curve = CurveFile(path / curve.FILE)
         except OSError as error:
             raise UsageError(f"cannot write results to {path}: {error.strerror}; choose another folder with --results") from error
 
     def close(self, record: RunRecord, validation: HeldOutLoss | None = None) -> bool:
         """Write the losses by document, if there are any, and run.json. False, with a line that says why, if that fails."""
         hardware = replace(record.hardware, earlier=self.earlier_hardware)
+        digests = {**record.sha256, curve.FILE: self.curve.sha256}
         try:
             if validation:
-                np.save(self.path / DOCUMENTS, np.stack([validation.losses, validation.labels], axis=1).astype(np.float32))
-            _write(self.path, replace(record, hardware=hardware))
+                with replacing(self.path / DOCUMENTS) as draft, draft.open("wb") as file:
+                    np.save(file, np.stack([validation.losses, validation.labels], axis=1).astype(np.float32))
+                digests[DOCUMENTS] = sha256(self.path / DOCUMENTS)
+            _write(self.path, replace(record, hardware=hardware, evaluations=self.curve.rows, sha256=digests))
         except OSError as error:
             say(f"{self.path}: run.json cannot be written: {error.strerror}; the same command resumes this run")
             return False
@@ -152,20 +164,34 @@ class RunFolder:
         file = self.checkpoints / "hardware.json"
         before = (_read_json(file) if file.is_file() and any(self.checkpoints.glob("*.safetensors")) else None) or []
         others = [machine for machine in before if machine != here]
-        file.write_text(json.dumps([*others, here]), encoding="utf-8")
+        write_text(file, json.dumps([*others, here]))
         return "; ".join(others)
 
 
 def _clear(path: Path) -> None:
-    """Archive a finished run; remove one that did not finish."""
-    stored = load(path)
-    if stored and stored.finished:
+    """Archive a run that finished, with all that stands in its folder. Of any other, remove the files that growbench wrote."""
+    if not path.exists():
+        return
+    if _finished(path) or (path / "model").exists():
         archive = path.parent / REPLACED
-        archive.mkdir(exist_ok=True)
+        make_folder(archive)
         numbers = itertools.count(1)
-        path.rename(next(free for number in numbers if not (free := archive / f"{path.name}-{number}").exists()))
-    elif path.exists():
-        shutil.rmtree(path)
+        move(path, next(free for number in numbers if not (free := archive / f"{path.name}-{number}").exists()))
+        return
+    Checkpoints(path / "checkpoints").remove()
+    shutil.rmtree(path / "model.part", ignore_errors=True)
+    remove_drafts(path)
+    for own in OWN:
+        (path / own).unlink(missing_ok=True)
+
+
+def _finished(path: Path) -> bool:
+    """Whether a run finished, as far as can be known: one whose record cannot be read may have."""
+    file = path / RECORD
+    try:
+        return file.is_file() and RunRecord.read(file.read_text(encoding="utf-8")).status == RunStatus.FINISHED
+    except (OSError, ValueError):
+        return True
 
 
 def state_source(run: Run, cost: Cost) -> None:
@@ -173,62 +199,20 @@ def state_source(run: Run, cost: Cost) -> None:
     stated = run.record.cost.with_source(cost)
     if stated != run.record.cost:
         # from the file: `run.record` may hold values of a stamp
-        written = RunRecord.read((run.folder / "run.json").read_text(encoding="utf-8"))
+        written = RunRecord.read((run.folder / RECORD).read_text(encoding="utf-8"))
         _write(run.folder, replace(written, cost=stated))
 
 
 def _write(folder: Path, record: RunRecord) -> None:
     """run.json, in full or not at all."""
-    write_text(folder / "run.json", record.text())
-
-
-class CurveFile:
-    """curve.jsonl: a line for each evaluation. An appended row is on disk at once; an incomplete line is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.touch()
-        self.rows = len(_complete_lines(path))
-        self._cut(self.rows)
-
-    def begin_as(self, trunk: Path, rows: int) -> None:
-        """Copy another run's first rows, unless there are as many already."""
-        if self.rows < rows:
-            self._fill(_complete_lines(trunk)[:rows])
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as curve:
-            curve.write(json.dumps(row, allow_nan=False) + "\n")
-            curve.flush()
-            os.fsync(curve.fileno())  # a checkpoint that counts this row is written after it
-        self.rows += 1
-
-    def __delitem__(self, rows: slice) -> None:
-        """Drop all rows from `rows.start` on. Raises UsageError if rows before it are missing."""
-        if rows.start > self.rows:
-            wrong = f"{self.path} has {self.rows} evaluations, its run's checkpoint {rows.start}"
-            raise UsageError(f"{wrong}: the same command trains the run again")
-        if rows.start < self.rows:
-            self._cut(rows.start)
-
-    def _cut(self, rows: int) -> None:
-        self._fill(_complete_lines(self.path)[:rows])
-
-    def _fill(self, lines: list[str]) -> None:
-        """Replace the file, in full or not at all."""
-        write_text(self.path, "".join(lines))
-        self.rows = len(lines)
-
-
-def _complete_lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    write_text(folder / RECORD, record.text())
 
 
 def _read_json(path: Path) -> Any:
     """The content of a JSON file; None if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -239,66 +223,39 @@ def name(method: str, seed: int, budget_share: float = 1.0) -> str:
 
 def load(folder: Path) -> Run | None:
     """The run stored in `folder`, or None if it never ended. A run that cannot be read is left out, and named in one line."""
-    file = folder / "run.json"
+    file = folder / RECORD
     try:
         if not file.is_file():
             return None
         record, stamp = RunRecord.read(file.read_text(encoding="utf-8")), _stamp(folder)
         if stamp and stamp.covers(record):
             record = replace(record, origin=stamp.origin, config=stamp.config)
-        written = list(_rows(folder / "curve.jsonl"))
-        curve = _in_order(written)
-        if cut := len(written) - len(curve):
-            _say_once(f"{folder / 'curve.jsonl'}: {cut} evaluations were made again after an interruption: the last ones count")
-        return Run(folder, record, curve, stamp, cut)
+        if record.status == RunStatus.FINISHED and (wrong := _damage(folder, record)):
+            say_once(f"{folder} is left out: {curve.FILE} {wrong}: growbench run trains the run again")
+            return None
+        written = list(curve.read(folder / curve.FILE))
+        rows = curve.in_order(written)
+        if cut := len(written) - len(rows):
+            say_once(f"{folder / curve.FILE}: {cut} evaluations were made again after an interruption: the last ones count")
+        return Run(folder, record, rows, stamp, cut)
     except (OSError, ValueError) as error:  # text that is not UTF-8 or not JSON raises a ValueError
-        _say_once(f"{folder} is left out: run.json cannot be read: {' '.join(str(error).split())}")
+        say_once(f"{folder} is left out: run.json cannot be read: {' '.join(str(error).split())}")
         return None
+
+
+def _damage(folder: Path, record: RunRecord) -> str:
+    """What is wrong with the curve of a finished run; empty if nothing is, as far as its version recorded it."""
+    if record.evaluations is None:
+        return "" if (folder / curve.FILE).is_file() else "is missing"
+    return curve.damage(folder / curve.FILE, record.evaluations, record.sha256.get(curve.FILE, ""))
 
 
 def _stamp(folder: Path) -> Stamp | None:
     try:
         return Stamp.read(folder)
     except (OSError, ValueError) as error:
-        _say_once(f"{folder} counts as not reproduced: {' '.join(str(error).split())}")
+        say_once(f"{folder} counts as not reproduced: {' '.join(str(error).split())}")
         return None
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of curve.jsonl up to the first invalid line. The last line of an interrupted run may be incomplete."""
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            json.dumps(row, allow_nan=False)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in CURVE.items()):
-            if number < len(lines):
-                _say_once(f"{path}, line {number} is not an evaluation: it and the {len(lines) - number} after it are left out")
-            return
-        yield row
-
-
-def _in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations in the order of training. Where a run repeated some after an interruption, those written last."""
-    kept: list[dict[str, Any]] = []
-    for row in rows:
-        while kept and not _follows(row, kept[-1]):
-            kept.pop()
-        kept.append(row)
-    return kept
-
-
-def _follows(row: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
-    """Whether an evaluation comes after another one: at a later step, or at the start of the phase that the other one ended."""
-    begins_next = row.get("train_loss") is None and last.get("train_loss") is not None
-    return row["step"] > last["step"] or (row["step"] == last["step"] and begins_next)
-
-
-@cache
-def _say_once(text: str) -> None:
-    say(text)
 
 
 def load_all(folder: Path) -> list[Run]:

@@ -135,14 +135,14 @@ def _sha256(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
 
 
 def rows_digest(curve: Path, rows: int) -> str:
-    """The sha256 of the first rows of a curve.jsonl, whatever its line ends are. Empty if there are not so many."""
+    """The sha256 of the first rows of a curve.jsonl. Empty if there are not so many."""
     lines = curve.read_bytes().splitlines()[:rows] if curve.is_file() else []
-    return digest_of(lines) if len(lines) == rows else ""
+    return digest_of(lines).hexdigest() if len(lines) == rows else ""
 
 
-def digest_of(lines: Iterable[bytes]) -> str:
-    """The sha256 of lines without their ends."""
-    return hashlib.sha256(b"".join(line + b"\n" for line in lines)).hexdigest()
+def digest_of(lines: Iterable[bytes]) -> hashlib._Hash:
+    """The sha256 of lines that are given without their ends: so it does not change where these are written otherwise."""
+    return hashlib.sha256(b"".join(line + b"\n" for line in lines))
 
 
 def _encoded(value: Any, tensors: dict[str, Tensor], path: str) -> Any:

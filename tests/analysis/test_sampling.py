@@ -27,6 +27,7 @@ def stored(folder: Path, method: str, seed: int, documents: np.ndarray | None, l
     place.mkdir()
     record = RECORD | {"method": method, "seed": seed, "final_val_loss": loss, "final_test_loss": loss + 1}
     (place / "run.json").write_text(json.dumps(record))
+    (place / "curve.jsonl").touch()
     if documents is not None:
         np.save(place / "documents.npy", documents.astype(np.float32))
     run = store.load(place)

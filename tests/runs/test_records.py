@@ -47,7 +47,7 @@ def test_there_are_committed_runs() -> None:
 @pytest.mark.parametrize("folder", sorted({folder.parent for folder in COMMITTED}), ids=lambda path: path.name)
 def test_committed_runs_say_what_their_files_say(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Read by hand, key by key, in the layout of either version; and their curves line by line."""
-    store._say_once.cache_clear()
+    store.say_once.cache_clear()
     runs = store.load_all(folder)
     assert [run.folder for run in runs] == [path for path in COMMITTED if path.parent == folder]
     assert len(capsys.readouterr().err.splitlines()) == sum(run.cut > 0 for run in runs)

@@ -48,6 +48,7 @@ STAMP = Stamp(
 def folder(tmp_path: Path) -> Path:
     """A stored run."""
     (tmp_path / "run.json").write_text(RECORD.text())
+    (tmp_path / "curve.jsonl").touch()
     return tmp_path
 
 
@@ -62,7 +63,7 @@ def test_a_stamp_reads_back_as_it_was_written(folder: Path) -> None:
     STAMP.write(folder)
     read = Stamp.read(folder)
     assert read == STAMP and read.hardware.stepping == "1.2.3"
-    assert {path.name for path in folder.iterdir()} == {"run.json", "reproduced.json"}
+    assert {path.name for path in folder.iterdir()} == {"run.json", "curve.jsonl", "reproduced.json"}
 
 
 def test_a_stamped_run_has_the_origin_and_configuration_of_its_stamp(folder: Path) -> None:

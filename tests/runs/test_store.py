@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import re
@@ -96,9 +97,55 @@ def test_a_curve_is_used_up_to_what_is_no_evaluation(tmp_path: Path, capsys: pyt
         run = store.load(folder)
         assert run is not None and run.curve == ROWS[:1]
         assert "line 2 is not an evaluation: it and the 2 after it are left out" in capsys.readouterr().err
-    (folder / "curve.jsonl").unlink()
+
+
+LINES = [json.dumps(row) for row in ROWS]
+COUNTED = RECORD | {
+    "evaluations": 3,
+    "sha256": {"curve.jsonl": hashlib.sha256("".join(f"{line}\n" for line in LINES).encode()).hexdigest()},
+}
+
+
+@pytest.mark.parametrize(
+    ("curve", "wrong"),
+    [
+        (None, "is missing"),
+        ("", "is damaged (0 evaluations, where run.json counts 3)"),
+        ("\n".join(LINES[:2]), "is damaged (2 evaluations, where run.json counts 3)"),
+        ("\n".join([*LINES, LINES[2]]), "is damaged (4 evaluations, where run.json counts 3)"),
+        ("\n".join([LINES[0], LINES[1].replace("2.0", "2.1"), LINES[2]]), "is damaged (sha256 differs)"),
+        ("\n".join([LINES[0], LINES[1], "\0" * 20]), "is damaged (sha256 differs)"),
+    ],
+)
+def test_a_finished_run_whose_curve_is_damaged_is_named_and_left_out(
+    curve: str | None, wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A shorter curve would say that the run has not reached the target."""
+    stored(tmp_path / "scratch-seed0", json.dumps(COUNTED))
+    folder = stored(tmp_path / "ligo-seed0", json.dumps(COUNTED | {"method": "ligo"}), curve or "")
+    if curve is None:
+        (folder / "curve.jsonl").unlink()
+    assert analyse(tmp_path).methods == ["scratch"]
+    assert capsys.readouterr().err == f"{folder} is left out: curve.jsonl {wrong}: growbench run trains the run again\n"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_curve_whose_line_ends_were_rewritten_is_no_damaged_one(end: str, tmp_path: Path) -> None:
+    """As git does on Windows, or an editor that drops the last line end."""
+    folder = stored(tmp_path / "scratch-seed0", json.dumps(COUNTED))
+    (folder / "curve.jsonl").write_bytes(end.join(LINES).encode())
     run = store.load(folder)
-    assert run is not None and run.curve == []
+    assert run is not None and run.curve == ROWS
+
+
+def test_a_run_without_digests_counts_as_before_unless_its_curve_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stored(tmp_path / "scratch-seed0", curve=LINES[0])
+    run = store.load(folder)
+    assert run is not None and run.curve == ROWS[:1]
+    (folder / "curve.jsonl").unlink()
+    assert store.load(folder) is None and "curve.jsonl is missing" in capsys.readouterr().err
 
 
 @given(cut=st.integers(0, 200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -47,10 +48,13 @@ class Results:
         (self / run / "run.json").write_text(json.dumps(record))
 
     def change_row(self, run: str, row: int, **changes: Any) -> None:
-        """Change an evaluation of a stored run."""
+        """Change an evaluation of a stored run, as if the run had made it so."""
         rows = [json.loads(line) for line in (self / run / "curve.jsonl").read_text().splitlines()]
         rows[row] |= changes
-        (self / run / "curve.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in rows))
+        curve = "".join(f"{json.dumps(each)}\n" for each in rows)
+        (self / run / "curve.jsonl").write_text(curve)
+        sha256 = hashlib.sha256(curve.encode()).hexdigest()
+        self.change(run, lambda record: record["sha256"].update({"curve.jsonl": sha256}))
 
     def stamp(self, run: str) -> dict[str, Any]:
         stamp: dict[str, Any] = json.loads((self / run / "reproduced.json").read_text())
