@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from growbench.config.schema import ImageConfig
+from growbench.data.cache import cached, memory_map
 from growbench.data.records import Corpus, Record, corpus_of
 from growbench.data.text import AUGMENTATION, STREAMS, Batch, HeldOut, Which, evenly_spread, rows_of_batch
-from growbench.data.tokens import SPLITS, HeldOutSplit, cached, memory_map, split_of
+from growbench.data.tokens import SPLITS, HeldOutSplit, split_of
 from growbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -161,8 +162,7 @@ def load(config: ImageConfig, batch: int, which: Which = "target") -> ImageData:
     augment, erase, mix = _augment(config), _erase(config), _mix(config)
     corpus = corpus_of(config)
     settings = ["images", FORMAT, corpus.fingerprint, config.image_size, config.classes, config.crop < 1]
-    folder = cached(settings, lambda empty: _prepare(empty, config, corpus))
-    training, validation, test = (Images(folder, split) for split in SPLITS)
+    training, validation, test = cached(settings, lambda empty: _prepare(empty, config, corpus), _open)
     for split, images in ("training", training), ("validation", validation), ("test", test):
         if len(images) < batch:
             raise UsageError(f"corpus {config.corpus} has {len(images)} {split} images; one batch needs {batch}")
@@ -255,6 +255,10 @@ def _seeded(*seed: int) -> Iterator[None]:
 
 
 # --- the cache
+
+
+def _open(folder: Path) -> list[Images]:
+    return [Images(folder, split) for split in SPLITS]
 
 
 def _prepare(folder: Path, config: ImageConfig, corpus: Corpus) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from growbench.console import say
 from growbench.errors import UsageError
+from growbench.files import write_text
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -73,7 +74,7 @@ class Hub:
             return remembered.read_text(encoding="utf-8")
         with suppress(OSError):  # an unwritable cache is reported when data is prepared
             remembered.parent.mkdir(parents=True, exist_ok=True)
-            remembered.write_text(commit, encoding="utf-8")
+            write_text(remembered, commit)
         return commit
 
 

@@ -1,13 +1,11 @@
-"""The cache of prepared data, which is memory-mapped. Tokenized text is two flat files of token ids."""
+"""Tokenized text in the cache: a flat file of token ids for each split, which is memory-mapped."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,9 +20,10 @@ from numpy.typing import NDArray
 from growbench.config.schema import TextConfig
 from growbench.data import documents, processes, sources
 from growbench.data import tokenizer as tokenizers
+from growbench.data.cache import META, PROGRESS, cached, memory_map
 from growbench.data.tokenizer import Kind, Vocabulary
 from growbench.errors import UsageError
-from growbench.files import write_text
+from growbench.files import flush, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,7 +39,6 @@ HELD_OUT: dict[int, Split] = {0: "validation", CYCLE // 2: "test"}  # by place i
 SAMPLE_CHARACTERS = 20_000_000  # of documents that a tokenizer is trained on, at most
 CHUNK_CHARACTERS = 1_000_000  # encoded together
 FEW_CHUNKS = 4  # fewer are encoded in this process: worker processes take longer to start
-PROGRESS = "progress.json"  # in a folder that is being filled: an interrupted preparation resumes from it
 
 
 @dataclass(frozen=True)
@@ -72,26 +70,11 @@ def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
     settings = [FORMAT, fingerprint, objective, tokenizer or [kind, config.vocabulary]]
     if config.documents:
         settings.append(config.documents)
-    folder = cached(settings, lambda folder: _tokenize(folder, config, objective, kind))
-    return _open(folder, fingerprint)
-
-
-def cached(settings: list[Any], fill: Callable[[Path], None]) -> Path:
-    """The folder of the cache for `settings` (plain JSON values), filled by `fill` if it does not exist.
-
-    Raises UsageError if it cannot be written.
-    """
-    folder = sources.cache_folder() / hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    try:
-        if not folder.exists():
-            _build(folder, fill)
-    except OSError as error:
-        raise UsageError(f"cannot write the cache {folder.parent} (environment GROWBENCH_CACHE): {error}") from error
-    return folder
+    return cached(settings, lambda folder: _tokenize(folder, config, objective, kind), lambda folder: _open(folder, fingerprint))
 
 
 def _open(folder: Path, fingerprint: str) -> Tokens:
-    meta = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / META).read_text())
     return Tokens(
         **{split: memory_map(folder / f"{split}.bin", meta["dtype"]) for split in SPLITS},
         vocabulary=Vocabulary(**meta["vocabulary"]),
@@ -99,38 +82,6 @@ def _open(folder: Path, fingerprint: str) -> Tokens:
         fingerprint=fingerprint,
         tokenizer_file=folder / "tokenizer.json",
     )
-
-
-def memory_map(path: Path, dtype: str) -> NDArray[Any]:
-    """A read-only view of a flat file of numbers."""
-    if path.stat().st_size == 0:  # an empty file cannot be mapped
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r").view(np.ndarray)
-
-
-def _build(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a temporary folder, then rename it, so that `folder` is either complete or missing. Other processes wait for it.
-
-    If `fill` is interrupted, it finds its files again at the next call. After an error they are kept only if `PROGRESS` exists.
-    """
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    name = folder.with_suffix(".lock")
-    with FileLock(name):
-        try:
-            if not folder.exists():
-                building = folder.with_suffix(".preparing")
-                building.mkdir(exist_ok=True)
-                try:
-                    fill(building)
-                except BaseException:
-                    if not (building / PROGRESS).exists():
-                        shutil.rmtree(building)
-                    raise
-                building.rename(folder)
-        finally:
-            name.unlink(missing_ok=True)  # while locked: a process that then locks the unlinked file tries again
 
 
 @dataclass(frozen=True)
@@ -145,24 +96,40 @@ class Progress:
 
 
 def _tokenize(folder: Path, config: TextConfig, objective: Objective, kind: Kind) -> None:
-    progress = Progress(**json.loads((folder / PROGRESS).read_text())) if (folder / PROGRESS).exists() else Progress()
+    progress = _progress(folder)
     chunks = _chunks(documents.Documents(config, progress.place), f"preparing {config.corpus}")
     head: list[Chunk] = []
-    if not (folder / "meta.json").exists():
+    if not (folder / META).exists():
         if config.tokenizer:
             tokenizer, vocabulary = tokenizers.named(config.tokenizer, objective == "masked")
         else:
             head = _head(chunks)  # kept, so that documents are read only once
             tokenizer, vocabulary = tokenizers.train(kind, config.vocabulary, objective == "masked", _sample(head))
         tokenizer.save(str(folder / "tokenizer.json"))
+        flush(folder / "tokenizer.json")
         dtype = "uint16" if vocabulary.size <= 65536 else "uint32"
         meta = {"documents": 0, "dtype": dtype, "vocabulary": asdict(vocabulary), "corpus": config.corpus}
-        _write(folder / "meta.json", meta)  # written last: with it, an interrupted preparation need not train the tokenizer again
-    meta = json.loads((folder / "meta.json").read_text())
+        _write(folder / META, meta)  # written last: with it, an interrupted preparation need not train the tokenizer again
+    meta = json.loads((folder / META).read_text())
     encode = Encoder(folder / "tokenizer.json", meta["vocabulary"]["separator"], meta["dtype"])
     meta["documents"] = _encode(folder, chain(head, chunks), encode, progress)
-    _write(folder / "meta.json", meta)
+    _write(folder / META, meta)
     (folder / PROGRESS).unlink(missing_ok=True)
+
+
+def _progress(folder: Path) -> Progress:
+    """How far an interrupted preparation got. One whose files cannot be read, or have lost tokens, begins anew."""
+    if not (folder / PROGRESS).exists():
+        return Progress()
+    try:
+        found = Progress(**json.loads((folder / PROGRESS).read_text()))
+        whole = all((folder / f"{split}.bin").stat().st_size >= getattr(found, split) for split in SPLITS)
+        if whole and json.loads((folder / META).read_text()):
+            return found
+    except (OSError, TypeError, ValueError):
+        pass
+    (folder / META).unlink(missing_ok=True)
+    return Progress()
 
 
 class Chunk(NamedTuple):
