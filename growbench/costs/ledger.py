@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from growbench.costs import memory
 from growbench.costs.accounts import CHARGED, UNCHARGED, Account, Unit
 from growbench.costs.energy import EnergyCounter, EnergyMeter
 from growbench.costs.flops import T, count, counting
+from growbench.costs.gradients import GradientWatch
+from growbench.costs.teaching import StoredOutputs, heard_by
+from growbench.errors import UsageError
 
 
 class Stopwatch:
@@ -43,6 +48,26 @@ class Stopwatch:
         return [b - a for a, b in itertools.pairwise(marks)]
 
 
+class CpuClock:
+    """Measures CPU time of this process, of all its threads, and of its child processes that have ended."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def start(self) -> None:
+        """Begin an interval."""
+        self._started = _cpu_seconds()
+
+    def read(self) -> float:
+        """CPU seconds since the start."""
+        return _cpu_seconds() - self._started
+
+
+def _cpu_seconds() -> float:
+    spent = os.times()
+    return time.process_time() + spent.children_user + spent.children_system
+
+
 def charged(ledger: Mapping[Account, float]) -> float:
     """The sum of a ledger's charged accounts, without the source."""
     return sum(ledger[account] for account in CHARGED)
@@ -57,7 +82,10 @@ class Costs:
         self.flops: dict[Account, int] = dict.fromkeys(Account, 0)
         self.seconds: dict[Account, float] = dict.fromkeys(Account, 0.0)
         self._counter: FlopCounterMode | None = None
+        self.gradients = GradientWatch()
         self.taught: Counter[Account] = Counter()  # FLOPs of teachers in the probed step, by account
+        self.teaching = False  # whether a teacher is running
+        self._trained: Iterable[Tensor] | None = None  # parameters in training, in a probe
         self._teacher_watches = {account: Stopwatch(device) for account in (Account.TEACHER, Account.OVERHEAD)}
         self._peak = 0  # bytes, before the last counting
 
@@ -98,23 +126,33 @@ class Costs:
 
     def charged(self, account: Account, function: Callable[[], T]) -> T:
         """Run `function` and charge its FLOPs and seconds to `account`."""
-        with self.clocked(account), self._without_peak() if account in UNCHARGED else nullcontext():
+        within = self._without_peak() if account in UNCHARGED else self.gradients.allowed()
+        with self.clocked(account), within:
             flops, result = count(function)
         self.flops[account] += flops
         return result
 
     @contextmanager
-    def teacher(self, precomputed: bool = False) -> Iterator[None]:
-        """Run a teacher's forward pass inside: without gradients, with its FLOPs and seconds charged to the account `teacher`.
-
-        `precomputed`: count its outputs as stored before the run. The costs are then overhead, which is not charged.
-        """
-        account = Account.OVERHEAD if precomputed else Account.TEACHER
-        before = self.counted()
-        self._teacher_watches[account].mark()
-        with torch.no_grad():
+    def keeping(self) -> Iterator[None]:
+        """Within, hear of the teachers of a method, and watch for gradients that are charged to no account."""
+        with heard_by(self.teaches), self.gradients.watching():
             yield
+
+    @contextmanager
+    def teaches(self, precomputed: bool) -> Iterator[None]:
+        """Charge the FLOPs and seconds of the `with` block to the teacher, or to overhead. Raises UsageError within another."""
+        if self.teaching:
+            raise UsageError("task.teacher() within task.teacher(): its costs would count twice; use one after the other")
+        account = Account.OVERHEAD if precomputed else Account.TEACHER
+        refused = nullcontext() if self._trained is None or not precomputed else StoredOutputs(self._trained)
+        before, self.teaching = self.counted(), True
         self._teacher_watches[account].mark()
+        try:
+            with refused:
+                yield
+        finally:
+            self._teacher_watches[account].mark()
+            self.teaching = False
         self.taught[account] += self.counted() - before
 
     def counted(self) -> int:
@@ -125,19 +163,24 @@ class Costs:
         """Seconds inside `teacher()` since the last reading, by account."""
         return {account: sum(watch.read()[::2]) for account, watch in self._teacher_watches.items()}
 
-    def probe(self, step: Callable[[], Any], account: Account) -> dict[Account, int]:
-        """FLOPs of one training step by account. Its time is overhead. The random state is restored."""
+    def probe(self, step: Callable[[], Any], account: Account, trained: Iterable[Tensor] = ()) -> dict[Account, int]:
+        """FLOPs of one training step by account. Its time is overhead. The random state is restored.
+
+        `trained`: the parameters in training. Raises UsageError if a teacher depends on them, and counts as computed before.
+        """
         cuda = [self.device] if self.device.type == "cuda" else []
         self.taught.clear()
+        self._trained = trained
         with (
             torch.random.fork_rng(devices=cuda),
             self.clocked(Account.OVERHEAD),
             self._without_peak(),
+            self.gradients.allowed(),
             counting() as self._counter,
         ):
             step()
         flops = self.counted()
-        self._counter = None
+        self._counter = self._trained = None
         self.teacher_seconds()
         self.flops[Account.OVERHEAD] += flops
         return self.by_account(account, flops)
@@ -149,7 +192,7 @@ class Costs:
     def compiling(self, step: Callable[[], Any]) -> None:
         """Run a training step so that torch.compile compiles it. Its time is compilation. The random state is restored."""
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), self.clocked(Account.COMPILATION):
+        with torch.random.fork_rng(devices=cuda), self.clocked(Account.COMPILATION), self.gradients.allowed():
             step()
         self.teacher_seconds()
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from growbench import architectures
 from growbench.architectures import Architecture
 from growbench.config.schema import Experiment, ModelConfig, Training
-from growbench.costs.ledger import Costs
+from growbench.costs import teaching
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step
 from growbench.data import Batch
 from growbench.errors import UsageError
@@ -174,7 +174,6 @@ class Task:
     training: Training  # the experiment's [train]: batch, steps, lr, schedule, ...
     device: torch.device  # of every model
     rng: torch.Generator  # on the CPU, seeded by the run's seed
-    teacher: Callable[..., AbstractContextManager[None]]  # with task.teacher(): no gradients; costs go to the account `teacher`
     source_config: ModelConfig  # the sizes of the source
     _source: nn.Module | None = field(default=None, repr=False)
 
@@ -184,7 +183,7 @@ class Task:
         experiment: Experiment,
         which: Literal["source", "target"],
         vocabulary: int,
-        costs: Costs,
+        device: torch.device,
         seed: int = 0,
         source: nn.Module | None = None,
     ) -> Task:
@@ -195,9 +194,8 @@ class Task:
             target_config=experiment.sizes(which, vocabulary),
             budget=training.steps,
             training=training,
-            device=costs.device,
+            device=device,
             rng=torch.Generator().manual_seed(seed),
-            teacher=costs.teacher,
             source_config=experiment.sizes("source", vocabulary),
             _source=source,
         )
@@ -215,6 +213,14 @@ class Task:
     def schedule(self) -> Schedule:
         """The run's schedule, for a phase that goes through all of it from the start."""
         return schedule.of(self.training)
+
+    def teacher(self, precomputed: bool = False) -> AbstractContextManager[None]:
+        """`with task.teacher():` runs a teacher's forward pass, without gradients, charged to the account `teacher`.
+
+        `precomputed`: count its outputs as stored before the run. The costs are then overhead, which is not charged. Stored
+        outputs come from a frozen model.
+        """
+        return teaching.teacher(precomputed)
 
     def with_source(self, source: nn.Module) -> Task:
         """The same task with another source model."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
@@ -19,6 +19,7 @@ from growbench.config.schema import Experiment
 from growbench.costs.accounts import CHARGED, Account
 from growbench.costs.ledger import Costs
 from growbench.costs.published import paper_step
+from growbench.costs.teaching import heard_by
 from growbench.data.shapes import shape_batch
 from growbench.errors import UsageError
 from growbench.method import Method, Phase, Task, task_loss
@@ -108,7 +109,7 @@ def walk(
     if method.uses_source:
         with costs.device:
             source = architectures.of(experiment).build(experiment.sizes("source", vocabulary)).requires_grad_(False).eval()
-    driver = PhaseDriver(method, Task.of(experiment, "target", vocabulary, costs, source=source), costs, limits=limits)
+    driver = PhaseDriver(method, Task.of(experiment, "target", vocabulary, costs.device, source=source), costs, limits=limits)
     for start in driver:
         yield start
         driver.trained(math.nan)
@@ -118,8 +119,7 @@ def _plan(
     experiment: Experiment, method: Method, vocabulary: int, device: torch.device, limits: Limits | None
 ) -> list[PlannedPhase]:
     planned: list[PlannedPhase] = []
-    with TensorTracker() as tracker:
-        costs = PlannedCosts(tracker)
+    with TensorTracker() as tracker, heard_by((costs := PlannedCosts(tracker)).teaches):
         step = StepOnMeta(experiment, vocabulary, device, costs, tracker)
         for start in walk(experiment, method, vocabulary, costs, limits):
             remember_moments(start.optimizer)
@@ -184,7 +184,7 @@ class PlannedCosts(Costs):
     def counted(self) -> int:
         return self.tracker.flops
 
-    def probe(self, step: Callable[[], None], account: Account) -> dict[Account, int]:
+    def probe(self, step: Callable[[], None], account: Account, trained: Iterable[Tensor] = ()) -> dict[Account, int]:
         self.taught.clear()
         before = self.counted()
         with sdpa_kernel(SDPBackend.MATH):

@@ -167,7 +167,7 @@ class Execution:
         costs = Costs(device, counters(device, setting.parallel.processes))
         experiment = setting.experiment.at(job.budget_share, job.found.training)
         source = self.source.model if self.source else None
-        task = Task.of(experiment, job.which, self.data.vocabulary, costs, job.seed, source)
+        task = Task.of(experiment, job.which, self.data.vocabulary, device, job.seed, source)
         memory.reset_peak(device)
         work = Work(task, self.data, job.seed, costs, setting.experiment.machine)
         at_loss = -math.inf if self.config.stop_at_loss is None else self.config.stop_at_loss

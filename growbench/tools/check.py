@@ -83,7 +83,7 @@ def verdict(method: Method, cell: Cell) -> Verdict:
     seen, source = Verdict(cell), copy.deepcopy(_source(cell))
     run = Run(method, cell, source, Sparing(counts=cell.plain))
     seen.phases = [str(phase.name) for phase in run.trainer.outcome.phases]
-    seen.refused, seen.warnings = run.refusal, run.watcher.warnings
+    seen.refused, seen.warnings = run.refusal, run.watcher.warnings + run.steps.warnings
     if seen.refused:
         return seen
     seen.broken = run.broken()

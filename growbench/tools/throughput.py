@@ -144,7 +144,7 @@ class BareLoop:
     """Forward, backward, clipping and optimizer on batches that are ready on the device: the least that a loop must do."""
 
     def __init__(self, experiment: Experiment, data: Data, device: torch.device, model: nn.Module) -> None:
-        optimizer = Task.of(experiment, "target", data.vocabulary, Costs(device)).optimizer(model.train())
+        optimizer = Task.of(experiment, "target", data.vocabulary, device).optimizer(model.train())
         live, training = Replica(model, optimizer), experiment.train
         self.step = Step.of(Phase(model=model), live, training, experiment.machine, device, training.steps)
         self.batches = itertools.cycle([data.train_batch(step, 0).to(device) for step in range(8)])
@@ -179,7 +179,7 @@ def growbench_seconds(
     """Charged seconds, seconds of waiting for data and peak memory (bytes) of `steps` steps of growbench's own loop."""
     torch.manual_seed(0)
     costs = Costs(device)
-    task = Task.of(experiment, "target", data.vocabulary, costs)
+    task = Task.of(experiment, "target", data.vocabulary, device)
     machine = replace(experiment.machine, compile="on" if compiled else "off")  # as in a run at the whole budget
     output = Output([], Progress("bench", steps, None, shown=False))
     outcome = Trainer(Work(task, data, 0, costs, machine), output).run(FirstSteps(steps))

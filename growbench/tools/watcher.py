@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from growbench.method import Method, Task
 from growbench.method.interface import MethodError
 from growbench.planning.plan import PlannedPhase
 from growbench.tools.miniatures import BUDGET, CPU, SEED, VOCABULARY, Cell, RandomData
+from growbench.tools.step_counts import StepCounts
 from growbench.training.phases import Limits, PhaseObserver, PhaseStart, where_raised
 from growbench.training.state import TrainingFailed
 from growbench.training.trainer import Output, Trainer, Work
@@ -60,13 +61,14 @@ class Sparing(Costs):
     def charged(self, account: Account, function: Callable[[], T]) -> T:
         if self.counts and account != Account.EVALUATION:
             return super().charged(account, function)
-        with sdpa_kernel(SDPBackend.MATH):  # the same attention kernel as where FLOPs are counted
+        allowed = nullcontext() if account == Account.EVALUATION else self.gradients.allowed()
+        with allowed, sdpa_kernel(SDPBackend.MATH):  # the same attention kernel as where FLOPs are counted
             return function()
 
-    def probe(self, step: Callable[[], None], account: Account) -> dict[Account, int]:
+    def probe(self, step: Callable[[], None], account: Account, trained: Iterable[Tensor] = ()) -> dict[Account, int]:
         if self.counts:
-            return super().probe(step, account)
-        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            return super().probe(step, account, trained)
+        with self.gradients.allowed(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
             step()
         self.teacher_seconds()
         return {account: 0}
@@ -181,6 +183,7 @@ class Watcher(PhaseObserver):
         if moved:
             self._breaks(f"frozen parameters {how}: {_some(moved)}")
 
+    @torch.no_grad()
     def _check_finite(self, when: str) -> None:
         assert self.model is not None
         bad = [name for name, p in self.model.named_parameters() if not p.isfinite().all()]
@@ -191,14 +194,14 @@ class Watcher(PhaseObserver):
 class Run:
     """One run of a method in a cell, complete or up to its first error."""
 
-    def __init__(self, method: Method, cell: Cell, source: nn.Module, costs: Costs) -> None:
+    def __init__(self, method: Method, cell: Cell, source: nn.Module, costs: Sparing) -> None:
         experiment = cell.experiment
         self.method = method
         self.curve: list[dict[str, Any]] = []
         self.error: Exception | None = None
         torch.manual_seed(GLOBAL_SEED)
         own = source if method.uses_source else None
-        task = WatchedTask.of(experiment, "target", VOCABULARY, costs, SEED, own)
+        task = WatchedTask.of(experiment, "target", VOCABULARY, CPU, SEED, own)
         assert isinstance(task, WatchedTask)
         self.task = task
         kind = self.task.architecture
@@ -207,7 +210,8 @@ class Run:
         self.watcher = Watcher(task, source)
         work = Work(self.task, data, SEED, costs, limits=LIMITS)
         output = Output(self.curve, Progress("check", 1, None, shown=False))
-        self.trainer = Trainer(work, output, observers=[self.watcher])
+        self.steps = StepCounts(costs.gradients, costs.counts)
+        self.trainer = Trainer(work, output, observers=[self.watcher, self.steps])
         try:
             with redirect_stderr(io.StringIO()), self.watcher.watching():
                 self.trainer.run(method)
@@ -223,12 +227,13 @@ class Run:
     def broken(self) -> list[str]:
         """The promises that this run breaks, without comparing it with others."""
         watcher, outcome = self.watcher, self.trainer.outcome
-        broken = [f"{place}: {what}" for what, place in watcher.broken.items()]
+        broken = [f"{place}: {what}" for what, place in (watcher.broken | self.steps.broken).items()]
         if outcome.target is not None and (watcher.ended or not self.error):
             broken += self._last_model(outcome.target)
         if self.error and not (watcher.ended and broken):
             kind = "" if isinstance(self.error, (MethodError, TrainingFailed)) else f"{type(self.error).__name__}: "
-            broken.append(f"{watcher.place}: {where_raised(self.error, self.method)}{kind}{self.error}")
+            told = f"{where_raised(self.error, self.method)}{kind}{self.error}"
+            broken.append(told if told.startswith(watcher.place) else f"{watcher.place}: {told}")
         elif self.method.uses_source and not self.task.source_is_read:
             broken.append(
                 "uses_source is True, so the source is charged, but task.source is never read: write uses_source = False"

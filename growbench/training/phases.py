@@ -9,7 +9,7 @@ import inspect
 import itertools
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, cast
@@ -59,6 +59,10 @@ class PhaseObserver:
     def phase_begins(self, start: PhaseStart) -> None:
         """The method has yielded a phase, which is about to be trained."""
 
+    def step(self, start: PhaseStart, number: int, flops: int) -> AbstractContextManager[Any]:
+        """Entered around each training step (from 0). `flops`: what it was found to take when the phase began."""
+        return nullcontext()
+
     def phase_ends(self, start: PhaseStart) -> None:
         """A phase has been trained; the method's own code runs next."""
 
@@ -99,7 +103,7 @@ class PhaseDriver:
             for number in itertools.count():
                 flops = self.costs.flops[Account.GROWTH]
                 try:
-                    yielded = self.costs.charged(Account.GROWTH, partial(generator.send, trained))
+                    yielded = self.costs.charged(Account.GROWTH, partial(_next, generator, trained))
                 except StopIteration as stop:
                     if stop.value is not None:
                         raise MethodError(f"phases() returned {_a(stop.value)}, which is ignored: {IN_PLACE_OF_RETURN}") from None
@@ -203,6 +207,12 @@ def where_raised(error: BaseException, method: Method) -> str:
     file = inspect.getsourcefile(type(method))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f"{file.rpartition('/')[2]}, line {frames[-1].lineno}: " if file and frames else ""
+
+
+def _next(generator: Phases, trained: Any) -> Any:
+    """What the generator yields next. Of a phase a copy, which the method can no longer change, and whose fields are plain."""
+    yielded = generator.send(trained)
+    return Phase(**{each.name: getattr(yielded, each.name) for each in fields(Phase)}) if isinstance(yielded, Phase) else yielded
 
 
 def _a(value: Any) -> str:

@@ -27,6 +27,8 @@ class PhaseRecord:
     flops_per_step: Mapping[Account, int | float] = field(default_factory=dict)  # the mean over its steps
     paper_flops_per_step: int | None = None  # by the counter of LiGO's paper
     median_step_seconds: float | None = None
+    seconds: float | None = None  # of all its steps
+    cpu_seconds: float | None = None  # likewise, of all threads of the process, and of its child processes that ended
     growth_flops: Amount = None  # of the growth before it
     output_change: float | None = None  # of the logits by growth, relative
     loss_before: float | None = None  # validation loss before and after growth
@@ -45,6 +47,7 @@ class PhaseUnderWay:
     step_seconds: list[float]
     train_loss: float
     growth: dict[str, Any]
+    cpu_seconds: float | None = None  # None: not measured in a checkpoint of earlier code
 
 
 @dataclass(frozen=True, kw_only=True)

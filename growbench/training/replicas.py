@@ -82,6 +82,11 @@ class Replica:
         """Whether torch.compile can take the model."""
         return True
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process holds all of the model."""
+        return True
+
     def run(self, loss: Callable[[], Tensor]) -> Tensor:
         """Compute a loss of `model` for the backward pass."""
         return loss()

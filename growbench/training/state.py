@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
-from growbench.method import Phase
+from growbench.method import Phase, Schedule
+from growbench.training.audit import Timetable
 from growbench.training.checkpoint import Checkpoint, RandomStates
 from growbench.training.evaluation import Evaluation, HeldOutLoss
 from growbench.training.phases import PhaseStart
@@ -74,24 +75,28 @@ class PhaseState:
     """A phase that is being trained."""
 
     start: PhaseStart
+    timetable: Timetable
     whole: Replica  # the model and optimizer that the method gave
     live: Replica  # the same while they are trained: replicated or sharded over processes
     step: Step | None = None  # None before the first step
     flops: dict[int, dict[Account, int]] = field(default_factory=dict)  # of one step, by workload and account
     paper_flops: int | None = None  # of one step, by the counter of LiGO's paper
+    hidden: frozenset[int] = frozenset()  # steps that are probed although the method cannot know it
     skips_parameters: bool = False  # whether some workload leaves some of the trainable parameters without gradients
     done: int = 0  # steps
     evaluated: int = -1  # steps that were done at the last evaluation
     step_seconds: list[float] = field(default_factory=list)
+    cpu_seconds: float | None = 0.0  # of these steps; None: not known, in a run resumed from a checkpoint of earlier code
     losses: list[Tensor] = field(default_factory=list)  # of the steps since the last evaluation
     train_loss: float = math.nan  # of the last step before the last evaluation
     growth: dict[str, Any] = field(default_factory=dict)  # what growth changed, measured before the first step
     randomness: RandomStates | None = None  # of the run, restored after the phase if its steps have their own
 
     @classmethod
-    def of(cls, start: PhaseStart) -> PhaseState:
+    def of(cls, start: PhaseStart, schedule: Schedule, budget: int) -> PhaseState:
+        """`schedule`: the run's, of `budget` steps."""
         whole = Replica(start.model, start.optimizer)
-        return cls(start, whole, whole)
+        return cls(start, Timetable.of(start, schedule, budget), whole, whole)
 
     def __post_init__(self) -> None:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
@@ -117,12 +122,15 @@ class PhaseState:
     def ended(self) -> bool:
         return self.done == self.start.steps
 
-    def set_rates(self, lr_multiplier: float) -> None:
-        """Set the learning rates of the next step: this multiple of each peak, or that of a param group's own schedule."""
-        own = dict(enumerate(self.phase.group_schedules))
+    @property
+    def next_is_hidden(self) -> bool:
+        """Whether the next step is one of those that are probed; none is where the model is sharded."""
+        return self.done in self.hidden and self.live.is_whole
+
+    def set_rates(self) -> None:
+        """Set the learning rates of the next step."""
         for place, (group, peak) in enumerate(zip(self.optimizer.param_groups, self.peaks, strict=True)):
-            schedule = own.get(place)
-            group["lr"] = peak * (lr_multiplier if schedule is None else schedule(self.done, self.start.steps))
+            group["lr"] = peak * self.timetable.of_group(place)[self.done]
 
     def reset_rates(self) -> None:
         """Set the learning rates to their peaks, so that the next phase can continue with this optimizer."""
@@ -144,7 +152,7 @@ class PhaseState:
     def record(self) -> PhaseRecord:
         """The record of the trained phase."""
         spent: Counter[Account] = Counter()
-        charge(spent, self.flops, self.phase.workloads(range(self.done)))
+        charge(spent, self.flops, self.timetable.count(range(self.done)))
         return PhaseRecord(
             name=self.phase.name,
             scored=self.phase.scored,
@@ -154,6 +162,8 @@ class PhaseState:
             flops_per_step={account: flops / self.done for account, flops in spent.items()},
             paper_flops_per_step=self.paper_flops,
             median_step_seconds=statistics.median(self.step_seconds),
+            seconds=sum(self.step_seconds),
+            cpu_seconds=self.cpu_seconds,
             **self.growth,
         )
 
@@ -184,6 +194,7 @@ def pack(outcome: Outcome, now: PhaseState, overhead: float, reached: bool, eval
             step_seconds=now.step_seconds,
             train_loss=now.train_loss,
             growth=now.growth,
+            cpu_seconds=now.cpu_seconds,
         ),
         losses=[loss.item() for loss in now.losses],
         overhead=overhead,
@@ -202,7 +213,7 @@ def unpack(state: RunState, outcome: Outcome, now: PhaseState, device: torch.dev
     outcome.costs.energy.resume(state.energy)
     phase = state.phase
     now.done, now.evaluated, now.step_seconds = phase.done, phase.evaluated, phase.step_seconds
-    now.train_loss, now.growth = phase.train_loss, phase.growth
+    now.train_loss, now.growth, now.cpu_seconds = phase.train_loss, phase.growth, phase.cpu_seconds
     now.losses = [torch.tensor(loss, device=device) for loss in state.losses]
 
 

@@ -2,69 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 
-from growbench.config.schema import Machine
-from growbench.console import Progress, say
+from growbench.console import say
 from growbench.costs.accounts import Account, Unit
-from growbench.costs.ledger import Costs, Stopwatch
+from growbench.costs.ledger import CpuClock, Stopwatch
 from growbench.costs.published import paper_step
-from growbench.data import Batch, Data
+from growbench.data import Batch
 from growbench.data.feed import Feed
-from growbench.method import Method, Task, schedule
-from growbench.training.checkpoint import Checkpoint, Checkpoints
+from growbench.method import Method, schedule
+from growbench.training.audit import Audit, hidden_steps, untouched
+from growbench.training.checkpoint import Checkpoint
 from growbench.training.evaluation import Evaluation, duplicates
 from growbench.training.optimizer_state import parameters_of
 from growbench.training.parallel import Parallel
-from growbench.training.phases import Limits, PhaseDriver, PhaseObserver
+from growbench.training.phases import PhaseDriver, PhaseObserver
 from growbench.training.replicas import place
-from growbench.training.state import Curve, Outcome, PhaseState, TrainingFailed, charge, pack, refuse_not_finite, unpack
+from growbench.training.state import Outcome, PhaseState, TrainingFailed, charge, pack, refuse_not_finite, unpack
 from growbench.training.step import Step, autocast
+from growbench.training.work import Output, Stop, Work
 
 CHECKPOINT_SECONDS = 60.0  # least time between two checkpoints
-
-
-@dataclass(frozen=True)
-class Work:
-    """What to train, on which data, and with which limits."""
-
-    task: Task
-    data: Data
-    seed: int
-    costs: Costs  # the ledger that the task charges as well
-    machine: Machine = field(default_factory=Machine)
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the loop writes a run's results."""
-
-    curve: Curve  # receives a row for each evaluation
-    progress: Progress
-    checkpoints: Checkpoints | None = None  # to resume from; a new one is written every minute
-    branches: Collection[int] = ()  # scored steps at which a checkpoint is kept for other runs to branch off
-
-
-@dataclass(frozen=True)
-class Stop:
-    """When a run stops before the end of its last phase."""
-
-    at_loss: float = -math.inf  # nats: the run ends at its first scored evaluation at or below it
-    interrupted: Callable[[], bool] = lambda: False  # asked before each step; the run can be resumed
-    after_steps: float = math.inf  # the run ends before the next step, and can be resumed
-    after_scored_steps: float = math.inf  # likewise
-
-    def is_due(self, outcome: Outcome) -> bool:
-        """Whether as many steps are done as were asked for."""
-        return outcome.steps >= self.after_steps or outcome.scored_steps >= self.after_scored_steps
 
 
 class Due(NamedTuple):
@@ -75,6 +39,7 @@ class Due(NamedTuple):
     checkpoint: bool
     interruption: bool
     stop: bool  # as many steps are done as were asked for
+    probe: bool  # of the next step
 
 
 class Trainer:
@@ -98,7 +63,7 @@ class Trainer:
         )
         self.evaluation = Evaluation(work.data, micro_batch, classifies, work.costs, autocast(self.training, self.device))
         self.feed = Feed(work.data, work.seed, self.device, work.machine.workers, self.parallel.dp_rank, self.parallel.dp_degree)
-        self.watch = Stopwatch(self.device)
+        self.watch, self.cpu = Stopwatch(self.device), CpuClock()
         self.schedule = schedule.of(self.training)
         self.outcome = Outcome(work.costs)
         self.source_loss: float | None = None
@@ -109,28 +74,35 @@ class Trainer:
     def run(self, method: Method) -> Outcome:
         """Train every phase of `method`. Raises TrainingFailed; then `self.outcome` holds the results up to that step."""
         driver = PhaseDriver(method, self.task, self.costs, self.observers, self.work.limits)
+        self.audit = Audit(method, self.costs)
         try:
-            if method.uses_source:
-                self.evaluation.remember(self.task.source)
-                self.source_loss, _ = self.evaluation.scores(self.task.source, counted=True)
-            for start in driver:
-                now = PhaseState.of(start)
-                self._announce(now)
-                if not self._restore_end(now):
-                    self._begin(now)
-                    with self.parallel.own_random_state() as now.randomness:
-                        stopped = self._train(now)
-                    if stopped:
-                        break
-                    self._end(now)
-                driver.trained(now.train_loss)
-                if self.reached:
-                    break
-            self.outcome.end(self.evaluation)
+            with self.costs.keeping():
+                self._run(method, driver)
         finally:
             self.feed.close()
             self.costs.seconds[Account.OVERHEAD] = self._overhead()
         return self.outcome
+
+    def _run(self, method: Method, driver: PhaseDriver) -> None:
+        if method.uses_source:
+            self.evaluation.remember(self.task.source)
+            self.source_loss, _ = self.evaluation.scores(self.task.source, counted=True)
+        stopped = False
+        for start in driver:
+            now = PhaseState.of(start, self.schedule, self.task.budget)
+            self._announce(now)
+            if not self._restore_end(now):
+                self._begin(now)
+                with self.parallel.own_random_state() as now.randomness:
+                    stopped = self._train(now)
+                if stopped:
+                    break
+                self._end(now)
+            driver.trained(now.train_loss)
+            if self.reached:
+                break
+        self.outcome.end(self.evaluation)
+        self.audit.run_ended(self.outcome.phases, stopped)
 
     def _train(self, now: PhaseState) -> bool:
         """Train a phase to its end, or to the loss to stop at. Before each step and after the last, do what is due.
@@ -141,6 +113,7 @@ class Trainer:
             due = self._due(now)
             if any(due):
                 self._charge(now)
+                self.audit.refuse_threads(now.phase.name)
             if due.evaluation:
                 self._evaluate(now)
             if due.branch or due.checkpoint:
@@ -151,6 +124,9 @@ class Trainer:
                 return True
             if now.ended or self.reached:
                 break
+            if due.probe:
+                with untouched(now.model, self.task.rng):
+                    self._check_work(now, now.done)
             self._step(now, clock_stopped=any(due))
         now.join()
         return False
@@ -161,7 +137,8 @@ class Trainer:
         late = not now.ended and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
         interruption, late = self.parallel.any_process(self.stop.interrupted(), late)
         stop = self.stop.is_due(self.outcome)
-        return Due(evaluation, branch, checkpoint=interruption or stop or late, interruption=interruption, stop=stop)
+        checkpoint = interruption or stop or late
+        return Due(evaluation, branch, checkpoint=checkpoint, interruption=interruption, stop=stop, probe=now.next_is_hidden)
 
     def _step(self, now: PhaseState, clock_stopped: bool) -> None:
         """One training step, on the clock."""
@@ -170,12 +147,18 @@ class Trainer:
             step, clock_stopped = self._place(now), True
         if clock_stopped:
             self.costs.energy.start()
+            self.cpu.start()
             self.watch.mark()
-        now.set_rates(self._lr_multiplier(now, now.done))
-        self.parallel.seed(self.work.seed, now.start.first_step + now.done)
-        now.losses.append(step.backward(self._batch(now, now.done), now.done))
-        step.update()
+        with self._watched(now):
+            now.set_rates()
+            self.parallel.seed(self.work.seed, now.start.first_step + now.done)
+            batch = self._batch(now, now.done)
+            with self.costs.gradients.allowed():
+                now.losses.append(step.backward(batch, now.done))
+            with self.costs.gradients.no_backward() if now.next_is_hidden else nullcontext():
+                step.update()
         self.watch.mark()
+        self.audit.step_done(now.phase.name)
         now.done += 1
         self.outcome.steps += 1
         self.outcome.tokens += self.work.data.tokens_per_batch
@@ -187,7 +170,7 @@ class Trainer:
         now.live = place(now.phase, now.optimizer, self.task.architecture, self.parallel, now.skips_parameters)
         now.step = step = Step.of(now.phase, now.live, self.training, self.work.machine, self.device, now.start.steps)
         if step.compiled:
-            for first in now.phase.first_steps(now.start.steps).values():
+            for first in now.timetable.first_steps().values():
                 self.costs.compiling(lambda: step.backward(self._batch(now, first), first))  # noqa: B023
             now.live.zero_grad()
         self.feed.waited = 0.0
@@ -203,7 +186,8 @@ class Trainer:
 
     def _begin(self, now: PhaseState) -> None:
         """Count the FLOPs of a step of each workload. Then resume the phase, or, if it is new, measure what growth changed."""
-        now.flops = {workload: self._probe(now, step) for workload, step in now.phase.first_steps(now.start.steps).items()}
+        now.hidden = hidden_steps(self.work.seed, now.start.number, now.start.steps)
+        now.flops = {workload: self._probe(now, step) for workload, step in now.timetable.first_steps().items()}
         now.paper_flops = self._paper_flops(now)
         newest = self.output.checkpoints.newest(now.start.number, now.check) if self.output.checkpoints else None
         if newest:
@@ -222,17 +206,21 @@ class Trainer:
 
     def _end(self, now: PhaseState) -> None:
         """Check that the last step took as many FLOPs as were charged, and record the phase."""
-        first, last = now.flops[now.phase.workload_of(now.done - 1)], self._probe(now, now.done - 1)
-        if last != first:
-            change = f"from {sum(first.values()):,} to {sum(last.values()):,} FLOPs"
-            wrong = f"phase {now.phase.name!r}: the work per step changed {change}; use two phases"
-            raise TrainingFailed(self.outcome.steps, wrong)
+        self._check_work(now, now.done - 1)
         now.reset_rates()
         self.evaluation.remember(now.model)
         now.growth["duplicates_end"] = self._duplicates(now)
         self.outcome.phases.append(now.record())
         if self.output.checkpoints:
             self.output.checkpoints.save_end(now.start.number, self._checkpoint(now))
+
+    def _check_work(self, now: PhaseState, step: int) -> None:
+        """Raise TrainingFailed unless this step takes as many FLOPs as are charged for it."""
+        charged, found = now.flops[now.timetable.workloads[step]], self._probe(now, step)
+        if found != charged:
+            change = f"from {sum(charged.values()):,} to {sum(found.values()):,} FLOPs"
+            wrong = f"phase {now.phase.name!r}: the work per step changed {change}; use two phases"
+            raise TrainingFailed(self.outcome.steps, wrong)
 
     def _evaluate(self, now: PhaseState) -> None:
         """Evaluate, and add a row to the curve. At the start of a phase also count the FLOPs of an evaluation."""
@@ -251,7 +239,7 @@ class Trainer:
             "tokens": outcome.tokens,
             "val_loss": val_loss,
             "train_loss": train_loss,
-            "lr": now.peaks[0] * self._lr_multiplier(now, max(now.done - 1, 0)),
+            "lr": now.peaks[0] * now.timetable.lr_multipliers[max(now.done - 1, 0)],
             "flops": self.costs.total(Unit.FLOPS),
             "seconds": self.costs.total(Unit.SECONDS),
             "scored": scored,
@@ -276,7 +264,9 @@ class Trainer:
         for account, seconds in taught.items():
             self.costs.seconds[account] += seconds
         self.costs.seconds[now.account] += sum(step_seconds) - sum(taught.values())
-        charge(self.costs.flops, now.flops, now.phase.workloads(range(len(now.step_seconds), now.done)))
+        charge(self.costs.flops, now.flops, now.timetable.count(range(len(now.step_seconds), now.done)))
+        if now.cpu_seconds is not None and step_seconds:
+            now.cpu_seconds += self.cpu.read()
         now.step_seconds += step_seconds
         self.outcome.waited += self.feed.waited
         self.feed.waited = 0.0
@@ -287,10 +277,16 @@ class Trainer:
 
     def _probe(self, now: PhaseState, step: int) -> dict[Account, int]:
         """FLOPs of a step by account, over all parts of the batch."""
-        do = Step.of(now.phase, now.whole, self.training, self.work.machine, self.device)
-        flops = self.costs.probe(lambda: do.backward(self._batch(now, step), step), now.account)
-        now.skips_parameters |= any(parameter.grad is None for parameter in parameters_of(now.optimizer))
-        now.optimizer.zero_grad()
+        do = Step.of(now.phase, now.live, self.training, self.work.machine, self.device)
+
+        def once() -> None:
+            with now.live.accumulating():
+                do.backward(self._batch(now, step), step)
+
+        parameters = parameters_of(now.optimizer)
+        flops = self.costs.probe(once, now.account, parameters)
+        now.skips_parameters |= any(parameter.grad is None for parameter in parameters)
+        now.live.zero_grad()
         return {account: each * self.parallel.dp_degree for account, each in flops.items()}
 
     def _paper_flops(self, now: PhaseState) -> int | None:
@@ -301,11 +297,15 @@ class Trainer:
         batch, sequence_length = self.training.batch, self.task.target_config.positions
         return paper_step(self.task.architecture, now.model, batch, sequence_length, teacher, now.phase.paper_step_flops)
 
-    def _lr_multiplier(self, now: PhaseState, step: int) -> float:
-        """The learning rate at a step of the phase, as a multiple of its peak."""
-        if now.phase.schedule is not None:
-            return now.phase.schedule(step, now.start.steps)
-        return self.schedule(now.start.first_scored_step + step, self.task.budget) if now.phase.scored else 1.0
+    def _watched(self, now: PhaseState) -> AbstractContextManager[Any]:
+        """Show the next step to the observers."""
+        if not self.observers:
+            return nullcontext()
+        flops = sum(now.flops[now.timetable.workloads[now.done]].values())
+        stack = ExitStack()
+        for observer in self.observers:
+            stack.enter_context(observer.step(now.start, now.done, flops))
+        return stack
 
     def _duplicates(self, now: PhaseState) -> float | None:
         """The share of duplicated FFN units; None for a model that is not of the target's sizes."""

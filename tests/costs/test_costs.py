@@ -16,6 +16,7 @@ from growbench.config.schema import ModelConfig
 from growbench.costs.accounts import Unit
 from growbench.costs.flops import count, fvcore_forward
 from growbench.costs.ledger import Costs, Stopwatch
+from growbench.costs.teaching import teacher
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step, paper_step
 from growbench.data import Batch
 from growbench.method import Task, task_loss
@@ -222,19 +223,20 @@ def test_charges_land_in_their_accounts() -> None:
 
 def test_a_teachers_forward_is_charged_apart_and_without_gradients() -> None:
     costs = Costs(CPU)
-    teacher, student = nn.Linear(8, 4, bias=False), nn.Linear(8, 4, bias=False)
+    small, student = nn.Linear(8, 4, bias=False), nn.Linear(8, 4, bias=False)
     x = torch.randn(3, 8)
 
     def step() -> None:
-        with costs.teacher():
-            goal = teacher(x)
+        with teacher():
+            goal = small(x)
         assert not goal.requires_grad
         (student(x) - goal).square().sum().backward()
 
     forward = 2 * 3 * 8 * 4
-    assert costs.probe(step, "train") == {"train": 2 * forward, "teacher": forward}  # no input gradient
-    assert set(costs.teacher_seconds().values()) == {0}  # a probe is not charged
-    step()
+    with costs.keeping():
+        assert costs.probe(step, "train") == {"train": 2 * forward, "teacher": forward}  # no input gradient
+        assert set(costs.teacher_seconds().values()) == {0}  # a probe is not charged
+        step()
     assert costs.teacher_seconds()["teacher"] > 0
 
 
@@ -355,6 +357,6 @@ def test_cross_entropy_of_bf16_logits_and_soft_labels_is_computed_in_float32() -
 def test_a_source_is_there_only_for_methods_that_use_one() -> None:
     from growbench.config import loading
 
-    task = Task.of(loading.load("gpt2-tiny"), "target", 128, Costs(CPU))
+    task = Task.of(loading.load("gpt2-tiny"), "target", 128, CPU)
     with pytest.raises(RuntimeError, match="uses_source"):
         _ = task.source

@@ -40,7 +40,7 @@ def train(miniature: Path) -> Train:
         torch.manual_seed(0)
         with device:
             source = architectures.of(experiment).build(experiment.sizes("source", texts.vocabulary))
-        task = Task.of(experiment, "target", texts.vocabulary, costs, source=source.requires_grad_(False).eval())
+        task = Task.of(experiment, "target", texts.vocabulary, device, source=source.requires_grad_(False).eval())
         work = Work(task, texts, 0, costs, experiment.machine)
         output = Output(curve, Progress("test", 1, None, shown=False))
         found = registry.get(method, experiment.methods.get(method))

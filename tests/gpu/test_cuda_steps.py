@@ -132,7 +132,7 @@ def test_long_phases_are_compiled_on_cuda_alone(train: Train, device: torch.devi
 
 def test_the_tasks_optimizer_is_fused_and_steps_as_the_plain_one(miniature: Path, device: torch.device) -> None:
     """Three steps by the same gradients."""
-    task = Task.of(loading.load(str(miniature)), "target", 300, Costs(device))
+    task = Task.of(loading.load(str(miniature)), "target", 300, device)
     trained = []
     for fused in (True, False):
         torch.manual_seed(0)

@@ -77,7 +77,7 @@ def task_of(experiment: Experiment, seed: int = 0, device: torch.device = CPU) -
         source = architectures.of(experiment).build(experiment.sizes("source", VOCABULARY))
         for parameter in source.parameters():
             nn.init.normal_(parameter, std=0.3)
-    return Task.of(experiment, "target", VOCABULARY, Costs(device), seed, source.requires_grad_(False).eval())
+    return Task.of(experiment, "target", VOCABULARY, device, seed, source.requires_grad_(False).eval())
 
 
 def task_in(cell: Cell, target: ModelConfig) -> Task:
@@ -99,7 +99,6 @@ def run(experiment: Experiment, name: str, seed: int = 0, **options: Any) -> tup
     torch.manual_seed(seed)
     method, costs = get(name, options).method, Costs(CPU)
     progress = Progress("test", 1, None, shown=False)
-    task.teacher = costs.teacher
     outcome = Trainer(Work(task, data_of(experiment), seed, costs), Output(curve, progress)).run(method)
     return outcome, [{key: value for key, value in row.items() if key != "seconds"} for row in curve]
 

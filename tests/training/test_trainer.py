@@ -60,7 +60,7 @@ def train(experiment: Experiment, data: TextData) -> Train:
         changed = replace(
             experiment, train=training, target=replace(experiment.target, dropout=dropout, **options.pop("target", {}))
         )
-        task = Task.of(changed, "target", data.vocabulary, costs, seed, source)
+        task = Task.of(changed, "target", data.vocabulary, CPU, seed, source)
         work = Work(task, data, seed, costs, options.pop("machine", Machine()))
         output = Output(curve, Progress("test", 1, None, shown=False), options.pop("checkpoints", None))
         return Trainer(work, output, Stop(**options)).run(method), curve

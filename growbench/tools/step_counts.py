@@ -1,0 +1,79 @@
+"""Counts the FLOPs of every step of a miniature run, with all that runs in it: schedule, batch, loss, backward and optimizer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from growbench.costs.flops import counting
+from growbench.costs.gradients import GradientWatch
+from growbench.training.phases import PhaseObserver, PhaseStart
+
+SAME_WORK = "all steps must do the same work, or workload= must tell them apart"
+
+
+class StepCounts(PhaseObserver):
+    """Compares the FLOPs of each step with what is charged for it.
+
+    An optimizer's own products, as Muon's, are not charged, by the protocol. A forward or backward pass in its step is no such
+    product.
+    """
+
+    def __init__(self, gradients: GradientWatch, counts: bool) -> None:
+        """`counts`: False where FLOPs are not compared."""
+        self.gradients, self.counts = gradients, counts
+        self.broken: dict[str, str] = {}  # what is wrong -> where it was seen first
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def step(self, start: PhaseStart, number: int, flops: int) -> Iterator[None]:
+        if not self.counts:
+            with sdpa_kernel(SDPBackend.MATH):  # the same attention kernel as where FLOPs are counted
+                yield
+            return
+        with counting() as counter, _Optimizing(counter, self.gradients) as optimizing:
+            yield
+        place = f"phase {start.phase.name!r}"
+        found = counter.get_total_flops() - optimizing.flops
+        if found != flops and not self.broken:
+            self.broken[f"step {number} takes {found:,} FLOPs, while {flops:,} are charged: {SAME_WORK}"] = place
+        if optimizing.calls_modules:
+            self.broken.setdefault("the optimizer calls a module in its step: what it computes there is not charged", place)
+        elif optimizing.flops:
+            kind = type(start.optimizer).__name__
+            text = f"{place}: a step of {kind} takes {optimizing.flops:,} FLOPs of its own, which no method is charged for"
+            self.warnings += [text] if not self.warnings else []
+
+
+class _Optimizing(ExitStack):
+    """Tells what an optimizer does in its step from what a training step does beside it."""
+
+    def __init__(self, counter: FlopCounterMode, gradients: GradientWatch) -> None:
+        super().__init__()
+        self.counter, self.gradients = counter, gradients
+        self.flops = 0
+        self.thread = threading.get_ident()
+        self.watching = ExitStack()
+        self.callback(self.watching.close)
+        self.calls_modules = False
+        for handle in (register_optimizer_step_pre_hook(self._begins), register_optimizer_step_post_hook(self._ends)):
+            self.callback(handle.remove)
+
+    def _begins(self, *_: Any) -> None:
+        self.flops -= self.counter.get_total_flops()
+        self.watching.callback(register_module_forward_pre_hook(self._called).remove)
+        self.watching.enter_context(self.gradients.no_backward())
+
+    def _ends(self, *_: Any) -> None:
+        self.watching.close()
+        self.flops += self.counter.get_total_flops()
+
+    def _called(self, *_: Any) -> None:
+        self.calls_modules |= threading.get_ident() == self.thread
