@@ -218,6 +218,10 @@ class ShardedModelReplica(Replica):
         """Not FSDP2 over tensor parallelism: torch.compile raises `Mixing fake modes NYI` (torch 2.14)."""
         return self.parallel.dp_degree == 1 or self.parallel.tp_degree == 1
 
+    @property
+    def is_whole(self) -> bool:
+        return False
+
     def run(self, loss: Callable[[], Tensor]) -> Tensor:
         found: Tensor = self.scope(loss=loss)
         return found

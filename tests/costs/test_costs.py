@@ -16,8 +16,8 @@ from growbench.config.schema import ModelConfig
 from growbench.costs.accounts import Unit
 from growbench.costs.flops import count, fvcore_forward
 from growbench.costs.ledger import Costs, Stopwatch
-from growbench.costs.teaching import teacher
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step, paper_step
+from growbench.costs.teaching import teacher
 from growbench.data import Batch
 from growbench.method import Task, task_loss
 from growbench.method.loss import cross_entropy
