@@ -54,7 +54,19 @@ operator_steps = 3
 """
 
 WriteMiniature = Callable[..., Path]
-Once = Callable[[str, Callable[[Path], None]], Path]
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
+def documents() -> str:
+    """150 documents of common English words, a frequent word early in the list; always the same."""
+    rng = random.Random(0)
+    words = WORDS.split()
+    weights = [1 / (rank + 2) for rank in range(len(words))]
+
+    def sentence() -> str:
+        return " ".join(rng.choices(words, weights, k=rng.randint(5, 15))).capitalize() + "."
+
+    return "\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -99,7 +111,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def folder(name: str, fill: Callable[[Path], None]) -> Path:
+    def folder(name: str, fill: Callable[[Path], object]) -> Path:
         found, filled = shared / name, shared / f"{name}.filled"
         with FileLock(shared / f"{name}.lock"):
             if not filled.exists():
@@ -114,19 +126,8 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 @pytest.fixture(scope="session")
 def corpus(once: Once) -> Path:
-    """150 documents of common English words, a frequent word early in the list; always the same."""
-    rng = random.Random(0)
-    words = WORDS.split()
-    weights = [1 / (rank + 2) for rank in range(len(words))]
-
-    def sentence() -> str:
-        return " ".join(rng.choices(words, weights, k=rng.randint(5, 15))).capitalize() + "."
-
-    def write(folder: Path) -> None:
-        text = "\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150))
-        (folder / "corpus.txt").write_text(text, encoding="utf-8")
-
-    return once("corpus", write) / "corpus.txt"
+    """The small corpus of `documents`, as a file."""
+    return once("corpus", lambda folder: (folder / "corpus.txt").write_text(documents(), encoding="utf-8")) / "corpus.txt"
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak.attack import carry_out
+from tests.soak.attempt import ATTACKS
 from tests.soak.crash import crash
 from tests.soak.fuzz import PROPERTIES, throw
+
+
+@pytest.fixture(scope="session")
+def shared_with_attacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("attacks")
+
 
 CASES = {"command lines": 60, "experiment files": 120, "corpora": 120}
 
@@ -22,3 +30,10 @@ def test_killed_runs_end_in_the_same_bits(miniature: Path, tmp_path: Path) -> No
     """Three kills; `python -m tests.soak.crash` kills all methods, fifty times."""
     miniature.write_text(miniature.read_text().replace("steps = 12", "steps = 30"))
     assert len(crash([str(miniature)], "scratch,ligo", 3, 0, tmp_path, most=20)) == 3
+
+
+@pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.short])
+def test_attacked_and_still_standing(name: str, tmp_path: Path, shared_with_attacks: Path) -> None:
+    """`python -m tests.soak.attack` carries out all others too."""
+    happened, kept = carry_out(ATTACKS[name], tmp_path, shared_with_attacks)
+    assert kept, happened
