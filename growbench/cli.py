@@ -54,6 +54,11 @@ def _carry_out(options: argparse.Namespace) -> int:
     except UsageError as error:
         say(f"growbench: {error}")
         return 2
+    except OSError as error:
+        if error.strerror is None:  # not of the operating system
+            raise
+        say(f"growbench: {f'{error.filename}: ' if error.filename else ''}{error.strerror}")
+        return 2
     except FailedAlone as error:
         say(str(error))
         os._exit(1)  # an orderly end would wait for the others

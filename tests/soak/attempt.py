@@ -138,7 +138,7 @@ class Attempt:
             try:
                 self.refused(each, word)
             except NotKept as error:
-                wrong.append(f"{line.replace(str(self.folder), 'DIR')[:80]}: {error}"[:300])
+                wrong.append(f"{line.replace(str(self.folder), 'DIR')[-80:]}: {str(error)[:200]}")
         if wrong:
             raise NotKept("; ".join(wrong))
         return f"each of {len(lines)}: exit code 2, one line"

@@ -11,7 +11,7 @@ IMPOSSIBLE = {
     "train.batch": ("0", "-4", "4.5", "inf"),
     "train.betas": ("[nan, 0.9]", "[0.9]", "[-1, 1]", "{}"),
     "train.precision": ("fp16", "float16", "fp8", "''"),
-    "data.vocabulary": ("-1", "0", "1", "1e3"),
+    "data.vocabulary": ("-1", "0", "1e3"),
     "data.sequence_length": ("0", "-16", "3", "inf"),
     "data.evaluation_batches": ("0", "-1", "nan"),
     "target.layers": ("0", "-2", "nan"),
@@ -37,11 +37,11 @@ def broken_experiment_files(attempt: Attempt) -> str:
     return attempt.each_refused([["run", file, *PLAN] for file in files])
 
 
-@attack("a batch larger than the data, and a sequence longer than all documents together", REFUSED)
+@attack("a batch larger than the data, a sequence longer than all documents, a vocabulary smaller than bytes", REFUSED)
 def more_than_the_data(attempt: Attempt) -> str:
-    cases = ["train.batch=100000", "data.sequence_length=100000"]
+    cases = ["train.batch=100000", "data.sequence_length=100000", "data.vocabulary=100"]
     end = ["--methods", "scratch", "--results", attempt.results]
-    return attempt.each_refused([["run", attempt.experiment, *end, "--set", case] for case in cases], "one batch")
+    return attempt.each_refused([["run", attempt.experiment, *end, "--set", case] for case in cases])
 
 
 @attack("one step, of one sequence", UNDISTURBED)

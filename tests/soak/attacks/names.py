@@ -29,7 +29,7 @@ def overlong_paths(attempt: Attempt) -> str:
     cases += [["run", attempt.experiment, *SCRATCH, "--set", f"data.corpus=files:{path}.txt"] for path in long]
     cases += [["run", attempt.experiment, *PLAN, "--tuned", path] for path in long]
     cases += [["run", attempt.experiment, "--methods", f"./{path}.py", *PLAN[2:]] for path in long]
-    cases += [["report", attempt.folder / path] for path in long] + [["reproduce", attempt.folder / path] for path in long]
+    cases += [["report", attempt.folder / path] for path in long]
     return attempt.each_refused(cases)
 
 
