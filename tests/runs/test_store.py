@@ -6,16 +6,18 @@ import errno
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
@@ -26,6 +28,9 @@ from growbench.costs.accounts import Account, Unit
 from growbench.errors import UsageError
 from growbench.runs import jobs, store
 from growbench.training import checkpoint, trainer
+from growbench.training.checkpoint import Checkpoint, Checkpoints
+from tests.processes import ended, mount_alone, remount, start
+from tests.training.test_checkpoint import STATE
 
 RECORD: dict[str, Any] = {
     "status": "finished", "experiment": "e", "title": "E", "method": "scratch", "seed": 0, "steps": 2, "tokens": 20,
@@ -251,33 +256,26 @@ def test_a_full_disk_fails_the_run_and_loses_nothing(
     assert cli.main(arguments) == 0, "with room again, the failed run is trained anew"
 
 
-DISKS = """
-import os, subprocess, sys
-from growbench import cli
-from growbench.training import trainer
-from tests import figures
-figures.leave_out()
-trainer.CHECKPOINT_SECONDS = 0.0
-experiment, disk = sys.argv[1:]
+def on_small_disks(arguments: Sequence[str]) -> int:
+    """In a process of its own, which sees a disk of its own."""
+    experiment, disk = arguments
+    mount_alone(disk, "size=40k")  # holds records and curves, but no checkpoint, small model or report
+    trainer.CHECKPOINT_SECONDS = 0.0
 
-def mount(*options):
-    subprocess.run(["mount", *options, disk], check=True)
+    def growbench(*arguments: str) -> None:
+        print(f"exit code {cli.main(list(arguments))}", file=sys.stderr)
 
-def growbench(*arguments):
-    print(f"exit code {cli.main(list(arguments))}", file=sys.stderr)
-
-run = ["run", experiment, "--results", f"{disk}/results", "--methods"]
-mount("-t", "tmpfs", "-o", "size=40k", "tmpfs")  # holds records and curves, but no checkpoint, small model or report
-growbench(*run, "stackbert,ligo")
-mount("-o", "remount,size=9m")
-growbench(*run, "stackbert,ligo")
-mount("-o", "remount,ro")
-growbench(*run, "mslt")
-growbench("report", f"{disk}/results/miniature")
-growbench("report", f"{disk}/results/miniature", "--out", f"{experiment}-report")
-os.environ["GROWBENCH_CACHE"] = f"{disk}/cache"
-growbench(*run, "mslt", "--results", f"{experiment}-results")
-"""
+    run = ["run", experiment, "--results", f"{disk}/results", "--methods"]
+    growbench(*run, "stackbert,ligo")
+    remount(disk, "size=9m")
+    growbench(*run, "stackbert,ligo")
+    remount(disk, "ro")
+    growbench(*run, "mslt")
+    growbench("report", f"{disk}/results/miniature")
+    growbench("report", f"{disk}/results/miniature", "--out", f"{experiment}-report")
+    os.environ["GROWBENCH_CACHE"] = f"{disk}/cache"
+    growbench(*run, "mslt", "--results", f"{experiment}-results")
+    return 0
 
 
 def test_a_small_disk_and_a_read_only_one(miniature: Path, tmp_path: Path) -> None:
@@ -285,8 +283,7 @@ def test_a_small_disk_and_a_read_only_one(miniature: Path, tmp_path: Path) -> No
     if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount a disk of their own")
     (disk := tmp_path / "disk").mkdir()
-    command = ["unshare", "--map-root-user", "--mount", sys.executable, "-c", DISKS, str(miniature), str(disk)]
-    said = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True).stderr
+    ((_, said),) = ended([start([str(miniature), str(disk)], on_small_disks)])
     assert "Traceback" not in said
     small, enough, read_only, report, report_elsewhere, cache, _ = re.split(r"(?<=exit code \d)\n", said)
     assert small.endswith("exit code 1")
@@ -313,6 +310,40 @@ def test_a_small_disk_and_a_read_only_one(miniature: Path, tmp_path: Path) -> No
     assert report_elsewhere == "exit code 0" and (tmp_path / "miniature.toml-report" / "index.html").exists()
     assert cache.startswith(f"growbench: cannot write the cache {disk}/cache") and cache.endswith("exit code 2")
     assert not (tmp_path / "miniature.toml-results" / "miniature").exists()
+
+
+def with_little_room(arguments: Sequence[str]) -> int:
+    """In a process of its own: checkpoints of a growing step on a disk that holds two of them and a half."""
+    disk = Path(arguments[0])
+    model = torch.nn.Linear(100, 500)
+    held = Checkpoint.of(model, torch.optim.SGD(model.parameters()), torch.Generator(), STATE)
+    held.save(disk.parent / "one")
+    mount_alone(str(disk), f"size={(disk.parent / 'one').stat().st_size * 5 // 2 // 1024}k")
+    checkpoints = Checkpoints(disk)
+    for step in range(1, 7):
+        checkpoints.save_step(0, step, held)
+        print(*sorted(path.stem.rpartition("-")[2] for path in disk.iterdir()))
+    (disk / "big").write_bytes(bytes(disk_room(disk)))
+    checkpoints.save_step(0, 7, held)
+    print(
+        *sorted(path.stem.rpartition("-")[2] for path in disk.iterdir() if path.suffix), Checkpoints(disk).newest(0) is not None
+    )
+    return 0
+
+
+def disk_room(disk: Path) -> int:
+    return os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+
+
+def test_a_results_folder_with_little_room_keeps_the_newest_checkpoints(tmp_path: Path) -> None:
+    """On a real disk. When nothing fits any more, it keeps the last one that did."""
+    if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a disk of their own")
+    (disk := tmp_path / "disk").mkdir()
+    ((out, said),) = ended([start([str(disk)], with_little_room)])
+    assert out.splitlines()[:6] == ["1", "1 2", "2 3", "3 4", "4 5", "5 6"]
+    assert out.splitlines()[6] in ("6 7 True", "6 True"), "the older one makes room where that is enough"
+    assert said == "" or "phase-0-step-7.safetensors: this checkpoint could not be kept" in said
 
 
 def test_a_record_that_cannot_be_written_is_said_and_the_run_resumed(
