@@ -120,10 +120,20 @@ class Setting:
             return False
         if self.experiment.pretrained and job.uses_source and self.parallel.is_main_process:
             store.state_source(run, saved_models.cost(self.experiment.pretrained, run.record.hardware))
-        unsaved = self.save and job.which == "target" and not (run.folder / "model").is_dir() and not job.keeps_source
-        hint = ", but its model was not saved: remove its folder to train it again"
-        say(f"{job.name:<18} is done: loss {run.final_loss:.4f}{hint * unsaved}")
+        lacks = self._lacks(run.folder / "model") if self.save and job.which == "target" and not job.keeps_source else ""
+        hint = f", but {lacks}: remove its folder to train it again" if lacks else ""
+        say(f"{job.name:<18} is done: loss {run.final_loss:.4f}{hint}")
         return True
+
+    def _lacks(self, model: Path) -> str:
+        """Why a saved model cannot be used; empty if it can."""
+        if not model.is_dir():
+            return "its model was not saved"
+        try:
+            wrong = saved_models.damage(model)
+        except (OSError, ValueError) as error:
+            wrong = f"{saved_models.CARD} cannot be read ({error})"
+        return f"of its saved model {wrong}" if wrong else ""
 
 
 def _of_source(experiment: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,16 +1,16 @@
 """Saves trained models and loads pretrained ones, as checkpoints of the models' own libraries.
 
-Beside a model's weights and configuration lies growbench.json: what the model is, and what it cost.
+Beside a model's weights and configuration lies growbench.json: what the model is, what it cost, and the sha256 of the files.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from growbench.data.shapes import vocabulary_size
 from growbench.data.sources import digest
 from growbench.data.tokenizer import named
 from growbench.errors import UsageError
+from growbench.files import flush_all, move, sha256, write_text
 from growbench.growth.weights import Axis
 from growbench.runs.records import Cost, RunRecord
 
@@ -70,8 +71,10 @@ class TrainedModel:
         try:
             self.architecture.library.save(self.model, self.sizes, draft, self.tokenizer)
             self._compare(draft)
-            (draft / CARD).write_text(json.dumps(self._card(record), indent=1) + "\n", encoding="utf-8")
-            os.replace(draft, folder)
+            card = self._card(record) | {"sha256": {path.name: sha256(path) for path in sorted(draft.iterdir())}}
+            write_text(draft / CARD, json.dumps(card, indent=1) + "\n")
+            flush_all(draft)
+            move(draft, folder)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
@@ -103,6 +106,19 @@ class TrainedModel:
             "versions": record.versions,
             "data": record.data,
         }
+
+
+def damage(folder: Path) -> str:
+    """Which file of a saved model is not what growbench.json says of it; empty if none is, or if it says nothing."""
+    file = folder / CARD
+    card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, expected in card.get("sha256", {}).items():
+        if (folder / name).is_file():
+            if sha256(folder / name) != expected:
+                return f"{name} is damaged (sha256 differs)"
+        elif any(fnmatch(name, pattern) for pattern in FILES):  # others may have been left out of a copy
+            return f"{name} is missing"
+    return ""
 
 
 def _difference(architecture: Architecture, ours: nn.Module, stock: nn.Module, positions: int) -> float:
@@ -137,7 +153,7 @@ def resolved(experiment: Experiment) -> Experiment:
 def load(experiment: Experiment, device: torch.device) -> nn.Module:
     """The pretrained source of a resolved experiment, as our model: frozen, in evaluation mode.
 
-    Raises UsageError if it cannot be read, or computes something else than our model.
+    Raises UsageError if it cannot be read, is damaged, or computes something else than our model.
     """
     pretrained = experiment.pretrained
     assert pretrained is not None
@@ -152,6 +168,10 @@ def load(experiment: Experiment, device: torch.device) -> nn.Module:
             reasons = "; ".join(library.unusual(stock, model)) or "its class has other settings"
             raise UsageError(
                 f"computes something else than growbench's {architecture.name}, which has the usual settings: {reasons}"
+            )
+        if wrong := damage(folder):
+            raise UsageError(
+                f"{wrong}: restore it; if it was changed on purpose, remove {CARD}, and set flops and seconds in [source]"
             )
     return model.to(device)
 

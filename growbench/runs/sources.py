@@ -89,7 +89,10 @@ class Sources:
         except Exception as error:  # safetensors and torch have many for a damaged file
             say(f"{file} is damaged ({' '.join(str(error).split())}): training it again")
             return None
-        return model if self.setting.done(job, data) else None
+        if model is None or not self.setting.done(job, data):
+            return None
+        self.setting.checkpoints_of(job).remove()  # a killed process may have left some
+        return model
 
     def _read(self, job: Job, data: Data) -> nn.Module:
         with self.setting.parallel.device:

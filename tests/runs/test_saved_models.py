@@ -256,6 +256,21 @@ def test_a_broken_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path) 
     assert "cannot be read" in refusal(fits)
 
 
+def test_a_damaged_source_is_refused(checkpoint: Checkpoint) -> None:
+    """One that was changed on purpose loses its card, which would state another model's cost. Files beside it may be missing."""
+    folder = checkpoint("gpt2", random_model("gpt2", sizes_for("gpt2")))
+    fits = experiment_from("gpt2", folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    saved_models.load(saved_models.resolved(fits), torch.device("cpu"))
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert "model.safetensors is damaged (sha256 differs): restore it; if it was changed on purpose" in refusal(fits)
+    (folder / "growbench.json").unlink()
+    saved_models.load(saved_models.resolved(fits), torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [("bert", "layer_norm_eps", 0.1), ("bert", "hidden_act", "relu"), ("llama", "rope_theta", 100.0), ("gpt2", "n_inner", 80)],
@@ -323,6 +338,17 @@ def test_run_saves_what_it_scored(done: tuple[Path, Path, str]) -> None:
     assert losses["source-seed0"]["source"] == 0
     assert losses["bert2bert-seed0"]["source"] == losses["source-seed0"]["total"] > 0
     assert losses["bert2bert-seed0"]["total"] == losses["bert2bert-seed0"]["own"] + losses["bert2bert-seed0"]["source"]
+
+
+def test_a_saved_model_that_is_damaged_is_said(done: tuple[Path, Path, str], tmp_path: Path) -> None:
+    miniature, results, _ = done
+    copy = shutil.copytree(results, tmp_path / "miniature")
+    (copy / "bert2bert-seed0" / "model" / "model.safetensors").write_bytes(b"damaged")
+    (copy / "scratch-seed0" / "model" / "growbench.json").write_text("{")
+    code, _, said = growbench("run", miniature, "--methods", "bert2bert", "--results", tmp_path, "--save")
+    assert code == 0
+    assert "of its saved model model.safetensors is damaged (sha256 differs): remove its folder to train it again" in said
+    assert "of its saved model growbench.json cannot be read" in said
 
 
 def test_a_model_that_is_not_saved_is_said(done: tuple[Path, Path, str], tmp_path: Path) -> None:
