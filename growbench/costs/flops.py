@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from growbench.data import Batch
+from growbench.errors import UsageError
 
 T = TypeVar("T")
 aten = torch.ops.aten
@@ -35,8 +36,40 @@ def _dot(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * a[0]
 
 
-# products with vectors, which torch's counter lacks
-VECTOR_PRODUCTS = {aten.mv: _mv, aten.addmv: _addmv, aten.dot: _dot}
+def _mm(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(a) * b[-1]
+
+
+def _addmm(bias: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(a) * b[-1]
+
+
+def _distances(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(a[:-1]) * (a[-1] + 2) * b[-2]  # by one product, with the squared norms as two more columns
+
+
+def _refused(name: str) -> Callable[..., int]:
+    def refuse(*args: Any, **kwargs: Any) -> int:
+        raise UsageError(f"{name} is a product that the FLOP counter does not know: write it with matmul or einsum")
+
+    return refuse
+
+
+# products that torch's counter lacks: with vectors, in place, summed over a batch, of integers, in distances
+PRODUCTS: dict[Any, Callable[..., int]] = {
+    aten.mv: _mv,
+    **dict.fromkeys((aten.addmv, aten.addmv_), _addmv),
+    **dict.fromkeys((aten.dot, aten.vdot), _dot),
+    aten._int_mm: _mm,
+    aten._euclidean_dist: _distances,  # of torch.cdist
+    **dict.fromkeys((aten.addmm_, aten.baddbmm_, aten.addbmm, aten.addbmm_, aten._addmm_activation), _addmm),
+}
+UNKNOWN = (
+    aten._grouped_mm, aten._scaled_grouped_mm, aten._trilinear, aten.mkldnn_rnn_layer, aten._cudnn_rnn,
+    aten._sparse_addmm, aten._sparse_sparse_matmul, aten.sspaddmm, aten.hspmm, aten.sparse_sampled_addmm,
+    aten._sparse_mm_reduce_impl,
+)  # fmt: skip
+PRODUCTS |= {product: _refused(str(product)) for product in UNKNOWN}
 
 
 class _NoModules:
@@ -52,7 +85,7 @@ class _NoModules:
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """Count the FLOPs of the `with` block. Attention takes the math path, because the counter misses the fused CPU kernels."""
-    counter = FlopCounterMode(display=False, custom_mapping=VECTOR_PRODUCTS)
+    counter = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with sdpa_kernel(SDPBackend.MATH), counter:
         yield counter

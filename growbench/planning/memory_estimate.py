@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
-from growbench.costs.flops import VECTOR_PRODUCTS
+from growbench.costs.flops import PRODUCTS
 
 attend = functional.scaled_dot_product_attention
 
@@ -31,7 +31,7 @@ PRECISE = {
     Tensor.log_softmax, functional.cross_entropy, functional.kl_div, functional.rms_norm,
 }  # fmt: skip
 
-FLOPS = flop_registry | {func: shape_wrapper(formula) for func, formula in VECTOR_PRODUCTS.items()}
+FLOPS = flop_registry | {func: shape_wrapper(formula) for func, formula in PRODUCTS.items()}
 RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
 LARGEST_RANDOM = 2**20  # elements; larger random tensors are weights, whose values are not needed
 

@@ -210,7 +210,7 @@ class Run:
         self.watcher = Watcher(task, source)
         work = Work(self.task, data, SEED, costs, limits=LIMITS)
         output = Output(self.curve, Progress("check", 1, None, shown=False))
-        self.steps = StepCounts(costs.gradients, costs.counts)
+        self.steps = StepCounts(costs.gradients, cell.plain, costs.counts)
         self.trainer = Trainer(work, output, observers=[self.watcher, self.steps])
         try:
             with redirect_stderr(io.StringIO()), self.watcher.watching():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from growbench.costs.ledger import Costs, Stopwatch
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step, paper_step
 from growbench.costs.teaching import teacher
 from growbench.data import Batch
+from growbench.errors import UsageError
 from growbench.method import Task, task_loss
 from growbench.method.loss import cross_entropy
 
@@ -158,6 +160,36 @@ def test_products_of_matrix_and_vector_are_counted() -> None:
     assert count(lambda: m @ n)[0] == 70
     assert count(lambda: torch.addmv(torch.zeros(5), m, n))[0] == 70
     assert count(lambda: n @ n)[0] == 14
+
+
+A, B = torch.randn(5, 7), torch.randn(2, 5, 5)
+SAME_PRODUCTS: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
+    (lambda: torch.zeros(5, 5).addmm_(A, A.mT), lambda: A @ A.mT),
+    (lambda: torch.zeros(2, 5, 5).baddbmm_(B, B), lambda: B @ B),
+    (lambda: torch.addbmm(torch.zeros(5, 5), B, B), lambda: B @ B),
+    (lambda: torch.zeros(5, 5).addbmm_(B, B), lambda: B @ B),
+    (lambda: torch.zeros(5).addmv_(A, A[0]), lambda: A @ A[0]),
+    (lambda: torch.vdot(A[0], A[1]), lambda: A[0] @ A[1]),
+    (lambda: torch.cdist(A, A, compute_mode="use_mm_for_euclid_dist"), lambda: torch.randn(5, 9) @ torch.randn(9, 5)),
+]
+
+
+@pytest.mark.parametrize(("other", "plain"), SAME_PRODUCTS)
+def test_a_product_counts_alike_however_it_is_written(other: Callable[[], Any], plain: Callable[[], Any]) -> None:
+    assert count(other)[0] == count(plain)[0] > 0
+
+
+UNCOUNTED: list[Callable[[], Any]] = [
+    lambda: nn.functional.bilinear(A, A, torch.randn(3, 7, 7)),
+    lambda: torch.sparse.mm(A.to_sparse(), A.mT),
+    lambda: nn.LSTM(7, 7)(A),
+]
+
+
+@pytest.mark.parametrize("product", UNCOUNTED)
+def test_a_product_that_the_counter_does_not_know_is_an_error(product: Callable[[], Any]) -> None:
+    with pytest.raises(UsageError, match="is a product that the FLOP counter does not know: write it with matmul or einsum"):
+        count(product)
 
 
 def bert(layers: int, width: int) -> ModelConfig:
