@@ -13,6 +13,7 @@ from typing import NoReturn
 from growbench import __version__, commands
 from growbench.console import lasting_streams, say
 from growbench.errors import FailedAlone, UsageError
+from growbench.runs import signals
 
 EXAMPLES = """examples:
   growbench run                                          all methods on gpt2-tiny: minutes on two CPU cores
@@ -47,10 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _carry_out(options: argparse.Namespace) -> int:
     try:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.command is not commands.run:
-            raise UsageError("torchrun starts several processes: only growbench run works with them")
-        code: int = options.command(options)
-        return code
+        with signals.raising():
+            return _do(options)
     except UsageError as error:
         say(f"growbench: {error}")
         return 2
@@ -65,6 +64,13 @@ def _carry_out(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         say("growbench: interrupted; finished work is kept, and the same command resumes")
         return 130
+
+
+def _do(options: argparse.Namespace) -> int:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.command is not commands.run:
+        raise UsageError("torchrun starts several processes: only growbench run works with them")
+    code: int = options.command(options)
+    return code
 
 
 def parser() -> argparse.ArgumentParser:

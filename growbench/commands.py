@@ -6,6 +6,7 @@ Torch is imported inside the functions, so that --help and list need not wait fo
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,37 +17,18 @@ from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.console import say
 from growbench.errors import UsageError
+from growbench.tools import stages
 
 if TYPE_CHECKING:
-    from growbench.planning.budgets import Budgets
     from growbench.registry import Found
 
 
 def _methods(names: str | None, experiment: Experiment) -> list[Found]:
     """The methods that were asked for, scratch first."""
-    asked = registry.names() if names is None else [name.strip() for name in names.split(",") if name.strip()]
-    return registry.get_all(["scratch", *asked], experiment.methods)
-
-
-def _experiment(options: argparse.Namespace) -> Experiment:
-    """The experiment that was asked for; the sizes of a pretrained source are read from its checkpoint."""
-    experiment = loading.load(options.experiment, options.set)
-    _prepare()
-    if experiment.pretrained is None:
-        return experiment
-    from growbench.runs import saved_models
-
-    return saved_models.resolved(experiment)
+    return registry.get_all(stages.specs_of(names, experiment), experiment.methods)
 
 
 def run(options: argparse.Namespace) -> int:
-    experiment = _experiment(options)
-    methods = _methods(options.methods, experiment)
-    if options.tuned:
-        from growbench.tools import tuned_values
-
-        by_hand = [override.partition("=")[0].strip().removeprefix("methods.") for override in options.set]
-        methods = tuned_values.apply(options.tuned, experiment, methods, options.seeds, by_hand)
     if options.budgets and options.protocol != "ladder":
         raise UsageError("--budgets: only with --protocol ladder")
     if options.stop_at_target and options.protocol == "equal-cost":
@@ -55,33 +37,34 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             "--stop-at-target: needs --target-loss X: the default target, the loss that scratch ends at, differs in every seed"
         )
+    if options.throughput and not options.dry_run:
+        raise UsageError("--throughput: only with --dry-run")
+    experiment = loading.load(options.experiment, options.set)
+    specs = stages.specs_of(options.methods, experiment)
+    if options.dry_run:
+        return _forecast(options, specs)
+    succeeded = stages.train(options, specs, experiment)
+    return _report_of(options, options.results / experiment.name, succeeded)
 
+
+def _forecast(options: argparse.Namespace, specs: Sequence[str]) -> int:
+    """The dry run."""
     import torch
 
     from growbench.costs.hardware import choose_device
-    from growbench.runs.benchmark import Benchmark
-    from growbench.runs.jobs import Setting
-    from growbench.training import parallel
+    from growbench.tools.dry_run import forecast
 
-    if options.throughput and not options.dry_run:
-        raise UsageError("--throughput: only with --dry-run")
-    if options.dry_run:
-        budgets = _budgets(options, experiment, methods)
-        absent = options.throughput and options.device == "cuda"  # a plan for CUDA needs no CUDA device
-        device = torch.device("cuda") if absent else choose_device(options.device)
+    experiment, methods = stages.asked(options, specs)
+    budgets = stages.budgets_of(options, experiment, methods)
+    absent = options.throughput and options.device == "cuda"  # a plan for CUDA needs no CUDA device
+    device = torch.device("cuda") if absent else choose_device(options.device)
+    print(forecast(experiment, methods, len(options.seeds), budgets, device, options.throughput))
+    return 0
 
-        from growbench.tools.dry_run import forecast
 
-        print(forecast(experiment, methods, len(options.seeds), budgets, device, options.throughput))
-        return 0
-    device = choose_device(options.device)
-    folder = options.results / experiment.name
-    processes = parallel.start(device, options.tensor_parallel, options.shard)
-    budgets = _budgets(options, experiment, methods, processes.dp_degree)
-    stop_at_loss = options.target_loss if options.stop_at_target else None
-    setting = Setting(experiment, folder, processes, stop_at_loss, options.save)
-    succeeded = Benchmark(setting, budgets, options.target_loss).run(methods, options.seeds)
-    if not processes.is_main_process:
+def _report_of(options: argparse.Namespace, folder: Path, succeeded: bool) -> int:
+    """Make and print the report of a run. Returns the exit code."""
+    if int(os.environ.get("RANK", 0)):
         return 0 if succeeded else 1
 
     from filelock import FileLock
@@ -101,23 +84,10 @@ def run(options: argparse.Namespace) -> int:
     return 0 if succeeded else 1
 
 
-def _budgets(options: argparse.Namespace, experiment: Experiment, methods: Sequence[Found], dp_degree: int = 1) -> Budgets:
-    from growbench.data.shapes import vocabulary_size
-    from growbench.planning.budgets import LADDER, Budgets, equal_cost
-    from growbench.runs import saved_models
-
-    if options.protocol == "single":
-        return Budgets()
-    if options.protocol == "ladder":
-        return Budgets.ladder(options.budgets or LADDER)
-    pretrained_flops = saved_models.cost(experiment.pretrained).flops if experiment.pretrained else None
-    return equal_cost(experiment, methods, vocabulary_size(experiment.data), pretrained_flops, dp_degree)
-
-
 def tune(options: argparse.Namespace) -> int:
     if options.trials < 1:
         raise UsageError(f"--trials {options.trials}: must be at least 1")
-    experiment = _experiment(options)
+    experiment = stages.experiment_of(options)
     methods = _methods(options.methods, experiment)
 
     from growbench.costs.hardware import choose_device
@@ -144,7 +114,7 @@ def report(options: argparse.Namespace) -> int:
 
 
 def reproduce(options: argparse.Namespace) -> int:
-    _prepare()
+    stages.prepare()
 
     from growbench.tools import reproduce as reproduction
 
@@ -193,7 +163,7 @@ def check(options: argparse.Namespace) -> int:
             raise UsageError(f"--set {override!r}: check takes hyperparameters of its method, as {name}.KEY=VALUE")
     settings = loading.load("gpt2-tiny", options.set).methods if options.set else {}
     (found,) = registry.get_all([options.method], settings)
-    _prepare()
+    stages.prepare()
 
     from growbench.tools import check as promises
 
@@ -202,7 +172,7 @@ def check(options: argparse.Namespace) -> int:
 
 def _check_harness(options: argparse.Namespace) -> int:
     """The A/A test: methods whose saving is known."""
-    _prepare()
+    stages.prepare()
 
     from growbench.tools import aa_test
 
@@ -216,7 +186,7 @@ def _check_harness(options: argparse.Namespace) -> int:
 def flops(options: argparse.Namespace) -> int:
     from growbench.tools.flops import compare_with_fvcore, table
 
-    experiment = _experiment(options)
+    experiment = stages.experiment_of(options)
     methods = _methods(options.methods, experiment)
     print(table(experiment, methods))
     text, equal = compare_with_fvcore(experiment)
@@ -227,7 +197,7 @@ def flops(options: argparse.Namespace) -> int:
 def bench(options: argparse.Namespace) -> int:
     if options.rounds < 5:
         raise UsageError(f"--rounds {options.rounds}: must be at least 5")
-    experiment = _experiment(options)
+    experiment = stages.experiment_of(options)
 
     from growbench.costs.hardware import choose_device
     from growbench.tools import bench as step_times
@@ -241,18 +211,3 @@ def bench(options: argparse.Namespace) -> int:
         folder = options.results / experiment.name
         print(step_times.bench(experiment, options.methods.split(","), device, options.rounds, folder))
     return 0
-
-
-def _prepare() -> None:
-    """Let the process keep freed memory, and keep messages and questions of libraries out of the progress display."""
-    import huggingface_hub
-    import transformers
-    from transformers import dynamic_module_utils
-
-    from growbench.costs import memory
-
-    memory.keep_freed()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    huggingface_hub.logging.set_verbosity_error()
-    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # refuse code beside a model instead of asking on stdin whether to run it

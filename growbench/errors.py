@@ -10,6 +10,10 @@ class FailedAlone(Exception):
     """A run failed in one of several processes. It must end at once, without waiting for the others, which wait for it."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to stop. A KeyboardInterrupt that is none was raised by a method."""
+
+
 class UsageError(Exception):
     """A request that cannot be carried out. Its text is one line: what is wrong, and what is allowed."""
 

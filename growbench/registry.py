@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import json
 import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import growbench
 from growbench.config.loading import parse
-from growbench.errors import UsageError, check_name, did_you_mean
+from growbench.errors import Interrupted, UsageError, check_name, did_you_mean
 from growbench.origins import BUILT_IN, digest
 
 if TYPE_CHECKING:
@@ -44,6 +46,11 @@ class Found:
     method: Method
     origin: str
     training: Mapping[str, Any] = field(default_factory=dict)  # values of [train] that are its own, as tuning found them
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its code, or that of a method that it wraps, is not growbench's own."""
+        return not type(self.method).__module__.startswith(f"{BUILT_IN}.") or any(map(is_foreign, self.method.wraps))
 
 
 @dataclass(frozen=True)
@@ -98,35 +105,77 @@ def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
 
 
 def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[Found]:
-    """Every method in `specs`, each with its own hyperparameters. Raises UsageError for clashes and options without a method."""
-    found: dict[str, Found] = {}
+    """Every method in `specs`, each with its own hyperparameters. Raises UsageError as `named` and `get` do."""
+    return [get(spec, options.get(name)) for name, spec in named(specs, options).items()]
+
+
+def named(specs: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Each spec by its method's name, without importing any. Raises UsageError for clashes and options without a method."""
+    found: dict[str, str] = {}
     for spec in dict.fromkeys(specs):
-        name = Path(spec.partition(":")[0]).stem if spec.partition(":")[0].endswith(".py") else spec
-        method = get(spec, options.get(name))
-        if method.name in found:
-            raise UsageError(f"two methods are named {method.name!r}: one of {found[method.name].origin}, one of {method.origin}")
-        found[method.name] = method
+        name = Path(spec.partition(":")[0]).stem if _is_file(spec) else spec
+        if name in found:
+            raise UsageError(f"two methods are named {name!r}: {found[name]} and {spec}; rename one of the files")
+        found[name] = spec
     for name in options:
         if name not in found and name not in names():
             raise UsageError(f"hyperparameters for {name!r}: {did_you_mean(name, [*found, *names()])}")
-    return list(found.values())
+    return found
+
+
+def is_foreign(spec: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether a method, or one that its hyperparameters name, is not growbench's own. Imports none.
+
+    The code of such a method must not run in a process that trains others.
+    """
+    return _is_file(spec) or spec in installed() or any(is_foreign(text) for text in _texts(options or {}))
+
+
+def _is_file(spec: str) -> bool:
+    return spec.partition(":")[0].endswith(".py")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts within a value of TOML."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list)):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 def _get(spec: str, options: Mapping[str, Any], around: tuple[str, ...]) -> Found:
     """`around`: the methods that wrap this one, itself the last."""
     located = _located(spec)
     check_name("a method", located.name)
-    method = parse(located.cls, options, located.name)
-    if not isinstance(method.wraps, tuple):
-        raise UsageError(f"{located.cls.__name__}.wraps = {method.wraps!r}: must be a tuple of names or files, as ('ligo',)")
+    with _loading(f"method {located.name!r}", refusals=True):
+        method = _made(located, options)
     if repeated := set(around) & set(method.wraps):
         raise UsageError(f"{located.name} wraps {', '.join(repeated)}, which wraps it in turn")
     wrapped = [_get(each, {}, (*around, each)).origin for each in method.wraps]
     return Found(located.name, method, f"{located.owner} {digest(located.cls, wrapped)}")
 
 
+def _made(located: _Located, options: Mapping[str, Any]) -> Method:
+    """The method with these hyperparameters. Raises UsageError unless all that growbench asks it for are plain values."""
+    cls = located.cls
+    for name in ("uses_source", "keeps_source", "control"):
+        if not isinstance(inspect.getattr_static(cls, name), bool):
+            raise UsageError(f"{cls.__name__}.{name}: must be True or False, written in the class")
+    method = parse(cls, options, located.name)
+    if not isinstance(method.wraps, tuple):
+        raise UsageError(f"{cls.__name__}.wraps = {method.wraps!r}: must be a tuple of names or files, as ('ligo',)")
+    try:
+        json.dumps(dataclasses.asdict(method))  # type: ignore[call-overload]
+    except TypeError as error:
+        raise UsageError(
+            f"{located.name}: hyperparameters must be numbers, texts, or lists and tables of them: {error}"
+        ) from error
+    return method
+
+
 def _located(spec: str) -> _Located:
-    if spec.partition(":")[0].endswith(".py"):
+    if _is_file(spec):
         return _loose(spec)
     if spec in built_in():
         with _loading(f"method {spec!r}"):
@@ -174,15 +223,24 @@ def _check_free(name: str, file: str) -> None:
 
 
 @contextmanager
-def _loading(what: str) -> Iterator[None]:
-    """Turns an error while code is loaded into a UsageError that says where it is, and what to write."""
+def _loading(what: str, refusals: bool = False) -> Iterator[None]:
+    """Turns an error while code is loaded into a UsageError that says where it is, and what to write.
+
+    `refusals`: let a UsageError through as it is.
+    """
     try:
         yield
-    except Exception as error:
+    except Interrupted:
+        raise
+    except UsageError as error:
+        if refusals:
+            raise
+        raise UsageError(f"{what} cannot be loaded: {_place(error)}{_reason(error)}") from error
+    except BaseException as error:  # also of code that calls sys.exit()
         raise UsageError(f"{what} cannot be loaded: {_place(error)}{_reason(error)}") from error
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """File and line of an error: the first in the traceback outside this module and Python's import machinery."""
     if isinstance(error, SyntaxError):
         return f"{Path(error.filename or '').name}, line {error.lineno}: "
@@ -191,7 +249,7 @@ def _place(error: Exception) -> str:
     return f"{Path(outside[0].filename).name}, line {outside[0].lineno}: " if outside else ""
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, UsageError):
         return str(error)
     if isinstance(error, TypeError) and re.match("Cannot overwrite attribute|cannot inherit", str(error)):

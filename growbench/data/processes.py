@@ -36,10 +36,11 @@ def context(*imports: str) -> ForkServerContext:
 def begin(_: int = 0) -> None:
     """Called first in every worker: from then on it ends when its parent process ends, even by SIGKILL."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker already
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the end of the parent process, then end this one."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

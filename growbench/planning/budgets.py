@@ -33,27 +33,44 @@ class Budgets:
         return sorted(own, reverse=True)
 
 
+@dataclass(frozen=True)
+class MethodCost:
+    """What a method's run at the full budget is charged."""
+
+    flops: float  # without its source
+    uses_source: bool
+
+
 def equal_cost(
-    experiment: Experiment, methods: Sequence[Found], vocabulary: int, pretrained_flops: float | None, dp_degree: int = 1
+    experiment: Experiment,
+    methods: Sequence[Found],
+    vocabulary: int,
+    pretrained_flops: float | None,
+    dp_degree: int = 1,
+    planned: Mapping[str, MethodCost] | None = None,
 ) -> Budgets:
     """The full budget of every method, scratch among them, and for scratch the number of steps that each method's FLOPs pay for.
 
     In the build ledger a method's FLOPs include its source's: `pretrained_flops`, or those of the training planned here. Without
     a known cost of a pretrained source nothing equals it. `dp_degree`: the number of data-parallel processes. What each of them
-    computes for itself, such as the weights that LiGO's operator makes, costs as many times as much. Raises UsageError for a
-    method that cannot be planned, and where scratch cannot train for so few steps.
+    computes for itself, such as the weights that LiGO's operator makes, costs as many times as much. `planned`: the costs of
+    further methods, by name. Raises UsageError for a method that cannot be planned, and where scratch cannot train for so few
+    steps.
     """
     scratch = next(found for found in methods if found.name == SCRATCH)
     part = _part(experiment, dp_degree)
     step = dp_degree * plan(part.at(1.0, scratch.training), scratch, vocabulary)[-1].charged_per_step
-    source = _source_flops(part, methods, vocabulary, pretrained_flops, dp_degree)
+    costs = {each.name: method_cost(experiment, each, vocabulary, dp_degree) for each in methods if each is not scratch}
+    costs |= planned or {}
+    source = 0.0
+    if any(cost.uses_source for cost in costs.values()):
+        source = pretrained_flops if experiment.pretrained else _total(plan_source(part, vocabulary), dp_degree)
     equals: dict[float, list[str]] = {}
-    for found in (each for each in methods if each is not scratch):
-        flops = _flops(part, found, vocabulary, dp_degree)
-        charged = {found.name: flops}
-        if found.method.uses_source:
-            known = {} if source is None else {f"{found.name}, {Ledger.BUILD}": flops + source}
-            charged = {f"{found.name}, {Ledger.REUSE}": flops} | known
+    for name, cost in costs.items():
+        charged = {name: cost.flops}
+        if cost.uses_source:
+            known = {} if source is None else {f"{name}, {Ledger.BUILD}": cost.flops + source}
+            charged = {f"{name}, {Ledger.REUSE}": cost.flops} | known
         for whose, total in charged.items():
             share = share_of(round(total / step), experiment.train.steps)
             try:
@@ -62,6 +79,16 @@ def equal_cost(
                 raise UsageError(f"scratch at the cost of {whose}: {error}") from error
             equals.setdefault(share, []).append(whose)
     return Budgets((1.0,), {share: tuple(names) for share, names in equals.items()})
+
+
+def method_cost(experiment: Experiment, found: Found, vocabulary: int, dp_degree: int = 1) -> MethodCost:
+    """What a method costs on so many data-parallel processes. Raises UsageError for one that cannot be planned."""
+    part = _part(experiment, dp_degree)
+    try:
+        flops = _total(plan(part.at(1.0, found.training), found, vocabulary), dp_degree)
+    except Unplannable as error:
+        raise UsageError(f"--protocol equal-cost: needs the cost of every method before it is trained, but {error}") from error
+    return MethodCost(flops, found.method.uses_source)
 
 
 def _part(experiment: Experiment, dp_degree: int) -> Experiment:
@@ -74,25 +101,6 @@ def _part(experiment: Experiment, dp_degree: int) -> Experiment:
 def _total(phases: Iterable[PlannedPhase], dp_degree: int) -> float:
     """What the processes are charged together: every step of each, and growth, which counts once."""
     return sum(dp_degree * (phase.flops - phase.growth_flops) + phase.growth_flops for phase in phases)
-
-
-def _source_flops(
-    experiment: Experiment, methods: Sequence[Found], vocabulary: int, pretrained_flops: float | None, dp_degree: int
-) -> float | None:
-    """What the build ledger charges for the source; None if that is not known."""
-    if experiment.pretrained:
-        return pretrained_flops
-    if not any(found.method.uses_source for found in methods):
-        return 0.0
-    return _total(plan_source(experiment, vocabulary), dp_degree)
-
-
-def _flops(experiment: Experiment, found: Found, vocabulary: int, dp_degree: int) -> float:
-    """What a method's run at the full budget is charged, without its source."""
-    try:
-        return _total(plan(experiment.at(1.0, found.training), found, vocabulary), dp_degree)
-    except Unplannable as error:
-        raise UsageError(f"--protocol equal-cost: needs the cost of every method before it is trained, but {error}") from error
 
 
 def share_of(steps: int, budget: int) -> float:

@@ -25,7 +25,7 @@ from growbench.errors import UsageError
 from growbench.method import Method, Phase, Task, task_loss
 from growbench.planning.memory_estimate import DeviceEmulation, TensorTracker
 from growbench.registry import Found, get
-from growbench.training.phases import Limits, PhaseDriver, PhaseStart, one_line
+from growbench.training.phases import Limits, PhaseDriver, PhaseStart, contained, one_line
 
 T = TypeVar("T")
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -71,7 +71,8 @@ def plan(
     """
     check_sizes(experiment, vocabulary)
     try:
-        return _plan(experiment, found.method, vocabulary, device, limits)
+        with contained():
+            return _plan(experiment, found.method, vocabulary, device, limits)
     except UsageError as error:
         raise UsageError(f"{found.name}: {one_line(error, found.method)}") from None
     except Exception as error:
@@ -88,8 +89,9 @@ def refuse(experiment: Experiment, found: Found, vocabulary: int, device: torch.
         plan(experiment, found, vocabulary, device)
     except Unplannable:
         try:
-            for _ in walk(experiment, found.method, vocabulary, Costs(device)):
-                pass
+            with contained():
+                for _ in walk(experiment, found.method, vocabulary, Costs(device)):
+                    pass
         except Exception as error:
             raise UsageError(f"{found.name}: {one_line(error, found.method)}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -36,53 +36,84 @@ class JobState(Enum):
 class Benchmark:
     """Trains methods on one experiment.
 
-    `target_loss`: nats; None: the mean loss at the end of scratch's curves.
+    `target_loss`: nats; None: the mean loss at the end of scratch's curves. `follows`: a benchmark in another process has checked
+    the experiment and the methods, and has trained scratch and the source, which this one only reads.
     """
 
-    def __init__(self, setting: Setting, budgets: Budgets | None = None, target_loss: float | None = None) -> None:
-        self.setting, self.budgets, self.target_loss = setting, budgets or Budgets(), target_loss
+    def __init__(
+        self, setting: Setting, budgets: Budgets | None = None, target_loss: float | None = None, follows: bool = False
+    ) -> None:
+        self.setting, self.budgets, self.target_loss, self.follows = setting, budgets or Budgets(), target_loss, follows
         self.claims = Claims(setting.folder, setting.parallel)
-        self.sources = Sources(setting, self.claims)
+        self.sources = Sources(setting, self.claims, trains=not follows)
 
-    def run(self, methods: Iterable[Found], seeds: Iterable[int]) -> bool:
+    def run(self, methods: Iterable[Found], seeds: Iterable[int], sources_of: Collection[int] = ()) -> bool:
         """Train all runs that are not finished, scratch first: it sets the target. Returns False if a method failed.
 
-        Raises UsageError, before any training, for a request that cannot be carried out.
+        Methods that are not growbench's own come last, when all that they could change is trained: scratch, the sources, the
+        other methods. `sources_of`: seeds whose source is trained too. Raises UsageError, before any training, for a request that
+        cannot be carried out.
         """
         methods, seeds = list(methods), list(seeds)
-        data = self._prepare(methods)
-        scratch, others = [found for found in methods if found.name == SCRATCH], [f for f in methods if f.name != SCRATCH]
+        if self.follows:
+            data = self.setting.load_data("target")
+        else:
+            data = self.check(methods)
+            self._announce(data)
+        foreign = [found for found in methods if found.foreign and found.name != SCRATCH]
+        scratch = [found for found in methods if found.name == SCRATCH]
+        others = [found for found in methods if not (found.foreign or found.name == SCRATCH)]
         first = Round(self.setting, self.budgets, self.claims, self.sources, data, self.target_loss)
-        succeeded = first.finish([Job(found, seed) for seed in seeds for found in scratch])
+        succeeded = first.finish(_jobs(scratch, seeds))
         target_loss = self._scratch_loss(seeds) if self.target_loss is None else self.target_loss
         rest = replace(first, target_loss=target_loss)
-        return rest.finish([Job(found, seed) for seed in seeds for found in others]) and succeeded
+        succeeded &= rest.finish(_jobs(others, seeds))
+        for seed in sorted({*sources_of, *(self.growing(foreign, seeds, data) if foreign else ())}):
+            self.sources.of(seed)
+        if foreign:
+            self.sources.trains = False
+            succeeded &= rest.finish(_jobs(foreign, seeds))
+        return succeeded
 
-    def _prepare(self, methods: Sequence[Found]) -> Data:
-        """Load what the runs need. Raises UsageError for a request that cannot be carried out."""
+    def check(self, methods: Iterable[Found]) -> Data:
+        """Load the data. Raises UsageError for a request that cannot be carried out."""
         setting, experiment = self.setting, self.setting.experiment
-        source_cost = self.sources.pretrained_cost()
+        self.sources.pretrained_cost()
         check_sizes(experiment, 1000)  # with any vocabulary, before the data are prepared
         data = setting.load_data("target")
-        if data.evaluation_batches < experiment.data.evaluation_batches:
-            say(f"validation data fill {data.evaluation_batches} batches, not {experiment.data.evaluation_batches}")
         for found in methods:
             for share in self.budgets.of(found.name):
                 refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
         if setting.parallel.is_main_process:
             check_folder(setting.folder)
         _check_parallelism(setting)
-        if source_cost and None in (source_cost.flops, source_cost.seconds):
-            say(f"source: {store.UNKNOWN_SOURCE}")
         if setting.save:
             tokenizer_to_save(data)  # raises UsageError if there is none
         return data
+
+    def growing(self, methods: Iterable[Found], seeds: Iterable[int], data: Data) -> list[int]:
+        """The seeds on which one of these methods has a run left to train that grows a source."""
+        shares = {found.name: self.budgets.of(found.name) for found in methods}
+        jobs = [Job(found, seed, share) for seed in seeds for found in methods for share in shares[found.name]]
+        return sorted({job.seed for job in jobs if job.uses_source and not self.setting.is_done(job, data)})
+
+    def _announce(self, data: Data) -> None:
+        """Print what is unusual about the experiment."""
+        asked, source_cost = self.setting.experiment.data.evaluation_batches, self.sources.pretrained_cost()
+        if data.evaluation_batches < asked:
+            say(f"validation data fill {data.evaluation_batches} batches, not {asked}")
+        if source_cost and None in (source_cost.flops, source_cost.seconds):
+            say(f"source: {store.UNKNOWN_SOURCE}")
 
     def _scratch_loss(self, seeds: Iterable[int]) -> float | None:
         """The mean loss at the end of the curves of the scratch runs that finished; None if none did."""
         runs = [store.load(self.setting.folder / store.name(SCRATCH, seed)) for seed in seeds]
         losses = [run.curve_loss for run in runs if run and run.finished]
         return statistics.fmean(losses) if losses else None
+
+
+def _jobs(methods: Sequence[Found], seeds: Sequence[int]) -> list[Job]:
+    return [Job(found, seed) for seed in seeds for found in methods]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from growbench.runs.records import (
 from growbench.runs.saved_models import TrainedModel
 from growbench.runs.signals import Interruption
 from growbench.training.checkpoint import Checkpoint, Checkpoints
-from growbench.training.phases import one_line
+from growbench.training.phases import contained, one_line, text_of
 from growbench.training.state import TrainingFailed
 from growbench.training.trainer import Output, Stop, Trainer, Work
 
@@ -113,16 +113,17 @@ class Execution:
         trainer = self.trainer(output, Stop(interrupted=interruption))
         record, status, error = None, RunStatus.INTERRUPTED, None
         try:
-            with interruption:
-                trainer.run(self.job.found.method)
-            self._refuse_changed_source()
-            record = self._record(trainer)  # before the model is saved, which raises peak memory
-            record = replace(record, sha256=self._keep_model(trainer, record))
+            with contained():
+                with interruption:
+                    trainer.run(self.job.found.method)
+                self._refuse_changed_source()
+                record = self._record(trainer)  # before the model is saved, which raises peak memory
+                record = replace(record, sha256=self._keep_model(trainer, record))
             status = RunStatus.FINISHED
         except Exception as failure:
             status = RunStatus.FAILED
             step = failure.step if isinstance(failure, TrainingFailed) else trainer.outcome.steps
-            error = RunError(step, f"{type(failure).__name__}: {failure}", traceback.format_exc())
+            error = RunError(step, f"{type(failure).__name__}: {text_of(failure)}", traceback.format_exc())
             told = str(failure) if isinstance(failure, TrainingFailed) else one_line(failure, self.job.found.method)
             say(f"{name:<18} failed: {told}")
         finally:

@@ -106,6 +106,11 @@ class Setting:
             config = replace(config, experiment=_of_source(config.experiment))
         return config == self.config(job, data) and run.record.origin == job.found.origin
 
+    def is_done(self, job: Job, data: Data) -> bool:
+        """Whether a finished run of this configuration and code is stored."""
+        run = store.load(self.folder_of(job))
+        return run is not None and run.finished and self.holds(job, data, run)
+
     def done(self, job: Job, data: Data) -> bool:
         """Whether a finished run of this configuration and code is stored. Prints it.
 

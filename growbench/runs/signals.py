@@ -1,24 +1,35 @@
-"""SIGINT and SIGTERM during training. The first ends the run after the present step, with a checkpoint; a second at once."""
+"""SIGINT and SIGTERM. Training ends after the present step, with a checkpoint; a second signal, and other work, ends at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from growbench.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TOGETHER = 0.5  # seconds; signals that come together are one: Ctrl-C reaches all processes, and is passed on to them as well
 
 
 class Interruption:
     """Within `with Interruption() as asked:`, `asked()` says whether the program was asked to stop."""
 
+    patience = 1  # signals that only ask; the next one raises Interrupted
+
     def __init__(self) -> None:
-        self._asked = False
+        self._asked = 0
+        self._last = -TOGETHER
 
     def __call__(self) -> bool:
-        return self._asked
+        return self._asked > 0
 
     def __enter__(self) -> Interruption:
         main = threading.current_thread() is threading.main_thread()  # Python allows signal handlers only there
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM) if main}
+        self._before = {number: signal.signal(number, self._ask) for number in SIGNALS if main}
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -26,6 +37,20 @@ class Interruption:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
+        if time.monotonic() - self._last < TOGETHER:
+            return
+        self._last = time.monotonic()
+        self._asked += 1
+        if self._asked > self.patience:
+            raise Interrupted
+
+
+class _AtOnce(Interruption):
+    patience = 0
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """Within it, SIGINT and SIGTERM raise Interrupted. So a KeyboardInterrupt that is not one was raised by a method."""
+    with _AtOnce():
+        yield

@@ -11,6 +11,7 @@ from growbench import architectures, registry
 from growbench.console import say
 from growbench.costs.accounts import Account, Unit
 from growbench.data import Data
+from growbench.errors import UsageError
 from growbench.files import sha256
 from growbench.runs import saved_models, store
 from growbench.runs.claims import Claims
@@ -20,10 +21,13 @@ from growbench.runs.records import Cost, RunStatus
 
 
 class Sources:
-    """Gives all methods on a seed the same small model. That of the latest seed stays in memory."""
+    """Gives all methods on a seed the same small model. That of the latest seed stays in memory.
 
-    def __init__(self, setting: Setting, claims: Claims) -> None:
-        self.setting, self.claims = setting, claims
+    `trains`: whether one that is missing is trained here. A process that runs a method that is not growbench's own trains none.
+    """
+
+    def __init__(self, setting: Setting, claims: Claims, trains: bool = True) -> None:
+        self.setting, self.claims, self.trains = setting, claims, trains
         self._latest: dict[int | None, SourceModel | None] = {}  # by seed; a pretrained one has none
 
     def of(self, seed: int) -> SourceModel | None:
@@ -61,11 +65,22 @@ class Sources:
             self.claims.wait(announced)
             announced = []
 
+    def _missing(self, job: Job) -> None:
+        """Raise UsageError for a source that is gone, unless its training has failed."""
+        run = store.load(self.setting.folder_of(job))
+        if run is None or run.record.status != RunStatus.FAILED:
+            raise UsageError(
+                f"{job.name} must be trained before a method that is not growbench's own runs: give the same command again"
+            )
+
     def _load(self, job: Job) -> SourceModel | None:
         """Load the small model, trained now if that is not done or its file is damaged."""
         setting, data = self.setting, self.setting.load_data("source")
         model = self._stored(job, data)
         if model is None:
+            if not self.trains:
+                self._missing(job)
+                return None
             if Execution(setting, job, data).run() != RunStatus.FINISHED:
                 return None
             model = self._read(job, data)

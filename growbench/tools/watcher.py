@@ -28,7 +28,7 @@ from growbench.method.interface import MethodError
 from growbench.planning.plan import PlannedPhase
 from growbench.tools.miniatures import BUDGET, CPU, SEED, VOCABULARY, Cell, RandomData
 from growbench.tools.step_counts import StepCounts
-from growbench.training.phases import Limits, PhaseObserver, PhaseStart, where_raised
+from growbench.training.phases import Escaped, Limits, PhaseObserver, PhaseStart, contained, text_of, where_raised
 from growbench.training.state import TrainingFailed
 from growbench.training.trainer import Output, Trainer, Work
 
@@ -213,7 +213,7 @@ class Run:
         self.steps = StepCounts(costs.gradients, cell.plain, costs.counts)
         self.trainer = Trainer(work, output, observers=[self.watcher, self.steps])
         try:
-            with redirect_stderr(io.StringIO()), self.watcher.watching():
+            with redirect_stderr(io.StringIO()), self.watcher.watching(), contained():
                 self.trainer.run(method)
         except Exception as error:
             self.error = error
@@ -231,8 +231,8 @@ class Run:
         if outcome.target is not None and (watcher.ended or not self.error):
             broken += self._last_model(outcome.target)
         if self.error and not (watcher.ended and broken):
-            kind = "" if isinstance(self.error, (MethodError, TrainingFailed)) else f"{type(self.error).__name__}: "
-            told = f"{where_raised(self.error, self.method)}{kind}{self.error}"
+            kind = "" if isinstance(self.error, (MethodError, TrainingFailed, Escaped)) else f"{type(self.error).__name__}: "
+            told = f"{where_raised(self.error, self.method)}{kind}{text_of(self.error)}"
             broken.append(told if told.startswith(watcher.place) else f"{watcher.place}: {told}")
         elif self.method.uses_source and not self.task.source_is_read:
             broken.append(

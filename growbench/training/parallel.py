@@ -137,8 +137,10 @@ def _mesh(device_type: str, dp_degree: int, tp_degree: int) -> DeviceMesh:
     return init_device_mesh(device_type, (dp_degree, tp_degree), mesh_dim_names=("data", "tensor"))
 
 
-def start(device: torch.device, tp_degree: int, sharded: bool) -> Parallel:
+def start(device: torch.device, tp_degree: int, sharded: bool, stage: str = "") -> Parallel:
     """Join the processes that torchrun started; a single process without it.
+
+    Each of those may be followed by others. Those that work together have the same `stage`, which keeps their messages apart.
 
     Raises UsageError if the number of processes is not divisible by `tp_degree`.
     """
@@ -152,7 +154,8 @@ def start(device: torch.device, tp_degree: int, sharded: bool) -> Parallel:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    store, rank, _ = next(dist.rendezvous("env://"))
+    agent, rank, _ = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(stage, agent)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=processes)
     atexit.register(dist.destroy_process_group)

@@ -9,7 +9,7 @@ import inspect
 import itertools
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, cast
@@ -22,10 +22,11 @@ from growbench.architectures import parameter_shapes
 from growbench.config.schema import ModelConfig
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
-from growbench.errors import UsageError
+from growbench.errors import Interrupted, UsageError
 from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.method.interface import MethodError
 
+MOST_PHASES = 1000  # of a method: a generator that yields more is taken for an endless one
 IN_PLACE_OF_RETURN = "write `yield Phase(model=...)` in place of `return`"
 
 
@@ -72,10 +73,10 @@ class PhaseObserver:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits that keep a check on a miniature short."""
+    """Limits on a method. A check on a miniature has closer ones, which keep it short."""
 
     fixed_steps: int | None = None  # the most steps of a phase whose number of steps is fixed
-    phases: int | None = None  # the most phases; more are an error
+    phases: int = MOST_PHASES  # more are an error
 
 
 class PhaseDriver:
@@ -142,7 +143,7 @@ class PhaseDriver:
     def _checked(self, yielded: Any, number: int) -> Phase:
         if not isinstance(yielded, Phase):
             raise MethodError(f"phases() yielded {_a(yielded)}: write `yield Phase(model=...)`")
-        if self.limits.phases is not None and number >= self.limits.phases:
+        if number >= self.limits.phases:
             raise MethodError(
                 f"phases() still goes on after {self.limits.phases} phases, within a budget of {self.task.budget} steps"
             )
@@ -194,12 +195,37 @@ class PhaseDriver:
             raise MethodError(f"the last scored model does not have the target's sizes: {how}")
 
 
+class Escaped(Exception):
+    """A method raised what would end the whole program. Its text says what."""
+
+
+@contextmanager
+def contained() -> Iterator[None]:
+    """Turns what would end the program, as sys.exit() does, into Escaped. Only a signal still ends it."""
+    try:
+        yield
+    except (Exception, Interrupted):
+        raise
+    except BaseException as error:
+        text = f"raised {type(error).__name__}({text_of(error)}), which would end the whole program: raise another error"
+        raise Escaped(text).with_traceback(error.__traceback__) from error
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an error in one line, even if the class of the error fails to give it."""
+    try:
+        with contained():
+            return " ".join(str(error).split())
+    except Exception as second:
+        return f"no text: its __str__ raised {type(second).__name__}"
+
+
 def one_line(error: BaseException, method: Method) -> str:
     """A method's error as one line: where in its file it was raised, type and text; a refusal by the method is its text alone."""
     if isinstance(error, UsageError) and not isinstance(error, MethodError):
         return str(error)
-    kind = "" if isinstance(error, MethodError) else f"{type(error).__name__}: "
-    return f"{where_raised(error, method)}{kind}{error}"
+    kind = "" if isinstance(error, (MethodError, Escaped)) else f"{type(error).__name__}: "
+    return f"{where_raised(error, method)}{kind}{text_of(error)}"
 
 
 def where_raised(error: BaseException, method: Method) -> str:

@@ -16,6 +16,7 @@ from growbench.costs.ledger import CpuClock, Stopwatch
 from growbench.costs.published import paper_step
 from growbench.data import Batch
 from growbench.data.feed import Feed
+from growbench.errors import Interrupted
 from growbench.method import Method, schedule
 from growbench.training.audit import Audit, hidden_steps, untouched
 from growbench.training.checkpoint import Checkpoint
@@ -57,10 +58,8 @@ class Trainer:
         self.task, self.costs, self.training, self.device = work.task, work.costs, work.task.training, work.task.device
         self.parallel = parallel or Parallel(self.device)
         self.every = max(1, self.task.budget // 100)  # steps between two evaluations: 1 % of the budget
-        micro_batch, classifies = (
-            work.machine.micro_batch_size(self.training.batch),
-            self.task.architecture.objective == "classes",
-        )
+        micro_batch = work.machine.micro_batch_size(self.training.batch)
+        classifies = self.task.architecture.objective == "classes"
         self.evaluation = Evaluation(work.data, micro_batch, classifies, work.costs, autocast(self.training, self.device))
         self.feed = Feed(work.data, work.seed, self.device, work.machine.workers, self.parallel.dp_rank, self.parallel.dp_degree)
         self.watch, self.cpu = Stopwatch(self.device), CpuClock()
@@ -119,7 +118,7 @@ class Trainer:
             if due.branch or due.checkpoint:
                 self._save(now, due)
             if due.interruption:
-                raise KeyboardInterrupt
+                raise Interrupted
             if due.stop:
                 return True
             if now.ended or self.reached:

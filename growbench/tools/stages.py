@@ -1,0 +1,181 @@
+"""The stages of `growbench run`: each method that is not growbench's own in a process of its own, all others in one.
+
+To import a plugin is to run its code. So scratch, the source and the built-in methods are trained in a process that imports none,
+and the process of the command neither imports any nor trains.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from growbench import registry
+from growbench.config import loading
+from growbench.config.schema import Experiment
+from growbench.console import say
+from growbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from growbench.planning.budgets import Budgets, MethodCost
+    from growbench.registry import Found
+    from growbench.runs.benchmark import Benchmark
+
+
+def train(options: argparse.Namespace, specs: Sequence[str], experiment: Experiment) -> bool:
+    """Train the methods that these specs name. False if one failed. Raises UsageError before any training."""
+    own, foreign = split(specs, experiment)
+    return _train_apart(options, own, foreign) if foreign else _train(options, own)
+
+
+def split(specs: Sequence[str], experiment: Experiment) -> tuple[list[str], list[str]]:
+    """Growbench's own methods, and those that a process must not import if it trains others."""
+    named = registry.named(specs, {})
+    foreign = [spec for name, spec in named.items() if registry.is_foreign(spec, experiment.methods.get(name))]
+    return [spec for spec in specs if spec not in foreign], foreign
+
+
+def _train_apart(options: argparse.Namespace, own: Sequence[str], foreign: Sequence[str]) -> bool:
+    """Train growbench's own methods in one process, and each other method in one of its own. False if a method failed.
+
+    This process imports no plugin and trains nothing. Before any training, each plugin is checked, also in a process of its own.
+    """
+    from growbench.runs.apart import Died, apart
+
+    checked = {}
+    for spec in foreign:
+        try:
+            checked[spec] = apart(_check_alone, options, spec)
+        except Died as error:
+            raise UsageError(f"{spec}: its process {error} while the method was loaded and planned") from None
+    seeds = sorted({seed for each in checked.values() for seed in each.sources})
+    costs = {each.name: each.cost for each in checked.values() if each.cost}
+    succeeded = apart(_train, options, own, seeds, costs)
+    for spec, each in checked.items():
+        try:
+            succeeded &= apart(_train_alone, options, spec)
+        except Died as error:
+            say(f"{each.name:<18} failed: its process {error} before its runs were finished")
+            succeeded = False
+    return succeeded
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a method once it has been planned in a process of its own."""
+
+    name: str
+    sources: list[int]  # the seeds whose source it grows in a run that is left to train
+    cost: MethodCost | None  # for the protocol equal-cost
+
+
+def _check_alone(options: argparse.Namespace, spec: str) -> Checked:
+    """Raises UsageError if the method cannot be loaded or cannot run."""
+    from growbench.planning.budgets import method_cost
+
+    experiment, (found,) = asked(options, [spec])
+    benchmark = _benchmark(options, experiment, f"check {spec}")
+    data = benchmark.check([found])
+    cost = None
+    if options.protocol == "equal-cost":
+        cost = method_cost(experiment, found, data.vocabulary, benchmark.setting.parallel.dp_degree)
+    return Checked(found.name, benchmark.growing([found], options.seeds, data), cost)
+
+
+def _train_alone(options: argparse.Namespace, spec: str) -> bool:
+    """Train a method that has been checked. False if it failed."""
+    experiment, methods = asked(options, [spec])
+    return _benchmark(options, experiment, f"train {spec}", follows=True).run(methods, options.seeds)
+
+
+def _train(
+    options: argparse.Namespace,
+    specs: Sequence[str],
+    sources_of: Sequence[int] = (),
+    costs: Mapping[str, MethodCost] | None = None,
+) -> bool:
+    """Train methods, and the source of these seeds. `costs`: of methods that are trained elsewhere. False if a method failed."""
+    experiment, methods = asked(options, specs)
+    benchmark = _benchmark(options, experiment)
+    benchmark.budgets = budgets_of(options, experiment, methods, benchmark.setting.parallel.dp_degree, costs)
+    return benchmark.run(methods, options.seeds, sources_of)
+
+
+def asked(options: argparse.Namespace, specs: Sequence[str]) -> tuple[Experiment, list[Found]]:
+    """The experiment, and some of the methods that were asked for, with their hyperparameters and tuned values."""
+    experiment = experiment_of(options)
+    methods = [registry.get(spec, experiment.methods.get(name)) for name, spec in registry.named(specs, {}).items()]
+    if options.tuned:
+        from growbench.tools import tuned_values
+
+        by_hand = [override.partition("=")[0].strip().removeprefix("methods.") for override in options.set]
+        methods = tuned_values.apply(options.tuned, experiment, methods, options.seeds, by_hand)
+    return experiment, methods
+
+
+def _benchmark(options: argparse.Namespace, experiment: Experiment, stage: str = "", follows: bool = False) -> Benchmark:
+    """The benchmark, with the budgets that all methods share."""
+    from growbench.costs.hardware import choose_device
+    from growbench.planning.budgets import LADDER, Budgets
+    from growbench.runs.benchmark import Benchmark
+    from growbench.runs.jobs import Setting
+    from growbench.training import parallel
+
+    processes = parallel.start(choose_device(options.device), options.tensor_parallel, options.shard, stage)
+    stop_at_loss = options.target_loss if options.stop_at_target else None
+    setting = Setting(experiment, options.results / experiment.name, processes, stop_at_loss, options.save)
+    budgets = Budgets.ladder(options.budgets or LADDER) if options.protocol == "ladder" else Budgets()
+    return Benchmark(setting, budgets, options.target_loss, follows)
+
+
+def budgets_of(
+    options: argparse.Namespace,
+    experiment: Experiment,
+    methods: Sequence[Found],
+    dp_degree: int = 1,
+    costs: Mapping[str, MethodCost] | None = None,
+) -> Budgets:
+    """`costs`: of methods that are planned elsewhere."""
+    from growbench.data.shapes import vocabulary_size
+    from growbench.planning.budgets import LADDER, Budgets, equal_cost
+    from growbench.runs import saved_models
+
+    if options.protocol == "single":
+        return Budgets()
+    if options.protocol == "ladder":
+        return Budgets.ladder(options.budgets or LADDER)
+    pretrained_flops = saved_models.cost(experiment.pretrained).flops if experiment.pretrained else None
+    return equal_cost(experiment, methods, vocabulary_size(experiment.data), pretrained_flops, dp_degree, costs)
+
+
+def specs_of(names: str | None, experiment: Experiment) -> list[str]:
+    """What was asked for, scratch first. Imports no method."""
+    asked = registry.names() if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    return list(registry.named(["scratch", *asked], experiment.methods).values())
+
+
+def experiment_of(options: argparse.Namespace) -> Experiment:
+    """The experiment that was asked for; the sizes of a pretrained source are read from its checkpoint."""
+    experiment = loading.load(options.experiment, options.set)
+    prepare()
+    if experiment.pretrained is None:
+        return experiment
+    from growbench.runs import saved_models
+
+    return saved_models.resolved(experiment)
+
+
+def prepare() -> None:
+    """Let the process keep freed memory, and keep messages and questions of libraries out of the progress display."""
+    import huggingface_hub
+    import transformers
+    from transformers import dynamic_module_utils
+
+    from growbench.costs import memory
+
+    memory.keep_freed()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # refuse code beside a model instead of asking on stdin whether to run it
