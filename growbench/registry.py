@@ -159,10 +159,10 @@ def _get(spec: str, options: Mapping[str, Any], around: tuple[str, ...]) -> Foun
 def _made(located: _Located, options: Mapping[str, Any]) -> Method:
     """The method with these hyperparameters. Raises UsageError unless all that growbench asks it for are plain values."""
     cls = located.cls
-    for name in ("uses_source", "keeps_source", "control"):
-        if not isinstance(inspect.getattr_static(cls, name), bool):
-            raise UsageError(f"{cls.__name__}.{name}: must be True or False, written in the class")
     method = parse(cls, options, located.name)
+    for name in ("uses_source", "keeps_source", "control"):
+        if not isinstance(value := getattr(method, name), bool):
+            raise UsageError(f"{cls.__name__}.{name} = {value!r}: must be True or False")
     if not isinstance(method.wraps, tuple):
         raise UsageError(f"{cls.__name__}.wraps = {method.wraps!r}: must be a tuple of names or files, as ('ligo',)")
     try:
