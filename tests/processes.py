@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple, TextIO
 
 from growbench import cli
@@ -43,6 +46,29 @@ def _carry_out(command: Callable[[Sequence[str]], int], arguments: Sequence[str]
     os.dup2(err.fileno(), 2)
     figures.leave_out()
     sys.exit(command(arguments))
+
+
+class Answer(NamedTuple):
+    """What a command gave back."""
+
+    code: int
+    out: str
+    err: str
+
+
+def answer(*arguments: object) -> Answer:
+    """Run `growbench ARGUMENTS` in this process, where the libraries are imported. Processes that it starts speak here too."""
+    forkserver.ensure_running()  # with what it imports for tests
+    with TemporaryFile("w+", encoding="utf-8") as out, TemporaryFile("w+", encoding="utf-8") as err:
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                code = cli.main([str(argument) for argument in arguments])
+            except SystemExit as exit:  # argparse
+                assert isinstance(exit.code, int)
+                code = exit.code
+        out.seek(0)
+        err.seek(0)
+        return Answer(code, out.read(), err.read())
 
 
 def work_together(work: Callable[..., None], arguments: tuple[Any, ...], processes: int) -> None:

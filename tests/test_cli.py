@@ -8,8 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
-from io import StringIO
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,8 @@ import pytest
 
 from growbench import cli, commands, registry
 from growbench.errors import FailedAlone
+from tests.processes import Answer
+from tests.processes import answer as growbench
 
 LOOSE = """
 from dataclasses import dataclass
@@ -70,26 +71,6 @@ SAVINGS = [
 ]
 SAVINGS_KEYS = {"method", "seeds", "reached", "target_loss", *SAVINGS, "published_flops_saving", "published_seconds_saving"}
 PLOTS = ("loss_vs_flops", "loss_vs_seconds", "savings", "savings_curve", "cost_breakdown")
-
-
-class Answer(NamedTuple):
-    """What a command gave back."""
-
-    code: int
-    out: str
-    err: str
-
-
-def growbench(*arguments: object) -> Answer:
-    """Run a command in this process, where torch is imported already."""
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as exit:  # argparse
-            assert isinstance(exit.code, int)
-            code = exit.code
-    return Answer(code, out.getvalue(), err.getvalue())
 
 
 def run_folders(folder: Path) -> dict[str, dict[str, Any]]:
@@ -255,13 +236,13 @@ def test_a_folder_that_cannot_be_written_is_refused(refused: Refused, tmp_path: 
 
 
 def test_a_broken_method_file_is_refused(refused: Refused, tmp_path: Path) -> None:
-    """Absent, raising, not Python: before anything trains."""
+    """Absent, raising, ending its process: before anything trains."""
     path = tmp_path / "mine.py"
     assert f"method file {path} does not exist" in refused("--methods", path)
-    path.write_text("raise ValueError('no such luck')")
-    assert "ValueError: no such luck" in refused("--methods", path)
-    path.write_bytes(b"\0\1\2\xff")
-    assert "cannot be loaded" in refused("--methods", path)
+    path.write_text("raise SystemExit")
+    assert "mine.py, line 1: SystemExit" in refused("--methods", path)
+    path.write_text("import os; os._exit(0)")
+    assert f"{path}: its process ended by itself, with exit code 0 while the method was" in refused("--methods", path)
 
 
 def test_a_report_of_nothing_is_refused(refused: Refused, tmp_path: Path) -> None:
@@ -478,7 +459,7 @@ def test_flops_agree_with_fvcore(miniature_bert: Path) -> None:
 
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> Done:
-    """A run in which one method raises in the middle, one has a loss of NaN, one starts from a weight of NaN, and one is fine."""
+    """A run in which methods fail in many ways, and one is fine."""
     folder = tmp_path_factory.mktemp("failed")
     good = folder / "copy.py"
     good.write_text(TEN_LINES)
@@ -487,6 +468,9 @@ def failed(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[.
         loose(folder, "not_a_number", at_step_3="return task_loss(model, batch) * float('nan')"),
         loose(folder, "out_of_memory", at_step_3="__import__('torch').empty(2**50)"),
         loose(folder, "poisoned", model="poisoned(task.build())"),
+        loose(folder, "exits", at_step_3="raise SystemExit(0)"),
+        loose(folder, "interrupts", at_step_3="raise KeyboardInterrupt"),
+        loose(folder, "ends", at_step_3="__import__('os')._exit(0)"),
         good,
     ]
     experiment = write_miniature(folder)
@@ -507,6 +491,8 @@ def test_a_method_that_fails_leaves_the_others(failed: Done) -> None:
         "not_a_number": "failed",
         "out_of_memory": "failed",
         "poisoned": "failed",
+        "exits": "failed",
+        "interrupts": "failed",
         "copy": "finished",
     }
     raised = runs["raises-seed0"]["error"]
@@ -517,6 +503,13 @@ def test_a_method_that_fails_leaves_the_others(failed: Done) -> None:
     assert "nan" in runs["not_a_number-seed0"]["error"]["message"]
     assert "allocate" in runs["out_of_memory-seed0"]["error"]["message"]
     assert runs["poisoned-seed0"]["error"]["step"] == 0
+    place = LOOSE[: LOOSE.index("{at_step_3}")].count("\n") + 1
+    for line in (
+        f"exits-seed0        failed: exits.py, line {place}: raised SystemExit(0), which would end the whole program",
+        f"interrupts-seed0   failed: interrupts.py, line {place}: raised KeyboardInterrupt(), which would end the whole program",
+        "ends               failed: its process ended by itself, with exit code 0 before its runs were finished",
+    ):
+        assert line in failed.answer.err
     page = (failed.results / "miniature" / "report" / "index.html").read_text()
     assert "broken on purpose" in page and "not_a_number" in page and "poisoned" in page
 
@@ -537,8 +530,9 @@ def test_what_is_stored_is_json(failed: Done) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
     stored = {f"{path.parent.name}/{path.name}": path.read_text() for path in failed.results.glob("*/*-seed0/*.json*")}
-    names = ("copy", "not_a_number", "out_of_memory", "poisoned", "raises", "scratch")
-    assert stored.keys() == {f"{name}-seed0/{file}" for name in names for file in ("run.json", "curve.jsonl")}
+    names = ("copy", "exits", "interrupts", "not_a_number", "out_of_memory", "poisoned", "raises", "scratch")
+    unfinished = {"ends-seed0/curve.jsonl"}
+    assert stored.keys() - unfinished == {f"{name}-seed0/{file}" for name in names for file in ("run.json", "curve.jsonl")}
     for name, text in stored.items():
         for part in [text] if name.endswith(".json") else text.splitlines():
             json.loads(part, parse_constant=refuse)
@@ -579,7 +573,7 @@ def test_a_source_that_diverges_leaves_the_others(miniature: Path, tmp_path: Pat
 
 def test_an_interrupt_keeps_what_was_done(miniature: Path, tmp_path: Path) -> None:
     """Exit code 130; the run is stored as interrupted with its curve, those before it are kept, and the next call goes on."""
-    path = loose(tmp_path, "interrupted", at_step_3="raise KeyboardInterrupt")
+    path = loose(tmp_path, "interrupted", at_step_3="import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     results = tmp_path / "results"
     command = ["run", miniature, "--methods", path, "--results", results]
     answer = growbench(*command)
@@ -588,7 +582,7 @@ def test_an_interrupt_keeps_what_was_done(miniature: Path, tmp_path: Path) -> No
     assert "Traceback" not in answer.err
     runs = run_folders(results)
     assert (runs["scratch-seed0"]["status"], runs["interrupted-seed0"]["status"]) == ("finished", "interrupted")
-    assert [row["step"] for row in curve(results, "interrupted-seed0")] == [0, 1, 2, 3]
+    assert [row["step"] for row in curve(results, "interrupted-seed0")] == [0, 1, 2, 3, 4]
     loose(tmp_path, "interrupted")
     assert growbench(*command).code == 0
     assert run_folders(results)["interrupted-seed0"]["status"] == "finished"

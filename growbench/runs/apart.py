@@ -88,12 +88,15 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
             asked += 1
             if process.pid:
                 os.kill(process.pid, signal.SIGTERM)
-    kind, value = answer.recv() if answer.poll() else ("died", None)
+    try:
+        error, value = answer.recv()
+    except EOFError:
+        error, value = Died, None
     process.join()
-    if kind == "returned":
+    if error is None:
         return value  # type: ignore[no-any-return]
-    if kind == "raised":
-        raise value
+    if error is not Died:
+        raise error(value)
     if asked:
         raise Interrupted
     code = process.exitcode or 0
@@ -106,7 +109,8 @@ def _carry_out(sending: Connection, surroundings: Surroundings, function: Callab
     Thread(target=processes.end_with_parent, daemon=True).start()
     with lasting_streams(), raising():
         try:
-            answer: tuple[str, Any] = ("returned", function(*arguments))
+            answer: tuple[Any, Any] = None, function(*arguments)
         except (UsageError, FailedAlone, Interrupted) as error:
-            answer = ("raised", error)
+            kind = next(each for each in (UsageError, FailedAlone, Interrupted) if isinstance(error, each))
+            answer = kind, str(error)  # as growbench's own class: that of a plugin could be read only by importing it
         sending.send(answer)

@@ -7,9 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from growbench import architectures, cli
+from growbench import architectures
 from growbench.analysis import profiles
 from growbench.analysis.comparison import analyse
 from growbench.config import loading
@@ -30,6 +28,7 @@ from growbench.data import load, tokenizer
 from growbench.errors import UsageError
 from growbench.runs import saved_models, store
 from growbench.runs.records import Cost, RunConfig, RunCosts, RunRecord, RunStatus
+from tests.processes import answer
 
 SIZES = ModelConfig(layers=2, width=16, heads=2, ffn=40, vocabulary=300, positions=9)
 ACCOUNTS: dict[Account, float | None] = {account: 1.0 for account in Account}
@@ -300,12 +299,10 @@ def test_images_of_another_kind_are_refused(checkpoint: Checkpoint) -> None:
 
 def growbench(*arguments: object, figures: bool = False) -> tuple[int, str, str]:
     """Exit code, stdout, stderr; without the report's figures unless asked for them: they take longest."""
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         if not figures:
             patch.setattr("growbench.report.plots.save", lambda comparison, out: {})
-        code = cli.main([str(argument) for argument in arguments])
-    return code, out.getvalue(), err.getvalue()
+        return answer(*arguments)
 
 
 @pytest.fixture(scope="module")
