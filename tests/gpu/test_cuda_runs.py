@@ -13,12 +13,13 @@ from safetensors import safe_open
 
 from growbench import cli
 from growbench.costs.hardware import device_name
+from growbench.errors import Interrupted
 from growbench.tools import throughput
 from growbench.training import trainer
 from tests.gpu.conftest import FLOAT32
 
 
-class Killed(BaseException):
+class Killed(Interrupted):
     """As a SIGKILL: nothing may catch it."""
 
 

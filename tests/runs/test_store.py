@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from growbench import cli, report
 from growbench.analysis.comparison import analyse
 from growbench.costs.accounts import Account, Unit
-from growbench.errors import UsageError
+from growbench.errors import Interrupted, UsageError
 from growbench.runs import jobs, store
 from growbench.training import checkpoint, trainer
 from growbench.training.checkpoint import Checkpoint, Checkpoints
@@ -374,7 +374,7 @@ def test_a_run_that_was_resumed_elsewhere_says_so(miniature: Path, tmp_path: Pat
     def interrupted(self: store.CurveFile, row: Any) -> None:
         append(self, row)
         if "stackbert" in str(self.path) and self.rows == 6:
-            raise KeyboardInterrupt
+            raise Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(store.CurveFile, "append", interrupted)

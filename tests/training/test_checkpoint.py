@@ -20,6 +20,7 @@ from growbench.config.loading import load
 from growbench.config.schema import Experiment
 from growbench.costs.accounts import Account, Ledger, Part, Unit
 from growbench.costs.energy import EnergyCounter
+from growbench.errors import Interrupted
 from growbench.method import schedule
 from growbench.planning.branches import branching_step, shared
 from growbench.planning.budgets import Budgets
@@ -55,7 +56,7 @@ STATE = RunState(
 )
 
 
-class Killed(BaseException):
+class Killed(Interrupted):
     """As a SIGKILL: nothing may catch it."""
 
 
