@@ -62,7 +62,7 @@ def equal_cost(
     step = dp_degree * plan(part.at(1.0, scratch.training), scratch, vocabulary)[-1].charged_per_step
     costs = {each.name: method_cost(experiment, each, vocabulary, dp_degree) for each in methods if each is not scratch}
     costs |= planned or {}
-    source = 0.0
+    source: float | None = 0.0
     if any(cost.uses_source for cost in costs.values()):
         source = pretrained_flops if experiment.pretrained else _total(plan_source(part, vocabulary), dp_degree)
     equals: dict[float, list[str]] = {}
