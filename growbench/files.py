@@ -104,7 +104,7 @@ def sha256(path: Path) -> str:
 def check_folder(folder: Path) -> None:
     """Raise UsageError if the results folder cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink(missing_ok=True)  # another process may have removed it
