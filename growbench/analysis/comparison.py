@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from growbench import registry
-from growbench.analysis import columns, equal_cost, ladder, sampling
+from growbench.analysis import columns, equal_cost, ladder, pace, sampling
 from growbench.analysis.equal_cost import EqualCost
 from growbench.analysis.notes import Noted
 from growbench.analysis.protocols import Protocol, Reading
@@ -153,7 +153,12 @@ def compare(runs: Sequence[Run], target_loss: float | None = None, references: S
         .join(marked, on="method")
         .join(beside(table, methods, published(whole)), on="method")
         .join(sampling.columns(whole, methods), on="method"),
-        notes=[*Noted(whole, others, left_out, reading, compared).notes(), *sampling.note(whole), seconds.note],
+        notes=[
+            *Noted(whole, others, left_out, reading, compared).notes(),
+            *sampling.note(whole),
+            *pace.note(measured),
+            seconds.note,
+        ],
         shorter=others,
         rungs=rungs,
         equal_cost=equal_cost.at_equal_cost(kept, controls),

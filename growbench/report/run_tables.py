@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from growbench.analysis import savings, tables
+from growbench.analysis import pace, savings, tables
 from growbench.analysis.comparison import Comparison
+from growbench.analysis.pace import Pace, Place
 from growbench.console import say
 from growbench.costs.accounts import CHARGED, UNCHARGED, Account, Ledger, Unit
 from growbench.formatting import NONE, Scale, data_size, digits, percent, settings
@@ -86,13 +87,20 @@ def phases(comparison: Comparison) -> TableByMethod | None:
         return None
     scale = cost_scale(table["flops_per_step"].max(), Unit.FLOPS)
     accounts = [account for account in WORK if (table[account] > 0).any()]
+    paces = pace.paces(comparison.measured)
     heads = ["phase", "steps", f"{scale.name} per step", "of scratch's step", *(WORK[account] for account in accounts)]
     names = method_names(comparison)
     blocks = [
-        MethodRows(names[str(method)], [_phase_cells(row, accounts, scale) for row in tables.records(rows)])
+        MethodRows(
+            names[str(method)],
+            [
+                [*_phase_cells(row, accounts, scale), *_pace_cells(paces.get(Place(str(method), number)), bool(paces))]
+                for number, row in enumerate(tables.records(rows))
+            ],
+        )
         for method, rows in table.groupby("method", sort=False)
     ]
-    return TableByMethod(heads, blocks)
+    return TableByMethod([*heads, *(PACE_HEADS if paces else ())], blocks)
 
 
 def _phase_cells(row: Mapping[str, Any], accounts: Sequence[Account], scale: Scale) -> list[str]:
@@ -100,6 +108,15 @@ def _phase_cells(row: Mapping[str, Any], accounts: Sequence[Account], scale: Sca
     shares = [share, *(share * row[account] / row["flops_per_step"] for account in accounts)]
     shown = (digits(share) if share > 0 else "" for share in shares)
     return [str(row["phase"]), f"{row['steps']:,}", scale.text(row["flops_per_step"]), *shown]
+
+
+PACE_HEADS = ("time for a FLOP", "CPU time for a FLOP")  # of scratch's
+
+
+def _pace_cells(found: Pace | None, shown: bool) -> list[str]:
+    """Blank where it is not known."""
+    ratios = (found.seconds, found.cpu_seconds) if found else (math.nan, math.nan)
+    return ["" if math.isnan(ratio) else digits(ratio) for ratio in ratios] if shown else []
 
 
 def runs(comparison: Comparison) -> PlainTable:
