@@ -35,6 +35,7 @@ REPLACED = "replaced"  # the folder of archived runs: finished ones that were tr
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
 
 RECORD, DOCUMENTS, MODEL = "run.json", "documents.npy", "model.safetensors"  # in a run's folder; a source has a model
+MODEL_DRAFT = "model.part"  # the folder of a saved model that is not there in full
 OWN = (RECORD, curve.FILE, DOCUMENTS, MODEL, reproduced.FILE)  # what growbench writes there, beside folders
 
 UNKNOWN_SOURCE = (
@@ -137,8 +138,9 @@ class RunFolder:
                 _clear(path)
                 make_folder(self.checkpoints)
                 write_text(begun, json.dumps(identity))
-            remove_drafts(path)
-            remove_drafts(self.checkpoints)
+            for folder in (path, self.checkpoints):
+                remove_drafts(folder)
+            shutil.rmtree(path / MODEL_DRAFT, ignore_errors=True)
             self.earlier_hardware = self._earlier_hardware(str(hardware))
             self.curve = CurveFile(path / curve.FILE)
         except OSError as error:
@@ -179,7 +181,7 @@ def _clear(path: Path) -> None:
         move(path, next(free for number in numbers if not (free := archive / f"{path.name}-{number}").exists()))
         return
     Checkpoints(path / "checkpoints").remove()
-    shutil.rmtree(path / "model.part", ignore_errors=True)
+    shutil.rmtree(path / MODEL_DRAFT, ignore_errors=True)
     remove_drafts(path)
     for own in OWN:
         (path / own).unlink(missing_ok=True)

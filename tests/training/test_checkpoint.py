@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -182,6 +183,33 @@ def test_an_unreadable_checkpoint_is_passed_over(experiment: Experiment, tmp_pat
     files[-1].write_bytes(files[-1].read_bytes()[:1000])
     killed.run([scratch], [0])
     assert outcome(tmp_path / "killed" / "scratch-seed0") == outcome(tmp_path / "whole" / "scratch-seed0")
+
+
+def damaged(file: Path) -> None:
+    """With one bit flipped."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def test_a_run_whose_files_were_damaged_ends_with_the_same_bits(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in its second phase. It takes what is good, else it begins anew; no run fails for it."""
+    stackbert = get("stackbert")
+    Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([stackbert], [0])
+    run_with_kill(Benchmark(Setting(experiment, tmp_path / "killed", ALONE)), stackbert, 18, monkeypatch)
+    for what in ("the end of a phase", "all checkpoints", "the curve"):
+        folder = shutil.copytree(tmp_path / "killed", tmp_path / what) / "stackbert-seed0"
+        files = list((folder / "checkpoints").glob("*.safetensors"))
+        assert any(file.name.startswith("phase-1-step-") for file in files), "killed in the second phase"
+        if what == "the curve":
+            (folder / "curve.jsonl").write_text("".join((folder / "curve.jsonl").read_text().splitlines(keepends=True)[:3]))
+        for file in files:
+            if what == "all checkpoints" or (what == "the end of a phase" and file.name == "phase-0.safetensors"):
+                damaged(file)
+        assert Benchmark(Setting(experiment, tmp_path / what, ALONE)).run([stackbert], [0])
+        assert "this checkpoint cannot be used and is passed over: " in capsys.readouterr().err
+        assert outcome(folder) == outcome(tmp_path / "whole" / "stackbert-seed0"), what
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
