@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
 
+from growbench.config import plain
 from growbench.config.schema import (
     Experiment,
     ImageConfig,
@@ -27,6 +28,7 @@ from growbench.config.schema import (
 )
 from growbench.errors import UsageError, check_name, did_you_mean
 
+MOST_SECTIONS = 4  # of a key, as methods.ligo.train of methods.ligo.train.lr
 RESERVED = ("report", "tuning", "replaced")  # folders of results that are not an experiment's
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -65,8 +67,8 @@ def title(name: str) -> str:
 def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """An experiment file's table, merged into that of the experiment it extends: a shipped one, or a file beside it."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = plain.from_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read experiment {path}: {error}") from error
     name = table.pop("extends", None)
     if name is None:
@@ -168,7 +170,13 @@ def _first_wrong(errors: list[ErrorDetails], where: str) -> str:
         return f"{key} is missing"
     said = " or ".join(dict.fromkeys(error["msg"] for error in errors))
     said = said.replace("Input should be", "must be", 1).replace("Input should be ", "").replace("an object", "a table")
-    return f"{key} = {first['input']!r}: {said}"
+    return f"{key} = {_short(first['input'])}: {said}"
+
+
+def _short(value: Any) -> str:
+    """A value in a message, its middle left out if it is long."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:90]} ... {text[-20:]}"
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -184,15 +192,19 @@ def _override(table: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not last:
-        raise UsageError(f"--set {override!r}: must be key=value, as in train.steps=100")
+        raise UsageError(f"--set {_short(override)}: must be key=value, as in train.steps=100")
+    if len(sections) > MOST_SECTIONS or not plain.is_text(override):
+        raise UsageError(f"--set {_short(override)}: must be key=value, with a key as train.steps, and text that is UTF-8")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        value = plain.from_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    except ValueError as error:
+        raise UsageError(f"--set {_short(override)}: {error}") from None
     if sections and sections[0] not in File.__dataclass_fields__:
         sections = ["methods", *sections]  # ligo.operator_steps=50 means methods.ligo.operator_steps
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise UsageError(f"--set {override!r}: {section} is not a table")
+            raise UsageError(f"--set {_short(override)}: {section} is not a table")
     table[last] = {"checkpoint": value} if key.strip() == "source" and isinstance(value, str) else value

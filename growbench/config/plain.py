@@ -1,0 +1,73 @@
+"""Plain values from TOML and JSON, whatever a file holds: too deep, too long or too large is an error of one line."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+DEEPEST = 50  # tables and lists within one another
+MOST_DIGITS = 18  # of a whole number: one of 64 bits
+
+
+def from_toml(text: str) -> dict[str, Any]:
+    """The table that a TOML text holds. Raises ValueError in one line."""
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(f"tables and lists are nested more than {DEEPEST} deep") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # of Python's limit to the digits that it converts
+        raise ValueError(f"a whole number has more than {MOST_DIGITS} digits") from None
+    check(table)
+    return table
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value that a JSON text holds, a whole number of more than `MOST_DIGITS` as a float. Raises ValueError in one line."""
+    try:
+        value = json.loads(text, parse_int=_number)
+    except RecursionError:
+        raise ValueError(f"objects and lists are nested more than {DEEPEST} deep") from None
+    check(value)
+    return value
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits.lstrip("-")) <= MOST_DIGITS else float(digits)
+
+
+def check(value: Any) -> None:
+    """Raise ValueError, naming the key, unless a plain value can be stored, printed, and used as the name of a file."""
+    for key, each in _walk(value):
+        if isinstance(each, int) and abs(each) >= 10**MOST_DIGITS:
+            raise ValueError(f"{key}: a whole number has more than {MOST_DIGITS} digits")
+        if isinstance(each, str) and not is_text(each):
+            raise ValueError(f"{key} = {ascii(each)[:80]}: holds characters that are not text")
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8, and used as the name of a file: it has no lone surrogates and no NUL."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
+
+
+def _walk(root: Any) -> Iterator[tuple[str, Any]]:
+    """Every key and value in it, each with the dotted name of its place. Raises ValueError for what is nested too deeply."""
+    left: list[tuple[str, int, Any]] = [("", 0, root)]
+    while left:
+        where, depth, value = left.pop()
+        if depth > DEEPEST:
+            raise ValueError(f"{where.partition('.')[0]}: nested more than {DEEPEST} deep")
+        if isinstance(value, dict):
+            left += [(f"{where}.{key}".removeprefix("."), depth + 1, each) for key, each in reversed(value.items())]
+            yield from ((f"a key below {where or 'the top'}", key) for key in value)
+        elif isinstance(value, list):
+            left += [(where, depth + 1, each) for each in reversed(value)]
+        else:
+            yield where or "the value", value
