@@ -66,7 +66,7 @@ def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
         raise UsageError(f"vocabulary = {config.vocabulary}: a {kind} tokenizer needs at least {smallest}")
     fingerprint = documents.fingerprint(config)
     named = Path(config.tokenizer)
-    tokenizer = sources.folder_digest(named) if config.tokenizer and named.is_dir() else config.tokenizer
+    tokenizer = sources.folder_digest(named) if config.tokenizer and os.path.isdir(named) else config.tokenizer
     settings = [FORMAT, fingerprint, objective, tokenizer or [kind, config.vocabulary]]
     if config.documents:
         settings.append(config.documents)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from growbench.config import plain
 from growbench.console import say
 from growbench.errors import UsageError
 from growbench.files import replacing
@@ -16,8 +17,14 @@ from growbench.training.checkpoint import digest_of
 
 FILE = "curve.jsonl"
 
-ROW: dict[str, type | tuple[type, ...]] = {  # what every row holds
-    "step": int, "val_loss": (int, float), "flops": (int, float), "seconds": (int, float), "scored": bool, "phase": str,
+LARGEST = 1e100  # number in a row
+
+NUMBER, NOTHING = (int, float), type(None)
+ROW: dict[str, tuple[type, ...]] = {  # what every row holds
+    "step": (int,), "val_loss": NUMBER, "flops": NUMBER, "seconds": NUMBER, "scored": (bool,), "phase": (str,),
+}  # fmt: skip
+MORE: dict[str, tuple[type, ...]] = {  # what it may hold
+    "tokens": NUMBER, "train_loss": (*NUMBER, NOTHING), "lr": (*NUMBER, NOTHING), "val_accuracy": (*NUMBER, NOTHING),
 }  # fmt: skip
 
 
@@ -82,15 +89,26 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_bytes().splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            json.dumps(row, allow_nan=False)
-        except (ValueError, RecursionError):
+            row = plain.from_json(line)
+        except ValueError:
             row = None
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in ROW.items()):
+        if not _is_evaluation(row):
             if number < len(lines):
                 say_once(f"{path}, line {number} is not an evaluation: it and the {len(lines) - number} after it are left out")
             return
         yield row
+
+
+def _is_evaluation(row: Any) -> bool:
+    """Whether it holds what an evaluation holds: values of the right types, and numbers that a sum of them still can be."""
+    if not isinstance(row, dict) or not ROW.keys() <= row.keys():
+        return False
+    known = {**ROW, **MORE}
+    return all(type(value) in known.get(key, (type(value),)) and _is_moderate(value) for key, value in row.items())
+
+
+def _is_moderate(value: Any) -> bool:
+    return not isinstance(value, int | float) or abs(value) <= LARGEST  # false for NaN
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 import growbench
+from growbench.config import plain
 from growbench.config.schema import Published
 from growbench.costs.accounts import CHARGED, Account, Ledger, Part, Unit
 from growbench.costs.hardware import Hardware
@@ -143,7 +144,7 @@ class RunRecord:
     @classmethod
     def read(cls, text: str) -> RunRecord:
         """The record that a run.json holds. Raises ValueError that says what is wrong with it."""
-        found = json.loads(text)
+        found = plain.from_json(text)
         if not isinstance(found, dict) or "status" not in found:
             raise ValueError("is not a run's record: status is missing")
         version = found.get("schema_version", 1)

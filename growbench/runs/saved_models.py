@@ -19,6 +19,7 @@ from torch import nn
 
 from growbench import architectures
 from growbench.architectures import Architecture
+from growbench.config import plain
 from growbench.config.schema import Experiment, ImageConfig, ModelConfig, Pretrained
 from growbench.costs.accounts import Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
@@ -200,7 +201,7 @@ def cost(pretrained: Pretrained, hardware: Hardware | None = None) -> Cost:
     """
     file = _folder(pretrained) / CARD
     with _one_line(f"{_where(pretrained)}: {CARD}"):
-        known = _card_cost(json.loads(file.read_text(encoding="utf-8")), hardware) if file.is_file() else Cost()
+        known = _card_cost(plain.from_json(file.read_text(encoding="utf-8")), hardware) if file.is_file() else Cost()
     return Cost(**{unit: known.of(unit) if (stated := getattr(pretrained, unit)) is None else stated for unit in Unit})
 
 
@@ -257,7 +258,7 @@ def _folder(pretrained: Pretrained) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = Path(pretrained.checkpoint)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # no error for what no folder can be named
         return folder
     try:
         return Path(snapshot_download(pretrained.checkpoint, allow_patterns=[*FILES, *TOKENIZERS]))

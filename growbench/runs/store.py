@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from growbench.config import plain
 from growbench.console import say
 from growbench.costs.accounts import Account, Ledger, Unit
 from growbench.costs.hardware import Hardware
@@ -213,8 +214,8 @@ def _write(folder: Path, record: RunRecord) -> None:
 def _read_json(path: Path) -> Any:
     """The content of a JSON file; None if it is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        return plain.from_json(path.read_text(encoding="utf-8"))
+    except ValueError:
         return None
 
 
@@ -261,6 +262,16 @@ def _stamp(folder: Path) -> Stamp | None:
 
 
 def load_all(folder: Path) -> list[Run]:
-    """Every run that has ended in an experiment's results folder, the sources' runs included, by name."""
-    runs = [load(path) for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
-    return [run for run in runs if run is not None]
+    """Every run that has ended in an experiment's results folder, the sources' runs included, by name.
+
+    Of two with the same method, seed and budget, the one whose folder has its name counts.
+    """
+    found: dict[str, Run] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.is_dir() and (run := load(path)):
+            first = found.setdefault(run.name, run)
+            if first is not run:
+                kept, other = (run, first) if path.name == run.name else (first, run)
+                say_once(f"{other.folder} is left out: it holds the same run as {kept.folder}")
+                found[run.name] = kept
+    return list(found.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from growbench.config import plain
 from growbench.config.loading import parse
 from growbench.config.schema import Experiment
 from growbench.console import say
@@ -56,8 +56,8 @@ class Tables:
 def read(path: Path) -> Tuned:
     """Raises UsageError if it is not a file of tuned values."""
     try:
-        file = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        file = plain.from_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot be read: {error}") from error
     try:
         tables = parse(Tables, file)
