@@ -168,7 +168,8 @@ def _paper_saving(reading: Reading, run: Run) -> float:
     if reference is None or run.record.method == SCRATCH or not run.finished:
         return math.nan
     until = Curve.of_run([row["step"] for row in rows], [row["val_loss"] for row in rows]).meets(reference.loss)
-    share = reference.cost / reading.full_cost(seed, Unit.FLOPS)
+    full = reading.full_cost(seed, Unit.FLOPS)
+    share = reference.cost / full if full > 0 else math.nan
     scratch = reading.whole(SCRATCH, seed)
     whole = share * paper_flops(scratch, math.inf) if scratch else math.nan
     return 1 - paper_flops(run, until) / whole if whole > 0 and until < math.inf else math.nan

@@ -147,6 +147,8 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: 
     Types are strict: a string is not a number, a bool or a float not an integer; numbers are finite. Raises UsageError that
     names the key (below `where`), its value and what is allowed.
     """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where} = {_short(values)}: must be a table")
     _refuse_unknown(values, [*(f.name for f in dataclasses.fields(cls) if f.init), *other_keys], where)  # type: ignore[arg-type]
     try:
         parser = TypeAdapter(with_config(STRICT)(cls))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import copy
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from growbench.errors import UsageError
 
 SAMPLE = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"  # 101 English articles, CC BY-SA 3.0
 SAMPLE_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
+LONGEST = 1_000_000  # characters of a document: a longer one is read as several, because encoding takes 200 bytes a character
 SHORTEST_PARAGRAPH = 100  # characters; shorter lines are headings, captions and table cells
 
 
@@ -120,21 +122,29 @@ class Files:
 
     def read(self, place: Any = None) -> Reading:
         readers = ((READERS[path.suffix.lower()], path) for path in self._paths())
-        return FromStart((text for reader, path in readers for text in reader(path, self.text_column)), place)
+        return FromStart(
+            (part for reader, path in readers for text in reader(path, self.text_column) for part in parts(text)), place
+        )
 
     def _paths(self) -> list[Path]:
         return matching_files(self.globs, READERS)
 
 
 def _read_text(path: Path, _: str) -> Iterator[str]:
-    """One document per paragraph. Paragraphs are separated by blank lines."""
+    """One document per paragraph. Paragraphs are separated by blank lines; one that is too long is read in parts."""
     paragraph: list[str] = []
-    for line in _lines(path):
-        if line.strip():
-            paragraph.append(line)
-        else:
+    length = 0
+    for line in _lines(path, LONGEST):
+        if not line.strip():
             yield "".join(paragraph)
-            paragraph = []
+            paragraph, length = [], 0
+            continue
+        paragraph.append(line)
+        length += len(line)
+        if length > LONGEST:
+            *whole, rest = parts("".join(paragraph))
+            yield from whole
+            paragraph, length = [rest], len(rest)
     yield "".join(paragraph)
 
 
@@ -146,9 +156,16 @@ def _read_json_lines(path: Path, text_column: str) -> Iterator[str]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UsageError(f"{where}: malformed JSON ({error.msg}); every line must be one object") from None
+            except (ValueError, RecursionError):  # of numbers and nesting: see growbench.config.plain
+                raise UsageError(f"{where}: malformed JSON (a number is too long, or lists are nested too deeply)") from None
             if not isinstance(row, dict):
                 raise UsageError(f"{where}: every line must be one JSON object, as in {{{json.dumps(text_column)}: ...}}")
-            yield _cell(row, text_column, where)
+            text = _cell(row, text_column, where)
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise UsageError(f"{where}: column {text_column!r} holds half a character (a lone surrogate)") from None
+            yield text
 
 
 def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
@@ -179,21 +196,35 @@ class HubText:
 
 
 class HubReading:
-    """A reading of a hub dataset. The dataset keeps its own state, so it continues without reading documents again."""
+    """A reading of a hub dataset. The dataset keeps its own state, so it continues without reading rows again, or only a few.
 
-    def __init__(self, hub: Hub, text_column: str, place: dict[str, Any] | None) -> None:
+    A place is the dataset's state between two rows, and the number of documents read after it.
+    """
+
+    def __init__(self, hub: Hub, text_column: str, place: tuple[dict[str, Any], int] | None) -> None:
         self._label, self._text_column = hub.label(), text_column
         with one_line_errors(self._label):
             self._rows = hub.rows()
             if place:
-                self._rows.load_state_dict(place)
+                self._rows.load_state_dict(place[0])
+            self._state = place[0] if place else copy.deepcopy(self._rows.state_dict())  # it changes with the reading
+        self._skipped = place[1] if place else 0
+        self._read, self._left = 0, 0  # documents after the state; of the present row, those that are still to be read
 
     def __iter__(self) -> Iterator[str]:
         with one_line_errors(self._label):
-            yield from _column(self._rows, self._text_column, self._label)
+            for text in _column(self._rows, self._text_column, self._label):
+                documents = list(parts(text))
+                self._left = len(documents)
+                for document in documents:
+                    self._read, self._left = self._read + 1, self._left - 1
+                    if self._read > self._skipped:
+                        yield document
 
-    def place(self) -> dict[str, Any]:
-        return self._rows.state_dict()
+    def place(self) -> tuple[dict[str, Any], int]:
+        if not self._left and self._read > self._skipped:  # the dataset's own state is that after the present row
+            self._state, self._read, self._skipped = copy.deepcopy(self._rows.state_dict()), 0, 0
+        return self._state, max(self._read, self._skipped)
 
 
 def _column(rows: Iterable[dict[str, Any]], text_column: str, where: str) -> Iterator[str]:
@@ -207,10 +238,22 @@ def _cell(row: dict[str, Any], text_column: str, where: str) -> str:
     return text or ""
 
 
-def _lines(path: Path) -> Iterator[str]:
+def parts(text: str) -> Iterator[str]:
+    """A document of more than `LONGEST` characters as several, cut before a space where there is one."""
+    start = 0
+    while len(text) - start > LONGEST:
+        space = text.rfind(" ", start + LONGEST // 2, start + LONGEST)
+        end = space if space > 0 else start + LONGEST
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _lines(path: Path, longest: int = -1) -> Iterator[str]:
+    """The lines of a text file; of one with more than `longest` characters the parts."""
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for line in file:
+            while line := file.readline(longest):
                 if "\0" in line:
                     raise UsageError(f"{path} is binary, not text: it has NUL bytes")
                 yield line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 Kind = Literal["wordpiece", "bytes"]
 SMALLEST = {"wordpiece": 32, "bytes": 258}  # 256 bytes, <|endoftext|> and <mask>
 WORDPIECE_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LONGEST_WORD = 10_000  # characters in the sample
+LONG_WORD = re.compile(rf"\w{{{LONGEST_WORD}}}(?=\w)|[^\w\s]{{{LONGEST_WORD}}}(?=[^\w\s])")
 CHARACTERS = 1000  # BERT's limit: rarer characters become [UNK]
 
 
@@ -32,6 +35,7 @@ class Vocabulary:
 
 def train(kind: Kind, size: int, masked: bool, sample: list[str]) -> tuple[Tokenizer, Vocabulary]:
     """A tokenizer of at most `size` tokens (fewer if the sample is too small). Equal samples give equal tokenizers."""
+    sample = [_with_shorter_words(text) for text in sample]
     if kind == "wordpiece":
         tokenizer = _train_wordpiece(size, sample)
         start, separator, mask = "[CLS]", "[SEP]", "[MASK]"
@@ -42,6 +46,11 @@ def train(kind: Kind, size: int, masked: bool, sample: list[str]) -> tuple[Token
     special = sorted(tokenizer.get_added_tokens_decoder())
     ids = tokenizer.get_vocab()
     return tokenizer, Vocabulary(len(ids), ids[start], ids[separator], ids[mask] if masked else None, special)
+
+
+def _with_shorter_words(text: str) -> str:
+    """The text with spaces in words of more than `LONGEST_WORD` characters: training takes the square of a word's length."""
+    return text if len(text) <= LONGEST_WORD else LONG_WORD.sub(r"\g<0> ", text)
 
 
 def _train_bytes(size: int, masked: bool, sample: list[str]) -> Tokenizer:

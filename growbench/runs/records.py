@@ -91,6 +91,12 @@ class RunError:
     message: str = ""
     traceback: str = ""
 
+    def __post_init__(self) -> None:
+        for key in ("message", "traceback"):  # of a method: anything, also what is not text
+            text = getattr(self, key)
+            if isinstance(text, str):
+                object.__setattr__(self, key, text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
@@ -154,10 +160,21 @@ class RunRecord:
             raise ValueError(f"schema_version = {version!r}: this growbench reads up to {SCHEMA_VERSION}")
         try:
             # strict mode turns strings into enums only when it reads JSON; no figure of a run is NaN or infinite
-            return _reader().validate_json(json.dumps(found, allow_nan=False), strict=True)
+            record = _reader().validate_json(json.dumps(found, allow_nan=False), strict=True)
         except ValidationError as error:
             wrong = error.errors()[0]
             raise ValueError(f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from error
+        record._check()
+        return record
+
+    def _check(self) -> None:
+        """Raise ValueError for figures that no run has."""
+        least = {"seed": 0, "steps": 1 if self.status == RunStatus.FINISHED else 0, "tokens": 0}
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise ValueError(f"{key} = {getattr(self, key)}: must be at least {value}")
+        if not 0 < self.budget_share < math.inf:
+            raise ValueError(f"config.budget_share = {self.budget_share}: must be above 0")
 
 
 @cache

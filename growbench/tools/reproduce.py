@@ -85,6 +85,10 @@ class Reproduction:
         if not run.finished:
             raise UsageError(f"has not finished: {run.record.status}")
         self.run, self.temporary = run, temporary
+        if not run.record.phases:
+            raise UsageError("has no phases in its run.json")
+        if run.record.hardware.device not in ("cpu", "cuda"):
+            raise UsageError(f"was trained on an unknown device: {run.record.hardware.device!r}")
         device = torch.device(run.record.hardware.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UsageError("was trained on CUDA, and there is no CUDA device here")
@@ -207,7 +211,7 @@ def experiment_of(record: RunRecord) -> Experiment:
         architecture=stored.pop("architecture", ""),
         source=parse(ModelConfig, source, "source"),
         target=parse(ModelConfig, stored.pop("target", source), "target"),
-        data=parse(ImageConfig, data, "data") if "image_size" in data else parse(TextConfig, data, "data"),
+        data=parse(ImageConfig if isinstance(data, dict) and "image_size" in data else TextConfig, data, "data"),
         train=parse(Training, train or {}, "train"),
         source_train=parse(Training, stored.pop("source_train", train) or {}, "source"),
         machine=Machine(hardware.micro_batch, hardware.compile, hardware.workers),  # type: ignore[arg-type]

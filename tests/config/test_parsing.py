@@ -104,7 +104,7 @@ def test_a_value_is_taken_as_its_type(key: str, value: Any, meant: Any) -> None:
         ("number", "0.5", "mine.number = '0.5': must be a valid number"),
         ("number", False, "mine.number = False: must be a valid number"),
         ("number", float("inf"), "mine.number = inf: must be a finite number"),
-        ("number", 10**400, f"mine.number = {10**400}: must be a finite number"),
+        ("number", 10**400, f"mine.number = 1{'0' * 89} ... {'0' * 20}: must be a finite number"),
         ("text", 3, "mine.text = 3: must be a valid string"),
         ("flag", 1, "mine.flag = 1: must be a valid boolean"),
         ("flag", "true", "mine.flag = 'true': must be a valid boolean"),

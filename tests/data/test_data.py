@@ -617,6 +617,13 @@ def test_text_with_byte_order_mark_and_windows_line_ends(tmp_path: Path) -> None
         ("a.jsonl", b'["a"]', "a.jsonl, line 1: every line must be one JSON object"),
         ("a.jsonl", b'{"body": "a", "title": "b"}', "no column text_column = 'text'; there are 'body', 'title'"),
         ("a.jsonl", b'{"text": 3}', "column 'text' holds int, not text"),
+        (
+            "a.jsonl",
+            b'{"text": ' + b"[" * 10**5 + b"]" * 10**5 + b"}",
+            "a.jsonl, line 1: malformed JSON (a number is too long, or",
+        ),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 10**5 + b"}", "a.jsonl, line 1: malformed JSON (a number is too long, or"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\\udcff"}', "a.jsonl, line 2: column 'text' holds half a character"),
         ("a.parquet", b"not parquet", "a.parquet"),
         ("a.txt", b"\n\n", "has 0 training tokens"),
         ("a.txt", b"too short", "has 0 training tokens; one batch of 4 sequences of 16 needs 65"),
