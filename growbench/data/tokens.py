@@ -33,7 +33,7 @@ HeldOutSplit = Literal["validation", "test"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = "train", "validation", "test"
 
-FORMAT = 2  # of the cached files and of how they follow from documents: raise it when either changes
+FORMAT = 3  # of the cached files and of how they follow from documents: raise it when either changes
 CYCLE = 20  # documents or images, of which one is in the validation split, one in the test split, and all others in training
 HELD_OUT: dict[int, Split] = {0: "validation", CYCLE // 2: "test"}  # by place in the cycle
 SAMPLE_CHARACTERS = 20_000_000  # of documents that a tokenizer is trained on, at most

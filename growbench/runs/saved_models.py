@@ -6,6 +6,7 @@ Beside a model's weights and configuration lies growbench.json: what the model i
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
