@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -220,7 +221,12 @@ class Checkpoints:
     def __init__(self, folder: Path, writes: bool = True, curve: Path | None = None) -> None:
         self.folder, self.curve = folder, curve
         self.writes = writes  # of several processes, only one does
+        self.seconds = 0.0  # that writing the last file took
         self._useless: set[Path] = set()  # files that were passed over
+
+    def pause(self) -> float:
+        """Seconds beyond a minute to wait with the next one, so that writing takes at most a twentieth of the time."""
+        return 20 * max(0.0, self.seconds - 3)
 
     def ended(self, phase: int, fits: Fits | None = None) -> Checkpoint | None:
         """The end of a phase, by its number; None if it has not ended, or its file cannot be used."""
@@ -273,6 +279,7 @@ class Checkpoints:
         """
         if not self.writes:
             return False
+        started = time.perf_counter()
         try:
             try:
                 checkpoint.save(path, self.curve)
@@ -284,6 +291,7 @@ class Checkpoints:
             say(f"{path}: this checkpoint could not be kept: {error}")
             return False
         self._useless.discard(path)
+        self.seconds = time.perf_counter() - started
         return True
 
     def _make_room(self) -> bool:

@@ -133,7 +133,7 @@ class Trainer:
     def _due(self, now: PhaseState) -> Due:
         evaluation = now.evaluated != now.done and (now.ended or now.done % self.every == 0)
         branch = now.done > 0 and now.phase.scored and self.outcome.scored_steps in self.output.branches
-        late = not now.ended and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
+        late = not now.ended and self.parallel.is_main_process and time.perf_counter() - self.saved > CHECKPOINT_SECONDS
         interruption, late = self.parallel.any_process(self.stop.interrupted(), late)
         stop = self.stop.is_due(self.outcome)
         checkpoint = interruption or stop or late
@@ -317,7 +317,7 @@ class Trainer:
         if self.output.checkpoints and due.checkpoint:
             self.output.checkpoints.save_step(now.start.number, now.done, self._checkpoint(now))
         if due.checkpoint:
-            self.saved = time.perf_counter()
+            self.saved = time.perf_counter() + (self.output.checkpoints.pause() if self.output.checkpoints else 0.0)
 
     def _checkpoint(self, now: PhaseState) -> Checkpoint:
         """A checkpoint of the present state. All processes must call this together."""

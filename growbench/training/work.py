@@ -34,7 +34,7 @@ class Output:
 
     curve: Curve  # receives a row for each evaluation
     progress: Progress
-    checkpoints: Checkpoints | None = None  # to resume from; a new one is written every minute
+    checkpoints: Checkpoints | None = None  # to resume from; a new one is written every minute, or less often where that is slow
     branches: Collection[int] = ()  # scored steps at which a checkpoint is kept for other runs to branch off
 
 

@@ -218,6 +218,13 @@ def test_a_checkpoint_of_the_earlier_format_is_read_as_before(checkpoints: Check
     assert step_of(reopened(checkpoints)) == 2
 
 
+@pytest.mark.parametrize(("seconds", "pause"), [(0.1, 0), (3, 0), (6, 60), (30, 540)])
+def test_checkpoints_that_take_long_are_written_less_often(checkpoints: Checkpoints, seconds: float, pause: float) -> None:
+    """At most a twentieth of the time goes into them: 6 s every two minutes."""
+    checkpoints.seconds = seconds
+    assert checkpoints.pause() == pause and seconds / (60 + pause) <= 0.05
+
+
 # --- a disk with little room
 
 
