@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -30,6 +32,7 @@ class StepCounts(PhaseObserver):
         self.gradients, self.counts, self.compares = gradients, counts, compares
         self.broken: dict[str, str] = {}  # what is wrong -> where it was seen first
         self.warnings: list[str] = []
+        self.children = _children()
 
     @contextmanager
     def step(self, start: PhaseStart, number: int, flops: int) -> Iterator[None]:
@@ -39,6 +42,8 @@ class StepCounts(PhaseObserver):
         with counting() as counter, _Optimizing(counter, self.gradients) as optimizing:
             yield
         place = f"phase {start.phase.name!r}"
+        if _children() - self.children:
+            self.broken.setdefault("a process that the method has started runs during training, and is not charged", place)
         found = counter.get_total_flops() - optimizing.flops
         if self.compares and found != flops and not self.broken:
             self.broken[f"step {number} takes {found:,} FLOPs, while {flops:,} are charged: {SAME_WORK}"] = place
@@ -48,6 +53,12 @@ class StepCounts(PhaseObserver):
             kind = type(start.optimizer).__name__
             text = f"{place}: a step of {kind} takes {optimizing.flops:,} FLOPs of its own, which no method is charged for"
             self.warnings += [text] if not self.warnings else []
+
+
+def _children() -> set[str]:
+    """The ids of the processes that the main thread has started and that have not ended; none on systems without such a list."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children")
+    return set(found.read_text().split()) if found.exists() else set()
 
 
 class _Optimizing(ExitStack):

@@ -106,7 +106,7 @@ class Audit:
             place = self.costs.gradients.found or "the method"
             raise MethodError(
                 f"phase {phase!r}: {place}: gradients are computed outside of the phase's loss, where nothing is charged: "
-                "compute them in the loss, or in phases()"
+                "compute them in the loss or in phases(), or write `with torch.no_grad():` where none are needed"
             )
 
     def run_ended(self, phases: Sequence[PhaseRecord], stopped: bool) -> None:

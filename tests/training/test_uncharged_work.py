@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import itertools
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -207,6 +209,23 @@ def test_a_thread_that_works_during_training_is_refused() -> None:
             train(make)
     finally:
         ended.set()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system has no list of a process's children")
+def test_a_check_finds_a_process_that_works_during_training() -> None:
+    started = list[subprocess.Popen[bytes]]()
+
+    def make(task: Task) -> Phases:
+        started.append(subprocess.Popen(["sleep", "60"]))
+        yield Phase(model=task.build())
+
+    try:
+        (line,) = broken_promises(Cheat(make), CELL)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert line == "phase 'train': a process that the method has started runs during training, and is not charged"
 
 
 def test_schedules_and_workloads_are_asked_before_the_first_step_and_charged_with_nothing() -> None:
