@@ -101,7 +101,18 @@ def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
     `spec` is a name, `./file.py`, or `./file.py:Class`. Raises UsageError for an unknown name, a name that is taken, a file
     that does not hold exactly one method, and hyperparameters that it does not have; for those that it wraps, too.
     """
-    return _get(spec, options or {}, ())
+    if not is_foreign(spec, options):
+        return _get(spec, options or {}, ())
+    from growbench.guards import Guard
+
+    guard = Guard()
+    try:
+        found = _get(spec, options or {}, ())
+    finally:
+        changes = guard.changes()
+    if changes:
+        raise UsageError(f"{spec} {changes} while it was loaded: code outside phases() must leave it as it is")
+    return found
 
 
 def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[Found]:

@@ -112,9 +112,12 @@ def walk(
         with costs.device:
             source = architectures.of(experiment).build(experiment.sizes("source", vocabulary)).requires_grad_(False).eval()
     driver = PhaseDriver(method, Task.of(experiment, "target", vocabulary, costs.device, source=source), costs, limits=limits)
-    for start in driver:
-        yield start
-        driver.trained(math.nan)
+    try:
+        for start in driver:
+            yield start
+            driver.trained(math.nan)
+    finally:
+        driver.guard.restore()
 
 
 def _plan(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -100,7 +98,6 @@ class Watcher(PhaseObserver):
         self.asks_for_steps = False  # the last scored phase says steps=
         self.model: nn.Module | None = None  # of the last phase
         self.frozen: dict[str, Tensor] = {}
-        self.randomness = _global_randomness()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -116,11 +113,6 @@ class Watcher(PhaseObserver):
 
     def phase_begins(self, start: PhaseStart) -> None:
         self.check_source()
-        if _global_randomness() != self.randomness:
-            self._breaks(
-                "the growth seeds torch, or draws from Python's or NumPy's global generator, which a resumed run does not "
-                "restore: draw with generator=task.rng"
-            )
         if start.model is self.model:
             self._check_frozen("moved by hand after it")
         self.growing, self.place = False, f"phase {start.phase.name!r}"
@@ -137,7 +129,6 @@ class Watcher(PhaseObserver):
         self._check_finite("ends")
         self.check_source()
         self.growing, self.place = True, f"after {self.place}"
-        self.randomness = _global_randomness()
 
     def method_ends(self) -> None:
         self.ended = True
@@ -306,8 +297,3 @@ def _hooks(model: nn.Module) -> int:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _global_randomness() -> tuple[Any, ...]:
-    """Torch's seed, and the states of the generators that checkpoints do not store."""
-    return torch.initial_seed(), random.getstate(), repr(np.random.get_state(legacy=False))

@@ -23,6 +23,7 @@ from growbench.config.schema import ModelConfig
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.errors import Interrupted, UsageError
+from growbench.guards import Guard
 from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.method.interface import MethodError
 
@@ -95,6 +96,7 @@ class PhaseDriver:
         self.last_scored: PhaseStart | None = None
         self._cut: str | None = None  # the phase that asked for more steps than the budget had left
         self._loss: float | None = None  # of the phase that was trained last
+        self.guard, self._task = Guard(), _text(task)
 
     def __iter__(self) -> Iterator[PhaseStart]:
         for observer in self.observers:
@@ -103,12 +105,15 @@ class PhaseDriver:
             trained: Any = None
             for number in itertools.count():
                 flops = self.costs.flops[Account.GROWTH]
+                self.guard.begin()
                 try:
                     yielded = self.costs.charged(Account.GROWTH, partial(_next, generator, trained))
                 except StopIteration as stop:
+                    self._refuse_changes_of_growth()
                     if stop.value is not None:
                         raise MethodError(f"phases() returned {_a(stop.value)}, which is ignored: {IN_PLACE_OF_RETURN}") from None
                     break
+                self._refuse_changes_of_growth()
                 trained = None  # frees the model of the last phase, unless the method still holds it
                 phase = self._checked(yielded, number)
                 if phase.scored and self.scored_steps >= self.task.budget:
@@ -131,8 +136,22 @@ class PhaseDriver:
         self._check_last()
 
     def trained(self, loss: float) -> None:
-        """Report the present phase as trained. `loss` (nats): its last training loss, NaN if nothing was computed."""
+        """Report the present phase as trained. `loss` (nats): its last training loss, NaN if nothing was computed.
+
+        Raises MethodError if the phase has changed what it must leave as it is.
+        """
         self._loss = loss
+        if changes := self._changes():
+            raise MethodError(f"phase: {changes}: loss, schedule, optimizer and hooks must leave it as it is")
+
+    def _refuse_changes_of_growth(self) -> None:
+        if changes := self._changes():
+            raise MethodError(f"the growth {changes}: it must be as before at each yield, and at the end")
+        if changes := self.guard.random_changes():
+            raise MethodError(f"the growth {changes}, which a resumed run does not restore: draw with generator=task.rng")
+
+    def _changes(self) -> str:
+        return self.guard.changes() or ("" if _text(self.task) == self._task else "changed the task that it was given")
 
     def _generator(self) -> Phases:
         phases: Any = self.method.phases(self.task)
@@ -239,6 +258,11 @@ def _next(generator: Phases, trained: Any) -> Any:
     """What the generator yields next. Of a phase a copy, which the method can no longer change, and whose fields are plain."""
     yielded = generator.send(trained)
     return Phase(**{each.name: getattr(yielded, each.name) for each in fields(Phase)}) if isinstance(yielded, Phase) else yielded
+
+
+def _text(task: Task) -> str:
+    """What a task says that no method may change."""
+    return repr((task.budget, task.training, task.source_config, task.target_config, task.device))
 
 
 def _a(value: Any) -> str:

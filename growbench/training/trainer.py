@@ -78,6 +78,7 @@ class Trainer:
             with self.costs.keeping():
                 self._run(method, driver)
         finally:
+            driver.guard.restore()
             self.feed.close()
             self.costs.seconds[Account.OVERHEAD] = self._overhead()
         return self.outcome
