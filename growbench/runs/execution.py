@@ -51,8 +51,11 @@ class SourceModel:
         self._unchanged = dict(_digests(self.model))
 
     def changes(self) -> list[str]:
-        """What has changed since: parameters, buffers, and modules whose mode or hooks are not the same."""
-        now = dict(_digests(self.model))
+        """What has changed since: parameters, buffers, and modules whose class, mode, settings or hooks are not the same."""
+        try:
+            now = dict(_digests(self.model))
+        except Exception:  # of code that a method has left in it
+            return ["module itself"]
         return [name for name in {**self._unchanged, **now} if self._unchanged.get(name) != now.get(name)]
 
 
@@ -61,11 +64,25 @@ def _digests(model: nn.Module) -> Iterator[tuple[str, str]]:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         yield name, f"{_sha256(tensor)}, requires_grad {tensor.requires_grad}"
     for name, module in model.named_modules():
-        hooks = len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module)
-        yield f"module {name or 'itself'}", f"training {module.training}, hooks {hooks}, {module.extra_repr()}"
+        yield f"module {name or 'itself'}", f"{type(module)}, training {module.training}, {_attributes(module)}"
+
+
+def _attributes(module: nn.Module) -> str:
+    """A module's hooks, functions of its own, plain settings and configuration. Not what libraries keep in it for their use."""
+    found = []
+    for key, value in sorted(vars(module).items()):
+        if key.endswith("hooks") or callable(value):
+            found.append(f"{key} {[id(each) for each in value.values()] if isinstance(value, dict) else id(value)}")
+        elif hasattr(value, "to_dict"):
+            found.append(f"{key} {value.to_dict()}")
+        elif not key.startswith("_") and isinstance(value, (bool, int, float, str, tuple)):
+            found.append(f"{key} {value}")
+    return f"{', '.join(found)}; {module.extra_repr()}"
 
 
 def _sha256(tensor: Tensor) -> str:
+    if tensor.untyped_storage().nbytes() < tensor.element_size() * tensor.numel():
+        return "without memory"
     content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return hashlib.sha256(content.data).hexdigest()
 

@@ -18,7 +18,7 @@ from growbench.method import Method, Phase, Phases, Task
 from growbench.registry import Found, get
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
-from growbench.runs.execution import SourceModel
+from growbench.runs.execution import SourceModel, _sha256
 from growbench.runs.jobs import Setting
 from growbench.runs.records import Cost, RunStatus
 from growbench.training.parallel import Parallel
@@ -65,6 +65,24 @@ def test_what_a_method_does_to_the_source_reaches_no_other(
     assert re.search(f"spoils-seed0       failed: {place}", capsys.readouterr().err)
 
 
+class Config:
+    """As the configurations of transformers."""
+
+    width = 3
+
+    def to_dict(self) -> dict[str, int]:
+        return {"width": self.width}
+
+
+class Linear(nn.Linear):
+    """Another class with the same parameters."""
+
+
+class Unreadable:
+    def __format__(self, _: str) -> str:
+        raise ValueError
+
+
 CHANGES: dict[str, tuple[Callable[[nn.Sequential], object], str]] = {
     "a parameter": (lambda model: model[0].weight.data.mul_(2), "0.weight"),
     "a buffer": (lambda model: model[1].running_mean.fill_(3), "1.running_mean"),
@@ -72,6 +90,14 @@ CHANGES: dict[str, tuple[Callable[[nn.Sequential], object], str]] = {
     "a mode": (lambda model: model[2].train(), "module 2"),
     "a setting": (lambda model: setattr(model[2], "p", 0.9), "module 2"),
     "a hook": (lambda model: model.register_forward_hook(lambda *_: None), "module itself"),
+    "a view": (lambda model: model[0].weight.detach().flatten()[1:].neg_(), "0.weight"),
+    "other data": (lambda model: setattr(model[0].weight, "data", torch.zeros(3, 3)), "0.weight"),
+    "another parameter": (lambda model: setattr(model[0], "bias", nn.Parameter(torch.ones(3), requires_grad=False)), "0.bias"),
+    "a backward hook": (lambda model: model[0].register_full_backward_hook(lambda *_: None), "module 0"),
+    "a forward of its own": (lambda model: setattr(model[0], "forward", torch.relu), "module 0"),
+    "its class": (lambda model: setattr(model[0], "__class__", Linear), "module 0"),
+    "its configuration": (lambda model: setattr(model.config, "width", 4), "module itself"),
+    "what cannot be read": (lambda model: setattr(model[0], "in_features", Unreadable()), "module itself"),
     "a module less": (lambda model: model.pop(2), "module 2"),
 }
 
@@ -80,6 +106,7 @@ CHANGES: dict[str, tuple[Callable[[nn.Sequential], object], str]] = {
 def test_every_change_of_a_source_is_named(what: str) -> None:
     change, name = CHANGES[what]
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    model.config = Config()
     source = SourceModel(model, Cost())
     assert not any(parameter.requires_grad for parameter in model.parameters()) and not model.training
     with torch.no_grad():
@@ -87,6 +114,13 @@ def test_every_change_of_a_source_is_named(what: str) -> None:
     assert source.changes() == []
     change(model)
     assert source.changes() == [name]
+
+
+def test_a_tensor_that_has_lost_its_memory_is_not_read() -> None:
+    """As on CUDA, where nothing else would stop it."""
+    tensor = torch.ones(3)
+    tensor.untyped_storage().resize_(0)
+    assert _sha256(tensor) == "without memory"
 
 
 def test_a_source_is_trained_once_for_all_targets(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
