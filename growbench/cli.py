@@ -145,13 +145,13 @@ def _run(run: argparse.ArgumentParser) -> None:
         "model on each device",
     )
     run.add_argument(
-        "--dry-run", action="store_true", help="print FLOPs, tokens, memory and estimated hours of every run; train nothing"
+        "--dry-run", action="store_true", help="print FLOPs, tokens, memory and estimated time of every run; train nothing"
     )
     run.add_argument(
         "--throughput",
         type=_positive,
         metavar="FLOP/s",
-        help="with --dry-run: the speed that hours are estimated from, such as 150e12; default: measured here. With it, the "
+        help="with --dry-run: the speed that times are estimated from, such as 150e12; default: measured here. With it, the "
         "device of --device need not exist",
     )
     run.add_argument("--save", action="store_true", help="keep each trained model in RUN/model, for transformers or timm")

@@ -170,6 +170,10 @@ def _get(spec: str, options: Mapping[str, Any], around: tuple[str, ...]) -> Foun
 def _made(located: _Located, options: Mapping[str, Any]) -> Method:
     """The method with these hyperparameters. Raises UsageError unless all that growbench asks it for are plain values."""
     cls = located.cls
+    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if each.init and each.default is each.default_factory is dataclasses.MISSING and each.name not in options:
+            key = f"{located.name}.{each.name}"
+            raise UsageError(f"{key} is missing, and has no default: give it with --set {key}=VALUE")
     method = parse(cls, options, located.name)
     for name in ("uses_source", "keeps_source", "control"):
         if not isinstance(value := getattr(method, name), bool):

@@ -46,7 +46,9 @@ class Command:
     def makes(self, run: Run) -> bool:
         """Whether a run is one of those that it trains, whatever the code and the configuration."""
         asked = self.options.methods.split(",") if self.options.methods else registry.names()
-        budgets = Budgets.ladder(self.options.budgets or LADDER) if self.options.protocol == "ladder" else Budgets()
+        budgets = (
+            Budgets.ladder(self.experiment, self.options.budgets or LADDER) if self.options.protocol == "ladder" else Budgets()
+        )
         method = run.record.method
         shares = [1.0] if method == registry.SOURCE else budgets.of(method)
         known = method in {registry.SCRATCH, registry.SOURCE, *asked}

@@ -287,6 +287,15 @@ def test_hyperparameters_of_an_unknown_method_are_refused(mine: Path) -> None:
     assert registry.get_all(["scratch", str(mine)], {"mine": {"share": 0.1}})[1].method.share == 0.1  # type: ignore[attr-defined]
 
 
+def test_a_hyperparameter_without_default_says_how_to_give_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from growbench.method import Method\n\n\nclass Mine(Method):\n    gain: float\n\n    def phases(self, task): yield\n"
+    )
+    with pytest.raises(UsageError, match=r"mine\.gain is missing, and has no default: give it with --set mine\.gain=VALUE"):
+        registry.get(str(tmp_path / "mine.py"))
+    assert registry.get(str(tmp_path / "mine.py"), {"gain": 0.5}).name == "mine"
+
+
 def test_a_method_named_twice_takes_part_once() -> None:
     assert [found.name for found in registry.get_all(["scratch", "ligo", "scratch", "ligo"], {})] == ["scratch", "ligo"]
 

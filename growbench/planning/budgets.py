@@ -22,9 +22,20 @@ class Budgets:
     scratch_alone: Mapping[float, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def ladder(cls, shares: Iterable[float]) -> Budgets:
-        """Those above 1 are for scratch alone: they tell what it reaches at the cost of a method that costs more than it."""
+    def ladder(cls, experiment: Experiment, shares: Iterable[float] = LADDER) -> Budgets:
+        """Those above 1 are for scratch alone: they tell what it reaches at the cost of a method that costs more than it.
+
+        Raises UsageError for a share that the experiment cannot be trained at, and for two that come to as many steps.
+        """
         shares = tuple(shares)
+        by_steps: dict[int, float] = {}
+        for share in sorted(shares):
+            try:
+                steps = experiment.at(share, {}).train.steps
+            except UsageError as error:
+                raise UsageError(f"--budgets {share:g}: too little of {experiment.train.steps} steps: {error}") from error
+            if (other := by_steps.setdefault(steps, share)) != share:
+                raise UsageError(f"--budgets {other!r},{share!r}: both are {steps} of {experiment.train.steps} steps: give one")
         return cls(tuple(share for share in shares if share <= 1), {share: () for share in shares if share > 1})
 
     def of(self, method: str) -> list[float]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from growbench import architectures
-from growbench.config.schema import Experiment, Training
+from growbench.config.schema import PROTOCOL, Experiment, Training
 from growbench.console import say
 from growbench.costs.hardware import Hardware, cpu_stepping, device_name
 from growbench.data import Data, Which, load
@@ -120,8 +120,7 @@ class Setting:
         if run is None or not run.finished:
             return False
         if not self.holds(job, data, run):
-            what = "by other code of its method" if run.record.origin != job.found.origin else "with another configuration"
-            say(f"{job.name:<18} was made {what}: training it again")
+            say(f"{job.name:<18} was made {_difference(job, run)}: training it again")
             return False
         if self.experiment.pretrained and job.uses_source and self.parallel.is_main_process:
             store.state_source(run, saved_models.cost(self.experiment.pretrained, run.record.hardware))
@@ -139,6 +138,14 @@ class Setting:
         except (OSError, ValueError) as error:
             wrong = f"{saved_models.CARD} cannot be read ({error})"
         return f"of its saved model {wrong}" if wrong else ""
+
+
+def _difference(job: Job, run: Run) -> str:
+    """Under which other protocol, by which code or with what the stored run was made."""
+    protocol = run.record.config.experiment.get("protocol", 1)
+    if protocol != PROTOCOL:
+        return f"under protocol {protocol}, and today's is {PROTOCOL}"
+    return "by other code of its method" if run.record.origin != job.found.origin else "with another configuration"
 
 
 def _of_source(experiment: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,8 @@ class RunRecord:
                 raise ValueError(f"{key} = {getattr(self, key)}: must be at least {value}")
         if not 0 < self.budget_share < math.inf:
             raise ValueError(f"config.budget_share = {self.budget_share}: must be above 0")
+        if self.status == RunStatus.FINISHED and self.cost.charged(Unit.FLOPS) <= 0:
+            raise ValueError("cost.flops: a run that has finished cost something")
 
 
 @cache

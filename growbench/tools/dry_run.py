@@ -1,4 +1,4 @@
-"""Forecast of what `growbench run` would need: FLOPs by account, tokens, memory and hours. Nothing is trained."""
+"""Forecast of what `growbench run` would need: FLOPs by account, tokens, memory and time. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from growbench.costs.accounts import CHARGED, Account
 from growbench.costs.flops import count
 from growbench.costs.hardware import device_name
 from growbench.data.shapes import shape_batch, vocabulary_size
-from growbench.formatting import counted, data_size, digits, duration, quantity
+from growbench.formatting import counted, data_size, duration, quantity
 from growbench.method import task_loss
 from growbench.planning.branches import branching_step, shared
 from growbench.planning.budgets import Budgets
@@ -139,7 +139,7 @@ def _head(experiment: Experiment, seeds: int, device: torch.device) -> list[str]
         "",
         f"{'':<22} {'':>8} {'':>8}   FLOPs charged to",
         f"{'method':<22} {'steps':>8} {'tokens':>8}   {'train':>7} {'growth':>7} {'operator':>8} {'teacher':>7} {'in all':>7}"
-        f" {'source':>7} {'memory':>9} {'hours':>9}",
+        f" {'source':>7} {'memory':>9} {'time':>9}",
     ]
 
 
@@ -156,7 +156,7 @@ def _lines(row: Row, experiment: Experiment, speed: float) -> list[str]:
     source = "unknown" if row.source is None else quantity(row.source) if row.source else "-"
     lines = [
         f"{row.name:<22} {steps:>8} {quantity(tokens):>8}   {train:>7} {growth:>7} {operator:>8} {teacher:>7} {whole:>7}"
-        f" {source:>7} {data_size(memory):>9} {digits(row.flops / speed / 3600):>9}"
+        f" {source:>7} {data_size(memory):>9} {quantity(row.flops / speed, 's'):>9}"
     ]
     if row.equals:
         lines.append(_indented(f"costs as much as {'; '.join(row.equals)}"))

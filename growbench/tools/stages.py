@@ -125,7 +125,7 @@ def _benchmark(options: argparse.Namespace, experiment: Experiment, stage: str =
     processes = parallel.start(choose_device(options.device), options.tensor_parallel, options.shard, stage)
     stop_at_loss = options.target_loss if options.stop_at_target else None
     setting = Setting(experiment, options.results / experiment.name, processes, stop_at_loss, options.save)
-    budgets = Budgets.ladder(options.budgets or LADDER) if options.protocol == "ladder" else Budgets()
+    budgets = Budgets.ladder(experiment, options.budgets or LADDER) if options.protocol == "ladder" else Budgets()
     return Benchmark(setting, budgets, options.target_loss, follows)
 
 
@@ -144,7 +144,7 @@ def budgets_of(
     if options.protocol == "single":
         return Budgets()
     if options.protocol == "ladder":
-        return Budgets.ladder(options.budgets or LADDER)
+        return Budgets.ladder(experiment, options.budgets or LADDER)
     pretrained_flops = saved_models.cost(experiment.pretrained).flops if experiment.pretrained else None
     return equal_cost(experiment, methods, vocabulary_size(experiment.data), pretrained_flops, dp_degree, costs)
 

@@ -17,7 +17,7 @@ from growbench.runs.store import Run
 RECORD = {
     "schema_version": 3, "status": "finished", "experiment": "e", "title": "E", "origin": "o",
     "config": {"experiment": {}, "method": {}},
-    "cost": {"flops": {}, "seconds": {}}, "steps": 1, "tokens": 1, "phases": [],
+    "cost": {"flops": {"train": 1.0}, "seconds": {}}, "steps": 1, "tokens": 1, "phases": [],
     "hardware": {"device": "cpu", "name": "c", "threads": 1, "precision": "float32", "processes": ""},
 }  # fmt: skip
 

@@ -151,3 +151,26 @@ class Mine(Method):
         next(model.parameters()).norm().item()
         yield Phase(model=model)
 '''
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        ("0.01,1", "growbench: --budgets 0.01: too little of 12 steps: steps = 0: must be above 0 and finite"),
+        ("0.1,1", "growbench: --budgets 0.1: too little of 12 steps: warmup = 2: must be at least 0 and below steps = 1"),
+        ("0.5,0.50001,1", "growbench: --budgets 0.5,0.50001: both are 6 of 12 steps: give one"),
+    ],
+)
+def test_budgets_that_make_no_ladder_are_refused_by_name(
+    budgets: str, said: str, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ladder = ["--protocol", "ladder", "--budgets", budgets, "--results", tmp_path / "results", "--dry-run"]
+    assert cli.main(["run", str(miniature), "--methods", "scratch", *map(str, ladder)]) == 2
+    refused = capsys.readouterr().err
+    assert refused.startswith(said) and refused.count("\n") == 1
+
+
+def test_a_dry_run_says_short_times_in_seconds(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = dry_run(capsys, miniature, "--methods", "scratch").splitlines()
+    (scratch,) = (line.split() for line in lines if line.startswith("scratch"))
+    assert scratch[-1] == "s" and 0 < float(scratch[-2]) < 1
