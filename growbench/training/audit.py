@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import random
@@ -95,8 +94,9 @@ class Audit:
 
     def __init__(self, method: Method, costs: Costs) -> None:
         self.costs = costs
-        self.others = set(sys._current_frames())  # threads that are none of the method's
-        self.folder = Path(inspect.getsourcefile(type(method)) or "").parent  # of the method's code
+        self.earlier = set(sys._current_frames())  # threads, perhaps of other methods in the same folder
+        file = getattr(sys.modules.get(type(method).__module__), "__file__", None)
+        self.file = Path(file) if file else None  # of the method's code; None: it was typed in
 
     def step_done(self, phase: str) -> None:
         """Raise MethodError if a step, or what came since the step before it, did work that nothing is charged for."""
@@ -116,19 +116,21 @@ class Audit:
             check_sum(self.costs, phases)
 
     def refuse_threads(self, phase: str) -> None:
-        """Raise MethodError if another thread runs code that lies in the folder of the method."""
+        """Raise MethodError if another thread runs code of the method's file, or a new thread code of its folder."""
         names = {thread.ident: thread.name for thread in threading.enumerate()}
+        loop = {threading.get_ident(), threading.main_thread().ident}
         for ident, frame in sys._current_frames().items():
-            if ident not in self.others and self._is_its_own(frame):
+            if ident not in loop and self._is_its_own(frame, ident not in self.earlier):
                 raise MethodError(
                     f"phase {phase!r}: {names.get(ident, 'a thread')} runs code of the method, and nothing is charged for it: "
                     "end it before the phase"
                 )
 
-    def _is_its_own(self, frame: FrameType | None) -> bool:
-        """Whether a call, or one that led to it, is of code in the method's folder."""
+    def _is_its_own(self, frame: FrameType | None, new: bool) -> bool:
+        """Whether a thread's call, or one that led to it, is of the method's code."""
         while frame is not None:
-            if Path(frame.f_code.co_filename).parent == self.folder:
+            file = Path(frame.f_code.co_filename)
+            if self.file and (file == self.file or (new and file.parent == self.file.parent)):
                 return True
             frame = frame.f_back
         return False

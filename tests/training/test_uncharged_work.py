@@ -191,20 +191,25 @@ def test_a_check_counts_every_step() -> None:
     assert "takes 4,349,952 FLOPs, while 2,174,976 are charged: all steps must do the same work" in line
 
 
-def test_a_thread_that_works_during_training_is_refused() -> None:
+@pytest.mark.parametrize("begins", ["in growth", "when the method is imported"])
+def test_a_thread_that_works_during_training_is_refused(begins: str) -> None:
     ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(0.001):
+            torch.ones(8, 8) @ torch.ones(8, 8)
+
+    worker = threading.Thread(target=work, name="worker", daemon=True)
 
     def make(task: Task) -> Phases:
         model = task.build()
-
-        def work() -> None:
-            while not ended.wait(0.001):
-                torch.ones(8, 8) @ torch.ones(8, 8)
-
-        threading.Thread(target=work, name="worker", daemon=True).start()
+        if begins == "in growth":
+            worker.start()
         yield Phase(model=model)
 
     try:
+        if begins != "in growth":
+            worker.start()
         with pytest.raises(Exception, match="phase 'train': worker runs code of the method, and nothing is charged for it"):
             train(make)
     finally:
