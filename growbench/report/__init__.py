@@ -16,6 +16,7 @@ from urllib.parse import quote
 from growbench.analysis import equal_cost, tables
 from growbench.analysis.comparison import Comparison, analyse
 from growbench.analysis.protocols import Protocol
+from growbench.config import plain
 from growbench.console import say
 from growbench.errors import UsageError
 from growbench.report import board, page, plots, sheets
@@ -64,6 +65,8 @@ def _compare(folders: list[Path], price: float | None) -> dict[str, Comparison]:
     comparisons = {}
     for folder in folders:
         try:
+            if not plain.is_text(folder.name):
+                raise UsageError("its name is not UTF-8: rename the folder")
             comparisons[folder.name] = _analyse(folder, None, price)
         except UsageError as error:
             say(f"left out: {folder.name}: {error}")
@@ -81,9 +84,9 @@ def _write(comparison: Comparison, out: Path) -> Path:
             sheets.write(comparison.own_savings(Protocol.LADDER), folder / "ladder_savings_by_seed.csv")
             sheets.write(comparison.rungs, folder / "ladder_by_seed.csv")
         sheets.write(equal_cost.table(comparison.equal_cost), folder / "equal_cost.csv")
-        (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8")
+        (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8", errors="backslashreplace")
         images = plots.save(comparison, folder)
-        (folder / "index.html").write_text(page.html(comparison, images), encoding="utf-8")
+        (folder / "index.html").write_text(page.html(comparison, images), encoding="utf-8", errors="backslashreplace")
         for name in set(plots.PLOTS) - set(images):  # of an earlier report, which had data for it
             for kind in ("csv", "png", "svg"):
                 (out / f"{name}.{kind}").unlink(missing_ok=True)
@@ -91,9 +94,9 @@ def _write(comparison: Comparison, out: Path) -> Path:
 
 
 def _write_board(comparisons: Mapping[str, Comparison], pages: Mapping[str, Path], out: Path) -> Path:
-    links = {name: quote(Path(os.path.relpath(page, out)).as_posix()) for name, page in pages.items()}
+    links = {name: quote(os.fsencode(Path(os.path.relpath(page, out)).as_posix())) for name, page in pages.items()}
     with _writing(out) as folder:
-        (folder / "index.html").write_text(board.save(comparisons, links, folder), encoding="utf-8")
+        (folder / "index.html").write_text(board.save(comparisons, links, folder), encoding="utf-8", errors="backslashreplace")
     return out / "index.html"
 
 

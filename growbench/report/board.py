@@ -34,7 +34,7 @@ def save(comparisons: Mapping[str, Comparison], pages: Mapping[str, str], out: P
     sheets.write(means, out / "mean_ratios.csv")
     names = _names(comparisons)
     shown = _columns(comparisons)
-    (out / "overview.md").write_text(markdown(shown, names), encoding="utf-8")
+    (out / "overview.md").write_text(markdown(shown, names), encoding="utf-8", errors="backslashreplace")
     images = {}
     if table["experiment"].nunique() >= profiles.FEW:
         draw = partial(performance_profile, {method: name.label for method, name in names.items()})

@@ -22,7 +22,7 @@ def text(table: pd.DataFrame, **options: Any) -> str:
     for column in range(safe.shape[1]):
         if safe.dtypes.iloc[column].kind not in "biufc":
             cells = [_escaped(value) for value in safe.iloc[:, column]]
-            safe.isetitem(column, pd.Series(cells, safe.index, dtype=object))
+            safe.isetitem(column, pd.array(cells, dtype=object))
     csv: str = safe.to_csv(index=False, **options)
     return csv.encode("utf-8", "backslashreplace").decode("utf-8")  # of a file's name that is not UTF-8
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -14,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from growbench import report
+from growbench.console import lasting_streams
 from growbench.report import sheets
 from growbench.report.parts import markdown_table
-from tests.report.results import write_results
+from tests.report.results import METHODS, write_results
 
 FORMULAS = [
     '=HYPERLINK("http://example.org";"a")', "+cmd|' /C calc'!A0", "-2+3+cmd|' /C calc'!A0", "@SUM(1+1)", "\t=1+1", "\r=1+1", "=1",
@@ -94,3 +96,16 @@ def test_a_name_in_markdown_is_a_name() -> None:
     head, _, row = markdown_table([name, "b"], [[name, "< 40 %"]]).splitlines()
     safe = "&lt;script>alert(1)&lt;/script> ![x]\\(http://example.org/x.png) a\\|b c"
     assert head == f"| {safe} | b |" and row == f"| {safe} | < 40 % |"
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has a report of its own; the board leaves it out by name."""
+    methods = {name: METHODS[name] for name in ("scratch", "ligo")}
+    folder = write_results(tmp_path / os.fsdecode(b"caf\xe9"), 2, methods)
+    write_results(tmp_path / "two", 2, methods)
+    assert report.make(folder).is_file()
+    with lasting_streams():
+        pages = report.make_all(tmp_path)
+    assert pages == [tmp_path / "two" / "report" / "index.html", tmp_path / "report" / "index.html"]
+    said = capsys.readouterr().err
+    assert "its name is not UTF-8: rename the folder" in said and said.count("\n") == 1
