@@ -115,7 +115,7 @@ class Attempt:
 
     def finished(self, said: Said, *options: object) -> str:
         """It ended with exit code 0, without a traceback, and with the losses of an undisturbed run."""
-        one_line_each(said)
+        no_traceback(said)
         if said.code != 0:
             raise NotKept(f"exit code {said.code}: {brief(said)}")
         self.compare(self.undisturbed(*options))
@@ -128,15 +128,15 @@ class Attempt:
         if wrong := sorted(name for name in kept if found.get(name) != kept[name]):
             raise NotKept(f"other losses, or none: {', '.join(wrong)}")
 
-    def each_refused(self, cases: Sequence[Sequence[object]], word: str = "") -> str:
+    def each_refused(self, cases: Sequence[Sequence[object]], before: Callable[[], object] = nothing) -> str:
         """Each of these command lines is refused, as `refused` has it; asked one after another in one process."""
         lines = [json.dumps([str(argument) for argument in case]) for case in cases]
-        answers = self.growbench(*lines, carry_out=answer_each)
+        answers = self.growbench(*lines, before=before, carry_out=answer_each)
         said = [Said(*json.loads(line)) for line in answers.out.splitlines()]
         wrong = []
         for line, each in zip(lines, said, strict=True):
             try:
-                self.refused(each, word)
+                self.refused(each)
             except NotKept as error:
                 wrong.append(f"{line.replace(str(self.folder), 'DIR')[-80:]}: {str(error)[:200]}")
         if wrong:
@@ -145,7 +145,7 @@ class Attempt:
 
     def refused(self, said: Said, *words: str) -> str:
         """It ended with exit code 2 and one line, which holds these words; and left no run."""
-        one_line_each(said)
+        no_traceback(said)
         lines = said.lines()
         if said.code != 2 or len(lines) != 1 or not all(word in lines[0] for word in words):
             raise NotKept(f"exit code {said.code}: {brief(said)}")
@@ -155,7 +155,7 @@ class Attempt:
 
     def fails_alone(self, said: Said, method: str, *options: object) -> str:
         """It ended with exit code 1; the method failed in one line, and all others have the losses of an undisturbed run."""
-        one_line_each(said)
+        no_traceback(said)
         failures = said.lines("failed:")
         if said.code != 1 or len(failures) != 1 or not failures[0].startswith(f"{method}-"):
             raise NotKept(f"exit code {said.code}: {brief(said)}")
@@ -164,10 +164,14 @@ class Attempt:
 
     def resumes(self, said: Said, *options: object) -> str:
         """It ended in one line and not with exit code 0, and the same command then ends as an undisturbed run does."""
-        one_line_each(said)
+        no_traceback(said)
         if said.code == 0 or not said.lines():
             raise NotKept(f"exit code {said.code}: {brief(said)}")
         return f"exit code {said.code}: {brief(said)}; again: {self.finished(self.run(*options), *options)}"
+
+    def ends_or_resumes(self, said: Said, *options: object) -> str:
+        """It ended as an undisturbed run does, or else as `resumes` has it."""
+        return self.finished(said, *options) if said.code == 0 else self.resumes(said, *options)
 
 
 def _carry_out(
@@ -226,7 +230,7 @@ def losses(results: Path) -> Losses:
     return found
 
 
-def one_line_each(said: Said) -> None:
+def no_traceback(said: Said) -> None:
     """Raises NotKept if a traceback was printed."""
     text = said.err + said.out
     if "Traceback (most recent call last)" in text:
@@ -234,8 +238,8 @@ def one_line_each(said: Said) -> None:
 
 
 def brief(said: Said) -> str:
-    """The last thing that was said on stderr, in a line that fits a table."""
-    return (said.lines() or ["(nothing was said)"])[-1].strip()
+    """The first thing that was said on stderr, but for progress."""
+    return " ".join((said.lines() or ["(nothing was said)"])[0].split())
 
 
 @dataclass(frozen=True)
