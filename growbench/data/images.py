@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -263,9 +264,11 @@ def _open(folder: Path) -> list[Images]:
 
 def _prepare(folder: Path, config: ImageConfig, corpus: Corpus) -> None:
     """Write the splits. Every image is decoded, so that a broken one is found before training."""
+    from PIL.Image import DecompressionBombWarning
     from timm.data import create_transform
     from tqdm import tqdm
 
+    warnings.filterwarnings("ignore", category=DecompressionBombWarning)  # large images are read; Pillow refuses huge ones
     resize = create_transform(config.image_size, crop_pct=1, interpolation="bicubic", normalize=False)
 
     def convert(record: Record, split: str) -> bytes:

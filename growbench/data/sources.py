@@ -43,12 +43,8 @@ class Hub:
         return f"{self._commit()}:{self.configuration or 'default'}:{columns}"
 
     def rows(self) -> IterableDataset:
-        from datasets import load_dataset
-
         commit = None if Path(self.name).is_dir() else self._commit()
-        return load_dataset(
-            self.name, self.configuration, split="train", streaming=True, revision=commit, trust_remote_code=False
-        )
+        return _streamed(self.name, self.configuration, revision=commit)
 
     def holds(self, path: str) -> bool:
         """Whether a path in a row names a file of this dataset, or one in a zip archive of it. No other file is read."""
@@ -131,9 +127,15 @@ def matching_files(globs: str, allowed: Collection[str], folders: bool = False) 
 
 
 def parquet_rows(path: Path) -> IterableDataset:
-    from datasets import load_dataset
+    return _streamed("parquet", data_files=escape(str(path)))
 
-    return load_dataset("parquet", data_files=escape(str(path)), split="train", streaming=True, trust_remote_code=False)
+
+def _streamed(*names: str | None, **options: Any) -> IterableDataset:
+    """The rows of a dataset. What the library finds wrong it raises; that it prints it as well is turned off."""
+    import datasets
+
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    return datasets.load_dataset(*names, split="train", streaming=True, trust_remote_code=False, **options)
 
 
 def cell(row: dict[str, Any], key: str, column: str, where: str) -> Any:

@@ -185,7 +185,13 @@ class Encoder:
     def __call__(self, chunk: Chunk) -> dict[Split, bytes]:
         """The chunk's bytes of each split's file."""
         splits: dict[Split, list[bytes]] = {split: [] for split in SPLITS}
-        encodings = _tokenizer(self.tokenizer_file).encode_batch_fast(chunk.documents, add_special_tokens=False)
+        try:
+            encodings = _tokenizer(self.tokenizer_file).encode_batch_fast(chunk.documents, add_special_tokens=False)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust code; it is no Exception
+                raise
+            end = chunk.first + len(chunk.documents)
+            raise UsageError(f"tokenizer: cannot encode documents {chunk.first} to {end - 1} ({error})") from None
         for index, encoding in enumerate(encodings, chunk.first):
             if encoding.ids:  # empty for a document of control characters only
                 splits[split_of(index)].append(np.array([*encoding.ids, self.separator], self.dtype).tobytes())

@@ -70,8 +70,8 @@ def _descriptor(stream: TextIO) -> int | None:
 def apart(function: Callable[..., T], *arguments: Any) -> T:
     """What `function`, one of a module, returns when it is called in a process that has imported no method.
 
-    SIGINT and SIGTERM are passed on to it, and it ends when this process ends. Raises UsageError, FailedAlone and Interrupted as
-    the function does, and Died if its process ended in another way.
+    An interruption is passed on to it, and it ends when this process ends. Raises UsageError, FailedAlone and Interrupted as the
+    function does, and Died if its process ended in another way.
     """
     context = processes.context(*LIBRARIES)
     answer, sending = context.Pipe(duplex=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from growbench import architectures
@@ -146,6 +147,7 @@ def resolved(experiment: Experiment) -> Experiment:
         files = [(path.name, path) for pattern in FILES[:2] for path in sorted(folder.glob(pattern))]
         if len(files) < 2:
             raise UsageError("holds no safetensors, the only format that is read")
+        _refuse_complex_numbers(path for _, path in files if path.suffix == ".safetensors")
     _check_data(where, sizes, experiment, folder)
     sha256 = digest("", files)
     source = replace(sizes, vocabulary=0, positions=0, patch=0)
@@ -176,6 +178,15 @@ def load(experiment: Experiment, device: torch.device) -> nn.Module:
                 f"{wrong}: restore it; if it was changed on purpose, remove {CARD}, and set flops and seconds in [source]"
             )
     return model.to(device)
+
+
+def _refuse_complex_numbers(files: Iterable[Path]) -> None:
+    """Libraries would drop their imaginary parts."""
+    for path in files:
+        with safe_open(path, framework="pt") as content:
+            for name in content.keys():  # noqa: SIM118
+                if content.get_slice(name).get_dtype().startswith("C"):
+                    raise UsageError(f"{name} holds complex numbers")
 
 
 def _taken_over(architecture: Architecture, sizes: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:

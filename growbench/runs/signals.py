@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM. Training ends after the present step, with a checkpoint; a second signal, and other work, ends at once."""
+"""SIGINT, SIGTERM and SIGHUP. Training ends after the present step, with a checkpoint. A second one ends it at once.
+
+Other work is ended by the first.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from types import FrameType
 
 from growbench.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last when a terminal or an ssh connection is closed
 TOGETHER = 0.5  # seconds; signals that come together are one: Ctrl-C reaches all processes, and is passed on to them as well
 
 
@@ -29,7 +32,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         main = threading.current_thread() is threading.main_thread()  # Python allows signal handlers only there
-        self._before = {number: signal.signal(number, self._ask) for number in SIGNALS if main}
+        heeded = [number for number in SIGNALS if main and not _ignored_on_purpose(number)]
+        self._before = {number: signal.signal(number, self._ask) for number in heeded}
         return self
 
     def __exit__(self, *args: object) -> None:
@@ -45,12 +49,17 @@ class Interruption:
             raise Interrupted
 
 
+def _ignored_on_purpose(number: signal.Signals) -> bool:
+    """Whether a command was started by nohup, and so is to go on when its terminal is closed."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
 class _AtOnce(Interruption):
     patience = 0
 
 
 @contextmanager
 def raising() -> Iterator[None]:
-    """Within it, SIGINT and SIGTERM raise Interrupted. So a KeyboardInterrupt that is not one was raised by a method."""
+    """Within it, SIGINT, SIGTERM and SIGHUP raise Interrupted. So a KeyboardInterrupt that is not one was raised by a method."""
     with _AtOnce():
         yield

@@ -121,24 +121,34 @@ class Attempt:
         self.compare(self.undisturbed(*options))
         return "exit code 0; losses equal"
 
+    def losses(self) -> Losses:
+        """Of the runs that finished."""
+        return losses(self.results)
+
     def compare(self, expected: Losses, but: str = "") -> None:
         """Raises NotKept unless every run has the losses of the undisturbed one, but for those of the method `but`."""
-        found = losses(self.results)
+        found = self.losses()
         kept = {name: value for name, value in expected.items() if not (but and name.startswith(f"{but}-"))}
         if wrong := sorted(name for name in kept if found.get(name) != kept[name]):
             raise NotKept(f"other losses, or none: {', '.join(wrong)}")
 
-    def each_refused(self, cases: Sequence[Sequence[object]], before: Callable[[], object] = nothing) -> str:
-        """Each of these command lines is refused, as `refused` has it; asked one after another in one process."""
+    def each_refused(
+        self, cases: Sequence[Sequence[object]], before: Callable[[], object] = nothing, names: Sequence[str] = ()
+    ) -> str:
+        """Each of these command lines is refused, as `refused` has it; asked one after another in one process.
+
+        `names`: what to call them if they are not; else their ends are shown.
+        """
         lines = [json.dumps([str(argument) for argument in case]) for case in cases]
         answers = self.growbench(*lines, before=before, carry_out=answer_each)
         said = [Said(*json.loads(line)) for line in answers.out.splitlines()]
         wrong = []
-        for line, each in zip(lines, said, strict=True):
+        ends = names or [line.replace(str(self.folder), "DIR")[-80:] for line in lines]
+        for name, each in zip(ends, said, strict=True):
             try:
                 self.refused(each)
             except NotKept as error:
-                wrong.append(f"{line.replace(str(self.folder), 'DIR')[-80:]}: {str(error)[:200]}")
+                wrong.append(f"{name}: {str(error)[:200]}")
         if wrong:
             raise NotKept("; ".join(wrong))
         return f"each of {len(lines)}: exit code 2, one line"

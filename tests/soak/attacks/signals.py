@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 
 from tests.soak.attempt import RESUMES, UNDISTURBED, Attempt, at_evaluation, attack
@@ -13,6 +14,11 @@ from tests.soak.attempt import RESUMES, UNDISTURBED, Attempt, at_evaluation, att
 def send(number: int) -> None:
     """To this process."""
     os.kill(os.getpid(), number)
+
+
+def in_turn(*calls: Callable[[], object]) -> None:
+    for call in calls:
+        call()
 
 
 def stop_for_a_second() -> None:
@@ -44,3 +50,9 @@ def sigpipe(attempt: Attempt) -> str:
 @attack("SIGSTOP in mid-run, and SIGCONT a second later", UNDISTURBED)
 def stopped(attempt: Attempt) -> str:
     return attempt.finished(attempt.run(before=partial(at_evaluation, 3, stop_for_a_second)))
+
+
+@attack("SIGHUP in mid-run to a command that was started by nohup", UNDISTURBED)
+def sighup_under_nohup(attempt: Attempt) -> str:
+    signals = [partial(signal.signal, signal.SIGHUP, signal.SIG_IGN), partial(send, signal.SIGHUP)]
+    return attempt.finished(attempt.run(before=partial(in_turn, signals[0], partial(at_evaluation, 3, signals[1]))))
