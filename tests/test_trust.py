@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import growbench
 from growbench import architectures
@@ -58,11 +59,12 @@ def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def model(tmp_path: Path, corpus: Path) -> Path:
-    """A GPT-2 with its tokenizer, as a run saves it."""
+    """A GPT-2 with its tokenizer, as a run saves it, but for growbench.json, which would not let its files be changed."""
     architecture, folder = architectures.get("gpt2"), tmp_path / "model"
     trained = tokenizer.train("bytes", 300, False, [corpus.read_text(encoding="utf-8")])
     own = tokenizer.for_transformers(*trained, SIZES.positions)
     saved_models.TrainedModel(architecture, architecture.build(SIZES), SIZES, own).save(folder, RECORD)
+    (folder / saved_models.CARD).unlink()
     return folder
 
 
@@ -122,6 +124,15 @@ def test_a_kernel_that_a_configuration_names_is_not_fetched(model: Path) -> None
     """Kernels of the hub are code."""
     changed(model / "config.json", attn_implementation="someone/kernel", _attn_implementation="someone/kernel")
     assert not use(model)
+
+
+def test_a_model_of_complex_numbers_is_refused(model: Path) -> None:
+    """Libraries would drop the imaginary parts, with no more than a warning."""
+    tensors = load_file(model / "model.safetensors")
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name].to(torch.complex64)}, model / "model.safetensors", {"format": "pt"})
+    (refusal,) = use(model)
+    assert refusal.endswith(f"{name} holds complex numbers")
 
 
 def test_a_poisoned_pickle_never_runs(model: Path, mark: Path) -> None:

@@ -713,3 +713,25 @@ def test_wikipedia_sample() -> None:
 def test_missing_gensim(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("growbench.data.sources.find_spec", lambda _: None)
     assert 'pip install "growbench[samples]"' in message(config("wikipedia-sample"), "causal", "bytes", 4)
+
+
+class PanicException(BaseException):
+    """As Rust code raises it in Python."""
+
+
+def test_a_tokenizer_that_gives_up_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Such as one whose regular expression backtracks for ever. Any other end of the program stays one."""
+
+    def raising(error: type[BaseException]) -> None:
+        def encode(documents: list[str], add_special_tokens: bool) -> None:
+            raise error("retry-limit-in-match over")
+
+        monkeypatch.setattr(token_cache, "_tokenizer", lambda file: SimpleNamespace(encode_batch_fast=encode))
+
+    chunk, encode = token_cache.Chunk(7, ["a", "b"], None), token_cache.Encoder(tmp_path, 0, "uint16")
+    raising(PanicException)
+    with pytest.raises(UsageError, match=r"cannot encode documents 7 to 8 \(retry-limit-in-match over\)"):
+        encode(chunk)
+    raising(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        encode(chunk)
