@@ -135,7 +135,7 @@ class Setting:
             return "its model was not saved"
         try:
             wrong = saved_models.damage(model)
-        except (OSError, ValueError) as error:
+        except (AttributeError, OSError, ValueError, RecursionError) as error:  # a card that is no table of digests
             wrong = f"{saved_models.CARD} cannot be read ({error})"
         return f"of its saved model {wrong}" if wrong else ""
 

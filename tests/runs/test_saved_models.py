@@ -341,11 +341,13 @@ def test_a_saved_model_that_is_damaged_is_said(done: tuple[Path, Path, str], tmp
     miniature, results, _ = done
     copy = shutil.copytree(results, tmp_path / "miniature")
     (copy / "bert2bert-seed0" / "model" / "model.safetensors").write_bytes(b"damaged")
-    (copy / "scratch-seed0" / "model" / "growbench.json").write_text("{")
-    code, _, said = growbench("run", miniature, "--methods", "bert2bert", "--results", tmp_path, "--save")
-    assert code == 0
-    assert "of its saved model model.safetensors is damaged (sha256 differs): remove its folder to train it again" in said
-    assert "of its saved model growbench.json cannot be read" in said
+    card = copy / "scratch-seed0" / "model" / "growbench.json"
+    for broken in ("{", "[]", '{"sha256": 3}'):
+        card.write_text(broken)
+        code, _, said = growbench("run", miniature, "--methods", "bert2bert", "--results", tmp_path, "--save")
+        assert code == 0
+        assert "of its saved model model.safetensors is damaged (sha256 differs): remove its folder to train it again" in said
+        assert "of its saved model growbench.json cannot be read" in said
 
 
 def test_a_model_that_is_not_saved_is_said(done: tuple[Path, Path, str], tmp_path: Path) -> None:
