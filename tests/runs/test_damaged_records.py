@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ import pytest
 from growbench import report
 from growbench.analysis.comparison import analyse
 from growbench.config import plain
+from growbench.config.schema import PROTOCOL
 from growbench.errors import UsageError
 from growbench.report import page
-from growbench.runs import store
+from growbench.runs import jobs, store
 from growbench.runs.records import RunError, RunRecord
 from growbench.tools import reproduce
 from tests.report.results import METHODS, write_results
@@ -182,3 +184,19 @@ def test_json_in_bounds() -> None:
     for wrong in ('"\\udcff"', '{"\\u0000": 1}'):
         with pytest.raises(ValueError, match="holds characters that are not text"):
             plain.from_json(wrong)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "origin", "said"),
+    [
+        (PROTOCOL, "other", "by other code of its method"),
+        (PROTOCOL, "own", "with another configuration"),
+        (1, "other", f"under protocol 1, and today's is {PROTOCOL}"),
+        (None, "own", f"under protocol 1, and today's is {PROTOCOL}"),
+    ],
+)
+def test_what_differs_is_said_of_a_run_that_is_made_again(protocol: int | None, origin: str, said: str) -> None:
+    experiment = {} if protocol is None else {"protocol": protocol}
+    run = SimpleNamespace(record=SimpleNamespace(origin=origin, config=SimpleNamespace(experiment=experiment)))
+    job = SimpleNamespace(found=SimpleNamespace(origin="own"))
+    assert jobs._difference(job, run) == said  # type: ignore[arg-type]
