@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 DEEPEST = 50  # tables and lists within one another
-MOST_DIGITS = 18  # of a whole number: one of 64 bits
+MOST_DIGITS = 18  # of a whole number in TOML: one of 64 bits
+MOST_STORED_DIGITS = 30  # of a whole number in JSON: FLOPs have more than 18
 
 
 def from_toml(text: str) -> dict[str, Any]:
@@ -21,29 +22,32 @@ def from_toml(text: str) -> dict[str, Any]:
         raise
     except ValueError:  # of Python's limit to the digits that it converts
         raise ValueError(f"a whole number has more than {MOST_DIGITS} digits") from None
-    check(table)
+    _check(table, MOST_DIGITS)
     return table
 
 
 def from_json(text: str | bytes) -> Any:
-    """The value that a JSON text holds, a whole number of more than `MOST_DIGITS` as a float. Raises ValueError in one line."""
+    """The value that a JSON text holds. Whole numbers of up to `MOST_STORED_DIGITS` are exact, longer ones are floats.
+
+    Raises ValueError in one line.
+    """
     try:
         value = json.loads(text, parse_int=_number)
     except RecursionError:
         raise ValueError(f"objects and lists are nested more than {DEEPEST} deep") from None
-    check(value)
+    _check(value, MOST_STORED_DIGITS)
     return value
 
 
 def _number(digits: str) -> int | float:
-    return int(digits) if len(digits.lstrip("-")) <= MOST_DIGITS else float(digits)
+    return int(digits) if len(digits.lstrip("-")) <= MOST_STORED_DIGITS else float(digits)
 
 
-def check(value: Any) -> None:
+def _check(value: Any, most_digits: int) -> None:
     """Raise ValueError, naming the key, unless a plain value can be stored, printed, and used as the name of a file."""
     for key, each in _walk(value):
-        if isinstance(each, int) and abs(each) >= 10**MOST_DIGITS:
-            raise ValueError(f"{key}: a whole number has more than {MOST_DIGITS} digits")
+        if isinstance(each, int) and abs(each) >= 10**most_digits:
+            raise ValueError(f"{key}: a whole number has more than {most_digits} digits")
         if isinstance(each, str) and not is_text(each):
             raise ValueError(f"{key} = {ascii(each)[:80]}: holds characters that are not text")
 

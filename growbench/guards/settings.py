@@ -91,12 +91,12 @@ def _settings() -> Iterator[Setting]:
 
 def _deterministic() -> tuple[bool, bool, bool]:
     algorithms = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    return *algorithms, deterministic.fill_uninitialized_memory
+    return *algorithms, deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 
 
 def _set_deterministic(value: tuple[bool, bool, bool]) -> None:
     torch.use_deterministic_algorithms(value[0], warn_only=value[1])
-    deterministic.fill_uninitialized_memory = value[2]
+    deterministic.fill_uninitialized_memory = value[2]  # type: ignore[attr-defined]
 
 
 def _refill(kept: dict[Any, Any], value: dict[Any, Any]) -> None:

@@ -197,13 +197,14 @@ def _key(name: str, configuration: Mapping[str, Any]) -> str:
 
 def experiment_of(record: RunRecord) -> Experiment:
     """The experiment that a run's configuration describes. Raises UsageError for one that today's code does not know."""
-    stored = {key: value for key, value in record.config.experiment.items() if key != "fingerprint"}
+    stored: dict[str, Any] = {key: value for key, value in record.config.experiment.items() if key != "fingerprint"}
     protocol = stored.pop("protocol", 1)
     if protocol != PROTOCOL:
         raise UsageError(f"was made under protocol {protocol}; today's code follows protocol {PROTOCOL}")
     source = stored.pop("source", {})
     train = stored.pop("train", stored.get("source_train"))  # a source's own run has the one, one from a checkpoint the other
     hardware, data = record.hardware, stored.pop("data", {})
+    kind: type[TextConfig | ImageConfig] = ImageConfig if isinstance(data, dict) and "image_size" in data else TextConfig
     pretrained = stored.pop("pretrained", None)
     experiment = Experiment(
         name=record.experiment,
@@ -211,7 +212,7 @@ def experiment_of(record: RunRecord) -> Experiment:
         architecture=stored.pop("architecture", ""),
         source=parse(ModelConfig, source, "source"),
         target=parse(ModelConfig, stored.pop("target", source), "target"),
-        data=parse(ImageConfig if isinstance(data, dict) and "image_size" in data else TextConfig, data, "data"),
+        data=parse(kind, data, "data"),
         train=parse(Training, train or {}, "train"),
         source_train=parse(Training, stored.pop("source_train", train) or {}, "source"),
         machine=Machine(hardware.micro_batch, hardware.compile, hardware.workers),  # type: ignore[arg-type]

@@ -177,6 +177,7 @@ def test_toml_in_bounds(text: str, said: str) -> None:
 
 def test_json_in_bounds() -> None:
     assert plain.from_json('{"a": [1, -2, 1.5, "ö"]}') == {"a": [1, -2, 1.5, "ö"]}
+    assert plain.from_json(str(2**90 + 1)) == 2**90 + 1, "FLOPs of large models are exact"
     assert plain.from_json("1" + "0" * 30) == 1e30 and isinstance(plain.from_json("1" + "0" * 30), float)
     for wrong in (DEEP, "[" * 60 + "]" * 60):
         with pytest.raises(ValueError, match="nested more than 50 deep"):
