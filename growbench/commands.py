@@ -88,7 +88,7 @@ def tune(options: argparse.Namespace) -> int:
     if options.trials < 1:
         raise UsageError(f"--trials {options.trials}: must be at least 1")
     experiment = stages.experiment_of(options)
-    methods = _methods(options.methods, experiment)
+    methods = stages.specs_of(options.methods, experiment)
 
     from growbench.costs.hardware import choose_device
     from growbench.runs import store

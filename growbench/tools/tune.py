@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from growbench import registry
 from growbench.config.schema import Experiment
 from growbench.console import say
 from growbench.costs.accounts import Ledger, Unit
@@ -33,11 +34,15 @@ from growbench.planning.plan import CPU, refuse
 from growbench.registry import Found
 from growbench.report import sheets
 from growbench.runs import store
+from growbench.runs.apart import Died, apart
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
+from growbench.tools import stages
 from growbench.tools.search_space import Trials, Values, best, defaults, digest, fingerprint, space, with_values
 from growbench.tools.tuned_values import Tuned, Tuning, read_others, variant
 from growbench.training.parallel import Parallel
+
+STUDIES = "studies.jsonl"
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Request:
     trials: int
 
 
-def tune(experiment: Experiment, methods: Iterable[Found], request: Request, folder: Path, device: torch.device) -> Trials:
+def tune(experiment: Experiment, specs: Sequence[str], request: Request, folder: Path, device: torch.device) -> Trials:
     """Give every method the same number of trials, and write trials.csv and tuned.toml to `folder`.
 
     Trials that are stored are not repeated. Methods that another process is tuning are waited for. Methods that were tuned
@@ -57,24 +62,75 @@ def tune(experiment: Experiment, methods: Iterable[Found], request: Request, fol
     method that refuses the experiment; and where trials cannot be stored or the small model cannot be trained: then the same
     command resumes.
     """
-    methods = list(methods)
-    vocabulary = vocabulary_size(experiment.data)
-    for found in methods:
-        _refuse(experiment, found, vocabulary)
     tuning = Tuning(request.command, fingerprint(experiment), request.seeds, request.trials)
-    storage = open_storage(folder)
-    benchmark = Benchmark(Setting(experiment, folder, Parallel(device)))
-    done: dict[str, Sequence[FrozenTrial]] = {}
-    for waiting in (False, True):  # first the methods that no other process is tuning
-        for found in [found for found in methods if found.name not in done]:
-            if waiting:
-                say(f"{found.name:<18} is being tuned by another process: waiting for it")
-            with contextlib.suppress(Timeout), _lock(folder, found.name).acquire(blocking=waiting):
-                study = _study(storage, experiment, found, tuning)
-                done[found.name] = Search(found, study, tuning, benchmark, vocabulary).run()
-    done = {found.name: done[found.name] for found in methods}
-    _store(folder, tuning, {found.name: variant(found) for found in methods}, done)
+    tuner, named = Tuner(experiment, tuning, folder, device), registry.named(specs, experiment.methods)
+    foreign = {name for name, spec in named.items() if registry.is_foreign(spec, experiment.methods.get(name))}
+    try:
+        checked = {name: apart(tuner.check, spec) if name in foreign else tuner.check(spec) for name, spec in named.items()}
+        open_storage(folder)
+        benchmark = Benchmark(tuner.setting)
+        done: dict[str, Sequence[FrozenTrial]] = {}
+        for waiting in (False, True):  # first the methods that no other process is tuning
+            for name in [name for name in named if name not in done]:
+                if waiting:
+                    say(f"{name:<18} is being tuned by another process: waiting for it")
+                with contextlib.suppress(Timeout), _lock(folder, name).acquire(blocking=waiting):
+                    if name not in foreign:
+                        done[name] = tuner.search(named[name], benchmark)
+                        continue
+                    for seed in request.seeds if checked[name].grows else ():
+                        benchmark.sources.of(seed)  # trained here, where no plugin has run
+                    done[name] = apart(tuner.search, named[name])
+    except Died as error:
+        raise UsageError(f"the process of a method that is not growbench's own {error}: the same command resumes") from None
+    done = {name: done[name] for name in named}
+    _store(folder, tuning, {name: each.variant for name, each in checked.items()}, done)
     return done
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a method before it is tuned."""
+
+    variant: list[str]
+    grows: bool  # whether a trial is left to train that needs a source
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """Tunes one method after the other, each perhaps in a process of its own."""
+
+    experiment: Experiment
+    tuning: Tuning
+    folder: Path
+    device: torch.device
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(self.experiment, self.folder, Parallel(self.device))
+
+    def check(self, spec: str) -> Checked:
+        """Raises UsageError if the method refuses the experiment or its own hyperparameters."""
+        found = self._found(spec)
+        _refuse(self.experiment, found, vocabulary_size(self.experiment.data))
+        ended = 0
+        if (self.folder / STUDIES).exists():
+            ended = len(self._search(found, None).ended())
+        return Checked(variant(found), found.method.uses_source and ended < self.tuning.trials)
+
+    def search(self, spec: str, benchmark: Benchmark | None = None) -> list[FrozenTrial]:
+        """Train the trials of a method that are missing. Returns all of them. Without a benchmark no source is trained."""
+        return self._search(self._found(spec), benchmark).run()
+
+    def _found(self, spec: str) -> Found:
+        stages.prepare()
+        ((name, _),) = registry.named([spec], {}).items()
+        return registry.get(spec, self.experiment.methods.get(name))
+
+    def _search(self, found: Found, benchmark: Benchmark | None) -> Search:
+        study = _study(open_storage(self.folder), self.experiment, found, self.tuning)
+        vocabulary = vocabulary_size(self.experiment.data)
+        return Search(found, study, self.tuning, benchmark or Benchmark(self.setting, follows=True), vocabulary)
 
 
 def _refuse(experiment: Experiment, found: Found, vocabulary: int) -> None:
@@ -89,7 +145,7 @@ def _lock(folder: Path, name: str) -> FileLock:
 def open_storage(folder: Path) -> JournalStorage:
     """The file of all searches, written after every trial. Raises UsageError if it cannot be written or read."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    path = folder.absolute() / "studies.jsonl"  # absolute: optuna's lock is a symbolic link to this path
+    path = folder.absolute() / STUDIES  # absolute: optuna's lock is a symbolic link to this path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
@@ -122,11 +178,12 @@ class Search:
 
     def run(self) -> list[FrozenTrial]:
         """Train the trials that are missing. Returns all of them."""
-        while (number := len(self._ended())) < self.tuning.trials:
+        while (number := len(self.ended())) < self.tuning.trials:
             self.try_next(number)
-        return self._ended()[: self.tuning.trials]
+        return self.ended()[: self.tuning.trials]
 
-    def _ended(self) -> list[FrozenTrial]:
+    def ended(self) -> list[FrozenTrial]:
+        """The trials that are over."""
         return [trial for trial in self.study.trials if trial.state.is_finished()]
 
     def try_next(self, number: int) -> None:
