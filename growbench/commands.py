@@ -207,7 +207,7 @@ def bench(options: argparse.Namespace) -> int:
     if options.methods is None:
         print(compare_loops(experiment, device, options.rounds))
     else:
-        _methods(options.methods, experiment)  # refuses an unknown method
+        stages.specs_of(options.methods, experiment)  # refuses two of one name
         folder = options.results / experiment.name
         print(step_times.bench(experiment, options.methods.split(","), device, options.rounds, folder))
     return 0

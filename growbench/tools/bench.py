@@ -17,11 +17,13 @@ from growbench.costs.hardware import device_name
 from growbench.errors import UsageError
 from growbench.files import check_folder
 from growbench.formatting import data_size, percent, quantity
-from growbench.registry import SCRATCH, SOURCE
+from growbench.registry import SCRATCH, SOURCE, Found, is_foreign, named
 from growbench.runs import step_seconds
+from growbench.runs.apart import Died, apart
 from growbench.runs.jobs import Setting
 from growbench.runs.records import versions
 from growbench.runs.step_seconds import LARGEST_ERROR, MethodSeconds, PhaseSeconds, StepSeconds
+from growbench.tools import stages
 from growbench.tools.phase_costs import Median, PhaseBench, PhaseCosts, found
 from growbench.training.parallel import Parallel
 
@@ -32,8 +34,15 @@ class Measured:
 
     label: str  # as it was asked for
     name: str  # as its runs are stored
-    spec: str  # of the method that was walked through
+    origin: str  # of the method that was walked through
+    config: str  # the digest of its hyperparameters
+    uses_source: bool
     phases: Sequence[PhaseCosts]
+
+    @classmethod
+    def of(cls, label: str, name: str, method: Found, phases: Sequence[PhaseCosts]) -> Measured:
+        config = step_seconds.digest_of_method(dataclasses.asdict(method.method))  # type: ignore[call-overload]
+        return cls(label, name, method.origin, config, method.method.uses_source, phases)
 
 
 def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, rounds: int, folder: Path) -> str:
@@ -43,17 +52,27 @@ def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, ro
     model's training if one of them grows it. Raises UsageError, before anything is measured, if that cannot be written.
     """
     check_folder(folder)
+    foreign = [spec for name, spec in named(specs, {}).items() if is_foreign(spec, experiment.methods.get(name))]
     phases = PhaseBench(experiment, device, rounds)
-    methods = [Measured(spec, found(experiment, spec).name, spec, phases.method(spec)) for spec in specs]
-    if experiment.pretrained is None and any(found(experiment, spec).method.uses_source for spec in specs):
-        methods.append(Measured(SOURCE, SOURCE, SCRATCH, phases.source()))
-    scratch, plain = phases.scratch(), Median.of(phases.plain_seconds)
-    timed = [*methods, Measured(SCRATCH, SCRATCH, SCRATCH, [scratch])]  # of scratch that is asked for too, the plain step counts
+    methods = []
+    for spec in specs:
+        try:
+            alone = spec in foreign
+            methods.append(apart(measure_alone, experiment, spec, device, rounds) if alone else measure(phases, spec))
+        except Died as error:
+            raise UsageError(f"{spec}: its process {error}") from None
+    from_scratch = found(experiment, SCRATCH)
+    if experiment.pretrained is None and any(each.uses_source for each in methods):
+        methods.append(Measured.of(SOURCE, SOURCE, from_scratch, phases.source()))
+    scratch = phases.scratch()
+    plain = Median.of(phases.plain_seconds or phases.alone())
+    # of scratch that is asked for too, the plain step counts
+    timed = [*methods, Measured.of(SCRATCH, SCRATCH, from_scratch, [scratch])]
     record = StepSeconds(
         hardware=Setting(experiment, folder, Parallel(device)).hardware("target"),
         versions={key: value for key, value in versions().items() if key != "commit"},
         experiment=step_seconds.digest_of_experiment(experiment.identity()),
-        methods={each.name: _seconds(experiment, each, plain) for each in timed},
+        methods={each.name: _seconds(each, plain) for each in timed},
     )
     try:
         file = step_seconds.store(folder, record)
@@ -73,11 +92,22 @@ def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, ro
     return "\n".join([head, *_table(scratch, methods, plain.value), f"stored as reference: {file}"])
 
 
-def _seconds(experiment: Experiment, measured: Measured, plain: Median) -> MethodSeconds:
-    method = found(experiment, measured.spec)
+def measure(phases: PhaseBench, spec: str) -> Measured:
+    """The phases of a method, each in alternation with the plain step."""
+    method = found(phases.experiment, spec)
+    return Measured.of(spec, method.name, method, phases.method(spec))
+
+
+def measure_alone(experiment: Experiment, spec: str, device: torch.device, rounds: int) -> Measured:
+    """The same in a process that measures no other method. The method is not imported before the plain step has been made."""
+    stages.prepare()
+    return measure(PhaseBench(experiment, device, rounds), spec)
+
+
+def _seconds(measured: Measured, plain: Median) -> MethodSeconds:
     return MethodSeconds(
-        origin=method.origin,
-        config=step_seconds.digest_of_method(dataclasses.asdict(method.method)),  # type: ignore[call-overload]
+        origin=measured.origin,
+        config=measured.config,
         commit=versions()["commit"],
         date=datetime.now(UTC).date().isoformat(),
         phases=[

@@ -95,6 +95,10 @@ class PhaseBench:
         (growth,) = growth_seconds(self.experiment, SCRATCH, self.vocabulary, self.device)
         return PhaseCosts(planned, peak, Median(1.0), growth)
 
+    def alone(self) -> list[float]:
+        """Seconds of the plain step where nothing else was timed beside it."""
+        return [wall_seconds(self.plain, self.steps, self.device) / self.steps for _ in range(self.rounds)]
+
     def _phases(self, experiment: Experiment, spec: str) -> Iterator[PhaseCosts]:
         growth = growth_seconds(experiment, spec, self.vocabulary, self.device)
         for number, planned in enumerate(plan(experiment, found(experiment, spec), self.vocabulary)):

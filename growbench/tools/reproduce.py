@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,10 +19,12 @@ from growbench import registry
 from growbench.config.loading import parse
 from growbench.config.schema import PROTOCOL, Experiment, ImageConfig, Machine, ModelConfig, Pretrained, TextConfig, Training
 from growbench.console import Progress, say
+from growbench.costs.accounts import Account, Unit
 from growbench.costs.hardware import Hardware
 from growbench.errors import UsageError
 from growbench.planning.branches import branching_step
 from growbench.runs import reproduced, saved_models, store
+from growbench.runs.apart import Died, apart
 from growbench.runs.claims import Claims
 from growbench.runs.execution import Execution, SourceModel
 from growbench.runs.jobs import Job, Setting
@@ -29,6 +32,7 @@ from growbench.runs.records import RunRecord, versions
 from growbench.runs.reproduced import Stamp
 from growbench.runs.sources import Sources
 from growbench.runs.store import Run
+from growbench.tools import stages
 from growbench.training.checkpoint import Checkpoints
 from growbench.training.parallel import Parallel
 from growbench.training.trainer import Output, Stop
@@ -42,22 +46,46 @@ ROUNDED = (*LOSSES, "val_accuracy")  # columns of a curve in which rounding show
 def report(folders: Sequence[Path], steps: int | None) -> int:
     """Reproduce stored runs, and print the verdicts. `steps`: to reproduce of each; None: see `beginning`.
 
-    Returns the exit code: 0 if all are equal, 1 if one is not, 2 if one cannot be reproduced.
+    Each run of a method that is not growbench's own is reproduced in a process of its own. Returns the exit code: 0 if all are
+    equal, 1 if one is not, 2 if one cannot be reproduced.
     """
-    codes, reproductions = [], []
+    codes, runs = [], []
+    for folder in folders:
+        try:
+            runs.append(finished(folder))
+        except UsageError as error:
+            codes.append(_refused(folder, error))
     with TemporaryDirectory() as temporary:
-        for folder in folders:
-            try:
-                reproductions.append(Reproduction(folder, Path(temporary)))
-            except UsageError as error:
-                codes.append(_refused(folder, error))
         # of a ladder the shorter runs first: each continues the training of the trunk up to its own branch
-        for each in sorted(reproductions, key=lambda each: each.job.budget_share):
+        for run in sorted(runs, key=lambda run: run.record.budget_share):
+            foreign = registry.is_foreign(run.record.method, run.record.config.method)
+            request = run.folder, Path(temporary), steps
             try:
-                codes.append(0 if each.report(steps) else 1)
+                codes.append(apart(_reproduce_alone, *request) if foreign else _reproduce(*request))
             except UsageError as error:
-                codes.append(_refused(each.run.folder, error))
+                codes.append(_refused(run.folder, error))
+            except Died as error:
+                codes.append(_refused(run.folder, UsageError(f"its process {error}")))
     return max(codes)
+
+
+def _reproduce(folder: Path, temporary: Path, steps: int | None) -> int:
+    return 0 if Reproduction(folder, temporary).report(steps) else 1
+
+
+def _reproduce_alone(folder: Path, temporary: Path, steps: int | None) -> int:
+    stages.prepare()
+    return _reproduce(folder, temporary, steps)
+
+
+def finished(folder: Path) -> Run:
+    """A finished run. Raises UsageError if there is none."""
+    run = store.load(folder)
+    if run is None:
+        raise UsageError("holds no run.json that can be read")
+    if not run.finished:
+        raise UsageError(f"has not finished: {run.record.status}")
+    return run
 
 
 def _refused(folder: Path, error: UsageError) -> int:
@@ -79,11 +107,7 @@ class Reproduction:
     """A stored run, and all that is needed to reproduce it. Raises UsageError if it cannot be reproduced."""
 
     def __init__(self, folder: Path, temporary: Path) -> None:
-        run = store.load(folder)
-        if run is None:
-            raise UsageError("holds no run.json that can be read")
-        if not run.finished:
-            raise UsageError(f"has not finished: {run.record.status}")
+        run = finished(folder)
         self.run, self.temporary = run, temporary
         if not run.record.phases:
             raise UsageError("has no phases in its run.json")
@@ -95,21 +119,33 @@ class Reproduction:
         # runs of one experiment that lie beside one another share a source
         place = temporary / _key(str(folder.resolve().parent), run.record.config.experiment)
         experiment, stop_at_loss = experiment_of(run.record), run.record.config.stop_at_loss
-        self.setting, self.job = Setting(experiment, place, Parallel(device), stop_at_loss), job_of(run.record)
-        self.data = self.setting.load_data(self.job.which)
+        self.setting = Setting(experiment, place, Parallel(device), stop_at_loss)
+        self.foreign = registry.is_foreign(run.record.method, run.record.config.method)
+        if not self.foreign:
+            self.job  # noqa: B018 - raises UsageError before anything is trained
+        self.data = self.setting.load_data("source" if run.record.method == registry.SOURCE else "target")
         if self.data.fingerprint != run.record.config.experiment.get("fingerprint"):
             raise UsageError(f"was trained on other data: {experiment.data.corpus} has another fingerprint today")
+
+    @cached_property
+    def job(self) -> Job:
+        """The run as today's code does it. Of a method that is not growbench's own, not asked for before its source is there."""
+        return job_of(self.run.record)
+
+    @property
+    def uses_source(self) -> bool:
+        return self.run.record.cost.of(Unit.FLOPS, Account.SOURCE) != 0 if self.foreign else self.job.uses_source
 
     def report(self, steps: int | None) -> bool:
         """Reproduce the run, print the verdict, and write or remove its stamp. Returns whether it is equal."""
         torch.set_num_threads(self.run.record.hardware.threads or torch.get_num_threads())
         steps = min(steps or beginning(self.run), self.run.record.steps)
-        source, source_equal = self._source() if self.job.uses_source else (None, True)
+        source, source_equal = self._source() if self.uses_source else (None, True)
         return self._judge(steps, self._retrained(steps, source)) and source_equal
 
     def _source(self) -> tuple[SourceModel, bool]:
         """The small model: that of the run beside this one if today's code made it, else trained again and compared."""
-        name, equal = store.name(registry.SOURCE, self.job.seed), True
+        name, equal = store.name(registry.SOURCE, self.run.record.seed), True
         beside, place = self.run.folder.parent / name, self.setting.folder / name
         stored = None if self.setting.experiment.pretrained or place.exists() else store.load(beside)
         again = Reproduction(beside, self.temporary) if stored else None
@@ -118,7 +154,7 @@ class Reproduction:
             again = None
         if again:
             say(f"{name:<18} has no stored model that today's code made: training it again, in full")
-        source = Sources(self.setting, Claims(self.setting.folder, self.setting.parallel)).of(self.job.seed)
+        source = Sources(self.setting, Claims(self.setting.folder, self.setting.parallel)).of(self.run.record.seed)
         if source is None:
             raise UsageError("its source cannot be trained")
         if again and (made := store.load(place)):

@@ -18,14 +18,28 @@ from growbench.costs.flops import count
 from growbench.planning.plan import plan, plan_source
 from growbench.registry import get, get_all
 from growbench.runs import step_seconds
-from growbench.tools import phase_costs
+from growbench.runs.apart import Died
+from growbench.tools import bench, phase_costs
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One step a measurement, and no processes for memory, which take seconds to start."""
+    """One step a measurement, and no further processes, which take seconds to start and know nothing of this."""
+    monkeypatch.setattr("growbench.tools.bench.apart", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(phase_costs, "SECONDS", 0)
     monkeypatch.setattr(phase_costs, "memory_alone", lambda *arguments: 1000)
+
+
+def test_a_plugin_is_measured_in_a_process_of_its_own(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies(function: Callable[..., Any], experiment: Any, spec: str, *_: Any) -> NoReturn:
+        assert (function, spec) == (bench.measure_alone, "./mine.py")
+        raise Died("ended by itself, with exit code 0")
+
+    monkeypatch.setattr(bench, "apart", dies)
+    assert cli.main(["bench", str(miniature), "--methods", "./mine.py", "--rounds", "5", "--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "growbench: ./mine.py: its process ended by itself, with exit code 0\n"
 
 
 def test_the_table_has_every_phase_with_its_flops(miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
