@@ -52,6 +52,7 @@ def mean_curves(comparison: Comparison) -> pd.DataFrame:
 
 def _mean_curve(runs: Sequence[Run]) -> pd.DataFrame:
     rows = pd.concat([pd.DataFrame(run.curve) for run in runs], keys=range(len(runs)), names=["run", None]).reset_index("run")
+    rows[Unit.FLOPS] = rows[Unit.FLOPS].astype(float)  # whole numbers above 2^63 are objects to pandas
     rows["place"] = rows.groupby("run")["phase"].transform(lambda phase: phase.ne(phase.shift()).cumsum())
     grouped = rows.groupby(["place", "step"], sort=False)  # a step is evaluated again in the next phase, after growth
     taken = {columns.PHASE: (columns.PHASE, "first"), columns.SCORED: (columns.SCORED, "first")}

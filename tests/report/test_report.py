@@ -86,6 +86,23 @@ def test_the_same_runs_give_the_same_bytes(made: Path, tmp_path: Path, figures: 
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
 
+def test_whole_flops_above_64_bits_make_the_same_report(tmp_path: Path, figures: Figures) -> None:
+    """As in runs of the paper's sizes: BERT-Large takes 1.8e19."""
+    savings = []
+    for name, scale in ("small", 1), ("large", 2**40):
+        folder = write_results(tmp_path / name, seeds=2)
+        for run in folder.iterdir():
+            record = json.loads((run / "run.json").read_text())
+            flops = {account: int(each or 0) * scale for account, each in record["cost"]["flops"].items()}
+            (run / "run.json").write_text(json.dumps({**record, "cost": {**record["cost"], "flops": flops}}))
+            rows = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
+            rows = [{**row, "flops": int(row["flops"]) * scale} for row in rows]
+            (run / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with figures():
+            savings.append(pd.read_csv(report.make(folder).parent / "savings.csv")["flops_saving_reuse"].tolist())
+    assert savings[1] == pytest.approx(savings[0], nan_ok=True)
+
+
 def test_a_text_experiment_has_no_accuracy(made: Path) -> None:
     assert not (made / "accuracy_vs_flops.csv").exists()
     assert "ccuracy" not in (made / "index.html").read_text(encoding="utf-8")
