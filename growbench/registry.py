@@ -121,10 +121,13 @@ def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[
 
 
 def named(specs: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Each spec by its method's name, without importing any. Raises UsageError for clashes and options without a method."""
+    """Each spec by its method's name, without importing any.
+
+    Raises UsageError for files that are absent, for clashes, and for options without a method.
+    """
     found: dict[str, str] = {}
     for spec in dict.fromkeys(specs):
-        name = Path(spec.partition(":")[0]).stem if _is_file(spec) else spec
+        name = _file_of(spec).stem if _is_file(spec) else spec
         if name in found:
             raise UsageError(f"two methods are named {name!r}: {found[name]} and {spec}; rename one of the files")
         found[name] = spec
@@ -206,10 +209,7 @@ def _located(spec: str) -> _Located:
 
 def _loose(spec: str) -> _Located:
     file, _, class_name = spec.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise UsageError(f"method file {file} does not exist")
-    _check_free(path.stem, file)
+    path = _file_of(spec)
     # known to sys.modules before it runs: dataclasses look their own module up
     module_name = f"_growbench_plugin_{path.stem}_{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     spec_of_file = importlib.util.spec_from_file_location(module_name, path)
@@ -226,6 +226,16 @@ def _loose(spec: str) -> _Located:
         raise UsageError(f"{file} has no {class_name}: {did_you_mean(class_name, _methods_of(module))}")
     cls = _checked(getattr(module, class_name), spec) if class_name else _only_method(module, file)
     return _Located(path.stem, cls, path.name)
+
+
+def _file_of(spec: str) -> Path:
+    """The file that a spec names. Raises UsageError if there is none, or if it has another method's name."""
+    file = spec.partition(":")[0]
+    path = Path(file)
+    if not path.is_file():
+        raise UsageError(f"method file {file} does not exist")
+    _check_free(path.stem, file)
+    return path
 
 
 def _check_free(name: str, file: str) -> None:

@@ -59,6 +59,8 @@ class Benchmark:
             data = self.setting.load_data("target")
         else:
             data = self.check(methods)
+            if self.setting.parallel.is_main_process:
+                check_folder(self.setting.folder)
             self._announce(data)
         foreign = [found for found in methods if found.foreign and found.name != SCRATCH]
         scratch = [found for found in methods if found.name == SCRATCH]
@@ -84,8 +86,6 @@ class Benchmark:
         for found in methods:
             for share in self.budgets.of(found.name):
                 refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
-        if setting.parallel.is_main_process:
-            check_folder(setting.folder)
         _check_parallelism(setting)
         if setting.save:
             tokenizer_to_save(data)  # raises UsageError if there is none

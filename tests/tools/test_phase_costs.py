@@ -38,6 +38,8 @@ def test_a_plugin_is_measured_in_a_process_of_its_own(
         raise Died("ended by itself, with exit code 0")
 
     monkeypatch.setattr(bench, "apart", dies)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
     assert cli.main(["bench", str(miniature), "--methods", "./mine.py", "--rounds", "5", "--results", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "growbench: ./mine.py: its process ended by itself, with exit code 0\n"
 

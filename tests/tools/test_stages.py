@@ -63,6 +63,9 @@ def test_each_plugin_has_processes_of_its_own(
         return True
 
     monkeypatch.setattr("growbench.runs.apart.apart", answer)
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text("raise AssertionError")
     specs = ["scratch", "ligo", "./one.py", "./two.py"]
     options = cli.parser().parse_args(["run", str(miniature), "--methods", ",".join(specs)])
     assert not stages.train(options, specs, load(str(miniature)))
