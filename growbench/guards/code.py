@@ -153,8 +153,9 @@ def _parts(function: FunctionType, closure: bool) -> tuple[Any, ...]:
 
 
 def _content(cell: Any) -> Any:
+    """The function in a cell of a closure; a function may count in others."""
     try:
-        return cell.cell_contents
+        return cell.cell_contents if callable(cell.cell_contents) else GONE
     except ValueError:  # it is empty
         return GONE
 
