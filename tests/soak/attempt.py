@@ -23,7 +23,7 @@ from typing import Any
 
 from growbench import cli, console
 from tests.conftest import MINIATURE, documents
-from tests.processes import start
+from tests.processes import Started, start
 from tests.soak import crash
 
 PATIENCE = 120  # seconds after which a command counts as hanging
@@ -88,8 +88,7 @@ class Attempt:
 
     def growbench(self, *arguments: object, before: Callable[[], object] = nothing, carry_out: Command = crash.growbench) -> Said:
         """Run a command in a process of its own, in which `before` is called first. Raises NotKept if it hangs."""
-        command = partial(_carry_out, self.environment, before, carry_out)
-        process, out, err = start([str(argument) for argument in arguments], command)
+        process, out, err = self.start(*arguments, before=before, carry_out=carry_out)
         with ThreadPoolExecutor(2) as pool:  # a process whose pipe is full would wait for its reader
             texts = [pool.submit(stream.buffer.read) for stream in (out, err)]
             process.join(timeout=PATIENCE)
@@ -98,6 +97,10 @@ class Attempt:
                 raise NotKept("hangs")
             said = (text.result().decode("utf-8", "backslashreplace") for text in texts)  # names of files may be in it
             return Said(process.exitcode, *(text.replace(str(self.folder), "DIR") for text in said))
+
+    def start(self, *arguments: object, before: Callable[[], object] = nothing, carry_out: Command = crash.growbench) -> Started:
+        """The same, still under way."""
+        return start([str(argument) for argument in arguments], partial(_carry_out, self.environment, before, carry_out))
 
     def run(self, *options: object, before: Callable[[], object] = nothing) -> Said:
         """`growbench run` of the experiment: scratch, bert2bert and its source, unless other methods are asked for."""

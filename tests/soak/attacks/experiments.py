@@ -23,13 +23,15 @@ CONTENTS = (
 )  # fmt: skip
 
 
-@attack("numbers that are negative, NaN, infinite, huge or of another type, and precisions that there are not", REFUSED)
+@attack(
+    "numbers that are negative, NaN, infinite, huge or of another type, and precisions that there are not", REFUSED, short=True
+)
 def impossible_values(attempt: Attempt) -> str:
     cases = [f"{key}={value}" for key, values in IMPOSSIBLE.items() for value in values]
     return attempt.each_refused([["run", attempt.experiment, *PLAN, "--set", case] for case in cases])
 
 
-@attack("experiment files that are empty, binary, deep, or hold NaN and negative numbers", REFUSED)
+@attack("experiment files that are empty, binary, deep, or hold NaN and negative numbers", REFUSED, short=True)
 def broken_experiment_files(attempt: Attempt) -> str:
     files = [attempt.folder / f"broken-{number}.toml" for number in range(len(CONTENTS))]
     for file, content in zip(files, CONTENTS, strict=True):

@@ -30,9 +30,12 @@ SPOILS = {  # what others' runs would be changed by
     "dtype": "torch.set_default_dtype(torch.float64)",
     "threads": "torch.set_num_threads(3)",
     "gradients": "torch.set_grad_enabled(False)",
-    "evaluation": "Evaluation.scores = lambda *arguments: 0.0",
+    "patched_evaluation": "Evaluation.scores = lambda *arguments: 0.0",
+}
+OF_SOURCE = {
     "source_in_place": "next(task.source.parameters()).data.add_(1)",
-    "view_of_source": "next(iter(task.read(task.source).values())).data.add_(1)",
+    "source_by_numpy": "next(task.source.parameters()).detach().numpy()[:] += 1",
+    "source_by_view": "torch.as_strided(next(task.source.parameters()).detach(), (4,), (1,)).fill_(0)",
 }
 ENDS = {
     "exits": "sys.exit()",
@@ -112,9 +115,9 @@ def spoiling_methods(attempt: Attempt) -> str:
     return each_is_refused(attempt, SPOILS)
 
 
-@attack("the same, by methods that keep still while they are planned", OTHERS_KEPT)
+@attack(f"the same, and {', '.join(OF_SOURCE)}, by methods that keep still while they are planned", OTHERS_KEPT)
 def spoiling_methods_that_dodge(attempt: Attempt) -> str:
-    return each_fails(attempt, SPOILS, dodge=True)
+    return each_fails(attempt, SPOILS | OF_SOURCE, dodge=True)
 
 
 @attack(f"methods that end or hang the program: {', '.join(ENDS)}", REFUSED)
