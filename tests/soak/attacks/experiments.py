@@ -23,9 +23,7 @@ CONTENTS = (
 )  # fmt: skip
 
 
-@attack(
-    "numbers that are negative, NaN, infinite, huge or of another type, and precisions that there are not", REFUSED, short=True
-)
+@attack("numbers that are negative, NaN, infinite, huge or of another type; unknown precisions", REFUSED, short=True)
 def impossible_values(attempt: Attempt) -> str:
     cases = [f"{key}={value}" for key, values in IMPOSSIBLE.items() for value in values]
     return attempt.each_refused([["run", attempt.experiment, *PLAN, "--set", case] for case in cases])
