@@ -124,7 +124,7 @@ def _set_environment(value: dict[str, str]) -> None:
 
 
 def _handlers() -> dict[int, Any]:
-    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD)}
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
 
 
 def _set_handlers(value: dict[int, Any]) -> None:

@@ -167,9 +167,14 @@ def test_what_is_put_back_or_imported_late_is_no_change(monkeypatch: pytest.Monk
         import transformers.models.opt.modeling_opt  # noqa: F401
 
         torch.optim.RAdam([nn.Parameter(torch.ones(1))]).step()
+        handled.append(signal.signal(signal.SIGCHLD, lambda *_: None))  # as torch does when it starts workers for images
 
+    handled = list[Any]()
     monkeypatch.setattr(Does, "what", staticmethod(honest))
-    assert len(list(walk(EXPERIMENT, Does(), VOCABULARY, Costs(META)))) == 2
+    try:
+        assert len(list(walk(EXPERIMENT, Does(), VOCABULARY, Costs(META)))) == 2
+    finally:
+        signal.signal(signal.SIGCHLD, handled[0])
 
 
 def test_every_setting_that_can_be_put_back_reads_as_what_was_put() -> None:

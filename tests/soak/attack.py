@@ -34,6 +34,8 @@ def carry_out(attack: Attack, folder: Path, shared: Path) -> tuple[str, bool]:
         return attack.carry_out(Attempt(folder, shared)), True
     except AssertionError as error:
         return " ".join(str(error).split()), False
+    except Exception as error:  # of the attack itself
+        return f"{type(error).__name__}: {' '.join(str(error).split())}", False
 
 
 def row(*cells: str) -> str:

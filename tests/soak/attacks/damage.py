@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -136,15 +136,24 @@ def line_of_20_mb(attempt: Attempt) -> str:
     "the power fails before or after any flush, renaming or removal of a run (simulated)", "at most a step is lost; the same end"
 )
 def power_loss(attempt: Attempt) -> str:
-    (whole := attempt.folder / "whole").mkdir()
+    said = attempt.growbench(attempt.folder, carry_out=fail_in_every_moment)
+    if said.code:
+        raise NotKept(said.err.strip().splitlines()[-1])
+    return said.out.strip()
+
+
+def fail_in_every_moment(arguments: Sequence[str]) -> int:
+    """Record a run in a folder, and end it from what a disk may hold after each fourth moment."""
+    folder = Path(arguments[0])
+    (whole := folder / "whole").mkdir()
     with recorded(whole) as disk:
         Training(whole, disk=disk).run()
     states = disk.states[::4]
     for number, state in enumerate(states):
-        folder = attempt.folder / f"after-{number}"
-        folder.mkdir()
-        state.write(folder)
-        if not store.load_all(folder):
-            Training(folder).run()
-            assert files_left(folder) == files_left(whole), state.moment
-    return f"{len(states)} states of the disk: each ends with the same files"
+        (after := folder / f"after-{number}").mkdir()
+        state.write(after)
+        if not store.load_all(after):
+            Training(after).run()
+            assert files_left(after) == files_left(whole), state.moment
+    print(f"{len(states)} states of the disk: each ends with the same files")
+    return 0
