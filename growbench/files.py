@@ -70,6 +70,8 @@ def make_folder(folder: Path) -> None:
     """Make a folder, and those that it is in, on disk too."""
     if not folder.is_dir():
         make_folder(folder.parent)
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         folder.mkdir(exist_ok=True)  # another process may have made it
         flush(folder.parent)
 

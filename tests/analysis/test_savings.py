@@ -61,7 +61,7 @@ losses = st.lists(st.floats(0.5, 8), min_size=1, max_size=12)
 
 @given(losses, st.floats(0.5, 8), st.floats(0, 2))
 def test_an_easier_loss_never_costs_more(values: list[float], level: float, easier: float) -> None:
-    found = single_curve(*curve(*((10.0 * step, loss) for step, loss in enumerate(values))))
+    found = single_curve(*curve(*((10.0 * step, loss) for step, loss in enumerate(values, start=1))))
     assert found.meets(level + easier) <= found.meets(level)
     assert (np.diff(found.losses[:-1]) <= 1e-9).all() and found.losses.min() >= min(values) - 1e-9
 

@@ -546,7 +546,7 @@ def test_the_first_documents_only(
 def test_the_key_of_a_whole_corpus_says_nothing_of_documents(tmp_path: Path, own_cache: Path) -> None:
     corpus = f"files:{write(tmp_path / 'a.txt', make_documents())}"
     fingerprint = bytes_data(corpus).fingerprint
-    settings = f'[2, "{fingerprint}", "causal", ["bytes", 400]]'
+    settings = f'[3, "{fingerprint}", "causal", ["bytes", 400]]'
     assert [folder.name for folder in own_cache.iterdir()] == [hashlib.sha256(settings.encode()).hexdigest()]
 
 
