@@ -93,6 +93,8 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 
 def mount_alone(folder: str, options: str) -> None:
     """Mount a disk in memory at a folder, which this process and its children alone see. For a process of `start`."""
+    if child := os.fork():  # the system refuses a process with threads, which libraries may have started
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     user, group = os.getuid(), os.getgid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWUSER | CLONE_NEWNS):

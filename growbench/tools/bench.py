@@ -51,8 +51,11 @@ def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, ro
     Times are stored in `folder`, the experiment's results, once all are measured: of scratch, of the methods, and of the small
     model's training if one of them grows it. Raises UsageError, before anything is measured, if that cannot be written.
     """
-    check_folder(folder)
     foreign = [spec for name, spec in named(specs, {}).items() if is_foreign(spec, experiment.methods.get(name))]
+    for spec in specs:
+        if spec not in foreign:
+            found(experiment, spec)  # raises UsageError for an unknown one
+    check_folder(folder)
     phases = PhaseBench(experiment, device, rounds)
     methods = []
     for spec in specs:
