@@ -31,8 +31,9 @@ PATIENCE = 300  # seconds after which a command counts as hanging
 # what must hold
 UNDISTURBED = "exit code 0, and losses bit-equal to those of an undisturbed run"
 REFUSED = "exit code 2 and one line; nothing is trained"
+ENDS_OR_RESUMES = "the losses of an undisturbed run, at once or, if it says why it ends, by the same command again"
 FAILS_ALONE = "exit code 1; that method is named in one line, all others have the losses of an undisturbed run"
-RESUMES = "it ends in one line; the same command then gives the losses of an undisturbed run"
+RESUMES = "it says why it ends, without a traceback; the same command then gives the losses of an undisturbed run"
 
 Command = Callable[[Sequence[str]], int]
 Losses = dict[str, Any]  # by the name of a run
@@ -187,7 +188,7 @@ class Attempt:
         return f"exit code 1: {' '.join(failures[0].split())}"
 
     def resumes(self, said: Said, *options: object) -> str:
-        """It ended in one line and not with exit code 0, and the same command then ends as an undisturbed run does."""
+        """It ended with another exit code than 0 and a line, and the same command then ends as an undisturbed run does."""
         no_traceback(said)
         if said.code == 0 or not said.lines():
             raise NotKept(f"exit code {said.code}: {brief(said)}")

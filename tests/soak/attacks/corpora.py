@@ -162,6 +162,19 @@ def broken_images(attempt: Attempt) -> str:
     return attempt.each_refused(cases, names=list(BROKEN_IMAGES))
 
 
+@attack("parquet files whose rows name images elsewhere: a local file, file://, zip://, an address", REFUSED)
+def images_elsewhere(attempt: Attempt) -> str:
+    secret, cases = attempt.folder / "secret.png", []
+    secret.write_bytes(picture(8, 8))
+    for number, path in enumerate((str(secret), f"file://{secret}", f"zip://a.png::{secret}", "http://127.0.0.1:9/a.png")):
+        folder = attempt.folder / f"parquet-{number}"
+        folder.mkdir()
+        rows = [{"image": {"bytes": None, "path": path}, "label": label % 2} for label in range(48)]
+        pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet")
+        cases.append(train_on_images(attempt, folder))
+    return attempt.each_refused(cases)
+
+
 @attack("an image of 1 x 1,000,000 pixels", "exit code 0; losses are finite")
 def narrow_image(attempt: Attempt) -> str:
     folder = images(attempt.folder / "images")

@@ -132,9 +132,7 @@ def line_of_20_mb(attempt: Attempt) -> str:
     return "exit code 0"
 
 
-@attack(
-    "the power fails before or after any flush, renaming or removal of a run (simulated)", "at most a step is lost; the same end"
-)
+@attack("the power fails at every fourth flush, renaming or removal of a run (simulated)", "the run ends with the same files")
 def power_loss(attempt: Attempt) -> str:
     said = attempt.growbench(attempt.folder, carry_out=fail_in_every_moment)
     if said.code:

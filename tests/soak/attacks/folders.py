@@ -7,9 +7,9 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from tests.soak.attempt import RESUMES, UNDISTURBED, Attempt, at_evaluation, attack, brief, no_traceback
+from tests.soak.attempt import ENDS_OR_RESUMES, RESUMES, UNDISTURBED, Attempt, NotKept, at_evaluation, attack, brief, no_traceback
 
-REFUSED = "it ends in one line, without a traceback, and leaves what stands there"
+KEPT = "it ends without a traceback, and leaves what stands there"
 
 
 def replace_by_link(folder: Path, target: Path) -> None:
@@ -50,7 +50,7 @@ def run_dangling(attempt: Attempt) -> str:
     return attempt.resumes(said)
 
 
-@attack("a run's folder is a link: to nowhere, to a file, to itself, to another folder with a file of the user's", REFUSED)
+@attack("a run's folder is a link: to nowhere, to a file, to itself, to another folder with a file of the user's", KEPT)
 def run_is_a_link(attempt: Attempt) -> str:
     run, own = attempt.results / "miniature" / "scratch-seed0", attempt.folder / "own"
     own.mkdir()
@@ -67,11 +67,12 @@ def run_is_a_link(attempt: Attempt) -> str:
     return f"exit codes {', '.join(codes)}; the files that were there are kept"
 
 
-@attack("files in place of folders: of results, of the experiment, of a run, of checkpoints, of locks, of the cache", REFUSED)
+@attack("files in place of folders: of results, of the experiment, of a run, of checkpoints, of locks, of the report", KEPT)
 def files_for_folders(attempt: Attempt) -> str:
     experiment = attempt.results / "miniature"
     said = []
-    for place in attempt.results, experiment, experiment / "scratch-seed0", experiment / ".locks", experiment / "report":
+    run = experiment / "scratch-seed0"
+    for place in attempt.results, experiment, run, run / "checkpoints", experiment / ".locks", experiment / "report":
         shutil.rmtree(attempt.results, ignore_errors=True)
         attempt.results.unlink(missing_ok=True)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,8 @@ def files_for_folders(attempt: Attempt) -> str:
         ended = attempt.run("--methods", "scratch")
         no_traceback(ended)
         assert place.read_text() == "mine", f"{place.name} was replaced"
+        if ended.code not in (1, 2) or not ended.lines():
+            raise NotKept(f"{place.name}: exit code {ended.code}: {brief(ended)}")
         said.append(f"{place.name}: exit code {ended.code}")
     return "; ".join(said)
 
@@ -88,7 +91,7 @@ def umask(attempt: Attempt) -> str:
     return attempt.finished(attempt.run("--methods", "scratch", before=partial(os.umask, 0o777)), "--methods", "scratch")
 
 
-@attack("a command in a working folder that has been removed", "exit code 0 and the same losses, or one line")
+@attack("a command in a working folder that has been removed", ENDS_OR_RESUMES)
 def no_working_folder(attempt: Attempt) -> str:
     return attempt.ends_or_resumes(attempt.run(before=partial(in_removed_folder, attempt.folder / "gone")))
 

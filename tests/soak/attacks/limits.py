@@ -8,9 +8,8 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from tests.soak.attempt import RESUMES, Attempt, at_evaluation, attack
+from tests.soak.attempt import ENDS_OR_RESUMES, RESUMES, Attempt, at_evaluation, attack
 
-ONE_LINE = "it ends in one line, without a traceback; the same command then gives the losses of an undisturbed run"
 CLONE_NEWNS = 0x00020000  # a mount that this process alone, and its children, see
 
 
@@ -37,7 +36,7 @@ def out_of_memory() -> None:
     raise MemoryError
 
 
-@attack("address space limited to 10 MB more than a process has after its imports", ONE_LINE)
+@attack("address space limited to 10 MB more than a process has after its imports", ENDS_OR_RESUMES)
 def little_address_space(attempt: Attempt) -> str:
     return attempt.ends_or_resumes(attempt.run(before=partial(limit_memory, 10 << 20)))
 
@@ -52,39 +51,39 @@ def small_files_alone(attempt: Attempt) -> str:
     return attempt.resumes(attempt.run(before=partial(limit, resource.RLIMIT_FSIZE, 20_000)))
 
 
-@attack("at most 24 open files (RLIMIT_NOFILE)", "a line for each failure, no traceback, and then the same losses")
+@attack("at most 24 open files (RLIMIT_NOFILE)", ENDS_OR_RESUMES)
 def few_open_files(attempt: Attempt) -> str:
     return attempt.ends_or_resumes(attempt.run(before=partial(limit, resource.RLIMIT_NOFILE, 24)))
 
 
-@attack("results on a disk of 100 KB", ONE_LINE)
+@attack("results on a disk of 100 KB", RESUMES)
 def full_disk(attempt: Attempt) -> str:
     return attempt.resumes(attempt.run(before=partial(mount, attempt.results, "size=100k")))
 
 
-@attack("results on a disk of 8 KB", ONE_LINE)
+@attack("results on a disk of 8 KB", RESUMES)
 def nearly_no_disk(attempt: Attempt) -> str:
     return attempt.resumes(attempt.run(before=partial(mount, attempt.results, "size=8k")))
 
 
-@attack("the cache on a disk of 8 KB", ONE_LINE)
+@attack("the cache on a disk of 8 KB", RESUMES)
 def full_cache(attempt: Attempt) -> str:
     attempt.environment["GROWBENCH_CACHE"] = str(attempt.folder / "cache")
     return attempt.resumes(attempt.run(before=partial(mount, attempt.folder / "cache", "size=8k")))
 
 
-@attack("results on a disk that cannot be written", ONE_LINE)
+@attack("results on a disk that cannot be written", RESUMES)
 def read_only_results(attempt: Attempt) -> str:
     return attempt.resumes(attempt.run(before=partial(mount, attempt.results, "ro")))
 
 
-@attack("the cache on a disk that cannot be written", ONE_LINE)
+@attack("the cache on a disk that cannot be written", RESUMES)
 def read_only_cache(attempt: Attempt) -> str:
     attempt.environment["GROWBENCH_CACHE"] = str(attempt.folder / "cache")
     return attempt.resumes(attempt.run(before=partial(mount, attempt.folder / "cache", "ro")))
 
 
-@attack("TMPDIR on a disk that cannot be written", "exit code 0 and the same losses, or one line")
+@attack("TMPDIR on a disk that cannot be written", ENDS_OR_RESUMES)
 def read_only_tmpdir(attempt: Attempt) -> str:
     attempt.environment["TMPDIR"] = str(attempt.folder / "tmp")
     return attempt.ends_or_resumes(attempt.run(before=partial(mount, attempt.folder / "tmp", "ro")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -73,7 +75,7 @@ CHEATS = {
         yield Phase(model=task.build())""",
     "ledger": IN_THE_LOSS.format("step == 5 and [each.flops.update(train=0) for each in ledgers()]"),
 }
-OTHERS_KEPT = "exit code 1; each of them fails in one line, and all others have the losses of an undisturbed run"
+OTHERS_KEPT = "exit code 1; each of them fails and is named, and all others have the losses of an undisturbed run"
 
 
 def plugin(folder: Path, name: str, body: str, dodges: bool = False) -> Path:
@@ -85,7 +87,7 @@ def plugin(folder: Path, name: str, body: str, dodges: bool = False) -> Path:
         lines.append("yield Phase(model=task.build())")
     text = "\n".join(f"        {line}" if dodges or line[:1] != " " else line for line in lines)
     file = folder / f"{name}.py"
-    file.write_text(HEAD.format(name=name.title().replace("_", "")) + text + "\n", encoding="utf-8")
+    file.write_text(HEAD.format(name=re.sub(r"\W", "", f"M{name}").title().replace("_", "")) + text + "\n", encoding="utf-8")
     return file
 
 
@@ -149,6 +151,28 @@ def file_changed(attempt: Attempt) -> str:
     if (first.code, second.code) != (0, 0):
         raise NotKept(f"exit codes {first.code}, {second.code}: {brief(first)}; {brief(second)}")
     return "exit codes 0 and 0"
+
+
+@attack(
+    "a method named as a formula, =1+1, in a CSV file that a spreadsheet opens", "no cell of text begins with = + - @ and goes on"
+)
+def formula_in_csv(attempt: Attempt) -> str:
+    said = attempt.run("--methods", plugin(attempt.folder, "=1+1", "pass"))
+    assert said.code == 0, said
+    tables = list((attempt.results / "miniature" / "report").rglob("*.csv"))
+    cells = [cell for table in tables for row in csv.reader(table.open(encoding="utf-8")) for cell in row]
+    assert any("=1+1" in cell for cell in cells), "the method is in no table"
+    if formulas := [cell for cell in cells if len(cell) > 1 and cell[0] in "=+-@" and not is_number(cell)]:
+        raise NotKept(f"cells: {', '.join(sorted(set(formulas)))}")
+    return f"none of the cells of {len(tables)} tables"
+
+
+def is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 @attack("two processes at once, with two methods of one name in one results folder", "both end; none has a traceback")
