@@ -124,6 +124,7 @@ def _set_environment(value: dict[str, str]) -> None:
 
 
 def _handlers() -> dict[int, Any]:
+    """Not that of SIGCHLD, which torch's loader of batches sets when its processes start."""
     return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
 
 

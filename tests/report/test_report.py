@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def test_whole_flops_above_64_bits_make_the_same_report(tmp_path: Path, figures:
     """As in runs of the paper's sizes: BERT-Large takes 1.8e19."""
     savings = []
     for name, scale in ("small", 1), ("large", 2**40):
-        folder = write_results(tmp_path / name, seeds=2)
+        folder = write_results(tmp_path / name, 2, {method: METHODS[method] for method in ("scratch", "ligo")})
         for run in folder.iterdir():
             record = json.loads((run / "run.json").read_text())
             flops = {account: int(each or 0) * scale for account, each in record["cost"]["flops"].items()}
@@ -98,7 +98,7 @@ def test_whole_flops_above_64_bits_make_the_same_report(tmp_path: Path, figures:
             rows = [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
             rows = [{**row, "flops": int(row["flops"]) * scale} for row in rows]
             (run / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with figures():
+        with figures() if name == "large" else nullcontext():
             savings.append(pd.read_csv(report.make(folder).parent / "savings.csv")["flops_saving_reuse"].tolist())
     assert savings[1] == pytest.approx(savings[0], nan_ok=True)
 

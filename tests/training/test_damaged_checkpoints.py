@@ -21,6 +21,7 @@ from torch import nn, optim
 
 from growbench.training import checkpoint
 from growbench.training.checkpoint import Checkpoint, Checkpoints
+from tests.test_trust import Bomb
 from tests.training.test_checkpoint import STATE
 
 Write = Callable[..., Path]
@@ -126,16 +127,11 @@ def with_state(**changes: Any) -> Callable[[Path], None]:
     return sealed(lambda _, texts: texts.update(state=json.dumps(json.loads(texts["state"]) | changes)))
 
 
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path("/tmp/unpickled-by-growbench"),)
-
-
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), ""),
     "zeros": (lambda path: path.write_bytes(bytes(path.stat().st_size)), ""),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), ""),
-    "a pickle": (lambda path: path.write_bytes(pickle.dumps(Evil())), ""),
+    "a pickle": (lambda path: path.write_bytes(pickle.dumps(Bomb(path.with_name("unpickled")))), ""),
     "a link to nothing": (lambda path: (path.unlink(), path.symlink_to("nothing")), ""),
     "a header that claims more": (lambda path: path.write_bytes(struct.pack("<Q", 2**60) + path.read_bytes()[8:]), ""),
     "no digest": (lambda path: rewritten(path, lambda _, texts: texts.pop("sha256")), "sha256"),
@@ -167,7 +163,7 @@ def test_what_cannot_be_used_is_passed_over(checkpoints: Checkpoints, capsys: py
     assert step_of(again) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "phase-0-step-2.safetensors: this checkpoint cannot be used and is passed over: " in line and reason in line
-    assert not Path("/tmp/unpickled-by-growbench").exists()
+    assert not (checkpoints.folder / "unpickled").exists()
     again.save_step(0, 3, of_step(3))
     again.save_step(0, 4, of_step(4))
     names = {path.name for path in checkpoints.folder.iterdir() if path.is_file()}
