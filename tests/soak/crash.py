@@ -2,7 +2,7 @@
 
     python -m tests.soak.crash --kills 50
 
-The moments are counted in lines of progress, from 1 to 60 after each start, so that every kill hits training.
+The moments are counted in lines of progress, from 1 to 40 after each start, so that every kill hits training.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def left(folder: Path) -> dict[str, str]:
     return found
 
 
-def crash(experiment: list[str], methods: str, kills: int, seed: int, folder: Path, most: int = 60) -> list[str]:
+def crash(experiment: list[str], methods: str, kills: int, seed: int, folder: Path, most: int = 40) -> list[str]:
     """Where the runs were killed. Exits with a message if anything differs from what undisturbed runs leave."""
     rng = random.Random(seed)
     arguments = ["run", *experiment, "--methods", methods, "--save", "--device", "cpu", "--results"]
