@@ -139,10 +139,13 @@ def high_enough(height: float, labels: Sequence[str]) -> float:
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> None:
-    """Write each line's name right of the axes at the height of its end (x, y), pushed apart where names would overlap."""
+    """Write each line's name right of the axes at the height of its end (x, y), pushed apart where names would overlap.
+
+    A line whose end is not known, as that of a method without seconds that compare, gets no name.
+    """
+    ends = sorted((end for end in ends if np.isfinite(end[:2]).all()), key=lambda end: end[1])
     if not ends:
         return
-    ends = sorted(ends, key=lambda end: end[1])
     box = axes.get_window_extent()
     width, height = (side / axes.figure.dpi * 72 for side in (box.width, box.height))  # points
     gap = min(LINE / height, 1 / len(ends))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib import style
 
 from growbench import cli
+from growbench.analysis.comparison import analyse
 from growbench.costs.accounts import Ledger, Unit
 from growbench.costs.hardware import Hardware
+from growbench.report import drawing, plots
 from growbench.runs import step_seconds, store
 from growbench.runs.step_seconds import MethodSeconds, PhaseSeconds, StepSeconds
 from tests.report.results import METHODS, change, write_results
@@ -129,6 +133,19 @@ def test_time_savings_say_over_how_many_seeds_they_are(results: Path) -> None:
     assert savings.loc["ligo", "timed"] == 2 and savings.loc["scratch", "timed"] == 3
     assert markdown.count("; 2 of 3 seeds") == 2
     assert "Ran on other hardware than scratch, hence no saving in seconds: ligo-seed1." in page
+
+
+def test_a_method_without_seconds_that_compare_has_no_line_over_seconds(results: Path) -> None:
+    for seed in range(3):
+        change(results / f"ligo-seed{seed}", hardware={**CPU, "name": "Another CPU"})
+    assert made(results)[2].loc["ligo", "timed"] == 0
+    comparison = analyse(results)
+    plot = plots.PLOTS["loss_vs_seconds"]
+    with style.context(["default", drawing.PARAMETERS]):
+        figure = plot.draw(comparison, plot.data(comparison), drawing.WIDE)
+        figure.savefig(io.BytesIO(), format="png")
+    texts = {text.get_text() for text in figure.axes[0].texts}
+    assert "scratch" in texts and "ligo" not in texts
 
 
 GPU_AND_CPU = {"gpu": {"train": 1.5, "operator": 0.5, "evaluation": 9.0}, "cpu": {"train": 0.25}}

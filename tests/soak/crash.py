@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from growbench import cli, registry
 from tests.processes import start
 
@@ -92,7 +94,8 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(registry.built_in()), metavar="A,B", help="default: all built-in ones")
     parser.add_argument("--experiment", default="gpt2-tiny")
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"  # other numbers of threads give other bits
+    os.environ["OMP_NUM_THREADS"] = "1"  # other numbers of threads give other bits: in the processes that are killed,
+    torch.set_num_threads(1)  # and in this one
     small = ["train.steps=400", "source.steps=100", "data.sequence_length=16", "train.batch=8", "data.evaluation_batches=1"]
     small += ["data.vocabulary=300", "ligo.operator_steps=50"]
     experiment = [options.experiment, *(part for each in small for part in ("--set", each))]
