@@ -211,8 +211,9 @@ def _check(check: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="such as ligo.operator_steps=50; with --aa: such as train.steps=200",
+        help="such as ligo.operator_steps=50, or target.width=32 of the small models; with --aa: such as train.steps=200",
     )
+    check.add_argument("--only", metavar="A,B", help="architectures, such as gpt2,vit; default: all")
     check.add_argument("--repetitions", type=_repetitions, metavar="N", help="with --aa: simulated comparisons; default: 2000")
     check.add_argument(
         "--noise", type=Path, metavar="DIR", help="with --aa: results whose noise is simulated; default: results/mini"

@@ -154,20 +154,24 @@ def check(options: argparse.Namespace) -> int:
     if (options.method is None) == (options.aa is None):
         raise UsageError("check: needs either a METHOD or --aa")
     if options.aa is not None:
+        if options.only:
+            raise UsageError("--only: not with --aa")
         return _check_harness(options)
     if options.repetitions or options.noise or options.out:
         raise UsageError("--repetitions, --noise and --out: only with --aa")
     name = Path(options.method.partition(":")[0]).stem
-    for override in options.set:
-        if not override.startswith(f"{name}."):
-            raise UsageError(f"--set {override!r}: check takes hyperparameters of its method, as {name}.KEY=VALUE")
-    settings = loading.load("gpt2-tiny", options.set).methods if options.set else {}
-    (found,) = registry.get_all([options.method], settings)
+    own = [override for override in options.set if override.startswith(f"{name}.")]
+    settings = dict(loading.assignment(override) for override in options.set if override not in own)
+    for key in settings:
+        if not key.startswith(("source.", "target.", "train.")):
+            allowed = f"hyperparameters of its method, as {name}.KEY, and settings of its miniatures, as target.width"
+            raise UsageError(f"--set {key}: check takes {allowed}")
+    (found,) = registry.get_all([options.method], loading.load("gpt2-tiny", own).methods if own else {})
     stages.prepare()
 
     from growbench.tools import check as promises
 
-    return promises.report(found)
+    return promises.report(found, promises.cells_of(options.only, settings))
 
 
 def _check_harness(options: argparse.Namespace) -> int:

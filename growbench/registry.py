@@ -183,6 +183,8 @@ def _made(located: _Located, options: Mapping[str, Any]) -> Method:
             raise UsageError(f"{cls.__name__}.{name} = {value!r}: must be True or False")
     if not isinstance(method.wraps, tuple):
         raise UsageError(f"{cls.__name__}.wraps = {method.wraps!r}: must be a tuple of names or files, as ('ligo',)")
+    if not isinstance(method.miniature, dict):
+        raise UsageError(f"{cls.__name__}.miniature = {method.miniature!r}: must be a table, as {{'target.width': 32}}")
     try:
         json.dumps(dataclasses.asdict(method))  # type: ignore[call-overload]
     except TypeError as error:

@@ -190,23 +190,30 @@ def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str)
 
 
 def _override(table: dict[str, Any], override: str) -> None:
-    """Apply `section.key=value` (or `METHOD.field=value`) to a parsed TOML table. A value that is not valid TOML is a string."""
-    key, equals, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not equals or not last:
-        raise UsageError(f"--set {_short(override)}: must be key=value, as in train.steps=100")
-    if len(sections) > MOST_SECTIONS or not plain.is_text(override):
-        raise UsageError(f"--set {_short(override)}: must be key=value, with a key as train.steps, and text that is UTF-8")
-    try:
-        value = plain.from_toml(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    except ValueError as error:
-        raise UsageError(f"--set {_short(override)}: {error}") from None
+    """Apply `section.key=value` (or `METHOD.field=value`) to a parsed TOML table."""
+    key, value = assignment(override)
+    *sections, last = key.split(".")
     if sections and sections[0] not in File.__dataclass_fields__:
         sections = ["methods", *sections]  # ligo.operator_steps=50 means methods.ligo.operator_steps
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise UsageError(f"--set {_short(override)}: {section} is not a table")
-    table[last] = {"checkpoint": value} if key.strip() == "source" and isinstance(value, str) else value
+    table[last] = {"checkpoint": value} if key == "source" and isinstance(value, str) else value
+
+
+def assignment(override: str) -> tuple[str, Any]:
+    """Key and value of `section.key=value`. A value that is not valid TOML is a string. Raises UsageError for anything else."""
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    *sections, last = key.split(".")
+    if not equals or not last:
+        raise UsageError(f"--set {_short(override)}: must be key=value, as in train.steps=100")
+    if len(sections) > MOST_SECTIONS or not plain.is_text(override):
+        raise UsageError(f"--set {_short(override)}: must be key=value, with a key as train.steps, and text that is UTF-8")
+    try:
+        return key, plain.from_toml(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text
+    except ValueError as error:
+        raise UsageError(f"--set {_short(override)}: {error}") from None

@@ -10,10 +10,10 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -279,7 +279,7 @@ def _check_lengths(weights: Weights, config: ModelConfig) -> None:
                 raise ValueError(f"{wrong}: grow it by {by}, or give model_from the weights' own sizes")
 
 
-CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "control", "wraps")
+CLASS_FIELDS = ("paper", "uses_source", "keeps_source", "control", "wraps", "miniature")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -295,6 +295,7 @@ class Method(ABC):
     control: ClassVar[bool] = False  # True: a control that uses a source; those without a source are known by that
     keeps_source: ClassVar[bool] = False  # True: the final model contains the source; each phase names its `target`
     wraps: ClassVar[tuple[str, ...]] = ()  # names or files of other methods that it gets from the registry
+    miniature: ClassVar[Mapping[str, Any]] = {}  # what it is checked at, if not at the usual: {"target.width": 32}
 
     def __init_subclass__(cls) -> None:
         """Raises UsageError for a field without a type annotation, which would not become a hyperparameter."""

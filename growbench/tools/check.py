@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +26,8 @@ from growbench.tools import miniatures
 from growbench.tools.miniatures import SEED, VOCABULARY, Cell
 from growbench.tools.watcher import LIMITS, Run, Sparing
 
+ACCEPTED = 'declare settings that it accepts, as miniature = {"target.width": 32} in the class, or give them by --set'
+
 
 @dataclass
 class Verdict:
@@ -31,6 +35,7 @@ class Verdict:
 
     cell: Cell
     phases: list[str] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)  # of the outputs by each growth, relative
     broken: list[str] = field(default_factory=list)  # promises, one line each
     warnings: list[str] = field(default_factory=list)
     refused: str = ""  # the method's own reason for refusing this cell
@@ -41,15 +46,24 @@ class Verdict:
             return [f"{self.cell}: BROKEN: {line}" for line in self.broken]
         if self.refused:
             return [f"{self.cell}: refused: {self.refused}"]
-        return [f"{self.cell}: kept, {counted(len(self.phases), 'phase')}: {', '.join(self.phases)}"]
+        grown = f"; growth changes the outputs by {', '.join(f'{each:.2g}' for each in self.changes)}" if self.changes else ""
+        return [f"{self.cell}: kept, {counted(len(self.phases), 'phase')}: {', '.join(self.phases)}{grown}"]
 
 
-def report(found: Found) -> int:
+def cells_of(only: str | None, settings: Mapping[str, Any]) -> list[Cell]:
+    """The miniatures of the architectures in `only`, or of all, at these settings. Raises UsageError for an unknown one."""
+    asked = architectures.names() if only is None else [name.strip() for name in only.split(",")]
+    for name in asked:
+        architectures.get(name)
+    return [cell.at(settings) for cell in miniatures.cells() if cell.architecture in asked]
+
+
+def report(found: Found, cells: Sequence[Cell]) -> int:
     """Print a line for each cell or broken promise, then a summary. 0 if at least one cell was checked and no promise broken."""
     verdicts = []
     warnings = card_warnings(found.method)
     said: Counter[str] = Counter()  # in how many cells each promise was broken
-    for cell in miniatures.cells():
+    for cell in cells:
         seen = verdict(found.method, cell)
         verdicts.append(seen)
         for line in seen.lines():
@@ -67,6 +81,8 @@ def report(found: Found) -> int:
     rest = f", refuses {refused}" if refused else ""
     if broken:
         print(f"{found.name} breaks promises in {broken} of {len(verdicts)} miniatures{rest}")
+    elif refused == len(verdicts):
+        print(f"{found.name} refuses {refused} of {len(verdicts)} miniatures, so nothing was checked: {ACCEPTED}")
     else:
         print(f"{found.name} keeps every promise in {len(verdicts) - refused} of {len(verdicts)} miniatures{rest}")
     return 0 if refused < len(verdicts) and not broken else 1
@@ -79,10 +95,16 @@ def broken_promises(method: Method, cell: Cell) -> list[str]:
 
 
 def verdict(method: Method, cell: Cell) -> Verdict:
-    """Run the method in this cell. In one cell of each architecture also compare FLOPs with the plan, and with a second run."""
+    """Run the method in this cell, at the settings that it declares and the cell does not have.
+
+    In one cell of each architecture also compare FLOPs with the plan, and with a second run. Raises UsageError for settings that
+    are wrong.
+    """
+    cell = cell.at(method.miniature)
     seen, source = Verdict(cell), copy.deepcopy(_source(cell))
     run = Run(method, cell, source, Sparing(counts=cell.plain))
     seen.phases = [str(phase.name) for phase in run.trainer.outcome.phases]
+    seen.changes = [phase.output_change for phase in run.trainer.outcome.phases if phase.output_change is not None]
     seen.refused, seen.warnings = run.refusal, run.watcher.warnings + run.steps.warnings
     if seen.refused:
         return seen

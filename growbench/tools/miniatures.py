@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
 from growbench import architectures
+from growbench.config.loading import parse
 from growbench.config.schema import DataConfig, Experiment, ImageConfig, ModelConfig, TextConfig, Training
 from growbench.data import Batch, HeldOut, HeldOutSplit
 from growbench.data.shapes import shape_batch
+from growbench.errors import UsageError
 
 CPU = torch.device("cpu")
 SEED = 0
@@ -25,11 +28,15 @@ IMAGES = ImageConfig(corpus="mnist-sample", image_size=8, patch=4, classes=VOCAB
 
 @dataclass(frozen=True)
 class Cell:
-    """One miniature: an architecture, with tied or untied embeddings, with or without grouped-query attention."""
+    """One miniature: an architecture, with tied or untied embeddings, with or without grouped-query attention.
+
+    `settings` replace the usual sizes and training: (("target.width", 32), ("train.schedule", "wsd")).
+    """
 
     architecture: str
     tied: bool = True
     grouped: bool = False
+    settings: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
         tying = [] if self.images else ["tied" if self.tied else "untied"]
@@ -46,16 +53,49 @@ class Cell:
 
     @property
     def experiment(self) -> Experiment:
-        """Growth from 2 to 3 layers and from width 16 to 24: no target size is a multiple of the source's."""
-        few = {"class_layers": 1} if "class_layers" in architectures.get(self.architecture).options else {}
-        heads = [(4, 2), (6, 3)] if self.grouped else [(2, 0), (3, 0)]
-        source, target = (
-            ModelConfig(layers, width, number, kv_heads=kv_heads, tied=self.tied, **few)
-            for layers, width, (number, kv_heads) in zip((2, 3), (16, 24), heads, strict=True)
-        )
-        training = Training(batch=2, steps=BUDGET, lr=1e-3, warmup=2)
-        data: DataConfig = IMAGES if self.images else TEXT
-        return Experiment("check", "check", self.architecture, source, target, data, training, training)
+        """Growth from 2 to 3 layers and from width 16 to 24: no target size is a multiple of the source's.
+
+        The number of heads follows from the width. Raises UsageError for settings that no experiment can have.
+        """
+        return _experiment(self)
+
+    def at(self, settings: Mapping[str, Any]) -> Cell:
+        """The same miniature at these settings; its own take precedence. Raises UsageError for a value that is a table."""
+        for key, value in settings.items():
+            if isinstance(value, dict):
+                raise UsageError(f"{key} = {value}: must be a number, a text or a list of them")
+        hashable = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+        return replace(self, settings=tuple(sorted({**hashable, **dict(self.settings)}.items())))
+
+
+@cache
+def _experiment(cell: Cell) -> Experiment:
+    tables: dict[str, dict[str, Any]] = {
+        "source": {"layers": 2, "width": 16},
+        "target": {"layers": 3, "width": 24},
+        "train": {"batch": 2, "steps": BUDGET, "lr": 1e-3, "warmup": 2},
+    }
+    for key, value in cell.settings:
+        section, _, name = key.partition(".")
+        if section not in tables or not name:
+            raise UsageError(f"a miniature has no setting {key!r}: it must be source.KEY, target.KEY or train.KEY")
+        tables[section][name] = value
+    source, target = (parse(ModelConfig, _sizes(cell, tables[which]), f"miniature.{which}") for which in ("source", "target"))
+    training = parse(Training, tables["train"], "miniature.train")
+    data: DataConfig = IMAGES if cell.images else TEXT
+    return Experiment("check", "check", cell.architecture, source, target, data, training, training)
+
+
+def _sizes(cell: Cell, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with the cell's options, and with the heads that follow from its width: of 8 dimensions, or of 4 if grouped."""
+    sizes: dict[str, Any] = {"tied": cell.tied, "heads": 1, **table}
+    if "class_layers" in architectures.get(cell.architecture).options:
+        sizes = {"class_layers": 1, **sizes}
+    if "heads" not in table and isinstance(sizes["width"], int):
+        sizes["heads"] = max(1, sizes["width"] // (4 if cell.grouped else 8))
+    if cell.grouped and isinstance(sizes["heads"], int):
+        sizes = {"kv_heads": sizes["heads"] // 2, **sizes}
+    return sizes
 
 
 def cells() -> list[Cell]:

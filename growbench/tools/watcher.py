@@ -24,7 +24,7 @@ from growbench.growth.weights import Weights
 from growbench.method import Method, Task
 from growbench.method.interface import MethodError
 from growbench.planning.plan import PlannedPhase
-from growbench.tools.miniatures import BUDGET, CPU, SEED, VOCABULARY, Cell, RandomData
+from growbench.tools.miniatures import CPU, SEED, VOCABULARY, Cell, RandomData
 from growbench.tools.step_counts import StepCounts
 from growbench.training.phases import Escaped, Limits, PhaseObserver, PhaseStart, contained, text_of, where_raised
 from growbench.training.state import TrainingFailed
@@ -132,10 +132,10 @@ class Watcher(PhaseObserver):
 
     def method_ends(self) -> None:
         self.ended = True
-        if self.asks_for_steps and self.asked < BUDGET:
+        if self.asks_for_steps and self.asked < self.task.budget:
             self.warnings.append(
-                f"phases train {self.asked} of {BUDGET} steps of the budget: the rest is not trained; write share=1.0 or leave "
-                "steps out"
+                f"phases train {self.asked} of {self.task.budget} steps of the budget: the rest is not trained; write share=1.0 "
+                "or leave steps out"
             )
 
     def check_source(self) -> None:

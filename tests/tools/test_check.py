@@ -421,7 +421,48 @@ def test_check_warns_of_a_card_that_says_nothing(tmp_path: Path, capsys: pytest.
 @pytest.mark.usefixtures("two_cells")
 def test_a_method_that_refuses_everything_was_not_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", str(written(tmp_path, f"raise UsageError('not today')\n{SIMPLY}"))]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "mine keeps every promise in 0 of 2 miniatures, refuses 2"
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "mine refuses 2 of 2 miniatures, so nothing was checked: declare settings that it accepts, as miniature = "
+        '{"target.width": 32} in the class, or give them by --set'
+    )
+
+
+DECLARED = "miniature = {'source.layers': 1, 'target.layers': 2, 'target.width': 32, 'train.schedule': 'wsd', 'train.steps': 4}"
+
+
+@pytest.mark.usefixtures("two_cells")
+def test_a_method_declares_the_settings_that_it_is_checked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The number of heads follows from the width. --set goes before what the class declares."""
+    body = f"""
+    small, large = task.source_config, task.target_config
+    seen = (small.layers, small.width, large.layers, large.width, large.heads, task.training.schedule, task.budget)
+    if seen != (1, 16, 2, 32, 4, 'wsd', 4): raise UsageError(f'seen {{seen}}')
+    task.read(task.source)
+    {SIMPLY}
+    """
+    file = written(tmp_path, textwrap.dedent(body))
+    assert cli.main(["check", str(file)]) == 1
+    file.write_text(file.read_text().replace("    scale: float = 1.0", f"    {DECLARED}\n    scale: float = 1.0"))
+    assert cli.main(["check", str(file)]) == 0
+    assert cli.main(["check", str(file), "--set", "train.steps=5"]) == 1
+    assert "seen (1, 16, 2, 32, 4, 'wsd', 5)" in capsys.readouterr().out
+
+
+def test_grouped_heads_follow_from_the_width() -> None:
+    wide = Cell("llama", grouped=True).at({"target.width": 32}).experiment
+    assert (wide.source.heads, wide.source.kv_heads, wide.target.heads, wide.target.kv_heads) == (4, 2, 8, 4)
+    own = Cell("llama").at({"target.width": 32, "target.heads": 2}).at({"target.width": 64}).experiment
+    assert (own.target.width, own.target.heads) == (32, 2), "a miniature's own settings go before others"
+
+
+def test_only_some_architectures_and_what_growth_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Net2Net without noise preserves the function at whole ratios where norms come first, up to rounding in float32."""
+    exact = ["--set", "net2net.noise=0.0", "--set", "target.width=32"]
+    assert cli.main(["check", "net2net", *exact, "--only", "vit,bert"]) == 0
+    bert, untied, vit, last = capsys.readouterr().out.splitlines()
+    assert last == "net2net keeps every promise in 3 of 3 miniatures"
+    changes = [float(line.rpartition("kept, 1 phase: train; growth changes the outputs by ")[2]) for line in (bert, untied, vit)]
+    assert changes[0] > 1e-3 < changes[1] and changes[2] < 1e-6
 
 
 @pytest.mark.usefixtures("two_cells")
@@ -449,7 +490,11 @@ def test_hyperparameters_may_have_a_default_that_is_made_anew(tmp_path: Path, ca
         (["nonesuch"], "unknown method 'nonesuch'"),
         (["./nonesuch.py"], "does not exist"),
         (["ligo", "--set", "ligo.nonesuch=1"], "unknown key ligo.nonesuch"),
-        (["ligo", "--set", "train.steps=5"], "check takes hyperparameters of its method, as ligo.KEY=VALUE"),
+        (["ligo", "--set", "data.corpus=5"], "check takes hyperparameters of its method, as ligo.KEY, and settings of its"),
+        (["ligo", "--set", "target.widht=5"], "unknown key miniature.target.widht"),
+        (["ligo", "--set", "target.width=15", "--only", "gpt2"], "source.width = 16 is larger than target.width = 15"),
+        (["ligo", "--only", "gtp2"], "unknown architecture 'gtp2': did you mean gpt2?"),
+        (["--aa", "--only", "gpt2"], "--only: not with --aa"),
         (["ki", "--set", "ki.share=2"], "share = 2.0: must be at least 0 and at most 1"),
     ],
 )
