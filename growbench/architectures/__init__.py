@@ -52,6 +52,7 @@ class Row:
     parts: int = 1
     group: Group = "layers"
     first: str | None = None
+    subrole: str = ""
 
     @property
     def per_layer(self) -> bool:
@@ -115,7 +116,7 @@ class Architecture:
             if row.first:
                 values.insert(0, stored[row.first])
             value, axes = (torch.stack(values), (GROUPS[row.group], *row.axes)) if row.per_layer else (values[0], row.axes)
-            weights[row.key] = Weight(value, axes, row.role, row.consumes, row.residual)
+            weights[row.key] = Weight(value, axes, row.role, row.consumes, row.residual, row.subrole)
         return weights
 
     def native(self, weights: Weights, sizes: ModelConfig) -> dict[str, Tensor]:
@@ -202,8 +203,8 @@ def fused(*layers: list[Row]) -> list[Row]:
 def norm(name: str, native: str, axis: Axis = Axis.WIDTH, bias: bool = True, consumes: bool = False) -> list[Row]:
     """A norm's gain and bias. `consumes`: they take the place of the tied decoder behind them, which cannot be divided."""
     rows = [
-        Row(f"{name}.weight", f"{native}.weight", (axis,), "norm", consumes),
-        Row(f"{name}.bias", f"{native}.bias", (axis,), "norm", consumes),
+        Row(f"{name}.weight", f"{native}.weight", (axis,), "norm", consumes, subrole="norm_gain"),
+        Row(f"{name}.bias", f"{native}.bias", (axis,), "norm", consumes, subrole="norm_bias"),
     ]
     return rows if bias else rows[:1]
 

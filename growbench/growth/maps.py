@@ -16,6 +16,11 @@ def even(old: int, new: int, rng: torch.Generator) -> Tensor:
     return torch.cat([whole, torch.randperm(old, generator=rng)[: new % old]])
 
 
+def circular(old: int, new: int) -> Tensor:
+    """(new,) indices of old units in order, again and again. Norms are preserved if `old` divides `new`."""
+    return torch.arange(new) % old
+
+
 def random(old: int, new: int, rng: torch.Generator) -> Tensor:
     """(new,) indices of old units: the old ones keep their places, new ones copy old ones at random (Net2Net, section 2.2)."""
     return torch.cat([torch.arange(old), torch.randint(old, (new - old,), generator=rng)])
@@ -39,17 +44,46 @@ def copying(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> Map
     }
 
 
+def tiling(small: ModelConfig, large: ModelConfig) -> Maps:
+    """The maps that repeat units in order, heads whole. At integer ratios they are [x, ..., x], as in HyperCloning.
+
+    Raises UsageError if whole heads cannot be copied.
+    """
+    _check_head_size(small, large)
+    key_value_heads = circular(small.key_value_heads, large.key_value_heads)
+    heads = _heads_of(small, large, key_value_heads)
+    residual = Select(circular(small.width, large.width))
+    return {
+        Axis.WIDTH: residual,
+        Axis.HEAD_TRANSFORM: residual,
+        Axis.HEADS: Select(_dimensions(heads, small.head_size)),
+        Axis.KV_HEADS: Select(_dimensions(key_value_heads, small.head_size)),
+        Axis.HEAD_COUNT: Select(heads),
+        Axis.FFN: Select(circular(small.ffn, large.ffn)),
+    }
+
+
 def head_maps(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """(heads,) and (key-value heads,): the old head that each new one copies. Every head keeps its own keys and values.
 
     Raises UsageError if the head size changes, or if a group of heads becomes too small for its old heads.
     """
-    if small.head_size != large.head_size:
-        sizes = f"target.width / target.heads = {large.head_size} must equal the source's {small.head_size}"
-        raise UsageError(f"heads are copied whole: {sizes}")
+    _check_head_size(small, large)
     old_group, new_group = small.heads // small.key_value_heads, large.heads // large.key_value_heads
     copies = random if new_group >= old_group else even  # an old group that is split into smaller ones needs enough of them
     key_value_heads = copies(small.key_value_heads, large.key_value_heads, rng)
+    return _heads_of(small, large, key_value_heads), key_value_heads
+
+
+def _check_head_size(small: ModelConfig, large: ModelConfig) -> None:
+    if small.head_size != large.head_size:
+        sizes = f"target.width / target.heads = {large.head_size} must equal the source's {small.head_size}"
+        raise UsageError(f"heads are copied whole: {sizes}")
+
+
+def _heads_of(small: ModelConfig, large: ModelConfig, key_value_heads: Tensor) -> Tensor:
+    """(heads,) the old head that each new one copies, if its key-value head copies the one that the old head has."""
+    old_group, new_group = small.heads // small.key_value_heads, large.heads // large.key_value_heads
     heads = torch.empty(large.heads, dtype=torch.int64)
     for old in range(small.key_value_heads):
         groups = (key_value_heads == old).nonzero()  # the new groups with this key-value head
@@ -58,7 +92,7 @@ def head_maps(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> t
             grown = f"from {small.heads} / {small.key_value_heads} to {large.heads} / {large.key_value_heads}"
             raise UsageError(f"heads / kv_heads {grown}: a group of {old_group} heads has only {len(places)} places to go")
         heads[places] = old * old_group + torch.arange(len(places)) % old_group
-    return heads, key_value_heads
+    return heads
 
 
 def _dimensions(heads: Tensor, head_size: int) -> Tensor:

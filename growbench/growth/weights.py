@@ -10,6 +10,7 @@ Shape legend: L layers, N new size of an axis, n old size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -62,6 +63,7 @@ class Weight:
     `consumes`: the last axis is the input side of a product, so growing it must preserve the product's sum. Other axes are
     output sides. A norm before a tied decoder consumes too, because the tied matrix cannot be divided.
     `residual`: the weight writes to the residual stream (attention output, second FFN matrix, and their biases).
+    `subrole`: a finer name where a role has several parts: norm_gain and norm_bias of the role norm.
     """
 
     value: Tensor
@@ -69,6 +71,12 @@ class Weight:
     role: str
     consumes: bool = False
     residual: bool = False
+    subrole: str = ""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The names that maps are looked up by, the finest first."""
+        return (self.subrole, self.role) if self.subrole else (self.role,)
 
 
 Weights = dict[str, Weight]
@@ -87,16 +95,27 @@ class Select:
     """Unit i of the grown axis copies unit `index[i]` of the old one. Consumers are divided by the number of copies.
 
     This is the function-preserving map of Net2Net and bert2BERT (FPI). All copies are divided, including the first.
+    `divided` = False: consumers are copied as producers are, so that each copy of the input counts in full.
     """
 
     index: Tensor  # (N,) int64
+    divided: bool = True
 
     def produce(self, value: Tensor, dim: int) -> Tensor:
         return value.index_select(dim, self.index.to(value.device))
 
     def consume(self, value: Tensor, dim: int) -> Tensor:
+        if not self.divided:
+            return self.produce(value, dim)
         copies = torch.bincount(self.index)[self.index].to(value)
         return self.produce(value, dim) / copies.reshape([-1] + [1] * (value.dim() - 1 - dim))
+
+    def copy_number(self) -> Tensor:
+        """(N,) for each new unit, how many new units before it copy the same old one."""
+        order = self.index.argsort(stable=True)
+        counts = torch.bincount(self.index)
+        first = (counts.cumsum(0) - counts)[self.index[order]]  # where the copies of its old unit begin in that order
+        return torch.empty_like(order).scatter(0, order, torch.arange(len(order)) - first)
 
     def further(self) -> Tensor:
         """(k,) indices of the new units that are a second or later copy of their old unit."""
@@ -104,6 +123,27 @@ class Select:
             0, self.index, torch.arange(len(self.index)), "amin"
         )
         return (first[self.index] < torch.arange(len(self.index))).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Whole copies of the old units, then units that are no copies: zeros, or what `rest` makes of the old ones.
+
+    Consumers are divided by `copies`. Their columns that face the rest are zero.
+    """
+
+    length: int  # the new one
+    copies: int = 1
+    rest: Callable[[Tensor, int], Tensor] | None = None  # (old value, dim) -> one entry along dim, which all the rest takes
+
+    def produce(self, value: Tensor, dim: int) -> Tensor:
+        shape = list(value.shape)
+        shape[dim] = self.length - self.copies * shape[dim]
+        rest = value.new_zeros(shape) if self.rest is None else self.rest(value, dim).expand(shape)
+        return torch.cat([value] * self.copies + [rest], dim)
+
+    def consume(self, value: Tensor, dim: int) -> Tensor:
+        return replace(self, rest=None).produce(value / self.copies, dim)
 
 
 @dataclass(frozen=True)
@@ -167,7 +207,7 @@ class _Extended(torch.autograd.Function):
         return for_value, for_matrix, None
 
 
-# The map of each growing axis. A map for (axis, role) takes precedence over one for the axis.
+# The map of each growing axis. A map for (axis, subrole) takes precedence over one for (axis, role), that one over the axis's.
 Maps = dict[Axis | tuple[Axis, str], AxisMap]
 
 
@@ -177,14 +217,40 @@ def widen(weights: Weights, maps: Maps) -> Weights:
     def grown(weight: Weight) -> Tensor:
         value = weight.value
         for dim in sorted(range(value.dim()), key=lambda dim: -weight.value.shape[dim]):  # longest first, for smaller products
-            axis = weight.axes[dim]
-            axis_map = maps.get((axis, weight.role), maps.get(axis))
+            axis_map = map_of(maps, weight, dim)
             if axis_map is not None:
                 consuming = weight.consumes and dim == len(weight.axes) - 1
                 value = axis_map.consume(value, dim) if consuming else axis_map.produce(value, dim)
         return value
 
     return {name: replace(weight, value=grown(weight)) for name, weight in weights.items()}
+
+
+def map_of(maps: Maps, weight: Weight, dim: int) -> AxisMap | None:
+    """The map that grows a dimension of a weight; None if it does not grow."""
+    axis = weight.axes[dim]
+    return next((maps[axis, role] for role in weight.roles if (axis, role) in maps), maps.get(axis))
+
+
+def apart(weights: Weights, maps: Maps) -> Weights:
+    """Keep the copies apart in every matrix that `widen` has grown by Select on both sides: W becomes [[W, 0], [0, W]].
+
+    With R copies of each output and C of each input, and g = gcd(R, C), copy r of an output reads the copies c of its inputs
+    with c = r mod g. Every unit of an axis must have as many copies as the others.
+    """
+
+    def parted(weight: Weight) -> Tensor:
+        if not weight.consumes or weight.value.dim() < 2:
+            return weight.value
+        rows, columns = (map_of(maps, weight, dim) for dim in (weight.value.dim() - 2, weight.value.dim() - 1))
+        if not isinstance(rows, Select) or not isinstance(columns, Select):
+            return weight.value
+        out, into = rows.copy_number(), columns.copy_number()
+        blocks = math.gcd(int(out.max()) + 1, int(into.max()) + 1)
+        mask = (out[:, None] - into) % blocks == 0
+        return weight.value * (mask.to(weight.value) * (blocks if columns.divided else 1))
+
+    return {name: replace(weight, value=parted(weight)) for name, weight in weights.items()}
 
 
 LayerMap = Sequence[int] | Tensor | Callable[[str, Weight], Tensor]

@@ -26,8 +26,23 @@ from growbench.costs import teaching
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step
 from growbench.data import Batch
 from growbench.errors import UsageError
-from growbench.growth.maps import copying, interleave, stack, stack_and_top
-from growbench.growth.weights import WIDTHS, Axis, AxisMap, Extend, Maps, Select, Weight, Weights, axis_length, deepen, widen
+from growbench.growth.maps import copying, interleave, stack, stack_and_top, tiling
+from growbench.growth.weights import (
+    WIDTHS,
+    Axis,
+    AxisMap,
+    Extend,
+    Maps,
+    Pad,
+    Select,
+    Weight,
+    Weights,
+    apart,
+    axis_length,
+    deepen,
+    map_of,
+    widen,
+)
 from growbench.method import schedule
 from growbench.method.loss import cross_entropy
 from growbench.method.optimizer import adamw
@@ -42,6 +57,7 @@ __all__ = [
     "Maps",
     "Method",
     "ModelConfig",
+    "Pad",
     "Phase",
     "Phases",
     "Schedule",
@@ -51,6 +67,7 @@ __all__ = [
     "UsageError",
     "Weight",
     "Weights",
+    "apart",
     "axis_length",
     "constant",
     "copying",
@@ -59,9 +76,11 @@ __all__ = [
     "interleave",
     "ligo_paper_construction",
     "ligo_paper_step",
+    "map_of",
     "stack",
     "stack_and_top",
     "task_loss",
+    "tiling",
     "tunable",
     "widen",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
-from growbench.growth.maps import copying, even, head_maps, interleave, random, stack, stack_and_top
+from growbench.growth.maps import copying, even, head_maps, interleave, random, stack, stack_and_top, tiling
 from growbench.growth.weights import Axis, Select, axis_length
 
 seeds = st.integers(0, 1000)
@@ -143,6 +143,24 @@ def test_copying_takes_heads_whole_and_one_map_for_the_whole_residual_stream() -
     assert isinstance(heads, Select) and isinstance(count, Select)
     assert torch.equal(heads.index.reshape(5, 4), count.index[:, None] * 4 + torch.arange(4))
     assert maps[Axis.HEAD_TRANSFORM] is residual
+
+
+def test_tiling_repeats_units_and_whole_heads_in_order() -> None:
+    source = ModelConfig(layers=1, width=4, heads=2, ffn=3)
+    maps = tiling(source, ModelConfig(layers=1, width=8, heads=4, ffn=7))
+    assert maps[Axis.WIDTH].index.tolist() == maps[Axis.HEADS].index.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert maps[Axis.HEAD_COUNT].index.tolist() == [0, 1, 0, 1]
+    assert maps[Axis.FFN].index.tolist() == [0, 1, 2, 0, 1, 2, 0]
+
+
+def test_tiled_heads_keep_their_keys_and_values() -> None:
+    source, target = model(4, 2), model(12, 3)
+    maps = tiling(source, target)
+    heads, groups = maps[Axis.HEAD_COUNT].index, maps[Axis.KV_HEADS].index[::4] // 4
+    check_heads(source, target, heads, groups)
+    assert groups.tolist() == [0, 1, 0]
+    with pytest.raises(UsageError, match="heads are copied whole"):
+        tiling(model(2), model(2, head_size=8))
 
 
 def test_layer_maps_of_an_even_and_of_an_uneven_number() -> None:

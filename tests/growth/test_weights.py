@@ -12,7 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from growbench.config.schema import ModelConfig
-from growbench.growth.weights import Axis, AxisMap, Extend, Maps, Select, Weight, Weights, axis_length, deepen, widen
+from growbench.growth.weights import (
+    Axis,
+    AxisMap,
+    Extend,
+    Maps,
+    Pad,
+    Select,
+    Weight,
+    Weights,
+    apart,
+    axis_length,
+    deepen,
+    widen,
+)
 
 LAYERS, WIDTH, HEADS, FFN = 3, 16, 2, 5
 WIDE = {Axis.WIDTH: 23, Axis.HEAD_COUNT: 5, Axis.FFN: 9}
@@ -155,9 +168,82 @@ def test_a_map_for_axis_and_role_goes_before_that_of_the_axis() -> None:
     assert grown["query"].value.tolist() == [[1, 1, 0]] and grown["key"].value.tolist() == [[1, 1, 2]]
 
 
+def test_a_map_for_the_gain_of_a_norm_goes_before_that_of_all_norms() -> None:
+    axes = (Axis.WIDTH,)
+    weights = {
+        "gain": Weight(torch.ones(1), axes, "norm", subrole="norm_gain"),
+        "bias": Weight(torch.ones(1), axes, "norm", subrole="norm_bias"),
+        "embedding": Weight(torch.ones(1), axes, "embedding"),
+    }
+    numbers = {(Axis.WIDTH, "norm_gain"): 2.0, (Axis.WIDTH, "norm"): 3.0, Axis.WIDTH: 4.0}
+    grown = widen(weights, {key: Extend(torch.tensor([[number]])) for key, number in numbers.items()})
+    assert {name: weight.value.tolist() for name, weight in grown.items()} == {
+        "gain": [1, 2], "bias": [1, 3], "embedding": [1, 4],
+    }  # fmt: skip
+
+
+def test_padding_makes_whole_copies_then_zeros_and_consumers_face_zeros() -> None:
+    before, after = zoo(), widen(zoo(), {Axis.WIDTH: Pad(2 * WIDTH + 3, copies=2)})
+    token, up = before["token"].value, before["up"].value / 2
+    zeros = torch.zeros(7, 3, dtype=torch.float64)
+    assert torch.equal(after["token"].value, torch.cat([token, token, zeros], 1))
+    assert torch.equal(after["up"].value, torch.cat([up, up, torch.zeros(LAYERS, FFN, 3, dtype=torch.float64)], 2))
+    assert torch.equal(after["last_norm"].value[: 2 * WIDTH], (before["last_norm"].value / 2).repeat(2))
+
+
+def test_padding_fills_the_rest_of_producers_as_it_is_told() -> None:
+    """By an average, as LEMON does: the mean of a unit's values does not change."""
+    average = Pad(WIDTH + 5, rest=lambda value, dim: value.mean(dim, keepdim=True))
+    before, after = zoo(), widen(zoo(), {Axis.WIDTH: average})
+    for key in ("token", "down", "patch"):
+        dim = before[key].axes.index(Axis.WIDTH)
+        torch.testing.assert_close(after[key].value.mean(dim), before[key].value.mean(dim))
+        torch.testing.assert_close(after[key].value.select(dim, WIDTH), before[key].value.mean(dim))
+    assert (after["up"].value[..., WIDTH:] == 0).all()
+
+
+def test_undivided_copies_are_copied_on_the_side_that_consumes_too() -> None:
+    index = random_index(Axis.WIDTH)
+    grown = widen(zoo(), {Axis.WIDTH: Select(index, divided=False)})
+    assert torch.equal(grown["up"].value, zoo()["up"].value[..., index])
+    assert torch.equal(grown["last_norm"].value, zoo()["last_norm"].value[index])
+
+
+def test_the_number_of_a_copy_counts_the_units_before_it_that_copy_the_same() -> None:
+    assert Select(torch.tensor([0, 2, 0, 1, 2, 0])).copy_number().tolist() == [0, 0, 1, 0, 1, 2]
+
+
+def tiled(old: int, copies: int, **options: bool) -> Select:
+    return Select(torch.arange(old).repeat(copies), **options)
+
+
+def test_copies_kept_apart_make_block_diagonal_matrices() -> None:
+    maps: Maps = {Axis.WIDTH: tiled(WIDTH, 3), Axis.FFN: tiled(FFN, 3)}
+    grown, up = apart(widen(zoo(), maps), maps), zoo()["up"].value
+    torch.testing.assert_close(grown["up"].value, torch.stack([torch.block_diag(each, each, each) for each in up]))
+    for key in ("token", "decoder", "last_norm", "up_bias"):
+        assert torch.equal(grown[key].value, widen(zoo(), maps)[key].value), key
+
+
+def test_undivided_matrices_kept_apart_keep_their_entries() -> None:
+    """As moments need it, which are no factors of a product."""
+    maps: Maps = {Axis.WIDTH: tiled(WIDTH, 2, divided=False), Axis.FFN: tiled(FFN, 2, divided=False)}
+    grown, up = apart(widen(zoo(), maps), maps), zoo()["up"].value
+    assert torch.equal(grown["up"].value, torch.stack([torch.block_diag(each, each) for each in up]))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 2), (2, 1), (2, 4), (4, 2), (2, 3)])
+def test_copies_kept_apart_see_the_whole_input_whatever_their_numbers(rows: int, columns: int) -> None:
+    maps: Maps = {Axis.FFN: tiled(FFN, rows), Axis.WIDTH: tiled(WIDTH, columns)}
+    inputs = torch.randn(WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = apart(widen(zoo(), maps), maps)["up"].value @ inputs.repeat(columns)
+    torch.testing.assert_close(found, (zoo()["up"].value @ inputs).repeat(1, rows))
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: Pad(23),
         lambda: Select(random_index(Axis.WIDTH)),
         lambda: Extend(torch.randn(7, WIDTH)),
         lambda: Extend(torch.rand(7, WIDTH), divided=True),
