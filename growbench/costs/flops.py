@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
 from growbench.data import Batch
 from growbench.errors import UsageError
@@ -82,11 +82,43 @@ class _NoModules:
     def __exit__(self, *args: Any) -> None: ...
 
 
+class _Mode(_FlopCounterMode):
+    """Torch's, but asks only once of each operation whether it counts or decomposes, which takes most of a small model's time."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        super().__init__(counter)
+        self.plain: dict[Any, bool] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in self.plain:
+            self.plain[func] = self._is_plain(func)
+        if self.plain[func]:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _is_plain(self, func: Any) -> bool:
+        """Whether an operation neither counts nor decomposes, and gives tensors: torch treats those that give sizes apart."""
+        if not isinstance(func, torch._ops.OpOverload) or func.overloadpacket in self.counter.flop_registry:
+            return False
+        return not func._can_decompose() and all(isinstance(each.type, torch.TensorType) for each in func._schema.returns)
+
+
+class _Counter(FlopCounterMode):
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=PRODUCTS)
+        self.mod_tracker = _NoModules()  # type: ignore[assignment]
+
+    def __enter__(self) -> _Counter:
+        self.flop_counts.clear()
+        self.mode = _Mode(self)
+        self.mode.__enter__()
+        return self
+
+
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """Count the FLOPs of the `with` block. Attention takes the math path, because the counter misses the fused CPU kernels."""
-    counter = FlopCounterMode(display=False, custom_mapping=PRODUCTS)
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    counter = _Counter()
     with sdpa_kernel(SDPBackend.MATH), counter:
         yield counter
 

@@ -175,5 +175,6 @@ def _different(before: Any, now: Any) -> tuple[str, str]:
 
 def _random_states() -> tuple[Any, ...]:
     """Torch's seed, and the states of the generators that checkpoints do not store."""
-    state = np.random.get_state(legacy=False)
-    return torch.initial_seed(), random.getstate(), repr(state)
+    numpy: Any = np.random.get_state(legacy=False)
+    values = [value.tobytes() if isinstance(value, np.ndarray) else value for value in numpy.pop("state").values()]
+    return torch.initial_seed(), random.getstate(), numpy, values
