@@ -88,30 +88,30 @@ def report(found: Found, cells: Sequence[Cell]) -> int:
     return 0 if refused < len(verdicts) and not broken else 1
 
 
-def broken_promises(method: Method, cell: Cell) -> list[str]:
-    """One line for each promise that the method breaks in this cell. A refusal counts as one."""
-    seen = verdict(method, cell)
+def broken_promises(method: Method, cell: Cell, compares: bool = True) -> list[str]:
+    """One line for each promise that the method breaks in this cell. A refusal counts as one. `compares`: as in `verdict`."""
+    seen = verdict(method, cell, compares)
     return seen.broken + [f"refused: {seen.refused}"] * bool(seen.refused)
 
 
-def verdict(method: Method, cell: Cell) -> Verdict:
+def verdict(method: Method, cell: Cell, compares: bool = True) -> Verdict:
     """Run the method in this cell, at the settings that it declares and the cell does not have.
 
-    In one cell of each architecture also compare FLOPs with the plan, and with a second run. Raises UsageError for settings that
-    are wrong.
+    In one cell of each architecture, if `compares`, also count every step's FLOPs and compare the run with its plan and with a
+    second run. Raises UsageError for settings that are wrong.
     """
-    cell = cell.at(method.miniature)
+    cell, compares = cell.at(method.miniature), compares and cell.plain
     seen, source = Verdict(cell), copy.deepcopy(_source(cell))
-    run = Run(method, cell, source, Sparing(counts=cell.plain))
+    run = Run(method, cell, source, Sparing(counts=compares), compares)
     seen.phases = [str(phase.name) for phase in run.trainer.outcome.phases]
     seen.changes = [phase.output_change for phase in run.trainer.outcome.phases if phase.output_change is not None]
     seen.refused, seen.warnings = run.refusal, run.watcher.warnings + run.steps.warnings
     if seen.refused:
         return seen
     seen.broken = run.broken()
-    if seen.broken or not cell.plain:
+    if seen.broken or not compares:
         return seen
-    seen.broken = run.against(Run(method, cell, source, Sparing(counts=False)))
+    seen.broken = run.against(Run(method, cell, source, Sparing(counts=False), compares))
     try:
         seen.broken += run.against_plan(plan(cell.experiment, Found("it", method, ""), VOCABULARY, limits=LIMITS))
     except UsageError as error:

@@ -185,7 +185,7 @@ class Watcher(PhaseObserver):
 class Run:
     """One run of a method in a cell, complete or up to its first error."""
 
-    def __init__(self, method: Method, cell: Cell, source: nn.Module, costs: Sparing) -> None:
+    def __init__(self, method: Method, cell: Cell, source: nn.Module, costs: Sparing, counts_steps: bool) -> None:
         experiment = cell.experiment
         self.method = method
         self.curve: list[dict[str, Any]] = []
@@ -201,7 +201,7 @@ class Run:
         self.watcher = Watcher(task, source)
         work = Work(self.task, data, SEED, costs, limits=LIMITS)
         output = Output(self.curve, Progress("check", 1, None, shown=False))
-        self.steps = StepCounts(costs.gradients, cell.plain, costs.counts)
+        self.steps = StepCounts(costs.gradients, counts_steps, costs.counts)
         self.trainer = Trainer(work, output, observers=[self.watcher, self.steps])
         try:
             with redirect_stderr(io.StringIO()), self.watcher.watching(), contained():

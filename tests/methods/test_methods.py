@@ -151,7 +151,9 @@ def double() -> Iterator[None]:
 @pytest.mark.parametrize("name", registry.built_in())
 @each_cell
 def test_every_method_keeps_every_promise_on_every_architecture(name: str, cell: Cell) -> None:
-    assert broken_promises(get(name).method, cell) == []
+    """With the plan and a second run on GPT-2 and on one more architecture, which takes turns; `growbench check` does all."""
+    turn = architectures.names()[[*registry.built_in()].index(name) % len(architectures.names())]
+    assert broken_promises(get(name).method, cell, compares=cell.architecture in ("gpt2", turn)) == []
 
 
 @pytest.mark.parametrize("name", registry.built_in())
