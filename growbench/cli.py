@@ -247,7 +247,12 @@ def _add_experiment(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_methods(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--methods", metavar="A,B", help="names or files; default: all; scratch is always added")
+    sub.add_argument(
+        "--methods",
+        metavar="A,B",
+        help="names or files, or NAME=A for a variant of A whose hyperparameters --set NAME.KEY=VALUE gives; default: all; "
+        "scratch is always added",
+    )
 
 
 def _add_device(sub: argparse.ArgumentParser) -> None:

@@ -159,7 +159,7 @@ def check(options: argparse.Namespace) -> int:
         return _check_harness(options)
     if options.repetitions or options.noise or options.out:
         raise UsageError("--repetitions, --noise and --out: only with --aa")
-    name = Path(options.method.partition(":")[0]).stem
+    (name,) = registry.named([options.method], {})
     own = [override for override in options.set if override.startswith(f"{name}.")]
     settings = dict(loading.assignment(override) for override in options.set if override not in own)
     for key in settings:

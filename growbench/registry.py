@@ -25,6 +25,7 @@ import growbench
 from growbench.config.loading import parse
 from growbench.errors import Interrupted, UsageError, check_name, did_you_mean
 from growbench.origins import BUILT_IN, digest
+from growbench.variants import Spec
 
 if TYPE_CHECKING:
     from growbench.method import Method
@@ -46,6 +47,7 @@ class Found:
     method: Method
     origin: str
     training: Mapping[str, Any] = field(default_factory=dict)  # values of [train] that are its own, as tuning found them
+    variant_of: str = ""  # the method's own name, if `name` is that of a variant
 
     @property
     def foreign(self) -> bool:
@@ -90,16 +92,15 @@ def summaries() -> dict[str, str]:
 
 def architecture_summaries() -> dict[str, str]:
     """Each architecture's first line, without importing any."""
-    folder = Path(growbench.__file__).parent / "architectures" / "families"
-    files = [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+    files = sorted((Path(growbench.__file__).parent / "architectures" / "families").glob("[!_]*.py"))
     return {path.stem: (ast.get_docstring(_parsed(path)) or "").partition("\n")[0] for path in files}
 
 
 def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
     """The method that `spec` names, with the hyperparameters in `options`.
 
-    `spec` is a name, `./file.py`, or `./file.py:Class`. Raises UsageError for an unknown name, a name that is taken, a file
-    that does not hold exactly one method, and hyperparameters that it does not have; for those that it wraps, too.
+    `spec` is a name, `./file.py`, `./file.py:Class`, or a variant of one, `mid=name`. Raises UsageError for an unknown name, a
+    name that is taken, a file that does not hold exactly one method, and hyperparameters that it or one that it wraps lacks.
     """
     if not is_foreign(spec, options):
         return _get(spec, options or {}, ())
@@ -117,19 +118,28 @@ def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
 
 def get_all(specs: list[str], options: Mapping[str, Mapping[str, Any]]) -> list[Found]:
     """Every method in `specs`, each with its own hyperparameters. Raises UsageError as `named` and `get` do."""
-    return [get(spec, options.get(name)) for name, spec in named(specs, options).items()]
+    return [get(spec, options_of(name, spec, options)) for name, spec in named(specs, options).items()]
+
+
+def options_of(name: str, spec: str, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The hyperparameters in `tables` of a spec that `named` gives this name. A variant has those of its method, and its own."""
+    return {**tables.get(_own_name(spec), {}), **tables.get(name, {})}
 
 
 def named(specs: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Each spec by its method's name, without importing any.
+    """Each spec by the name of its method or variant, without importing any.
 
     Raises UsageError for files that are absent, for clashes, and for options without a method.
     """
     found: dict[str, str] = {}
     for spec in dict.fromkeys(specs):
-        name = _file_of(spec).stem if _is_file(spec) else spec
+        asked = Spec.of(spec)
+        asked.refuse_taken([*names(), SOURCE])
+        name = asked.variant or _own_name(spec)
+        if _is_file(asked.method):
+            _file_of(asked.method)
         if name in found:
-            raise UsageError(f"two methods are named {name!r}: {found[name]} and {spec}; rename one of the files")
+            raise UsageError(f"two methods are named {name!r}: {found[name]} and {spec}; give one of them another name")
         found[name] = spec
     for name in options:
         if name not in found and name not in names():
@@ -142,11 +152,18 @@ def is_foreign(spec: str, options: Mapping[str, Any] | None = None) -> bool:
 
     The code of such a method must not run in a process that trains others.
     """
-    return _is_file(spec) or spec in installed() or any(is_foreign(text) for text in _texts(options or {}))
+    method = Spec.of(spec).method
+    return _is_file(method) or method in installed() or any(is_foreign(text) for text in _texts(options or {}))
 
 
-def _is_file(spec: str) -> bool:
-    return spec.partition(":")[0].endswith(".py")
+def _is_file(method: str) -> bool:
+    return method.partition(":")[0].endswith(".py")
+
+
+def _own_name(spec: str) -> str:
+    """The name of a spec's method itself, whatever a variant is called."""
+    method = Spec.of(spec).method
+    return Path(method.partition(":")[0]).stem if _is_file(method) else method
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -160,14 +177,17 @@ def _texts(value: Any) -> Iterator[str]:
 
 def _get(spec: str, options: Mapping[str, Any], around: tuple[str, ...]) -> Found:
     """`around`: the methods that wrap this one, itself the last."""
-    located = _located(spec)
+    variant, method_spec = Spec.of(spec)
+    own = _located(method_spec)
+    located = dataclasses.replace(own, name=variant or own.name)
     check_name("a method", located.name)
     with _loading(f"method {located.name!r}", refusals=True):
         method = _made(located, options)
     if repeated := set(around) & set(method.wraps):
         raise UsageError(f"{located.name} wraps {', '.join(repeated)}, which wraps it in turn")
     wrapped = [_get(each, {}, (*around, each)).origin for each in method.wraps]
-    return Found(located.name, method, f"{located.owner} {digest(located.cls, wrapped)}")
+    origin = f"{located.owner} {digest(located.cls, wrapped)}"
+    return Found(located.name, method, origin, variant_of=own.name if variant else "")
 
 
 def _made(located: _Located, options: Mapping[str, Any]) -> Method:

@@ -59,7 +59,7 @@ def made_by_earlier_code(runs: Iterable[Run]) -> list[Run]:
         record = run.record
         if record.config.experiment.get("protocol", 1) != PROTOCOL:
             return True
-        return record.method in known and (record.origin == UNKNOWN_ORIGIN or record.origin != today(_method(run)))
+        return record.method_itself in known and (record.origin == UNKNOWN_ORIGIN or record.origin != today(_method(run)))
 
     return [run for run in runs if is_earlier(run)]
 
@@ -67,7 +67,7 @@ def made_by_earlier_code(runs: Iterable[Run]) -> list[Run]:
 def _method(run: Run) -> str:
     """A run's method with its hyperparameters, as JSON."""
     hyperparameters = {key: value for key, value in run.record.config.method.items() if not key.startswith("train.")}
-    return json.dumps([SCRATCH if run.record.method == SOURCE else run.record.method, hyperparameters])
+    return json.dumps([SCRATCH if run.record.method == SOURCE else run.record.method_itself, hyperparameters])
 
 
 def _origin_today(method: str) -> str | None:

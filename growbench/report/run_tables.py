@@ -154,9 +154,16 @@ def _energy(record: RunRecord) -> str:
 
 
 def methods(comparison: Comparison) -> PlainTable:
-    """Each method's hyperparameters and where it comes from."""
+    """Each method's hyperparameters and where it comes from; a variant comes from its method."""
     first = {run.record.method: run.record for run in reversed(comparison.runs)}
-    rows = [(method, settings(first[method].config.method), first[method].origin) for method in comparison.methods]
+    rows = [
+        (
+            method,
+            settings(record.config.method),
+            f"{record.variant_of} of {record.origin}" if record.variant_of else record.origin,
+        )
+        for method, record in ((method, first[method]) for method in comparison.methods)
+    ]
     return PlainTable(("method", "hyperparameters", "from"), rows, sentences=("hyperparameters", "from"))
 
 

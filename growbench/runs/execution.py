@@ -224,6 +224,7 @@ class Execution:
             experiment=experiment.name,
             title=experiment.title,
             method=job.found.name,
+            variant_of=job.found.variant_of,
             origin=job.found.origin,
             seed=job.seed,
             config=self.config,

@@ -111,7 +111,8 @@ class RunRecord:
     status: RunStatus
     experiment: str
     title: str  # of the experiment
-    method: str
+    method: str  # its name, or that of a variant
+    variant_of: str = ""  # the method's own name, if `method` is that of a variant
     origin: str = UNKNOWN_ORIGIN  # of the method's code
     seed: int
     config: RunConfig
@@ -142,6 +143,11 @@ class RunRecord:
     def budget_share(self) -> float:
         """The share of the experiment's budget that it trained for."""
         return self.config.budget_share
+
+    @property
+    def method_itself(self) -> str:
+        """The name that its method has here, whatever a variant of it is called."""
+        return self.variant_of or self.method
 
     def text(self) -> str:
         """As JSON. Raises ValueError for a figure that is not finite."""

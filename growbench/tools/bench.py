@@ -17,7 +17,7 @@ from growbench.costs.hardware import device_name
 from growbench.errors import UsageError
 from growbench.files import check_folder
 from growbench.formatting import data_size, percent, quantity
-from growbench.registry import SCRATCH, SOURCE, Found, is_foreign, named
+from growbench.registry import SCRATCH, SOURCE, Found, is_foreign, named, options_of
 from growbench.runs import step_seconds
 from growbench.runs.apart import Died, apart
 from growbench.runs.jobs import Setting
@@ -51,7 +51,8 @@ def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, ro
     Times are stored in `folder`, the experiment's results, once all are measured: of scratch, of the methods, and of the small
     model's training if one of them grows it. Raises UsageError, before anything is measured, if that cannot be written.
     """
-    foreign = [spec for name, spec in named(specs, {}).items() if is_foreign(spec, experiment.methods.get(name))]
+    methods_of = experiment.methods
+    foreign = [spec for name, spec in named(specs, {}).items() if is_foreign(spec, options_of(name, spec, methods_of))]
     for spec in specs:
         if spec not in foreign:
             found(experiment, spec)  # raises UsageError for an unknown one

@@ -58,7 +58,7 @@ def report(folders: Sequence[Path], steps: int | None) -> int:
     with TemporaryDirectory() as temporary:
         # of a ladder the shorter runs first: each continues the training of the trunk up to its own branch
         for run in sorted(runs, key=lambda run: run.record.budget_share):
-            foreign = registry.is_foreign(run.record.method, run.record.config.method)
+            foreign = registry.is_foreign(run.record.method_itself, run.record.config.method)
             request = run.folder, Path(temporary), steps
             try:
                 codes.append(apart(_reproduce_alone, *request) if foreign else _reproduce(*request))
@@ -120,7 +120,7 @@ class Reproduction:
         place = temporary / _key(str(folder.resolve().parent), run.record.config.experiment)
         experiment, stop_at_loss = experiment_of(run.record), run.record.config.stop_at_loss
         self.setting = Setting(experiment, place, Parallel(device), stop_at_loss)
-        self.foreign = registry.is_foreign(run.record.method, run.record.config.method)
+        self.foreign = registry.is_foreign(run.record.method_itself, run.record.config.method)
         if not self.foreign:
             self.job  # noqa: B018 - raises UsageError before anything is trained
         self.data = self.setting.load_data("source" if run.record.method == registry.SOURCE else "target")
@@ -266,11 +266,12 @@ def job_of(record: RunRecord) -> Job:
     """The method of a run as it is today, with the run's hyperparameters. Raises UsageError if it is not known, or has others."""
     if record.method == registry.SOURCE:
         return Job(replace(registry.get(registry.SCRATCH), name=registry.SOURCE), record.seed, which="source")
-    if record.method not in registry.names():
-        raise UsageError(f"no built-in or installed method is named {record.method!r}")
+    if record.method_itself not in registry.names():
+        raise UsageError(f"no built-in or installed method is named {record.method_itself!r}")
     options = {key: value for key, value in record.config.method.items() if not key.startswith("train.")}
     tuned = {key.removeprefix("train."): value for key, value in record.config.method.items() if key.startswith("train.")}
-    return Job(replace(registry.get(record.method, options), training=tuned), record.seed, record.budget_share)
+    found = replace(registry.get(record.method_itself, options), name=record.method, variant_of=record.variant_of)
+    return Job(replace(found, training=tuned), record.seed, record.budget_share)
 
 
 def beginning(run: Run) -> int:

@@ -32,7 +32,9 @@ def train(options: argparse.Namespace, specs: Sequence[str], experiment: Experim
 def split(specs: Sequence[str], experiment: Experiment) -> tuple[list[str], list[str]]:
     """Growbench's own methods, and those that a process must not import if it trains others."""
     named = registry.named(specs, {})
-    foreign = [spec for name, spec in named.items() if registry.is_foreign(spec, experiment.methods.get(name))]
+    foreign = [
+        spec for name, spec in named.items() if registry.is_foreign(spec, registry.options_of(name, spec, experiment.methods))
+    ]
     return [spec for spec in specs if spec not in foreign], foreign
 
 
@@ -105,7 +107,8 @@ def _train(
 def asked(options: argparse.Namespace, specs: Sequence[str]) -> tuple[Experiment, list[Found]]:
     """The experiment, and some of the methods that were asked for, with their hyperparameters and tuned values."""
     experiment = experiment_of(options)
-    methods = [registry.get(spec, experiment.methods.get(name)) for name, spec in registry.named(specs, {}).items()]
+    named = registry.named(specs, {})
+    methods = [registry.get(spec, registry.options_of(name, spec, experiment.methods)) for name, spec in named.items()]
     if options.tuned:
         from growbench.tools import tuned_values
 

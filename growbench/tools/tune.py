@@ -64,7 +64,8 @@ def tune(experiment: Experiment, specs: Sequence[str], request: Request, folder:
     """
     tuning = Tuning(request.command, fingerprint(experiment), request.seeds, request.trials)
     tuner, named = Tuner(experiment, tuning, folder, device), registry.named(specs, experiment.methods)
-    foreign = {name for name, spec in named.items() if registry.is_foreign(spec, experiment.methods.get(name))}
+    options = {name: registry.options_of(name, spec, experiment.methods) for name, spec in named.items()}
+    foreign = {name for name, spec in named.items() if registry.is_foreign(spec, options[name])}
     try:
         checked = {name: apart(tuner.check, spec) if name in foreign else tuner.check(spec) for name, spec in named.items()}
         open_storage(folder)
@@ -125,7 +126,7 @@ class Tuner:
     def _found(self, spec: str) -> Found:
         stages.prepare()
         ((name, _),) = registry.named([spec], {}).items()
-        return registry.get(spec, self.experiment.methods.get(name))
+        return registry.get(spec, registry.options_of(name, spec, self.experiment.methods))
 
     def _search(self, found: Found, benchmark: Benchmark | None) -> Search:
         study = _study(open_storage(self.folder), self.experiment, found, self.tuning)

@@ -137,7 +137,8 @@ def _apply(
             raise UsageError(f"{found.name} was not tuned: --methods may name {', '.join(tuned.rows) or 'none'}")
         _refuse_other_variant(found, tuned.variants[found.name])
         values = _checked(tuned.rows[found.name], experiment, found)
-        applied.append(with_values(found, {key: value for key, value in values.items() if f"{found.name}.{key}" not in by_hand}))
+        own = {key for key in values if {f"{found.name}.{key}", f"{found.variant_of}.{key}"} & {*by_hand}}
+        applied.append(with_values(found, {key: value for key, value in values.items() if key not in own}))
     return applied
 
 

@@ -1,0 +1,40 @@
+"""Variants: `mid=depth_map` is a method under another name, with hyperparameters of its own. Several go into one table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container
+from typing import NamedTuple
+
+from growbench.config.loading import File
+from growbench.errors import UsageError, check_name
+
+SECTIONS = frozenset(field.name for field in dataclasses.fields(File))  # --set train.steps=1 is no hyperparameter of a variant
+
+
+class Spec(NamedTuple):
+    """A method as a person asks for it: `depth_map`, `./mine.py:Mine`, or a variant of one, `mid=depth_map`."""
+
+    variant: str  # empty: the method goes by its own name
+    method: str
+
+    @classmethod
+    def of(cls, text: str) -> Spec:
+        variant, equals, method = (part.strip() for part in text.partition("="))
+        if not equals or "/" in variant:  # ./a=b.py is a file
+            return cls("", text)
+        return cls("" if variant == method else variant, method)
+
+    def refuse_taken(self, taken: Container[str]) -> None:
+        """Raise UsageError for a variant's name that is another method's (in `taken`), or that --set and folders cannot have."""
+        if not self.variant:
+            return
+        check_name("a variant", self.variant)
+        if self.variant in taken:
+            raise UsageError(
+                f"{self.variant}={self.method}: {self.variant!r} is the name of another method; choose one of your own"
+            )
+        if "." in self.variant or self.variant in SECTIONS:
+            raise UsageError(
+                f"{self.variant}={self.method}: --set {self.variant}.KEY=VALUE would not mean it; choose another name"
+            )
