@@ -389,11 +389,12 @@ def two_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(miniatures, "cells", lambda: [Cell("bert", tied=False), Cell("vit")])
 
 
-def test_check_of_a_built_in_method_on_everything(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("two_cells")
+def test_check_of_a_built_in_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", "scratch_short", "--set", "scratch_short.share=0.3"]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
     assert lines == [f"{cell}: kept, 1 phase: train" for cell in miniatures.cells()]
-    assert last == "scratch_short keeps every promise in 13 of 13 miniatures"
+    assert last == "scratch_short keeps every promise in 2 of 2 miniatures"
 
 
 @pytest.mark.usefixtures("two_cells")
