@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from growbench.method import Method, Phase, Phases, Task, UsageError, copying, deepen, interleave, stack, widen
+from growbench.method import Method, Phase, Phases, Task, UsageError, copying, deepen, interleave, repeat_block, stack, widen
 
 
 class DepthMap(Method):
@@ -49,15 +49,8 @@ class DepthMap(Method):
             "stack": lambda: stack(old, new),
             "interpose": lambda: interleave(old, new),
             "random": lambda: [layer % old for layer in torch.randperm(new, generator=rng).tolist()],
-            "middle": lambda: repeated((old - block) // 2, block, old, new),
-            "last": lambda: repeated(old - block, block, old, new),
+            "middle": lambda: repeat_block((old - block) // 2, block, old, new),
+            "last": lambda: repeat_block(old - block, block, old, new),
             "solar": lambda: [*range((new + 1) // 2), *range(old - new // 2, old)],
         }
         return maps[self.map]()
-
-
-def repeated(start: int, block: int, old: int, new: int) -> list[int]:
-    """The old layers in order, with the block from `start` on repeated behind itself until there are `new`."""
-    end = start + block
-    copies = [start + number % block for number in range(new - old)]
-    return [*range(end), *copies, *range(end, old)]

@@ -112,3 +112,9 @@ def stack_and_top(old: int, new: int) -> list[int]:
 def interleave(old: int, new: int) -> list[int]:
     """Layer l copies layer floor(l old / new): every old layer is repeated in place."""
     return [layer * old // new for layer in range(new)]
+
+
+def repeat_block(start: int, block: int, old: int, new: int) -> list[int]:
+    """The old layers in order; the block from `start` on is repeated behind itself, the last time in part, up to `new` layers."""
+    end = start + block
+    return [*range(end), *(start + number % block for number in range(new - old)), *range(end, old)]

@@ -26,7 +26,7 @@ from growbench.costs import teaching
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step
 from growbench.data import Batch
 from growbench.errors import UsageError
-from growbench.growth.maps import copying, interleave, stack, stack_and_top, tiling
+from growbench.growth.maps import copying, interleave, repeat_block, stack, stack_and_top, tiling
 from growbench.growth.weights import (
     WIDTHS,
     Axis,
@@ -77,6 +77,7 @@ __all__ = [
     "ligo_paper_construction",
     "ligo_paper_step",
     "map_of",
+    "repeat_block",
     "stack",
     "stack_and_top",
     "task_loss",

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from growbench.costs.flops import count
+from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.weights import deepen
+from growbench.method import Trained, task_loss
 from growbench.registry import get
-from tests.methods.test_methods import LARGE, SMALL, assert_equal, experiment_of, grown, task_of, times
+from growbench.tools.miniatures import CPU
+from tests.methods.test_methods import (
+    LARGE,
+    SMALL,
+    assert_equal,
+    data_of,
+    double,
+    each_architecture,
+    experiment_of,
+    first,
+    grown,
+    in_double_precision,
+    relative_change,
+    run,
+    task_of,
+    times,
+)
+
+__all__ = ["double"]  # a fixture
 
 RNG = torch.Generator()
 
@@ -62,3 +84,172 @@ def test_a_depth_map_copies_all_of_each_layer_and_keeps_the_rest() -> None:
     task = task_of(experiment_of("gpt2", target=times(SMALL, 1, layers=LARGE.layers)))
     model = grown(task, "depth_map", map="middle", block=1)
     assert_equal(task.read(model), deepen(task.read(task.source), [0, 1, 1, 1, 1, 1, 2]))
+
+
+# --- MIDAS and LIDAS
+
+
+def marked(task: Any, model: Any) -> list[float]:
+    """A mark of each layer, which copies share."""
+    return task.read(model)["layers.attention.out.weight"].value.flatten(1).sum(1).tolist()  # type: ignore[no-any-return]
+
+
+def stages_of(name: str, layers: int, **options: Any) -> list[list[int]]:
+    """For each later stage of an untrained run, the layer of the stage before that each layer copies."""
+    task = task_of(experiment_of("gpt2", target=times(SMALL, 1, layers=layers), steps=60))
+    phases, maps = get(name, options).method.phases(task), []
+    model, before = next(phases).model, list[float]()
+    while True:
+        if before:
+            maps.append([before.index(mark) for mark in marked(task, model)])
+        with torch.no_grad():  # as after training: no two layers are equal
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+        before = marked(task, model)
+        try:
+            model = phases.send(Trained(model, task.optimizer(model), 1, 0.0)).model
+        except StopIteration:
+            return maps
+
+
+def test_midas_repeats_the_block_in_the_middle() -> None:
+    """Four stages of blocks of two: of one block the first, of two the first, of three the second."""
+    assert stages_of("midas", 8, stages=4) == [
+        [0, 1, 0, 1],
+        [0, 1, 0, 1, 2, 3],
+        [0, 1, 2, 3, 2, 3, 4, 5],
+    ]
+
+
+def test_lidas_repeats_the_layers_exactly_in_the_middle() -> None:
+    assert stages_of("midas", 8, stages=4, middle="layers") == [
+        [0, 1, 0, 1],
+        [0, 1, 2, 1, 2, 3],
+        [0, 1, 2, 3, 2, 3, 4, 5],
+    ]
+
+
+def test_prop_alpha_lengths_are_the_published_arithmetic() -> None:
+    """Six stages with alpha 1: scratch costs 1.385 times as much; alpha 2 leaves more to the deep stages."""
+    midas: Any = get("midas").method
+    cost = sum(midas.share(stage, 6) * stage / 6 for stage in range(1, 7))
+    assert 1 / cost == pytest.approx(1.385, abs=1e-3)
+    assert get("midas", {"alpha": 2.0}).method.share(1, 3) == pytest.approx(1 / 14)  # type: ignore[attr-defined]
+
+
+def test_stages_must_divide_the_layers() -> None:
+    for layers, stages in ((8, 3), (7, 0), (4, 8), (4, 1)):
+        with pytest.raises(UsageError, match=f"must be a number that divides target.layers = {layers}, at least 2"):
+            stages_of("midas", layers, stages=stages)
+
+
+# --- LLaMA-Pro
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "layers", "places"),
+    [
+        (4, 6, [0, 1, 1, 2, 3, 3], [2, 5]),
+        (3, 4, [0, 1, 2, 2], [3]),
+        (2, 4, [0, 0, 1, 1], [1, 3]),
+        (2, 5, [0, 0, 1, 1, 1], [1, 3, 4]),
+        (32, 40, [layer for old in range(32) for layer in [old] * (2 if old % 4 == 3 else 1)], [4, 9, 14, 19, 24, 29, 34, 39]),
+    ],
+)
+def test_copies_are_inserted_behind_every_group(old: int, new: int, layers: list[int], places: list[int]) -> None:
+    from growbench.methods.block_expansion import expanded
+
+    found, is_new = expanded(old, new)
+    assert found == layers and [place for place, inserted in enumerate(is_new) if inserted] == places
+
+
+@in_double_precision
+@each_architecture
+@pytest.mark.parametrize("factor", [1, 2])
+def test_inserted_blocks_preserve_the_function_where_norms_come_first(architecture: str, factor: int) -> None:
+    task = task_of(experiment_of(architecture, target=times(SMALL, factor, layers=7)))
+    change = relative_change(task, grown(task, "block_expansion"))
+    assert change < 1e-12 if task.architecture.norm == "pre" else change > 1e-3
+
+
+@pytest.mark.parametrize(("trained", "moving"), [("new", [2, 5]), ("existing", [1, 4]), ("all", [0, 1, 2, 3, 4, 5])])
+def test_only_the_chosen_layers_train(trained: str, moving: list[int]) -> None:
+    """Two steps: the matrices of an identity that come first get a gradient once the last ones are no longer zero."""
+    experiment = experiment_of("gpt2", source=times(SMALL, 1, layers=4), target=times(SMALL, 1, layers=6))
+    task = task_of(experiment)
+    phase = first(get("block_expansion", {"trained": trained}).method, task)
+    before, optimizer = task.read(phase.model), task.optimizer(phase.model)
+    for step in range(2):
+        phase.loss(phase.model, data_of(experiment).train_batch(step, 0), step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, weight in task.read(phase.model).items():
+        moved = weight.value != before[name].value
+        if name.startswith("layers."):
+            assert [layer for layer, each in enumerate(moved.flatten(1).any(1).tolist()) if each] == moving, name
+        else:
+            assert moved.any() == (trained == "all"), name
+
+
+def test_the_control_computes_the_source_with_as_many_layers_trained() -> None:
+    """Its copies write nothing: a step costs the forward pass of all layers, and moves those of the source alone."""
+    task = task_of(experiment_of("gpt2", target=times(SMALL, 1, layers=6)))
+    weights = task.read(grown(task, "block_expansion", trained="existing"))
+    for name in ("attention.out.weight", "attention.out.bias", "ffn.down.weight", "ffn.down.bias"):
+        silent = (weights[f"layers.{name}"].value == 0).flatten(1).all(1)
+        assert silent.tolist() == [False, True] * 3, name
+
+
+# --- RaPTr
+
+
+def test_a_path_keeps_the_first_and_the_last_layer() -> None:
+    from growbench.methods.raptr import random_paths
+
+    task = task_of(experiment_of("gpt2", target=times(SMALL, 1, layers=7)))
+    for length in (2, 3, 5, 7):
+        paths = random_paths(task, length)
+        assert len(paths) == task.budget
+        assert all(len(path) == length and path == sorted(set(path)) and (path[0], path[-1]) == (0, 6) for path in paths)
+    assert len(set(map(tuple, random_paths(task, 4)))) > 1
+    assert set(map(tuple, random_paths(task, 1))) == {(0,)}
+
+
+@each_architecture
+def test_a_short_path_moves_its_layers_alone_and_costs_a_model_of_its_depth(architecture: str) -> None:
+    experiment = experiment_of(architecture, target=times(SMALL, 1, layers=6))
+    task = task_of(experiment)
+    phase = first(get("raptr").method, task)
+    batch, before = data_of(experiment).train_batch(0, 0), task.read(phase.model)
+    flops, _ = count(lambda: phase.loss(phase.model, batch, 0).backward())
+    expected, _ = count(lambda: task_loss(task.build(replace(task.target_config, layers=3)), batch).backward())
+    assert flops == expected and phase.name == "3 of 6 layers"
+    task.optimizer(phase.model).step()
+    moved = (task.read(phase.model)["layers.ffn.down.weight"].value != before["layers.ffn.down.weight"].value).flatten(1).any(1)
+    assert moved.sum() == 3 and moved[0] and moved[-1]
+
+
+# --- SALT
+
+
+def test_salts_loss_is_that_of_the_paper_in_both_parts() -> None:
+    experiment = experiment_of("gpt2", steps=10)
+    task = task_of(experiment)
+    phases = get("salt", {"weight": 0.75, "temperature": 2.0, "share": 0.5}).method.phases(task)
+    phase, batch = next(phases), data_of(experiment).train_batch(0, 0)
+    with torch.no_grad():
+        student, teacher = phase.model(*batch[:2]), task.source(*batch[:2])
+        soft, logs = (teacher / 2).softmax(-1), student.log_softmax(-1)
+        hard = -logs[torch.arange(len(batch.labels)), batch.labels].mean()
+        expected = 0.25 * hard - 0.75 * (soft * logs).sum(-1).mean()
+    with Costs(CPU).keeping():
+        torch.testing.assert_close(phase.loss(phase.model, batch, 0), expected)
+    later = phases.send(Trained(phase.model, task.optimizer(phase.model), 5, 0.0))
+    torch.testing.assert_close(later.loss(phase.model, batch, 0), hard)
+
+
+def test_salts_teacher_is_charged_for_the_first_part_alone() -> None:
+    outcome, _ = run(experiment_of("gpt2", steps=10), "salt", share=0.5)
+    first_part, rest = outcome.phases
+    assert first_part.steps == 5 and first_part.flops_per_step["teacher"] > 0  # type: ignore[index]
+    assert "teacher" not in rest.flops_per_step and rest.steps == 5
