@@ -62,7 +62,7 @@ RUN_KEYS = {
     "status", "experiment", "method", "origin", "seed", "config", "cost", "final_val_loss", "steps", "tokens",
     "peak_memory_bytes", "phases", "versions", "hardware", "data", "error",
 }  # fmt: skip
-ACCOUNTS = {"source", "growth", "operator", "teacher", "train", "evaluation", "compilation", "overhead"}
+ACCOUNTS = {"source", "growth", "operator", "teacher", "train", "evaluation", "compilation", "optimizer", "overhead"}
 SAVINGS = [
     f"{unit}_saving_{ledger}{end}"
     for unit in ("flops", "seconds")

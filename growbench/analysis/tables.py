@@ -22,7 +22,7 @@ from growbench.training.records import PhaseRecord
 ACCOUNTS = (Account.SOURCE, *CHARGED)
 
 
-WORK = (Account.TRAIN, Account.OPERATOR, Account.TEACHER, Account.OVERHEAD)  # accounts that a step may have
+WORK = (Account.TRAIN, Account.OPERATOR, Account.TEACHER, Account.OVERHEAD, Account.OPTIMIZER)  # accounts that a step may have
 
 
 SAVED = (columns.SAVING, columns.LOW, columns.HIGH)
@@ -116,7 +116,7 @@ def phases(comparison: Comparison) -> pd.DataFrame:
     """Each method's phases in order, as its first finished seed had them; older runs leave blank what they did not record.
 
     FLOPs per step in all that is charged, also as a share of scratch's step, and by account (`overhead`: a teacher whose
-    outputs count as stored).
+    outputs count as stored; `optimizer`: its own products).
     """
     firsts = [first_run(comparison.runs, method) for method in comparison.methods]
     reference = _charged_per_step(firsts[0].record.phases[-1]) if is_scratch(firsts[0]) and firsts[0].record.phases else math.nan

@@ -138,6 +138,16 @@ class Architecture:
             for layer, native in row.natives(sizes):
                 yield row.key, layer, model.get_parameter(native)
 
+    def hidden_matrices(self, model: nn.Module) -> list[nn.Parameter]:
+        """The matrices of linear maps within the layers, as stored: fused ones whole. Only those that `model` has by these names.
+
+        No embedding, head, norm, bias or convolution is one of them.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        rows = [row for row in self.table(sizes_of(model)) if row.per_layer and row.consumes and len(row.axes) == 2]
+        names = dict.fromkeys(name for row in rows for _, name in row.natives(sizes_of(model)))  # a fused one has several rows
+        return [parameters[name] for name in names if name in parameters]
+
     def stack(self, model: nn.Module) -> tuple[nn.Module, str]:
         """The module that holds the list of growing layers, and the name of that list in it."""
         row = next(row for row in self.table(sizes_of(model)) if row.per_layer and row.group == "layers")

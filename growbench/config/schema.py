@@ -78,6 +78,7 @@ class Training:
     schedule: Literal["linear", "cosine", "wsd"] = "linear"  # of the decay to 0; wsd: stable, then linear
     decay: float = 0.2  # wsd: share of the budget that decays
     weight_decay: float = 0.01  # on matrices and embeddings; not on norms and biases
+    optimizer: Literal["adamw", "muon"] = added_later("adamw")  # muon: for matrices within layers, beside AdamW for the rest
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     eps: float = 1e-8  # of AdamW
     clip: float = 1.0  # largest gradient norm

@@ -22,6 +22,7 @@ class Account(StrEnum):
     TRAIN = "train"  # training steps of the budget: charged
     EVALUATION = "evaluation"  # losses on held-out data: recorded, never charged
     COMPILATION = "compilation"  # torch.compile at a phase's start: recorded, never charged
+    OPTIMIZER = "optimizer"  # FLOPs of matrix products in an optimizer's step, as Muon's: recorded, never charged
     OVERHEAD = "overhead"  # counting FLOPs, saving, a teacher whose outputs count as stored, all the rest: never charged
 
 
@@ -40,4 +41,4 @@ class Ledger(StrEnum):
 
 
 CHARGED = (Account.GROWTH, Account.OPERATOR, Account.TEACHER, Account.TRAIN)  # build adds the source
-UNCHARGED = (Account.EVALUATION, Account.COMPILATION, Account.OVERHEAD)
+UNCHARGED = (Account.EVALUATION, Account.COMPILATION, Account.OVERHEAD)  # with seconds; an optimizer's are those of its step

@@ -43,9 +43,9 @@ from growbench.growth.weights import (
     map_of,
     widen,
 )
-from growbench.method import schedule
+from growbench.method import entries, optimizer, schedule
+from growbench.method.entries import EntrySchedule
 from growbench.method.loss import cross_entropy
-from growbench.method.optimizer import adamw
 from growbench.method.schedule import Schedule, constant
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "Axis",
     "AxisMap",
     "Batch",
+    "EntrySchedule",
     "Extend",
     "Maps",
     "Method",
@@ -115,6 +116,7 @@ class Phase:
     optimizer: Optimizer | None = None  # None: task.optimizer(model)
     schedule: Schedule | None = None  # None: the run's schedule continues (operator: constant)
     group_schedules: Sequence[Schedule | None] = ()  # one per param group of `optimizer`; None: the phase's
+    entry_schedules: Sequence[EntrySchedule] = ()  # for single entries of parameters, as new rows, beside the schedules above
     account: Literal["train", "operator"] = "train"  # operator: outside the budget; not scored
     name: str = "train"  # as curves and tables show it
     target: nn.Module | None = None  # the part of `model` that has the target's sizes; None: all of it
@@ -274,9 +276,23 @@ class Task:
             parameter.requires_grad_(trained(name, layer if name.startswith("layers.") else None))
         return model
 
-    def optimizer(self, model: nn.Module, lr: float | None = None, weight_decay: float | None = None) -> Optimizer:
-        """The task's AdamW over the model's trainable parameters, with these values in place of the task's."""
-        return adamw(model, self.training, self.device, lr, weight_decay)
+    def new_entries(self, model: nn.Module) -> dict[str, Tensor]:
+        """For an EntrySchedule: for each parameter that grew, by name, True for the entries that the source did not have.
+
+        Raises UsageError where the source's heads cannot come first.
+        """
+        return entries.new_entries(self.architecture, model, self.source_config)
+
+    def optimizer(
+        self,
+        model: nn.Module,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        kind: Literal["adamw", "muon"] | None = None,
+    ) -> Optimizer:
+        """The task's optimizer over the model's trainable parameters, with these values in place of the task's."""
+        training = self.training if kind is None else replace(self.training, optimizer=kind)
+        return optimizer.of(model, self.architecture, training, self.device, lr, weight_decay)
 
 
 def tunable(default: Number, low: Number, high: Number, /) -> Number:

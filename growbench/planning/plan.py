@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim import Optimizer
+from torch.optim import Muon, Optimizer
 
 from growbench import architectures
 from growbench.architectures import sizes_of
@@ -23,6 +24,7 @@ from growbench.costs.teaching import heard_by
 from growbench.data.shapes import shape_batch
 from growbench.errors import UsageError
 from growbench.method import Method, Phase, Task, task_loss
+from growbench.method.optimizer import members_of, step_flops
 from growbench.planning.memory_estimate import DeviceEmulation, TensorTracker
 from growbench.registry import Found, get
 from growbench.training.phases import Limits, PhaseDriver, PhaseStart, contained, one_line
@@ -45,15 +47,15 @@ class PlannedPhase:
     flops_per_step: dict[Account, float]  # by account; the mean over the phase's steps
     growth_flops: int  # of the growth before this phase
     paper_flops_per_step: int | None  # as LiGO's paper counts; None: its counter does not cover the phase
-    memory: int  # bytes at a step's peak: all models, gradients, Adam's moments, activations kept for backward
+    memory: int  # bytes at a step's peak: all models, gradients, the optimizer's moments, activations kept for backward
 
     @property
     def flops(self) -> float:
         """FLOPs charged for the phase and the growth before it."""
         return self.steps * self.charged_per_step + self.growth_flops
 
-    def charged(self, account: Account) -> float:
-        """FLOPs charged to an account for the phase and the growth before it."""
+    def spent(self, account: Account) -> float:
+        """FLOPs in an account for the phase and the growth before it."""
         return self.growth_flops if account == Account.GROWTH else self.steps * self.flops_per_step.get(account, 0.0)
 
     @property
@@ -132,7 +134,7 @@ def _plan(
             flops: Counter[Account] = Counter()
             memory = 0
             for workload, first in phase.first_steps(start.steps).items():
-                spent, taken = step(phase, start.model, first)
+                spent, taken = step(start, first)
                 flops.update({account: times[workload] * one for account, one in spent.items()})
                 memory = max(memory, taken)
             planned.append(
@@ -160,16 +162,25 @@ def _paper_flops(experiment: Experiment, vocabulary: int, start: PhaseStart, tau
 
 
 def remember_moments(optimizer: Optimizer) -> None:
-    """Give the optimizer the state that Adam has after the first step."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter not in optimizer.state:
-                moments = {key: torch.empty_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[parameter] = {"step": torch.zeros(()), **moments}
+    """Give the optimizer the state that it has after the first step: Muon's momentum; of all others, what Adam has."""
+    for member in members_of(optimizer):
+        for parameter in (each for group in member.param_groups for each in group["params"]):
+            if parameter in optimizer.state:
+                continue
+            keys = ("momentum_buffer",) if isinstance(member, Muon) else ("exp_avg", "exp_avg_sq")
+            count = {} if isinstance(member, Muon) else {"step": torch.zeros(())}
+            optimizer.state[parameter] = count | {key: torch.empty_like(parameter) for key in keys}
 
 
-# FLOPs and memory of plain steps, by all that they depend on. Most methods end with the same plain step.
-_plain_steps: dict[Any, tuple[int, int]] = {}
+class PlainStep(NamedTuple):
+    """What a plain step takes, of one micro-batch."""
+
+    flops: int
+    memory: int  # bytes at its peak, above what was there before
+    stepped: frozenset[str]  # the parameters that get a gradient
+
+
+_plain_steps: dict[Any, PlainStep] = {}  # by all that they depend on: most methods end with the same plain step
 
 
 class PlannedCosts(Costs):
@@ -214,27 +225,35 @@ class StepOnMeta:
         self.bf16 = self.experiment.train.precision_on(self.device.type) == "bf16"
         self.batch = shape_batch(self.experiment.data, architecture.objective, rows, self.vocabulary, META)
 
-    def __call__(self, phase: Phase, model: nn.Module, step: int) -> tuple[dict[Account, int], int]:
+    def __call__(self, start: PhaseStart, step: int) -> tuple[dict[Account, int], int]:
         """FLOPs by account, and peak memory, of one step of the phase.
 
         Gradients are allocated from the start of the step: micro-batches accumulate them, and allocators rarely reuse freed
         memory well.
         """
+        phase, model = start.phase, start.model
         account, before = Account(phase.account), self.tracker.live
         key = self._plain(phase, model)
         if key in _plain_steps:
-            flops, taken = _plain_steps[key]
-            return {account: self.times * flops}, before + taken
+            plain = _plain_steps[key]
+            return self._of_batch({account: plain.flops}, start, plain.stepped), before + plain.memory
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         self.tracker.reset()
-        with DeviceEmulation(self.device, self.bf16, self.tracker):
+        with DeviceEmulation(self.device, self.bf16, self.tracker), _stepped(model) as stepped:
             spent = self.costs.probe(lambda: phase.loss(model, self.batch, step).backward(), account)
         for parameter in model.parameters():
             parameter.grad = None
         if key is not None:
-            _plain_steps[key] = spent[account], self.tracker.peak - before
-        return {account: self.times * flops for account, flops in spent.items()}, self.tracker.peak
+            _plain_steps[key] = PlainStep(spent[account], self.tracker.peak - before, frozenset(stepped))
+        return self._of_batch(spent, start, stepped), self.tracker.peak
+
+    def _of_batch(self, spent: dict[Account, int], start: PhaseStart, stepped: Collection[str]) -> dict[Account, int]:
+        """FLOPs of a whole step, from those of one micro-batch and the names of the parameters that get a gradient."""
+        names = {parameter: name for name, parameter in start.model.named_parameters()}
+        products = step_flops(start.optimizer, lambda parameter: names[parameter] in stepped)
+        flops = {account: self.times * each for account, each in spent.items()}
+        return flops | {Account.OPTIMIZER: products} if products else flops
 
     def _plain(self, phase: Phase, model: nn.Module) -> Any:
         """All that a plain step depends on. None if model, loss or workload are not the architecture's own."""
@@ -245,6 +264,17 @@ class StepOnMeta:
         parameters = tuple((name, parameter.shape, parameter.requires_grad) for name, parameter in model.named_parameters())
         shapes = tuple(None if each is None else each.shape for each in self.batch)
         return parameters, shapes, sizes_of(model), architecture.name, self.device.type, self.bf16
+
+
+@contextmanager
+def _stepped(model: nn.Module) -> Iterator[set[str]]:
+    """Collects the names of the parameters that get a gradient inside the `with` block."""
+    found: set[str] = set()
+    with ExitStack() as stack:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                stack.callback(parameter.register_post_accumulate_grad_hook(lambda _, name=name: found.add(name)).remove)
+        yield found
 
 
 def plan_source(experiment: Experiment, vocabulary: int, device: torch.device = CPU) -> list[PlannedPhase]:

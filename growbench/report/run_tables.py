@@ -77,6 +77,7 @@ WORK = {
     Account.OPERATOR: "operator",
     Account.TEACHER: "teacher",
     Account.OVERHEAD: "teacher, not charged",
+    Account.OPTIMIZER: "optimizer, not charged",
 }
 
 

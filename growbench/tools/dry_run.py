@@ -135,7 +135,7 @@ def _head(experiment: Experiment, seeds: int, device: torch.device) -> list[str]
         f"{experiment.name}: {experiment.title}{pretrained}",
         f"{counted(seeds, 'seed')}, {training.batch} x {length} tokens per step, "
         f"{experiment.machine.micro_batch_size(training.batch)} x {length} at a time, "
-        f"{training.precision_on(device.type)} on {device.type}",
+        f"{training.precision_on(device.type)} on {device.type}, optimizer {training.optimizer}",
         "",
         f"{'':<22} {'':>8} {'':>8}   FLOPs charged to",
         f"{'method':<22} {'steps':>8} {'tokens':>8}   {'train':>7} {'growth':>7} {'operator':>8} {'teacher':>7} {'in all':>7}"
@@ -148,7 +148,7 @@ def _lines(row: Row, experiment: Experiment, speed: float) -> list[str]:
     phases = row.phases
     if isinstance(phases, Unplannable):
         return [f"{row.name:<22} {phases}"]
-    accounts = {account: sum(phase.charged(account) for phase in phases) for account in CHARGED}
+    accounts = {account: sum(phase.spent(account) for phase in phases) for account in CHARGED}
     steps, memory = sum(phase.steps for phase in phases), max(phase.memory for phase in phases)
     tokens = steps * experiment.train.batch * experiment.data.positions
     flops = [accounts[account] for account in (Account.TRAIN, Account.GROWTH, Account.OPERATOR, Account.TEACHER)] + [row.flops]
@@ -160,6 +160,8 @@ def _lines(row: Row, experiment: Experiment, speed: float) -> list[str]:
     ]
     if row.equals:
         lines.append(_indented(f"costs as much as {'; '.join(row.equals)}"))
+    if products := sum(phase.spent(Account.OPTIMIZER) for phase in phases):
+        lines.append(_indented(f"beside these, not charged: {quantity(products, 'FLOP')} of the optimizer's own products"))
     if len(phases) > 1:
         parts = [f"{p.name}: {p.steps} x {quantity(p.charged_per_step, 'FLOP')}, {data_size(p.memory)}" for p in phases]
         whole = "; ".join(part.replace(" ", "\0") for part in parts)  # no line break within a phase

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from growbench.costs.accounts import Account
 from growbench.costs.flops import counting
 from growbench.costs.gradients import GradientWatch
 from growbench.training.phases import PhaseObserver, PhaseStart
@@ -23,8 +24,8 @@ SAME_WORK = "all steps must do the same work, or workload= must tell them apart"
 class StepCounts(PhaseObserver):
     """Compares the FLOPs of each step with what is charged for it.
 
-    An optimizer's own products, as Muon's, are not charged, by the protocol. A forward or backward pass in its step is no such
-    product.
+    An optimizer's own products are not charged, by the protocol. Those of torch's Muon are recorded; of others a warning tells. A
+    forward or backward pass in its step is no such product.
     """
 
     def __init__(self, gradients: GradientWatch, counts: bool, compares: bool) -> None:
@@ -35,7 +36,7 @@ class StepCounts(PhaseObserver):
         self.children = _children()
 
     @contextmanager
-    def step(self, start: PhaseStart, number: int, flops: int) -> Iterator[None]:
+    def step(self, start: PhaseStart, number: int, flops: Mapping[Account, int]) -> Iterator[None]:
         if not self.counts:
             yield
             return
@@ -44,14 +45,15 @@ class StepCounts(PhaseObserver):
         place = f"phase {start.phase.name!r}"
         if _children() - self.children:
             self.broken.setdefault("a process that the method has started runs during training, and is not charged", place)
-        found = counter.get_total_flops() - optimizing.flops
-        if self.compares and found != flops and not self.broken:
-            self.broken[f"step {number} takes {found:,} FLOPs, while {flops:,} are charged: {SAME_WORK}"] = place
+        products = flops.get(Account.OPTIMIZER, 0)
+        found, expected = counter.get_total_flops() - optimizing.flops, sum(flops.values()) - products
+        if self.compares and found != expected and not self.broken:
+            self.broken[f"step {number} takes {found:,} FLOPs, while {expected:,} are charged: {SAME_WORK}"] = place
         if optimizing.calls_modules:
             self.broken.setdefault("the optimizer calls a module in its step: what it computes there is not charged", place)
-        elif optimizing.flops:
-            kind = type(start.optimizer).__name__
-            text = f"{place}: a step of {kind} takes {optimizing.flops:,} FLOPs of its own, which no method is charged for"
+        elif optimizing.flops != products:
+            kind, unknown = type(start.optimizer).__name__, optimizing.flops - products
+            text = f"{place}: a step of {kind} takes {unknown:,} FLOPs of its own, which are neither charged nor recorded"
             self.warnings += [text] if not self.warnings else []
 
 
@@ -72,15 +74,22 @@ class _Optimizing(ExitStack):
         self.watching = ExitStack()
         self.callback(self.watching.close)
         self.calls_modules = False
+        self.depth = 0  # of steps within a step, as of optimizers that another one wraps
         for handle in (register_optimizer_step_pre_hook(self._begins), register_optimizer_step_post_hook(self._ends)):
             self.callback(handle.remove)
 
     def _begins(self, *_: Any) -> None:
+        self.depth += 1
+        if self.depth > 1:
+            return
         self.flops -= self.counter.get_total_flops()
         self.watching.callback(register_module_forward_pre_hook(self._called).remove)
         self.watching.enter_context(self.gradients.no_backward())
 
     def _ends(self, *_: Any) -> None:
+        self.depth -= 1
+        if self.depth:
+            return
         self.watching.close()
         self.flops += self.counter.get_total_flops()
 

@@ -157,7 +157,8 @@ class Watcher(PhaseObserver):
             self._breaks("an optimizer stepped outside a phase")
 
     def _check_schedules(self, start: PhaseStart) -> None:
-        for schedule in filter(None, (start.phase.schedule, *start.phase.group_schedules)):
+        own = (each.schedule for each in start.phase.entry_schedules)
+        for schedule in filter(None, (start.phase.schedule, *start.phase.group_schedules, *own)):
             multipliers = [schedule(step, start.steps) for step in range(start.steps)]
             if not all(0 <= each < math.inf for each in multipliers):
                 self._breaks(f"a schedule gives {min(multipliers)} to {max(multipliers)}: must be multiples of the peak lr")

@@ -47,6 +47,7 @@ class Timetable:
     workloads: Sequence[int]
     lr_multipliers: Sequence[float]
     group_lr_multipliers: Sequence[Sequence[float] | None]  # of each param group; None: the phase's
+    entry_factors: Sequence[Sequence[float]] = ()  # of each entry schedule
 
     @classmethod
     def of(cls, start: PhaseStart, schedule: Schedule, budget: int) -> Timetable:
@@ -61,6 +62,7 @@ class Timetable:
                 [phase.workload_of(step) for step in steps],
                 _multipliers(default if phase.schedule is None else phase.schedule, start.steps),
                 [None if each is None else _multipliers(each, start.steps) for each in phase.group_schedules],
+                [_multipliers(each.schedule, start.steps) for each in phase.entry_schedules],
             )
 
         flops, table = count(asked)
@@ -149,7 +151,7 @@ def untouched(model: nn.Module, rng: torch.Generator) -> Iterator[None]:
 
 def check_sum(costs: Costs, phases: Sequence[PhaseRecord]) -> None:
     """Raise MethodError unless the FLOPs charged for steps are those of all phases, each its steps times the FLOPs of one."""
-    for account in (Account.TRAIN, Account.OPERATOR, Account.TEACHER):
+    for account in (Account.TRAIN, Account.OPERATOR, Account.TEACHER, Account.OPTIMIZER):
         expected = sum(phase.steps * phase.flops_per_step.get(account, 0) for phase in phases)
         if not math.isclose(costs.flops[account], expected, rel_tol=1e-9):
             raise MethodError(

@@ -7,7 +7,7 @@ and dtypes are left out, because replay makes them anew. `Optimizer.state_dict` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,6 +129,8 @@ def _data(optimizer: Optimizer) -> dict[str, Any]:
     for name, value in attributes.items():
         if isinstance(value, Optimizer):
             attributes[name] = _data(value)
+        elif _are_optimizers(value):
+            attributes[name] = [_data(each) for each in value]
         elif isinstance(value, dict):
             attributes[name] = dict(value)
     groups = [{key: value for key, value in group.items() if not _is_code(value)} for group in optimizer.param_groups]
@@ -141,8 +143,8 @@ def _check_data(optimizer: Optimizer, data: dict[str, Any]) -> None:
     if data["class"] != type(optimizer).__qualname__ or sizes != [len(group["params"]) for group in optimizer.param_groups]:
         raise ValueError("the checkpoint is of another optimizer")
     for name, value in data["attributes"].items():
-        if isinstance(wrapped := vars(optimizer).get(name), Optimizer):
-            _check_data(wrapped, value)
+        for wrapped, data_of_it in _wrapped(vars(optimizer).get(name), value):
+            _check_data(wrapped, data_of_it)
 
 
 def _set_data(optimizer: Optimizer, data: dict[str, Any]) -> None:
@@ -152,12 +154,28 @@ def _set_data(optimizer: Optimizer, data: dict[str, Any]) -> None:
         group.update(settings)
     for name, value in data["attributes"].items():
         current = vars(optimizer).get(name)
-        if isinstance(current, Optimizer):
-            _set_data(current, value)
+        if isinstance(current, Optimizer) or _are_optimizers(current):
+            for wrapped, data_of_it in _wrapped(current, value):
+                _set_data(wrapped, data_of_it)
         elif isinstance(current, dict):
             _refill(current, value)
         else:
             setattr(optimizer, name, value)
+
+
+def _are_optimizers(value: Any) -> bool:
+    """Whether it is a list or a tuple of optimizers, which another one combines."""
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(each, Optimizer) for each in value)
+
+
+def _wrapped(current: Any, data: Any) -> Iterator[tuple[Optimizer, dict[str, Any]]]:
+    """The optimizers in an attribute, each with its data. Raises ValueError if the data are of more or fewer."""
+    if isinstance(current, Optimizer):
+        yield current, data
+    elif _are_optimizers(current):
+        if len(current) != len(data):
+            raise ValueError("the checkpoint is of another optimizer")
+        yield from zip(current, data, strict=True)
 
 
 def _refill(current: dict[Any, Any], values: dict[Any, Any]) -> None:

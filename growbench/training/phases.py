@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -26,6 +26,7 @@ from growbench.errors import Interrupted, UsageError
 from growbench.guards import Guard
 from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.method.interface import MethodError
+from growbench.training import entries
 
 MOST_PHASES = 1000  # of a method: a generator that yields more is taken for an endless one
 IN_PLACE_OF_RETURN = "write `yield Phase(model=...)` in place of `return`"
@@ -61,8 +62,8 @@ class PhaseObserver:
     def phase_begins(self, start: PhaseStart) -> None:
         """The method has yielded a phase, which is about to be trained."""
 
-    def step(self, start: PhaseStart, number: int, flops: int) -> AbstractContextManager[Any]:
-        """Entered around each training step (from 0). `flops`: what it was found to take when the phase began."""
+    def step(self, start: PhaseStart, number: int, flops: Mapping[Account, int]) -> AbstractContextManager[Any]:
+        """Entered around each training step (from 0). `flops`: what it was found to take when the phase began, by account."""
         return nullcontext()
 
     def phase_ends(self, start: PhaseStart) -> None:
@@ -179,6 +180,7 @@ class PhaseDriver:
         model = phase.model.to(self.task.device).train()
         optimizer = phase.optimizer or self.task.optimizer(model)
         _check_optimizer(phase, model, optimizer)
+        entries.check(phase, model, optimizer)
         limited = self._limited(phase)
         steps = limited.length(self.task.budget, self.scored_steps)
         if phase.scored and limited.steps is not None and limited.steps > steps:

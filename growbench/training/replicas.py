@@ -11,7 +11,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from growbench.architectures import Architecture, parameter_shapes, sizes_of
 from growbench.method import Phase
 from growbench.training import tensor_parallel
+from growbench.training.entries import ScaledEntries
 from growbench.training.optimizer_state import is_element_wise, move_state, parameters_of
 from growbench.training.parallel import HOST, Parallel
 from growbench.training.tensor_parallel import Cut
@@ -35,6 +36,14 @@ def place(phase: Phase, optimizer: Optimizer, architecture: Architecture, parall
 
     Only a model of the architecture is sharded, and only where all steps have the same workload; others are replicated.
     """
+    live = _divided(phase, optimizer, architecture, parallel, skips_parameters)
+    live.entries = ScaledEntries.of(phase, live.shard_of)
+    return live
+
+
+def _divided(
+    phase: Phase, optimizer: Optimizer, architecture: Architecture, parallel: Parallel, skips_parameters: bool
+) -> Replica:
     if parallel.is_single_process:
         return Replica(phase.model, optimizer)
     if (parallel.sharded or parallel.tp_degree > 1) and phase.workload is None and _is_plain(phase.model, architecture):
@@ -71,6 +80,7 @@ class Replica:
 
     model: nn.Module  # what a loss gets
     optimizer: Optimizer
+    entries: ScaledEntries = field(default_factory=ScaledEntries, init=False)  # that have a learning rate of their own
 
     @property
     def evaluation_module(self) -> nn.Module:
@@ -98,8 +108,13 @@ class Replica:
     def update(self, largest_norm: float) -> None:
         """Clip the norm of the gradients, step the optimizer, and drop the gradients."""
         clip_grad_norm_(parameters_of(self.optimizer), largest_norm)
-        self.optimizer.step()
+        with self.entries.scaled():
+            self.optimizer.step()
         self.zero_grad()
+
+    def shard_of(self, parameter: nn.Parameter, value: Tensor) -> tuple[nn.Parameter, Tensor]:
+        """What the optimizer steps in place of a parameter of the phase's model, and the same part of `value`."""
+        return parameter, value.to(parameter.device)
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
@@ -255,13 +270,13 @@ class ShardedReplica(ShardedModelReplica):
     """
 
     def __post_init__(self) -> None:
-        locals_of = {parameter.whole: parameter for parameter in self.parameters}
+        self.shards = {parameter.whole: parameter for parameter in self.parameters}
         self.local_optimizer = object.__new__(type(self.optimizer))
         vars(self.local_optimizer).update(vars(self.optimizer))  # `copy.copy` would leave attributes out
         self.local_optimizer.state = defaultdict(dict)
         self.local_optimizer.param_groups = []
         for group in self.optimizer.param_groups:
-            parts = [locals_of[whole] for whole in group["params"]]
+            parts = [self.shards[whole] for whole in group["params"]]
             self.local_optimizer.param_groups.append({**group, "params": [part.local for part in parts]})
             for part in parts:
                 state = self.optimizer.state[part.whole]
@@ -275,8 +290,13 @@ class ShardedReplica(ShardedModelReplica):
             parameter.refresh()
         for group, local in zip(self.optimizer.param_groups, self.local_optimizer.param_groups, strict=True):
             local.update({**group, "params": local["params"]})
-        self.local_optimizer.step()
+        with self.entries.scaled():
+            self.local_optimizer.step()
         self.zero_grad()
+
+    def shard_of(self, parameter: nn.Parameter, value: Tensor) -> tuple[nn.Parameter, Tensor]:
+        part = self.shards[parameter]
+        return part.local, part.scatter(value)
 
     def zero_grad(self) -> None:
         self.local_optimizer.zero_grad()

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.method import Phase, Schedule
+from growbench.method.optimizer import step_flops
 from growbench.training.audit import Timetable
 from growbench.training.checkpoint import Checkpoint, RandomStates
 from growbench.training.evaluation import Evaluation, HeldOutLoss
@@ -131,6 +132,12 @@ class PhaseState:
         """Set the learning rates of the next step."""
         for place, (group, peak) in enumerate(zip(self.optimizer.param_groups, self.peaks, strict=True)):
             group["lr"] = peak * self.timetable.of_group(place)[self.done]
+        self.live.entries.factors = [factors[self.done] for factors in self.timetable.entry_factors]
+
+    def optimizer_flops(self) -> dict[Account, int]:
+        """What the optimizer's products take with the present gradients. All processes compute the same ones: counted once."""
+        flops = step_flops(self.optimizer, lambda parameter: parameter.grad is not None)
+        return {Account.OPTIMIZER: flops} if flops else {}
 
     def reset_rates(self) -> None:
         """Set the learning rates to their peaks, so that the next phase can continue with this optimizer."""

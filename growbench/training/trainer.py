@@ -286,8 +286,9 @@ class Trainer:
         parameters = parameters_of(now.optimizer)
         flops = self.costs.probe(once, now.account, parameters)
         now.skips_parameters |= any(parameter.grad is None for parameter in parameters)
+        flops = {account: each * self.parallel.dp_degree for account, each in flops.items()} | now.optimizer_flops()
         now.live.zero_grad()
-        return {account: each * self.parallel.dp_degree for account, each in flops.items()}
+        return flops
 
     def _paper_flops(self, now: PhaseState) -> int | None:
         """FLOPs of a step by the counter of LiGO's paper; None where steps have several workloads."""
@@ -301,10 +302,9 @@ class Trainer:
         """Show the next step to the observers."""
         if not self.observers:
             return nullcontext()
-        flops = sum(now.flops[now.timetable.workloads[now.done]].values())
         stack = ExitStack()
         for observer in self.observers:
-            stack.enter_context(observer.step(now.start, now.done, flops))
+            stack.enter_context(observer.step(now.start, now.done, now.flops[now.timetable.workloads[now.done]]))
         return stack
 
     def _duplicates(self, now: PhaseState) -> float | None:

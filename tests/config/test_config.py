@@ -54,6 +54,7 @@ BAD_VALUES = [
     ('train.betas=[0.9, "x"]', "train.betas[1] = 'x': must be a valid number"),
     ("train.betas=[0.9, 1.5]", "train: betas = (0.9, 1.5): must be"),
     ("train.schedule=linaer", "train.schedule = 'linaer': must be 'linear', 'cosine' or 'wsd'"),
+    ("train.optimizer=sgd", "train.optimizer = 'sgd': must be 'adamw' or 'muon'"),
     ("train.precision=fp8", "train.precision = 'fp8': must be 'auto', 'float32' or 'bf16'"),
     ("source.layers=0", "source: layers = 0: must be at least 1"),
     ("target.width=0", "target: width = 0: must be at least 1"),
