@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import optim
+from torch import nn, optim
 
-from growbench.method import Method, Phase, Phases, Task
+from growbench.method import EntrySchedule, Method, Phase, Phases, Task, copying, deepen, stack, widen
+from growbench.method.optimizer import Combined
 
 
 class Eventful(optim.Optimizer):
@@ -76,6 +77,11 @@ class Orthogonal(optim.Optimizer):
                 parameter.view(-1).sub_(update.flatten(), alpha=group["lr"])
 
 
+def _combined(*parameters: nn.Parameter) -> Combined:
+    matrices, rest = ([p for p in parameters if (p.dim() == 2) is square] for square in (True, False))
+    return Combined(optim.AdamW(rest, lr=0.001), optim.Muon(matrices, lr=0.01))
+
+
 OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda model: optim.SGD(model.parameters(), lr=0.1),
     "SGD with momentum": lambda model: optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
@@ -86,10 +92,24 @@ OPTIMIZERS: dict[str, Any] = {
     "ASGD": lambda model: optim.ASGD(model.parameters(), lr=0.1, t0=3),
     "AdamW": lambda model: optim.AdamW(model.parameters(), lr=0.001, amsgrad=True),
     "Muon": lambda model: optim.Muon([p for p in model.parameters() if p.requires_grad_(p.dim() == 2).requires_grad], lr=0.01),
+    "Combined": lambda model: _combined(*model.parameters()),
     "Eventful": lambda model: Eventful(model.parameters(), lr=0.001),
     "Orthogonal": lambda model: Orthogonal(model.parameters(), lr=0.02),
     "Lookahead": lambda model: Lookahead(optim.AdamW(model.parameters(), lr=0.001)),
 }
+
+
+class Rewarmed(Method):
+    """The entries of new rows, columns and layers have a rate of their own."""
+
+    optimizer: Literal["adamw", "muon"] = "adamw"
+
+    def phases(self, task: Task) -> Phases:
+        small, large = task.source_config, task.target_config
+        wide = widen(task.read(task.source), copying(small, large, task.rng))
+        model = task.model_from(deepen(wide, stack(small.layers, large.layers)))
+        new = EntrySchedule(task.new_entries(model), lambda step, steps: 3 * (step + 1) / steps)
+        yield Phase(model=model, optimizer=task.optimizer(model, kind=self.optimizer), entry_schedules=[new])
 
 
 class Optimized(Method):

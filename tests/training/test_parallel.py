@@ -43,7 +43,7 @@ from growbench.training.tensor_parallel import Cut, check
 from tests import figures
 from tests.conftest import Once
 from tests.processes import work_together
-from tests.training.optimizers import Optimized
+from tests.training.optimizers import Optimized, Rewarmed
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 METHODS = ("scratch", "stackbert", "mslt", "ki", "bert2bert", "ligo", "progressive_net")
@@ -65,10 +65,10 @@ CASES = {
 
 
 OWN = {  # losses and optimizers of a method's own
-    "replicated": ("by parts", "Eventful"),
-    "sharded": ("by parts", "ASGD", "Muon", "Eventful", "Lookahead"),
-    "tensor": ("by parts", "Muon", "Eventful"),
-    "both": ("by parts", "Orthogonal"),
+    "replicated": ("by parts", "Eventful", "rewarmed muon"),
+    "sharded": ("by parts", "ASGD", "Combined", "Eventful", "Lookahead", "rewarmed adamw"),
+    "tensor": ("by parts", "Muon", "Eventful", "rewarmed adamw"),
+    "both": ("by parts", "Orthogonal", "rewarmed muon"),
 }
 
 
@@ -86,7 +86,8 @@ REBORN = Found("scratch", Reborn(), "here")  # by this name it needs no other ru
 
 
 def own_methods(names: Sequence[str]) -> list[Found]:
-    return [Found(name, ByParts() if name == "by parts" else Optimized(name), "here") for name in names]
+    methods = {"by parts": ByParts(), "rewarmed adamw": Rewarmed("adamw"), "rewarmed muon": Rewarmed("muon")}
+    return [Found(name, methods.get(name) or Optimized(name), "here") for name in names]
 
 
 def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found], steps: int = 5) -> None:
@@ -243,7 +244,7 @@ def test_several_processes_give_what_one_gives(done: Path, architecture: str, di
 @pytest.mark.parametrize(("division", "name"), [(division, name) for division, names in OWN.items() for name in names])
 def test_a_method_s_own_loss_and_optimizer_do_what_they_do_in_one_process(done: Path, division: str, name: str) -> None:
     """Whatever the loss calls of the model, and whatever the optimizer holds or needs to see of a parameter."""
-    tolerance = 5e-4 if name == "Muon" else 2e-5  # torch's Muon multiplies matrices in bfloat16
+    tolerance = 5e-4 if name in ("Muon", "Combined", "rewarmed muon") else 2e-5  # torch's Muon multiplies matrices in bfloat16
     assert_same_run(done / division / "own" / f"{name}-seed0", done / "alone" / "own" / f"{name}-seed0", tolerance)
 
 
@@ -268,7 +269,8 @@ def assert_same_run(one: Path, other: Path, tolerance: float = 2e-5) -> None:
     runs = [run for path in (one, other) if (run := store.load(path))]
     steps, losses = ([[row[key] for row in run.curve] for run in runs] for key in ("step", "val_loss"))
     assert steps[0] == steps[1]
-    assert runs[0].record.cost.flops[Account.TRAIN] == runs[1].record.cost.flops[Account.TRAIN]
+    for account in (Account.TRAIN, Account.OPTIMIZER):
+        assert runs[0].record.cost.flops[account] == runs[1].record.cost.flops[account]
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=tolerance, atol=0)
 
 
