@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 from transformers.pytorch_utils import Conv1D
 
 from growbench import architectures
-from growbench.config.schema import Experiment
 from growbench.costs.flops import count
 from growbench.errors import UsageError
 from growbench.method import Task
@@ -24,10 +21,11 @@ from growbench.registry import get
 from growbench.tools.check import verdict
 from growbench.tools.miniatures import VOCABULARY, Cell
 
+WITH_MUON = Cell("gpt2").at({"train.optimizer": "muon"})
 
-def task_of(architecture: str, optimizer: Literal["adamw", "muon"] = "muon") -> Task:
-    experiment = Cell(architecture).experiment
-    return Task.of(replace(experiment, train=replace(experiment.train, optimizer=optimizer)), "target", VOCABULARY, META)
+
+def task_of(architecture: str, optimizer: str = "muon") -> Task:
+    return Task.of(Cell(architecture).at({"train.optimizer": optimizer}).experiment, "target", VOCABULARY, META)
 
 
 def held_by(optimizer: Optimizer, model: nn.Module, kind: type[Optimizer]) -> set[str]:
@@ -148,26 +146,15 @@ def test_muons_products_are_counted_exactly(rows: int, columns: int, flops: int)
 @pytest.mark.parametrize("name", ["scratch", "progressive_net"])
 def test_a_plan_knows_muons_products_and_its_single_moment(name: str) -> None:
     """Of 3 layers, with width 24 and FFN 96: four squares as one of 24 x 72 and one of 24 x 24, and two of 24 x 96."""
-    experiment = Cell("gpt2").experiment
-    muon = replace(experiment, train=replace(experiment.train, optimizer="muon"))
-    ((plain,), (planned,)) = (plan(each, get(name), VOCABULARY) for each in (experiment, muon))
+    ((plain,), (planned,)) = (plan(cell.experiment, get(name), VOCABULARY) for cell in (Cell("gpt2"), WITH_MUON))
     products = 3 * sum(newton_schulz_flops(24, columns, 5) for columns in (72, 24, 96, 96))
     assert planned.flops_per_step == {**plain.flops_per_step, "optimizer": products}
     assert planned.flops == plain.flops, "not charged"
     assert plain.memory - planned.memory == 3 * 4 * 12 * 24 * 24
 
 
-class WithMuon(Cell):
-    """A miniature whose models are trained with Muon."""
-
-    @property
-    def experiment(self) -> Experiment:
-        experiment = super().experiment
-        return replace(experiment, train=replace(experiment.train, optimizer="muon"))
-
-
 def test_a_run_records_muons_products_as_planned_and_counted() -> None:
     """In steps of several workloads, in which some matrices have no gradient: every step is counted, with the optimizer's."""
     method = get("bert2bert", {"sub_model_share": 0.5, "sub_model_layers": 1}).method
-    found = verdict(method, WithMuon("gpt2"))
+    found = verdict(method, WITH_MUON)
     assert (found.broken, found.warnings, found.phases) == ([], [], ["sub-models", "train"])
