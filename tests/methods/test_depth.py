@@ -12,7 +12,7 @@ from growbench.costs.flops import count
 from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.weights import deepen
-from growbench.method import Trained, task_loss
+from growbench.method import Phase, Task, Trained, task_loss
 from growbench.registry import get
 from growbench.tools.miniatures import CPU
 from tests.methods.test_methods import (
@@ -253,3 +253,76 @@ def test_salts_teacher_is_charged_for_the_first_part_alone() -> None:
     first_part, rest = outcome.phases
     assert first_part.steps == 5 and first_part.flops_per_step["teacher"] > 0  # type: ignore[index]
     assert "teacher" not in rest.flops_per_step and rest.steps == 5
+
+
+# --- LAG
+
+
+def driven_lag(losses: dict[str, float], **options: Any) -> tuple[Task, list[Phase]]:
+    """The phases of lag, whose trials end with these losses."""
+    task = task_of(experiment_of("gpt2", target=times(SMALL, 1, layers=6), steps=20, warmup=4))
+    phases = get("lag", {"lag": 0.2, **options}).method.phases(task)
+    seen = [next(phases)]
+    try:
+        while True:
+            optimizer = seen[-1].optimizer or task.optimizer(seen[-1].model)
+            loss = losses.get(seen[-1].name.removeprefix("try "), 0.0)
+            seen.append(phases.send(Trained(seen[-1].model, optimizer, 4, loss)))
+    except StopIteration:
+        return task, seen
+
+
+def test_lag_goes_on_with_the_candidate_of_the_lowest_loss() -> None:
+    task, phases = driven_lag({"stack": 3.0, "interpose": 2.0, "middle": 2.5})
+    assert [phase.name for phase in phases] == ["try stack", "try interpose", "try middle", "go on with the best"]
+    assert [phase.account for phase in phases] == ["operator"] * 3 + ["train"]
+    assert [phase.length(20, 0) for phase in phases] == [4, 4, 4, 16]
+    assert phases[-1].model is phases[1].model and phases[-1].optimizer is not None
+    assert_equal(task.read(phases[1].model), deepen(task.read(task.source), [0, 0, 1, 1, 2, 2]))
+
+
+def test_lags_trials_and_the_rest_have_the_schedule_of_one_run() -> None:
+    task, phases = driven_lag({"stack": 1.0, "interpose": 2.0, "middle": 2.5})
+    multipliers = [phase.schedule(step, 99) for phase in (phases[0], phases[-1]) for step in range(phase.length(20, 0))]  # type: ignore[misc]
+    assert multipliers == [task.schedule(step, 20) for step in range(20)]
+
+
+def test_a_trials_loss_is_the_mean_of_its_second_half_and_its_gradient_the_steps_own() -> None:
+    from growbench.methods.lag import with_mean_loss
+
+    experiment = experiment_of("gpt2", target=times(SMALL, 1, layers=6))
+    task = task_of(experiment)
+    plain = first(get("depth_map").method, task)
+    batches = [data_of(experiment).train_batch(step, 0) for step in range(4)]
+    each = [task_loss(plain.model, batch).item() for batch in batches]
+    task_loss(plain.model, batches[3]).backward()
+    expected = [parameter.grad.clone() for parameter in plain.model.parameters() if parameter.grad is not None]
+    plain.model.zero_grad()
+    trial = with_mean_loss(plain, 4)
+    shown = [trial.loss(trial.model, batch, step) for step, batch in enumerate(batches)]
+    means = [each[0], each[1], each[2], (each[2] + each[3]) / 2]
+    assert [loss.item() for loss in shown] == pytest.approx(means, rel=1e-6)
+    shown[3].backward()
+    assert all(
+        torch.equal(found, wanted) for found, wanted in zip((p.grad for p in plain.model.parameters()), expected, strict=True)
+    )
+
+
+def test_lag_with_its_candidates_alone_costs_one_run_and_the_other_trials() -> None:
+    experiment = experiment_of("gpt2", target=times(SMALL, 1, layers=6), steps=10)
+    outcome, _ = run(experiment, "lag", lag=0.2)
+    alone, _ = run(experiment, "depth_map")
+    step = alone.phases[0].flops_per_step["train"]
+    assert outcome.costs.flops["operator"] == 3 * 2 * step and outcome.costs.flops["train"] == 8 * step  # type: ignore[index]
+
+
+def test_lag_refuses_candidates_that_it_cannot_try() -> None:
+    for candidates, said in (
+        (["depth_map"], "1 candidates of 4 of 20 steps"),
+        (["depth_map", "ki"], "ki must train the grown model in one phase"),
+        (["depth_map", "ligo"], "ligo must train the grown model in one phase"),
+        (["depth_map", "stackbert"], "stackbert must be a method that grows a source"),
+        (["depth_map", "lag"], "lag must train the grown model in one phase"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            driven_lag({}, candidates=candidates, hyperparameters={})
