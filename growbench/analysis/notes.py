@@ -45,7 +45,8 @@ class Noted:
 
     def notes(self) -> list[str]:
         """One or a few sentences each."""
-        found = [*self._left_out(), *self._code(), *self._target(), *self._sources(), *self._pairs(), *self._ladder()]
+        found = [*self._left_out(), *self._code(), *self._settings(), *self._target(), *self._sources()]
+        found += [*self._pairs(), *self._ladder()]
         if len({run.record.seed for run in self.runs}) == 1:
             found.append(
                 "One seed: there is no interval and no test, and small differences mean nothing. A claim takes five seeds, and "
@@ -74,6 +75,15 @@ class Noted:
         names = "all runs" if len(earlier) == len(runs) else _names(earlier)
         changed = "The protocol or the methods' code has changed since, and growbench reproduce has not confirmed these runs"
         return [f"Made by earlier code: {names}. {changed}."] if earlier else []
+
+    def _settings(self) -> list[str]:
+        """Which methods' final models have settings that scratch's does not have."""
+        lasts = {
+            run.record.method: run.record.phases[-1].settings or {} for run in self.runs if run.finished and run.record.phases
+        }
+        texts = {method: ", ".join(f"{key} = {value:.3g}" for key, value in each.items()) for method, each in lasts.items()}
+        names = "; ".join(f"{method} ({text})" for method, text in texts.items() if text)
+        return [f"Trained with settings that scratch does not have: {names}."] if names else []
 
     def _target(self) -> list[str]:
         target = self.reading.target_loss

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, cast
@@ -92,14 +92,22 @@ class Architecture:
     table: Callable[[ModelConfig], list[Row]]
     options: tuple[str, ...]  # the OPTIONS that it has
     library: Library  # stores and reads its models as checkpoints of their library
+    centred: bool = True  # its norms subtract the mean (LayerNorm); False: RMSNorm
 
-    def build(self, config: ModelConfig) -> nn.Module:
-        """A freshly initialised model of these sizes. Raises UsageError for an option that the architecture lacks."""
+    def build(self, config: ModelConfig, settings: Mapping[str, float] | None = None) -> nn.Module:
+        """A freshly initialised model of these sizes, with these settings in place of the usual ones.
+
+        Raises UsageError for an option or a setting that the architecture lacks.
+        """
         for key, default in OPTIONS.items():
             if key not in self.options and getattr(config, key) != default:
                 raise UsageError(f"{self.name} has no {key}: its options are {', '.join(self.options)}")
         model = self.make(config)
         model.sizes = config  # type: ignore[assignment]
+        usual = self.library.settings(model)
+        changed = {key: value for key, value in (settings or {}).items() if value != usual.get(key)}
+        self.library.change(model, changed)
+        model.changed_settings = changed  # type: ignore[assignment]
         return model
 
     def shapes(self, config: ModelConfig) -> dict[str, torch.Size]:
@@ -184,6 +192,11 @@ def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
 def sizes_of(model: nn.Module) -> ModelConfig:
     """The sizes that a model was built with."""
     return cast(ModelConfig, model.sizes)
+
+
+def changed_settings(model: nn.Module) -> dict[str, float]:
+    """The settings that a model was built with in place of its architecture's usual ones."""
+    return cast("dict[str, float]", getattr(model, "changed_settings", {}))
 
 
 def _canonical(row: Row, stored: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from growbench.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NORM_EPS = "norm_eps"  # what norms add to the variance
+
 META = torch.device("meta")
 
 
@@ -39,6 +41,12 @@ class Library(Protocol):
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
         """Its tensors, with the names and layout of our models."""
 
+    def settings(self, model: nn.Module) -> dict[str, float]:
+        """The settings of one of our models that a method may change, by names that all architectures share."""
+
+    def change(self, model: nn.Module, settings: Mapping[str, float]) -> None:
+        """Change such settings, in the model and in its library's configuration. Raises UsageError for one that it lacks."""
+
     def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         """Random inputs (text: one sequence of `sequence_length`) and the logits (N, vocabulary) of the library's model."""
 
@@ -54,13 +62,17 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Transformers:
-    """An architecture in transformers. `names` maps keys of its configuration to fields of ModelConfig."""
+    """An architecture in transformers. `names` maps keys of its configuration to fields of ModelConfig.
+
+    `norm_eps`: the key of what its norms add to the variance.
+    """
 
     stock: Any  # transformers' class
     names: Mapping[str, str]
+    norm_eps: str = "layer_norm_eps"
 
-    def settings(self, sizes: ModelConfig) -> dict[str, Any]:
-        """The sizes as settings of transformers' configuration."""
+    def options(self, sizes: ModelConfig) -> dict[str, Any]:
+        """The sizes as keyword arguments of transformers' configuration."""
         return {key: getattr(sizes, name) for key, name in self.names.items()}
 
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -103,6 +115,20 @@ class Transformers:
         state = dict(stock.state_dict())
         self.from_library(stock.config, state)
         return state
+
+    def settings(self, model: nn.Module) -> dict[str, float]:
+        return {NORM_EPS: getattr(model.config, self.norm_eps)}
+
+    def change(self, model: nn.Module, settings: Mapping[str, float]) -> None:
+        if unknown := settings.keys() - {NORM_EPS}:
+            raise UsageError(
+                f"{type(model).__name__} has no setting {min(unknown)!r} that a method may change: it has {NORM_EPS}"
+            )
+        for value in settings.values():
+            setattr(model.config, self.norm_eps, value)
+            for module in model.modules():
+                if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+                    module.eps = value
 
     def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         config: Any = stock.config
@@ -162,6 +188,13 @@ class Timm:
 
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
         return dict(stock.state_dict())
+
+    def settings(self, model: nn.Module) -> dict[str, float]:
+        return {}  # timm builds a model from names and numbers, among which there is no eps
+
+    def change(self, model: nn.Module, settings: Mapping[str, float]) -> None:
+        if settings:
+            raise UsageError(f"{type(model).__name__} has no setting {min(settings)!r}: timm's configurations cannot hold any")
 
     def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         size: Any = stock.patch_embed.img_size  # type: ignore[union-attr]

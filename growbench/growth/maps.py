@@ -63,6 +63,17 @@ def tiling(small: ModelConfig, large: ModelConfig) -> Maps:
     }
 
 
+def zero_sum(noise: Tensor, index: Tensor) -> Tensor:
+    """Noise on the columns of a matrix, minus its mean over the copies of each old input: the product does not see it.
+
+    `index`: (N,) the old input that each new one copies, or -1 where the input is zero: there the noise stays as it is.
+    """
+    unit, is_copy = index.clamp(min=0).to(noise.device), (index >= 0).to(noise)
+    copies = torch.bincount(index[index >= 0]).to(noise)
+    sums = noise.new_zeros(*noise.shape[:-1], len(copies)).index_add(-1, unit, noise * is_copy)
+    return noise - (sums / copies).index_select(-1, unit) * is_copy
+
+
 def head_maps(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """(heads,) and (key-value heads,): the old head that each new one copies. Every head keeps its own keys and values.
 

@@ -134,7 +134,7 @@ class Pad:
 
     length: int  # the new one
     copies: int = 1
-    rest: Callable[[Tensor, int], Tensor] | None = None  # (old value, dim) -> one entry along dim, which all the rest takes
+    rest: Callable[[Tensor, int], Tensor] | None = None  # (old value, dim) -> the rest, or one entry for all of it
 
     def produce(self, value: Tensor, dim: int) -> Tensor:
         shape = list(value.shape)

@@ -1,4 +1,10 @@
 """The plugin interface: everything that the author of a growth method imports."""
 
+from growbench import growth
+from growbench.growth import *  # noqa: F403
+from growbench.method import interface
 from growbench.method.interface import *  # noqa: F403
-from growbench.method.interface import __all__ as __all__
+
+__all__ = []
+__all__ += growth.__all__
+__all__ += interface.__all__

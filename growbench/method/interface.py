@@ -1,4 +1,4 @@
-"""The plugin interface: everything that the author of a growth method imports.
+"""The plugin interface: a method, its task and its phases. Authors import it from growbench.method.
 
 A method is a frozen dataclass whose fields are its hyperparameters. Its generator `phases` yields phases of training, which
 growbench carries out. What it computes between two yields is charged as growth. growbench owns data, device, clock and FLOP
@@ -26,65 +26,29 @@ from growbench.costs import teaching
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step
 from growbench.data import Batch
 from growbench.errors import UsageError
-from growbench.growth.maps import copying, interleave, repeat_block, stack, stack_and_top, tiling
-from growbench.growth.weights import (
-    WIDTHS,
-    Axis,
-    AxisMap,
-    Extend,
-    Maps,
-    Pad,
-    Select,
-    Weight,
-    Weights,
-    apart,
-    axis_length,
-    deepen,
-    map_of,
-    widen,
-)
+from growbench.growth import WIDTHS, Axis, Weights, axis_length
 from growbench.method import entries, optimizer, schedule
 from growbench.method.entries import EntrySchedule
 from growbench.method.loss import cross_entropy
 from growbench.method.schedule import Schedule, constant
 
 __all__ = [
-    "WIDTHS",
-    "Axis",
-    "AxisMap",
     "Batch",
     "EntrySchedule",
-    "Extend",
-    "Maps",
     "Method",
     "ModelConfig",
-    "Pad",
     "Phase",
     "Phases",
     "Schedule",
-    "Select",
     "Task",
     "Trained",
     "UsageError",
-    "Weight",
-    "Weights",
-    "apart",
-    "axis_length",
     "constant",
-    "copying",
     "cross_entropy",
-    "deepen",
-    "interleave",
     "ligo_paper_construction",
     "ligo_paper_step",
-    "map_of",
-    "repeat_block",
-    "stack",
-    "stack_and_top",
     "task_loss",
-    "tiling",
     "tunable",
-    "widen",
 ]  # fmt: skip
 
 Number = TypeVar("Number", int, float)
@@ -248,23 +212,29 @@ class Task:
         """The same task with another source model."""
         return replace(self, _source=source)
 
-    def build(self, config: ModelConfig | None = None) -> nn.Module:
-        """A freshly initialised model of these sizes; None: of the target's."""
+    def build(self, config: ModelConfig | None = None, settings: Mapping[str, float] | None = None) -> nn.Module:
+        """A freshly initialised model of these sizes (None: the target's). `settings`: those that are not as usual."""
         with self.device:
-            return self.architecture.build(config or self.target_config)
+            return self.architecture.build(config or self.target_config, settings)
+
+    def settings(self, model: nn.Module) -> dict[str, float]:
+        """A model's settings that `build` and `model_from` can change: norm_eps, unless its library cannot store it."""
+        return self.architecture.library.settings(model)
 
     def read(self, model: nn.Module) -> Weights:
         """A copy of a model's canonical weights, detached from autograd."""
         weights = self.architecture.read(model)
         return {name: replace(weight, value=weight.value.clone()) for name, weight in weights.items()}
 
-    def model_from(self, weights: Weights, config: ModelConfig | None = None) -> nn.Module:
-        """A model of these sizes (None: the target's) with these canonical weights.
+    def model_from(
+        self, weights: Weights, config: ModelConfig | None = None, settings: Mapping[str, float] | None = None
+    ) -> nn.Module:
+        """A model of these sizes (None: the target's) with these canonical weights, and with `settings` as in `build`.
 
-        Raises ValueError if a weight is missing or has the wrong shape.
+        Raises ValueError if a weight is missing or has the wrong shape, and UsageError for a setting that the model lacks.
         """
         _check_lengths(weights, config or self.target_config)
-        return self.architecture.write(weights, self.build(config))
+        return self.architecture.write(weights, self.build(config, settings))
 
     def train_only(self, model: nn.Module, trained: Callable[[str, int | None], bool]) -> nn.Module:
         """Freeze the parameters for which `trained(canonical name, layer)` is False, unfreeze the others; return the model.

@@ -87,7 +87,7 @@ class TrainedModel:
         if not difference < SAME:
             raise UsageError(
                 f"its logits differ from those of {type(stock).__name__} with the same weights (by {difference:.2g}): "
-                "remove hooks and changed settings"
+                "remove hooks, and declare changed settings: task.model_from(weights, settings=...)"
             )
 
     def _card(self, record: RunRecord) -> dict[str, Any]:
@@ -97,6 +97,7 @@ class TrainedModel:
             **{key: getattr(record, key) for key in ABOUT},
             "architecture": self.architecture.name,
             "sizes": asdict(self.sizes),
+            "settings": architectures.changed_settings(self.model),
             "cost": {
                 unit: {
                     "own": record.cost.charged(unit),

@@ -34,6 +34,7 @@ class PhaseRecord:
     loss_before: float | None = None  # validation loss before and after growth
     loss_after: float | None = None
     optimizer: str | None = None  # the optimizer's state at its start: new or kept
+    settings: Mapping[str, float] | None = None  # of its model, that are not its architecture's usual ones
     duplicates: float | None = None  # share of FFN units that equal another one, at its start
     duplicates_end: float | None = None
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from growbench.architectures import changed_settings
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.method import Phase, Schedule
@@ -171,6 +172,7 @@ class PhaseState:
             median_step_seconds=statistics.median(self.step_seconds),
             seconds=sum(self.step_seconds),
             cpu_seconds=self.cpu_seconds,
+            settings=changed_settings(self.start.target) or None,
             **self.growth,
         )
 

@@ -121,6 +121,12 @@ def test_one_seed_has_no_interval_and_says_so() -> None:
     assert a_note(comparison, "One seed")
 
 
+def test_settings_that_scratch_does_not_have_are_named() -> None:
+    phases = [{"steps": 10, "settings": {"norm_eps": 8e-6}}]
+    comparison = compare([scratch(), straight("lemon", 50, phases=phases), straight("ligo", 50)])
+    assert a_note(comparison, "Trained with") == "Trained with settings that scratch does not have: lemon (norm_eps = 8e-06)."
+
+
 def test_a_seed_that_failed_leaves_no_saving_and_is_named() -> None:
     runs = [scratch(seed) for seed in range(3)] + [straight("ligo", 50 + seed, seed) for seed in range(2)]
     broken = run("ligo", curve((0, 4.0), (50, 1.0)), 2, status="failed", final_val_loss=None)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from growbench.architectures import changed_settings
+from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
+from growbench.method import Task, Weights
+from growbench.registry import get
 from growbench.tools.miniatures import Cell
 from tests.methods.test_methods import (
     double,
@@ -17,6 +23,7 @@ from tests.methods.test_methods import (
     in_double_precision,
     large_of,
     relative_change,
+    run,
     small_of,
     task_in,
     task_of,
@@ -85,3 +92,125 @@ def test_hypercloning_refuses_widths_that_are_no_multiples() -> None:
     small = small_of(Cell("gpt2"))
     with pytest.raises(UsageError, match="target's ffn = 100 must be a multiple of the source's 64"):
         grown(task_of(experiment_of("gpt2", small, times(small, 2, ffn=100))), "hypercloning")
+
+
+# --- LEMON
+
+PAPERS = [{}, {"split": "complement", "scale": 0.1, "outputs": "cancel"}]  # as for ViT, as for BERT
+
+
+def and_a_half(cell: Cell, rounds: int = 2, **changes: Any) -> ModelConfig:
+    """Widths of 2.5 times the source's (or 1.5), an FFN of another ratio, and heads of the same size."""
+    small = small_of(cell)
+    heads = small.heads * rounds + small.heads // 2
+    return replace(small, width=small.width * heads // small.heads, heads=heads, kv_heads=small.kv_heads * heads // small.heads,
+                   ffn=150, **changes)  # fmt: skip
+
+
+@in_double_precision
+@each_cell
+@pytest.mark.parametrize("options", PAPERS, ids=str)
+def test_lemon_is_lossless_wherever_it_does_not_refuse(options: dict[str, Any], cell: Cell) -> None:
+    """Where norms come first: at whole and broken ratios, in depth too. Where they come last: in width, at whole ratios."""
+    small = small_of(cell)
+    whole, broken = times(small, 2, ffn=150), and_a_half(cell)
+    pre, lossy = cell.architecture not in ("bert", "roberta"), cell.architecture in ("bert", "roberta", "modernbert")
+    for target in (whole, *[replace(whole, layers=4)] * pre, *[and_a_half(cell, 1), replace(broken, layers=7)] * (not lossy)):
+        task = task_in(cell, target)
+        assert relative_change(task, grown(task, "lemon", **options)) < 1e-12, target
+    if lossy:
+        with pytest.raises(UsageError, match=r"target\.width = 40 must be a multiple of the source's 16"):
+            grown(task_in(cell, broken), "lemon", **options)
+
+
+@in_double_precision
+def test_lemons_new_layers_on_top_are_lossless_in_modernbert_whose_layers_differ_by_their_place() -> None:
+    cell = Cell("modernbert")
+    task = task_in(cell, times(small_of(cell), 2, layers=5))
+    assert relative_change(task, grown(task, "lemon", new_layers="top")) < 1e-12
+    assert relative_change(task, grown(task, "lemon")) > 1e-6
+
+
+def lemon_grown(task: Task, **options: Any) -> tuple[Weights, Weights]:
+    """The grown weights, and the initial values of the large model that were drawn."""
+    torch.manual_seed(5)
+    weights = task.read(grown(task, "lemon", **options))
+    torch.manual_seed(5)
+    return weights, task.read(task.build())
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_lemon_pads_the_stream_and_scales_the_norms(architecture: str) -> None:
+    """n = 2 and eta^2 = 2 * 16 / 40: [x, x, mean] (RMSNorm: [x, x, 0]), gain * eta, bias [b, b, 0], eps * eta^2."""
+    cell = Cell(architecture)
+    task = task_in(cell, and_a_half(cell))
+    old, (new, fresh) = task.read(task.source), lemon_grown(task)
+    eta, token, gain = math.sqrt(0.8), old["embeddings.token"].value, old["layers.ffn.norm.weight"].value
+    rest = token.mean(1, keepdim=True) if architecture == "gpt2" else torch.zeros(len(token), 1)
+    torch.testing.assert_close(new["embeddings.token"].value, torch.cat([token, token, rest.expand(-1, 8)], 1))
+    scaled, drawn = new["layers.ffn.norm.weight"].value.split([32, 8], 1)
+    torch.testing.assert_close(scaled, eta * gain.repeat(1, 2))
+    assert drawn.abs().max() < 1 and drawn.std() > 0.3
+    torch.testing.assert_close(new["norm.weight"].value[:32], eta * old["norm.weight"].value.repeat(2) / 2)  # tied
+    torch.testing.assert_close(
+        new["layers.attention.query.weight"].value[..., 32:], fresh["layers.attention.query.weight"].value[..., 32:]
+    )
+    if architecture == "gpt2":
+        bias = old["layers.ffn.norm.bias"].value
+        torch.testing.assert_close(new["layers.ffn.norm.bias"].value, torch.cat([bias, bias, torch.zeros(3, 8)], 1))
+    usual = {"gpt2": 1e-5, "llama": 1e-6}[architecture]
+    assert changed_settings(grown(task, "lemon")) == {"norm_eps": pytest.approx(0.8 * usual)}
+
+
+@pytest.mark.parametrize("split", ["projection", "complement"])
+def test_lemon_splits_what_copies_feed_unequally_and_keeps_the_sum(split: str) -> None:
+    """64 neurons become 150: the first 22 have three copies, the others two."""
+    cell = Cell("gpt2")
+    task = task_in(cell, replace(times(small_of(cell), 2), ffn=150))
+    old, (new, fresh) = task.read(task.source), lemon_grown(task, split=split, scale=0.5)
+    value, drawn, w = (weights["layers.ffn.down.weight"].value for weights in (new, fresh, old))
+    w = w.repeat(1, 2, 1)  # each copy of the output
+    for neuron in range(64):
+        copies = list(range(neuron, 150, 64))
+        parts, noise = value[..., copies], drawn[..., copies] / 2
+        torch.testing.assert_close(parts.sum(-1), w[..., neuron])
+        if split == "projection":
+            expected = noise + (w[..., neuron, None] - noise.sum(-1, keepdim=True)) / len(copies)
+        else:
+            last = noise[..., -1:]
+            others = (w[..., neuron, None] - last) / (len(copies) - 1)
+            expected = torch.cat([others.expand(*others.shape[:-1], len(copies) - 1), last], -1)
+        torch.testing.assert_close(parts, expected)
+
+
+def test_lemons_new_layers_write_zeros_or_what_cancels() -> None:
+    cell = Cell("gpt2")
+    task = task_in(cell, times(small_of(cell), 2, layers=5))
+    zero, cancelling = (task.read(grown(task, "lemon", outputs=outputs)) for outputs in ("zero", "cancel"))
+    for name in ("layers.attention.out.weight", "layers.ffn.down.weight"):
+        for layer, silent in enumerate([False, False, True, False, True]):
+            assert (zero[name].value[layer] == 0).all() == silent
+            first, second = cancelling[name].value[layer].chunk(2, -1)
+            assert torch.allclose(first, -second, atol=1e-6) == silent and not (first == 0).all()
+    assert (cancelling["layers.ffn.down.bias"].value[[2, 4]] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("place", "new", "expected"),
+    [
+        ("between", 3, [0, 1, 2]), ("between", 5, [0, 1, 1, 2, 2]), ("between", 7, [0, 0, 1, 1, 2, 2, 2]),
+        ("top", 5, [0, 1, 2, 2, 2]),
+    ],
+)  # fmt: skip
+def test_lemons_new_layers_follow_the_layers_that_they_copy(place: str, new: int, expected: list[int]) -> None:
+    assert get("lemon", {"new_layers": place}).method.layers(3, new) == expected
+
+
+def test_a_run_records_the_settings_that_its_method_declared() -> None:
+    cell = Cell("gpt2")
+    outcome, _ = run(experiment_of("gpt2", small_of(cell), and_a_half(cell, 1)), "lemon")
+    (phase,) = outcome.phases
+    assert phase.settings == {"norm_eps": pytest.approx(1e-5 * 2 / 3)} and phase.target_sized
+    assert phase.output_change is not None and phase.output_change < 1e-5
+    outcome, _ = run(experiment_of("gpt2", small_of(cell), times(small_of(cell), 2)), "lemon")
+    assert outcome.phases[0].settings is None

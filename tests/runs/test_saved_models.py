@@ -129,6 +129,37 @@ def test_a_saved_model_is_its_librarys_own_and_computes_the_same(name: str, tied
     torch.testing.assert_close(found, expected, rtol=0 if name in EXACT else 1e-5, atol=0 if name in EXACT else 1e-5)
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_a_changed_setting_is_saved_with_the_model(name: str, tmp_path: Path, corpus: Path) -> None:
+    """The library alone computes the same; growbench.json says which setting was changed."""
+    sizes, settings = sizes_for(name), {"norm_eps": 0.5}
+    usual, architecture = random_model(name, sizes), architectures.get(name)
+    model = architecture.build(sizes, settings).eval()
+    model.load_state_dict(usual.state_dict())
+    own = tokenizer.for_transformers(*trained_tokenizer(name, corpus), sizes.positions)
+    folder = tmp_path / "model"
+    saved_models.TrainedModel(architecture, model, sizes, own).save(folder, RECORD)
+    inputs = torch.randint(3, 300, (4, 9))
+    with torch.no_grad():
+        found, expected, other = by_the_library(name, folder)(inputs).logits.flatten(0, 1), model(inputs), usual(inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found - other).abs().max() > 0.01
+    assert json.loads((folder / "growbench.json").read_text())["settings"] == settings
+    assert architecture.library.settings(model) == settings and architectures.changed_settings(usual) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("vit", "norm_eps", "ViT has no setting 'norm_eps': timm's configurations cannot hold any"),
+        ("gpt2", "eps", "GPT2 has no setting 'eps' that a method may change: it has norm_eps"),
+    ],
+)
+def test_a_setting_that_cannot_be_saved_is_refused(name: str, setting: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        architectures.get(name).build(sizes_for(name), {setting: 0.5})
+
+
 @each_tying
 def test_a_saved_model_comes_back_bit_by_bit(name: str, tied: bool, checkpoint: Checkpoint) -> None:
     model = random_model(name, sizes_for(name, tied=tied))

@@ -29,7 +29,7 @@ LIBRARY = Transformers(BertForMaskedLM, NAMES)
 def make(config: ModelConfig) -> Bert:
     model = Bert(
         BertConfig(
-            **LIBRARY.settings(config),
+            **LIBRARY.options(config),
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=None,  # no block is padded, so no embedding row is fixed at zero

@@ -36,13 +36,13 @@ NAMES = {
     "n_layer": "layers", "n_embd": "width", "n_head": "heads", "n_inner": "ffn",
     "vocab_size": "vocabulary", "n_positions": "positions", "tie_word_embeddings": "tied",
 }  # fmt: skip
-LIBRARY = Transformers(GPT2LMHeadModel, NAMES)
+LIBRARY = Transformers(GPT2LMHeadModel, NAMES, "layer_norm_epsilon")
 
 
 def make(config: ModelConfig) -> GPT2:
     return GPT2(
         GPT2Config(
-            **LIBRARY.settings(config),
+            **LIBRARY.options(config),
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
             resid_pdrop=config.dropout,

@@ -36,14 +36,14 @@ class Llama(LlamaForCausalLM):
         return self.lm_head(hidden if positions is None else hidden[positions])
 
 
-LIBRARY = Transformers(LlamaForCausalLM, {**NAMES, "num_key_value_heads": "kv_heads"})
+LIBRARY = Transformers(LlamaForCausalLM, {**NAMES, "num_key_value_heads": "kv_heads"}, "rms_norm_eps")
 
 
 def make(config: ModelConfig) -> Llama:
     check_rotary(config)
     return Llama(
         LlamaConfig(
-            **LIBRARY.settings(replace(config, kv_heads=config.key_value_heads)),
+            **LIBRARY.options(replace(config, kv_heads=config.key_value_heads)),
             pad_token_id=None,
             bos_token_id=None,
             eos_token_id=None,
@@ -71,4 +71,4 @@ def table(config: ModelConfig) -> list[Row]:
     return rows
 
 
-ARCHITECTURE = Architecture("llama", "causal", "bytes", "pre", make, table, ("kv_heads", "tied"), LIBRARY)
+ARCHITECTURE = Architecture("llama", "causal", "bytes", "pre", make, table, ("kv_heads", "tied"), LIBRARY, centred=False)

@@ -33,14 +33,14 @@ class ModernBert(ModernBertForMaskedLM):
         return self.decoder(self.head(hidden if positions is None else hidden[positions]))
 
 
-LIBRARY = Transformers(ModernBertForMaskedLM, NAMES)
+LIBRARY = Transformers(ModernBertForMaskedLM, NAMES, "norm_eps")
 
 
 def make(config: ModelConfig) -> ModernBert:
     check_rotary(config)
     return ModernBert(
         ModernBertConfig(
-            **LIBRARY.settings(config),
+            **LIBRARY.options(config),
             embedding_dropout=config.dropout,
             attention_dropout=config.dropout,
             mlp_dropout=config.dropout,

@@ -32,8 +32,8 @@ class RobertaLibrary(Transformers):
 
     table = "roberta.embeddings.position_embeddings.weight"
 
-    def settings(self, sizes: ModelConfig) -> dict[str, Any]:
-        return {**super().settings(sizes), "max_position_embeddings": sizes.positions + FIRST_POSITION}
+    def options(self, sizes: ModelConfig) -> dict[str, Any]:
+        return {**super().options(sizes), "max_position_embeddings": sizes.positions + FIRST_POSITION}
 
     def sizes(self, folder: Path) -> ModelConfig:
         sizes = super().sizes(folder)
@@ -53,7 +53,7 @@ LIBRARY = RobertaLibrary(RobertaForMaskedLM, NAMES)
 def make(config: ModelConfig) -> Roberta:
     model = Roberta(
         RobertaConfig(
-            **LIBRARY.settings(config),
+            **LIBRARY.options(config),
             type_vocab_size=1,
             layer_norm_eps=1e-5,
             hidden_dropout_prob=config.dropout,
