@@ -116,7 +116,7 @@ def phases(comparison: Comparison) -> pd.DataFrame:
     """Each method's phases in order, as its first finished seed had them; older runs leave blank what they did not record.
 
     FLOPs per step in all that is charged, also as a share of scratch's step, and by account (`overhead`: a teacher whose
-    outputs count as stored; `optimizer`: its own products).
+    outputs count as stored; `optimizer`: its own products, a column only where a run has some).
     """
     firsts = [first_run(comparison.runs, method) for method in comparison.methods]
     reference = _charged_per_step(firsts[0].record.phases[-1]) if is_scratch(firsts[0]) and firsts[0].record.phases else math.nan
@@ -136,7 +136,8 @@ def phases(comparison: Comparison) -> pd.DataFrame:
         for phase in run.record.phases
     ]
     heads = ["method", "seed", "phase", "scored", "steps", "flops_per_step", "share_of_scratch", *WORK]
-    return pd.DataFrame(rows, columns=[*heads, "growth_flops"])
+    table = pd.DataFrame(rows, columns=[*heads, "growth_flops"])
+    return table if table[Account.OPTIMIZER].notna().any() else table.drop(columns=Account.OPTIMIZER)
 
 
 def _charged_per_step(phase: PhaseRecord) -> float:

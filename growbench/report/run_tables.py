@@ -87,7 +87,7 @@ def phases(comparison: Comparison) -> TableByMethod | None:
     if table["flops_per_step"].isna().all():
         return None
     scale = cost_scale(table["flops_per_step"].max(), Unit.FLOPS)
-    accounts = [account for account in WORK if (table[account] > 0).any()]
+    accounts = [account for account in WORK if account in table and (table[account] > 0).any()]
     paces = pace.paces(comparison.measured)
     heads = ["phase", "steps", f"{scale.name} per step", "of scratch's step", *(WORK[account] for account in accounts)]
     names = method_names(comparison)

@@ -157,6 +157,15 @@ def test_a_plan_for_a_device_that_is_not_here(miniature: Path, capsys: pytest.Ca
     assert dry_run(miniature, "--methods", "scratch", "--device", "cuda") == 2
 
 
+def test_a_plan_names_the_optimizer_and_its_own_products(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for optimizer in ("adamw", "muon"):
+        given = f"train.optimizer={optimizer}"
+        assert dry_run(miniature, "--methods", "scratch", "--throughput", "1e9", "--set", given) == 0
+        out = capsys.readouterr().out
+        assert f"float32 on cpu, optimizer {optimizer}\n" in out
+        assert ("not charged: " in out) == (optimizer == "muon")
+
+
 def test_a_method_that_cannot_be_planned_has_a_row_that_says_so(
     miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,14 +142,15 @@ def test_phases_show_where_the_work_is(made: Path) -> None:
     assert "teacher, not charged" not in page.text
 
 
-def test_a_precomputed_teacher_is_shown_and_not_charged(tmp_path: Path) -> None:
+def test_a_precomputed_teacher_and_an_optimizers_products_are_shown_and_not_charged(tmp_path: Path) -> None:
     folder = write_results(tmp_path, 1, {method: METHODS[method] for method in ("scratch", "bert2bert")})
     path = folder / "bert2bert-seed0"
     phases = json.loads((path / "run.json").read_text())["phases"]
-    phases[0]["flops_per_step"] = {"train": STEP_FLOPS, "overhead": 0.1 * STEP_FLOPS}
+    phases[0]["flops_per_step"] = {"train": STEP_FLOPS, "overhead": 0.1 * STEP_FLOPS, "optimizer": 0.2 * STEP_FLOPS}
     change(path, phases=phases)
     row = read(report.make(folder)).row("phases", "bert2bert")
-    assert (row["of scratch's step"], row["teacher, not charged"]) == ("1.00", "0.100")
+    shown = (row["of scratch's step"], row["teacher, not charged"], row["optimizer, not charged"])
+    assert shown == ("1.00", "0.100", "0.200")
 
 
 def test_controls_and_kept_sources_are_marked(tmp_path: Path) -> None:
