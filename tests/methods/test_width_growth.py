@@ -214,3 +214,65 @@ def test_a_run_records_the_settings_that_its_method_declared() -> None:
     assert phase.output_change is not None and phase.output_change < 1e-5
     outcome, _ = run(experiment_of("gpt2", small_of(cell), times(small_of(cell), 2)), "lemon")
     assert outcome.phases[0].settings is None
+
+
+# --- SZP
+
+
+def test_szp_shrinks_pads_and_perturbs() -> None:
+    """Width 16 to 24: R is the initialisation times sqrt(16/24), of the untied output matrix times 16/24."""
+    cell = Cell("gpt2", tied=False)
+    task = task_in(cell, large_of(cell))
+    old = task.read(task.source)
+    torch.manual_seed(5)
+    new = task.read(grown(task, "szp", shrink=0.3, noise=0.5))
+    torch.manual_seed(5)
+    fresh = task.read(task.build())
+    for name, factor in {"layers.ffn.up.weight": math.sqrt(2 / 3), "head.weight": 2 / 3, "embeddings.token": 1}.items():
+        value = old[name].value[[0, 1, 2, 0, 1, 2, 0]] if name.startswith("layers.") else old[name].value
+        expected = 0.5 * factor * fresh[name].value
+        corner = tuple(map(slice, value.shape))
+        expected[corner] += 0.3 * value
+        torch.testing.assert_close(new[name].value, expected)
+    gain, bias = new["norm.weight"].value, new["layers.ffn.up.bias"].value
+    torch.testing.assert_close(gain, torch.cat([old["norm.weight"].value, torch.ones(8)]))
+    torch.testing.assert_close(bias[0], torch.cat([0.3 * old["layers.ffn.up.bias"].value[0], torch.zeros(32)]))
+
+
+def test_szp_without_noise_or_shrinking_at_equal_sizes_is_the_small_model() -> None:
+    cell = Cell("cait")
+    task = task_in(cell, small_of(cell))
+    assert relative_change(task, grown(task, "szp", shrink=1.0, noise=0.0)) == 0
+
+
+def test_szp_refuses_heads_of_another_size() -> None:
+    with pytest.raises(UsageError, match="szp keeps heads whole: target's width / heads = 4 must equal the source's 8"):
+        grown(task_in(Cell("gpt2"), replace(large_of(Cell("gpt2")), heads=6)), "szp")
+
+
+# --- ModernBERT's tiling
+
+
+def test_tiling_from_the_middle_by_hand() -> None:
+    """Of a, b, c in the middle of eight: b c a b c a b c."""
+    from growbench.methods.modernbert_tiling import from_the_middle, spread
+
+    assert from_the_middle(3, 8).tolist() == [1, 2, 0, 1, 2, 0, 1, 2]
+    assert from_the_middle(4, 8).tolist() == [2, 3, 0, 1, 2, 3, 0, 1]
+    assert spread(3, 6) == [0, 0, 1, 2, 2, 2]  # halves are rounded to even numbers
+    assert spread(22, 28)[-4:] == [19, 20, 20, 21] and max(spread(22, 44)) == 21
+
+
+def test_modernbert_tiling_divides_nothing_and_tiles_norms() -> None:
+    """Width 16 to 24, so 4 on either side of the middle; FFN 64 to 96, so 16."""
+    cell = Cell("modernbert")
+    task = task_in(cell, large_of(cell))
+    old, new = task.read(task.source), task.read(grown(task, "modernbert_tiling"))
+    layers = [0, 0, 1, 1, 2, 2, 2]  # round(3 i / 7), at most 2
+    width, ffn = (torch.arange(n).roll(n // 4)[:n].repeat(2)[: n + n // 2] for n in (16, 64))
+    assert width[:5].tolist() == [12, 13, 14, 15, 0]
+    up = old["layers.ffn.up.weight"].value[layers][:, ffn][..., width]
+    assert torch.equal(new["layers.ffn.up.weight"].value, up)
+    assert torch.equal(new["layers.ffn.norm.weight"].value, old["layers.ffn.norm.weight"].value[layers][:, width])
+    assert torch.equal(new["head.norm.weight"].value, old["head.norm.weight"].value[width])  # tied: not divided either
+    assert torch.equal(new["embeddings.token"].value, old["embeddings.token"].value[:, width])
