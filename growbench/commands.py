@@ -133,9 +133,9 @@ def list_known(options: argparse.Namespace) -> int:
     if options.long:
         if options.what != "methods":
             raise UsageError("--long is for methods: growbench list methods --long")
-        from growbench.tools.cards import card
+        from growbench.tools.cards import card, common_card
 
-        print("\n\n".join(card(registry.get(name)) for name in registry.built_in()))
+        print("\n\n".join([*(card(registry.get(name)) for name in registry.built_in()), common_card()]))
         return 0
 
     def print_group(name: str, lines: dict[str, str]) -> None:

@@ -116,8 +116,10 @@ class Architecture:
 
     def read(self, model: nn.Module) -> Weights:
         """The model's parameters as canonical weights, detached from autograd. Tied parameters are read once."""
-        sizes = sizes_of(model)
-        stored = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        return self.canonical({name: parameter.detach() for name, parameter in model.named_parameters()}, sizes_of(model))
+
+    def canonical(self, stored: Mapping[str, Tensor], sizes: ModelConfig) -> Weights:
+        """Canonical weights from tensors that have the names and shapes of the parameters of a model of these sizes."""
         weights = {}
         for row in self.table(sizes):
             values = [_canonical(row, stored[native]) for _, native in row.natives(sizes)]

@@ -14,12 +14,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from growbench.config.schema import ModelConfig
+from growbench.growth.carried import Rule, carry
 
 
 class Axis(Enum):
@@ -83,7 +85,11 @@ Weights = dict[str, Weight]
 
 
 class AxisMap(Protocol):
-    """How an axis grows. Along dimension `dim` of a weight, `produce` grows an output side, `consume` an input side."""
+    """How an axis grows. Along dimension `dim` of a weight, `produce` grows an output side, `consume` an input side.
+
+    A map may also say how what an optimizer keeps grows. `gradient` grows the gradient of an output side; that of an input side
+    grows by `produce`. `kept` keeps what the old units have, on either side, and gives the new ones zeros.
+    """
 
     def produce(self, value: Tensor, dim: int) -> Tensor: ...
 
@@ -109,6 +115,15 @@ class Select:
             return self.produce(value, dim)
         copies = torch.bincount(self.index)[self.index].to(value)
         return self.produce(value, dim) / copies.reshape([-1] + [1] * (value.dim() - 1 - dim))
+
+    def gradient(self, value: Tensor, dim: int) -> Tensor:
+        """All copies together have the gradient of the old unit."""
+        return replace(self, divided=True).consume(value, dim)
+
+    def kept(self, value: Tensor, dim: int) -> Tensor:
+        """The first copy of a unit is the old one."""
+        first = (self.copy_number() == 0).to(value)
+        return self.produce(value, dim) * first.reshape([-1] + [1] * (value.dim() - 1 - dim))
 
     def copy_number(self) -> Tensor:
         """(N,) for each new unit, how many new units before it copy the same old one."""
@@ -144,6 +159,13 @@ class Pad:
 
     def consume(self, value: Tensor, dim: int) -> Tensor:
         return replace(self, rest=None).produce(value / self.copies, dim)
+
+    def gradient(self, value: Tensor, dim: int) -> Tensor:
+        """Nothing consumes the rest, so it has none."""
+        return self.consume(value, dim)
+
+    def kept(self, value: Tensor, dim: int) -> Tensor:
+        return Pad(self.length).produce(value, dim)
 
 
 @dataclass(frozen=True)
@@ -223,7 +245,20 @@ def widen(weights: Weights, maps: Maps) -> Weights:
                 value = axis_map.consume(value, dim) if consuming else axis_map.produce(value, dim)
         return value
 
-    return {name: replace(weight, value=grown(weight)) for name, weight in weights.items()}
+    def state(weight: Weight, entry: Tensor, rule: Rule) -> Tensor | None:
+        for dim in range(entry.dim()):
+            if (axis_map := map_of(maps, weight, dim)) is not None:
+                if not hasattr(axis_map, "kept" if rule == "kept" else "gradient"):
+                    return None
+                consuming = weight.consumes and dim == len(weight.axes) - 1
+                how: Any = axis_map
+                entry = (how.kept if rule == "kept" else how.produce if consuming else how.gradient)(entry, dim)
+        return entry
+
+    return {
+        name: replace(weight, value=carry(weight.value, grown(weight), partial(state, weight), "a map without a rule"))
+        for name, weight in weights.items()
+    }
 
 
 def map_of(maps: Maps, weight: Weight, dim: int) -> AxisMap | None:
@@ -248,7 +283,8 @@ def apart(weights: Weights, maps: Maps) -> Weights:
         out, into = rows.copy_number(), columns.copy_number()
         blocks = math.gcd(int(out.max()) + 1, int(into.max()) + 1)
         mask = (out[:, None] - into) % blocks == 0
-        return weight.value * (mask.to(weight.value) * (blocks if columns.divided else 1))
+        value = weight.value * (mask.to(weight.value) * (blocks if columns.divided else 1))
+        return carry(weight.value, value, lambda entry, rule: entry, "apart")  # the zeros have gradients too
 
     return {name: replace(weight, value=parted(weight)) for name, weight in weights.items()}
 
@@ -268,7 +304,16 @@ def deepen(weights: Weights, layer_map: LayerMap, axis: Axis = Axis.LAYER) -> We
             return layer_map(name, weight)
         if isinstance(layer_map, Tensor):
             return torch.tensordot(layer_map.to(weight.value), weight.value, 1)
-        return weight.value.index_select(0, torch.tensor(layer_map, device=weight.value.device))
+        value = weight.value.index_select(0, torch.tensor(layer_map, device=weight.value.device))
+        return carry(weight.value, value, state, "deepen")
+
+    def state(entry: Tensor, rule: Rule) -> Tensor:
+        """Each copy of a layer has its state; where old layers keep theirs, the first copy is the old layer."""
+        layers = [int(layer) for layer in cast(Sequence[int], layer_map)]
+        copies = entry.index_select(0, torch.tensor(layers, device=entry.device))
+        if rule == "kept":
+            copies[[place for place, layer in enumerate(layers) if layer in layers[:place]]] = 0
+        return copies
 
     return {
         name: replace(weight, value=grown(name, weight)) if axis in weight.axes else weight for name, weight in weights.items()

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Literal, dataclass_transform
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,14 @@ from growbench.growth import WIDTHS, Axis, Weights, axis_length
 from growbench.method import entries, optimizer, schedule
 from growbench.method.entries import EntrySchedule
 from growbench.method.loss import cross_entropy
+from growbench.method.options import COMMON, State, tunable
 from growbench.method.schedule import Schedule, constant
+from growbench.method.training_state import Grow, Trained, grow_state
 
 __all__ = [
     "Batch",
     "EntrySchedule",
+    "Grow",
     "Method",
     "ModelConfig",
     "Phase",
@@ -51,7 +54,7 @@ __all__ = [
     "tunable",
 ]  # fmt: skip
 
-Number = TypeVar("Number", int, float)
+NO_STATE = "the source has no optimizer state, which a source has only if it was trained in this experiment"
 LossFn = Callable[[nn.Module, Batch, int], Tensor]  # (model, batch, step within the phase) -> scalar
 
 
@@ -137,16 +140,6 @@ class Phase:
         return ""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a yield returns: the phase's model and optimizer after training, its number of steps, its last training loss."""
-
-    model: nn.Module  # the phase's own
-    optimizer: Optimizer  # with its state; the next phase may use it
-    steps: int  # done
-    loss: float  # of the last training step, in nats
-
-
 Phases = Generator[Phase, Trained, None]
 
 
@@ -162,6 +155,7 @@ class Task:
     rng: torch.Generator  # on the CPU, seeded by the run's seed
     source_config: ModelConfig  # the sizes of the source
     _source: nn.Module | None = field(default=None, repr=False)
+    _resume_source: Callable[[nn.Module], Trained] | None = field(default=None, repr=False)  # gives a copy of it its optimizer
 
     @classmethod
     def of(
@@ -196,6 +190,17 @@ class Task:
         return self._source
 
     @property
+    def source_trained(self) -> Trained:
+        """A copy of the small model at the end of its training, with its optimizer. It can be grown, and trained further.
+
+        Raises UsageError if the optimizer's state is not known: of a pretrained source, and of one that earlier code stored.
+        """
+        model = self.model_from(self.read(self.source), self.source_config, self.settings(self.source))
+        if self._resume_source is None:
+            raise UsageError(NO_STATE)
+        return self._resume_source(model)
+
+    @property
     def schedule(self) -> Schedule:
         """The run's schedule, for a phase that goes through all of it from the start."""
         return schedule.of(self.training)
@@ -208,9 +213,9 @@ class Task:
         """
         return teaching.teacher(precomputed)
 
-    def with_source(self, source: nn.Module) -> Task:
-        """The same task with another source model."""
-        return replace(self, _source=source)
+    def with_source(self, source: nn.Module, resume: Callable[[nn.Module], Trained] | None = None) -> Task:
+        """The same task with another source model. `resume` gives a copy of it its optimizer; None: that is not known."""
+        return replace(self, _source=source, _resume_source=resume)
 
     def build(self, config: ModelConfig | None = None, settings: Mapping[str, float] | None = None) -> nn.Module:
         """A freshly initialised model of these sizes (None: the target's). `settings`: those that are not as usual."""
@@ -235,6 +240,17 @@ class Task:
         """
         _check_lengths(weights, config or self.target_config)
         return self.architecture.write(weights, self.build(config, settings))
+
+    def grow_trained(self, trained: Trained, grow: Grow, config: ModelConfig | None = None) -> Trained:
+        """A trained model grown to these sizes (None: the target's), and an optimizer with the grown state.
+
+        `grow(weights, key)` grows canonical weights. The key says what they hold: "weight", or, as the optimizer names it, what
+        it keeps for each entry: "exp_avg" and "exp_avg_sq" of Adam. Counts of steps go on.
+        """
+        model = self.model_from(grow(self.read(trained.model), "weight"), config, self.settings(trained.model))
+        optimizer = self.optimizer(model)
+        grow_state(self.architecture, trained, grow, model, optimizer)
+        return Trained(model, optimizer, trained.steps, trained.loss)
 
     def train_only(self, model: nn.Module, trained: Callable[[str, int | None], bool]) -> nn.Module:
         """Freeze the parameters for which `trained(canonical name, layer)` is False, unfreeze the others; return the model.
@@ -265,16 +281,6 @@ class Task:
         return optimizer.of(model, self.architecture, training, self.device, lr, weight_decay)
 
 
-def tunable(default: Number, low: Number, high: Number, /) -> Number:
-    """A hyperparameter that `growbench tune` searches from `low` to `high`, on a log scale if `high / low` is ten or more.
-
-    If `default` is an integer, only integers are tried.
-    """
-    if not low <= default <= high:
-        raise ValueError(f"tunable({default}, {low}, {high}): must be a default, and a range that holds it")
-    return field(default=default, metadata={"range": (low, high)})
-
-
 def _check_lengths(weights: Weights, config: ModelConfig) -> None:
     """Raise ValueError for a weight with a growing axis whose length differs from that of a model of these sizes."""
     for name, weight in weights.items():
@@ -302,6 +308,9 @@ class Method(ABC):
     keeps_source: ClassVar[bool] = False  # True: the final model contains the source; each phase names its `target`
     wraps: ClassVar[tuple[str, ...]] = ()  # names or files of other methods that it gets from the registry
     miniature: ClassVar[Mapping[str, Any]] = {}  # what it is checked at, if not at the usual: {"target.width": 32}
+    state: State = field(default="new", kw_only=True, metadata=COMMON)  # what the task's optimizer has of old units after growth
+    rewarm_steps: int = field(default=0, kw_only=True, metadata=COMMON)  # after each growth, in which the learning rate rises
+    rewarm_peak: float = field(default=1.0, kw_only=True, metadata=COMMON)  # what it rises to: a multiple of the schedule's rate
 
     def __init_subclass__(cls) -> None:
         """Raises UsageError for a field without a type annotation, which would not become a hyperparameter."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from growbench.config.schema import Training
 
-Schedule = Callable[[int, int], float]  # (step, steps) -> lr_multiplier, from 0 to 1
+Schedule = Callable[[int, int], float]  # (step, steps) -> lr_multiplier: 0 or more, 1 at the peak
 
 
 def constant(step: int, steps: int) -> float:
@@ -37,3 +37,14 @@ def of(training: Training) -> Schedule:
         return decayed(max(0, step - start) / (steps - start))
 
     return lr_multiplier
+
+
+def rewarm(step: int, steps: int, peak: float) -> float:
+    """The factor of the learning rate at a step after growth, from 0: it rises linearly to `peak` over `steps` steps, and stays.
+
+    It rises from 1, the rate before growth, to a peak above 1, and from 0 to any other. Without steps nothing is changed.
+    """
+    if not steps:
+        return 1.0
+    start = 1.0 if peak > 1 else 0.0
+    return start + (peak - start) * min(1.0, (step + 1) / steps)

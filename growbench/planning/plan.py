@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from growbench.costs.published import paper_step
 from growbench.costs.teaching import heard_by
 from growbench.data.shapes import shape_batch
 from growbench.errors import UsageError
-from growbench.method import Method, Phase, Task, task_loss
+from growbench.method import Method, Phase, Task, Trained, task_loss
 from growbench.method.optimizer import members_of, step_flops
 from growbench.planning.memory_estimate import DeviceEmulation, TensorTracker
 from growbench.registry import Found, get
@@ -113,13 +114,26 @@ def walk(
     if method.uses_source:
         with costs.device:
             source = architectures.of(experiment).build(experiment.sizes("source", vocabulary)).requires_grad_(False).eval()
-    driver = PhaseDriver(method, Task.of(experiment, "target", vocabulary, costs.device, source=source), costs, limits=limits)
+    task, own = (Task.of(experiment, which, vocabulary, costs.device) for which in ("target", "source"))
+    if source:
+        task = task.with_source(source, None if experiment.pretrained else partial(_resumed, own))
+    driver = PhaseDriver(method, task, costs, limits=limits)
     try:
         for start in driver:
             yield start
             driver.trained(math.nan)
     finally:
         driver.guard.restore()
+
+
+def _resumed(task: Task, model: nn.Module) -> Trained:
+    """A copy of the source with the state that its optimizer has after training, but all zero. `task`: the source's own."""
+    optimizer = task.optimizer(model)
+    remember_moments(optimizer)
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+    return Trained(model, optimizer, task.budget, math.nan)
 
 
 def _plan(

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,7 @@ from growbench.data import Data, tokenizer_to_save
 from growbench.errors import UsageError
 from growbench.files import replacing, sha256
 from growbench.formatting import quantity
-from growbench.method import Task
+from growbench.method import Task, Trained
 from growbench.runs import curve, store
 from growbench.runs.jobs import Job, Setting
 from growbench.runs.records import (
@@ -37,6 +37,7 @@ from growbench.runs.records import (
 )
 from growbench.runs.saved_models import TrainedModel
 from growbench.runs.signals import Interruption
+from growbench.training import trained_state
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.phases import contained, one_line, text_of
 from growbench.training.state import TrainingFailed
@@ -44,10 +45,13 @@ from growbench.training.trainer import Output, Stop, Trainer, Work
 
 
 class SourceModel:
-    """The small model that all methods grow, and the cost of its training. No method may change it."""
+    """The small model that all methods grow, and the cost of its training. No method may change it.
 
-    def __init__(self, model: nn.Module, cost: Cost) -> None:
-        self.model, self.cost = model.requires_grad_(False).eval(), cost
+    `resume` gives a copy of it its optimizer; None: that is not known.
+    """
+
+    def __init__(self, model: nn.Module, cost: Cost, resume: Callable[[nn.Module], Trained] | None = None) -> None:
+        self.model, self.cost, self.resume = model.requires_grad_(False).eval(), cost, resume
         self._unchanged = dict(_digests(self.model))
 
     def changes(self) -> list[str]:
@@ -184,8 +188,9 @@ class Execution:
         torch.manual_seed(job.seed)
         costs = Costs(device, counters(device, setting.parallel.processes))
         experiment = setting.experiment.at(job.budget_share, job.found.training)
-        source = self.source.model if self.source else None
-        task = Task.of(experiment, job.which, self.data.vocabulary, device, job.seed, source)
+        task = Task.of(experiment, job.which, self.data.vocabulary, device, job.seed)
+        if self.source:
+            task = task.with_source(self.source.model, self.source.resume)
         memory.reset_peak(device)
         work = Work(task, self.data, job.seed, costs, setting.experiment.machine)
         at_loss = -math.inf if self.config.stop_at_loss is None else self.config.stop_at_loss
@@ -198,19 +203,21 @@ class Execution:
             raise UsageError(f"changed the shared source model: {changes[0]}{more}; change a copy: task.read returns one")
 
     def _keep_model(self, trainer: Trainer, record: RunRecord) -> dict[str, str]:
-        """Save the small model for the methods that grow it, or with --save a method's model for use elsewhere.
+        """Save the small model and its optimizer for the methods that grow it, or with --save a method's model for use elsewhere.
 
-        Returns the sha256 of the small model's file, by name.
+        Returns the sha256 of the small model's files, by name.
         """
-        model = trainer.outcome.model
-        assert model is not None
+        outcome = trainer.outcome
+        model = outcome.model
+        assert model is not None and outcome.optimizer is not None
         if not self.setting.parallel.is_main_process:
             return {}
         if self.job.which == "source":
-            file = self.setting.folder_of(self.job) / store.MODEL
-            with replacing(file) as draft:
+            folder = self.setting.folder_of(self.job)
+            with replacing(folder / store.MODEL) as draft:
                 save_model(model, str(draft))
-            return {file.name: sha256(file)}
+            trained_state.save(folder / store.OPTIMIZER, Trained(model, outcome.optimizer, outcome.steps, outcome.train_loss))
+            return {name: sha256(folder / name) for name in (store.MODEL, store.OPTIMIZER)}
         if self.setting.save:
             save(self.setting, self.job, self.data, model, record)
         return {}

@@ -16,6 +16,7 @@ from growbench.config.schema import PROTOCOL, Experiment, Training
 from growbench.console import say
 from growbench.costs.hardware import Hardware, cpu_stepping, device_name
 from growbench.data import Data, Which, load
+from growbench.method.options import settings as hyperparameters
 from growbench.registry import Found
 from growbench.runs import curve, saved_models, store
 from growbench.runs.records import RunConfig
@@ -94,7 +95,7 @@ class Setting:
     def config(self, job: Job, data: Data) -> RunConfig:
         experiment = self.experiment.identity() | {"fingerprint": data.fingerprint}
         tuned = {f"train.{key}": value for key, value in job.found.training.items()}
-        method = dataclasses.asdict(job.found.method) | tuned  # type: ignore[call-overload]
+        method = hyperparameters(job.found.method) | tuned
         if job.which == "source":
             return RunConfig(_plain(_of_source(experiment)), _plain(method))
         return RunConfig(_plain(experiment), _plain(method), job.budget_share, self.stop_at_loss)

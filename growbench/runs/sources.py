@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from safetensors.torch import load_model
 from torch import nn
@@ -13,11 +14,13 @@ from growbench.costs.accounts import Account, Unit
 from growbench.data import Data
 from growbench.errors import UsageError
 from growbench.files import sha256
+from growbench.method import Task, Trained
 from growbench.runs import saved_models, store
 from growbench.runs.claims import Claims
 from growbench.runs.execution import Execution, SourceModel, save
 from growbench.runs.jobs import Job, Setting
 from growbench.runs.records import Cost, RunStatus
+from growbench.training import trained_state
 
 
 class Sources:
@@ -90,16 +93,18 @@ class Sources:
             save(setting, job, data, model, run.record)
         flops, seconds = (run.record.cost.of(unit, Account.TRAIN) for unit in Unit)
         here = run.record.hardware == setting.hardware("source")
-        return SourceModel(model, Cost(flops, seconds if here else None))
+        return SourceModel(model, Cost(flops, seconds if here else None), partial(self._resumed, job, data))
 
     def _stored(self, job: Job, data: Data) -> nn.Module | None:
         """The small model that was trained before; None if there is none, or its file is damaged, which is said."""
-        file, run = self.setting.folder_of(job) / store.MODEL, store.load(self.setting.folder_of(job))
+        folder = self.setting.folder_of(job)
+        file, run = folder / store.MODEL, store.load(folder)
         if run is None or not file.is_file():
             return None
         try:
-            if run.record.sha256.get(store.MODEL, found := sha256(file)) != found:
-                raise ValueError("sha256 differs")
+            for file in (folder / name for name in (store.OPTIMIZER, store.MODEL) if (folder / name).is_file()):
+                if run.record.sha256.get(file.name, found := sha256(file)) != found:
+                    raise ValueError("sha256 differs")
             model = self._read(job, data) if self.setting.holds(job, data, run) else None
         except Exception as error:  # safetensors and torch have many for a damaged file
             say(f"{file} is damaged ({' '.join(str(error).split())}): training it again")
@@ -108,6 +113,16 @@ class Sources:
             return None
         self.setting.checkpoints_of(job).remove()  # a killed process may have left some
         return model
+
+    def _resumed(self, job: Job, data: Data, model: nn.Module) -> Trained:
+        """A copy of the small model with the optimizer that it was trained by. Raises UsageError if that is not stored."""
+        folder, device = self.setting.folder_of(job), self.setting.parallel.device
+        file = folder / store.OPTIMIZER
+        if not file.is_file():
+            raise UsageError(f"{file} is missing, as of a source that earlier code trained: remove {folder} to train it again")
+        optimizer = Task.of(self.setting.experiment, "source", data.vocabulary, device).optimizer(model)
+        steps, loss = trained_state.restore(file, optimizer, device)
+        return Trained(model, optimizer, steps, loss)
 
     def _read(self, job: Job, data: Data) -> nn.Module:
         with self.setting.parallel.device:

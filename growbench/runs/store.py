@@ -35,9 +35,10 @@ from growbench.training.evaluation import HeldOutLoss
 REPLACED = "replaced"  # the folder of archived runs: finished ones that were trained again with another configuration
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares
 
-RECORD, DOCUMENTS, MODEL = "run.json", "documents.npy", "model.safetensors"  # in a run's folder; a source has a model
+RECORD, DOCUMENTS = "run.json", "documents.npy"  # in a run's folder
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"  # in a source's folder: the model, and its optimizer's state
 MODEL_DRAFT = "model.part"  # the folder of a saved model that is not there in full
-OWN = (RECORD, curve.FILE, DOCUMENTS, MODEL, reproduced.FILE)  # what growbench writes there, beside folders
+OWN = (RECORD, curve.FILE, DOCUMENTS, MODEL, OPTIMIZER, reproduced.FILE)  # what growbench writes there, beside folders
 
 UNKNOWN_SOURCE = (
     "the cost of its training is unknown (or its seconds were measured on other hardware), and so are figures that charge it; "

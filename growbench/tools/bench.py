@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from growbench.costs.hardware import device_name
 from growbench.errors import UsageError
 from growbench.files import check_folder
 from growbench.formatting import data_size, percent, quantity
+from growbench.method.options import settings
 from growbench.registry import SCRATCH, SOURCE, Found, is_foreign, named, options_of
 from growbench.runs import step_seconds
 from growbench.runs.apart import Died, apart
@@ -41,7 +41,7 @@ class Measured:
 
     @classmethod
     def of(cls, label: str, name: str, method: Found, phases: Sequence[PhaseCosts]) -> Measured:
-        config = step_seconds.digest_of_method(dataclasses.asdict(method.method))  # type: ignore[call-overload]
+        config = step_seconds.digest_of_method(settings(method.method))
         return cls(label, name, method.origin, config, method.method.uses_source, phases)
 
 

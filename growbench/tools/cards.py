@@ -13,6 +13,7 @@ from growbench import architectures
 from growbench.architectures import GROUPS, Row
 from growbench.config.schema import ModelConfig
 from growbench.method import Method
+from growbench.method.options import is_common
 from growbench.registry import Found
 
 COLUMNS = 100
@@ -24,13 +25,22 @@ def card(found: Found) -> str:
     lines = [found.name]
     for part in re.split(r"\n\n|\n(?=[A-Z][\w -]*: |\w+: )", inspect.getdoc(cls) or ""):
         lines += _wrapped(" ".join(part.split()), 4, 4)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    fields = [each for each in dataclasses.fields(cls) if not is_common(each)]  # type: ignore[arg-type]
     lines.append("    Hyperparameters:" if fields else "    Hyperparameters: none")
     comments = _comments(cls)
     for field in fields:
         comment = comments.get(field.name, "")
         lines += _wrapped(f"{_setting(field)}  {comment}".rstrip(), 8, 12)
     return "\n".join([*lines, f"    Source: {_source(found.method)}", f"    {cls.paper}"])
+
+
+def common_card() -> str:
+    """The hyperparameters that every method has."""
+    comments = _comments_of(Method)
+    lines = ["every method", "    Hyperparameters, which a method that they do not fit refuses:"]
+    for field in filter(is_common, dataclasses.fields(Method)):
+        lines += _wrapped(f"{_setting(field)}  {comments[field.name]}", 8, 12)
+    return "\n".join(lines)
 
 
 def weights(architecture: str) -> str:
@@ -72,14 +82,18 @@ def _source(method: Method) -> str:
 
 def _comments(cls: type[Method]) -> dict[str, str]:
     """The comments beside the fields of a class and of the methods that it extends, by field."""
+    methods = [base for base in reversed(cls.__mro__) if issubclass(base, Method) and base is not Method]
+    return {name: comment for base in methods for name, comment in _comments_of(base).items()}
+
+
+def _comments_of(cls: type[Method]) -> dict[str, str]:
+    """Those of one class."""
     comments: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if issubclass(base, Method) and base is not Method:
-            depth, name = 0, ""
-            for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(base)).readline):
-                depth += (token.type == tokenize.INDENT) - (token.type == tokenize.DEDENT)
-                if token.type == tokenize.NAME and not token.line[: token.start[1]].strip():
-                    name = token.string if depth == 1 else ""  # the first word of a line of the class's body
-                elif token.type == tokenize.COMMENT:
-                    comments[name] = token.string
+    depth, name = 0, ""
+    for token in tokenize.generate_tokens(io.StringIO(inspect.getsource(cls)).readline):
+        depth += (token.type == tokenize.INDENT) - (token.type == tokenize.DEDENT)
+        if token.type == tokenize.NAME and not token.line[: token.start[1]].strip():
+            name = token.string if depth == 1 else ""  # the first word of a line of the class's body
+        elif token.type == tokenize.COMMENT:
+            comments[name] = token.string
     return comments

@@ -6,7 +6,6 @@ The runs of the trials are stored in `results/<experiment>/tuning/`, beside tria
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from growbench.data.shapes import vocabulary_size
 from growbench.errors import UsageError
 from growbench.files import write_text
 from growbench.formatting import quantity, setting
+from growbench.method.options import settings
 from growbench.planning.plan import CPU, refuse
 from growbench.registry import Found
 from growbench.report import sheets
@@ -159,8 +159,7 @@ def open_storage(folder: Path) -> JournalStorage:
 def _study(storage: JournalStorage, experiment: Experiment, found: Found, tuning: Tuning) -> Study:
     """The stored search for one method's values, or a new one if anything has changed that decides its outcome."""
     ranges = {key: (each.low, each.high) for key, each in space(experiment, found).items()}
-    settings = dataclasses.asdict(found.method)  # type: ignore[call-overload]
-    decisive = digest([tuning.fingerprint, tuning.seeds, found.origin, settings, ranges])
+    decisive = digest([tuning.fingerprint, tuning.seeds, found.origin, settings(found.method), ranges])
     study = optuna.create_study(storage=storage, study_name=f"{found.name} {decisive}", load_if_exists=True)
     if not study.trials:
         study.enqueue_trial(defaults(experiment, found))

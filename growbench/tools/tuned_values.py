@@ -16,6 +16,7 @@ from growbench.config.loading import parse
 from growbench.config.schema import Experiment
 from growbench.console import say
 from growbench.errors import UsageError, did_you_mean
+from growbench.method.options import settings
 from growbench.registry import Found
 from growbench.tools.search_space import Trials, Values, defaults, fingerprint, tunable_ranges, with_values
 
@@ -91,8 +92,8 @@ def read_others(path: Path, tuning: Tuning, done: Trials) -> Tuned:
 def variant(found: Found) -> list[str]:
     """What identifies a tuned method: its code, the hyperparameters that are not tuned, and the ranges of the others."""
     ranges = tunable_ranges(found)  # as declared: a default set by hand may widen them, and is no other variant
-    settings = dataclasses.asdict(found.method)  # type: ignore[call-overload]
-    fixed = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in settings.items() if key not in ranges]
+    values = settings(found.method)
+    fixed = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if key not in ranges]
     return [found.origin, *fixed, *(f"{key} from {each.low} to {each.high}" for key, each in ranges.items())]
 
 

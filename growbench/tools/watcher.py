@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +22,9 @@ from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.weights import Weights
-from growbench.method import Method, Task
+from growbench.method import Method, Task, Trained
 from growbench.method.interface import MethodError
-from growbench.planning.plan import PlannedPhase
+from growbench.planning.plan import PlannedPhase, remember_moments
 from growbench.tools.miniatures import CPU, SEED, VOCABULARY, Cell, RandomData
 from growbench.tools.step_counts import StepCounts
 from growbench.training.phases import Escaped, Limits, PhaseObserver, PhaseStart, contained, text_of, where_raised
@@ -193,7 +194,9 @@ class Run:
         self.error: Exception | None = None
         torch.manual_seed(GLOBAL_SEED)
         own = source if method.uses_source else None
-        task = WatchedTask.of(experiment, "target", VOCABULARY, CPU, SEED, own)
+        task = WatchedTask.of(experiment, "target", VOCABULARY, CPU, SEED)
+        if own:
+            task = task.with_source(own, partial(_resumed, Task.of(experiment, "source", VOCABULARY, CPU)))
         assert isinstance(task, WatchedTask)
         self.task = task
         kind = self.task.architecture
@@ -275,6 +278,16 @@ class Run:
         if len(self.curve) != len(again.curve):
             return ["two runs of one seed have different numbers of evaluations"]
         return again.broken()
+
+
+def _resumed(task: Task, model: nn.Module) -> Trained:
+    """A copy of the source with an optimizer as after some steps: nothing that it keeps is zero. `task`: the source's own."""
+    optimizer = task.optimizer(model)
+    remember_moments(optimizer)
+    rng = torch.Generator().manual_seed(SEED)
+    for value in (each for state in optimizer.state.values() for each in state.values()):
+        value.copy_(0.01 * torch.rand(value.shape, generator=rng) if value.dim() else torch.tensor(10))
+    return Trained(model, optimizer, task.budget, 1.0)
 
 
 def _shown(value: Any) -> Any:

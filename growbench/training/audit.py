@@ -57,12 +57,16 @@ class Timetable:
         def default(step: int, steps: int) -> float:
             return schedule(start.first_scored_step + step, budget) if phase.scored else 1.0
 
+        def multipliers(schedule: Schedule) -> list[float]:
+            factor = start.lr_factor
+            return [schedule(step, start.steps) * (factor(step) if factor else 1) for step in steps]
+
         def asked() -> Timetable:
             return cls(
                 [phase.workload_of(step) for step in steps],
-                _multipliers(default if phase.schedule is None else phase.schedule, start.steps),
-                [None if each is None else _multipliers(each, start.steps) for each in phase.group_schedules],
-                [_multipliers(each.schedule, start.steps) for each in phase.entry_schedules],
+                multipliers(default if phase.schedule is None else phase.schedule),
+                [None if each is None else multipliers(each) for each in phase.group_schedules],
+                [[each.schedule(step, start.steps) for step in steps] for each in phase.entry_schedules],
             )
 
         flops, table = count(asked)
@@ -85,10 +89,6 @@ class Timetable:
     def count(self, steps: range) -> Counter[int]:
         """The number of these steps that have each workload."""
         return Counter(self.workloads[steps.start : steps.stop])
-
-
-def _multipliers(schedule: Schedule, steps: int) -> list[float]:
-    return [schedule(step, steps) for step in range(steps)]
 
 
 class Audit:

@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from growbench.console import say
 from growbench.files import no_room, remove_drafts, replacing
 from growbench.training import optimizer_state
-from growbench.training.optimizer_state import ParameterIndex, StoredTensor
+from growbench.training.encoding import apart, decoded, encoded
 from growbench.training.records import RunState
 
 FORMAT = "4"
@@ -84,7 +84,7 @@ class Checkpoint:
             found = rows_digest(curve, state.rows)
             if not found or texts.get("curve", found) != found:
                 raise ValueError(f"{curve.name} does not hold the {state.rows} evaluations that it counts")
-        return cls(tensors, _decoded(json.loads(texts["optimizer"]), tensors), state)
+        return cls(tensors, decoded(json.loads(texts["optimizer"]), tensors), state)
 
     def save(self, path: Path, curve: Path | None = None) -> None:
         """Write a file, in full or not at all. `curve`: its run's curve.jsonl, if that is to be checked when it is read.
@@ -92,14 +92,14 @@ class Checkpoint:
         Raises OSError, SafetensorError, or ValueError for data that cannot be stored.
         """
         tensors = dict(self.tensors)
-        optimizer = _encoded(self.optimizer, tensors, self.optimizer["class"])
+        optimizer = encoded(self.optimizer, tensors, self.optimizer["class"])
         texts = {"format": FORMAT, "state": self.state.text(), "optimizer": json.dumps(optimizer)}
         if curve:
             texts["curve"] = rows_digest(curve, self.state.rows)
-        apart = _apart(tensors)
-        texts["sha256"] = _sha256(apart, texts)
+        contents = apart(tensors)
+        texts["sha256"] = _sha256(contents, texts)
         with replacing(path) as draft:
-            save_file(apart, draft, texts)
+            save_file(contents, draft, texts)
 
     def check(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Raise an exception if the checkpoint cannot be restored to this model and this optimizer. Changes nothing."""
@@ -144,56 +144,6 @@ def rows_digest(curve: Path, rows: int) -> str:
 def digest_of(lines: Iterable[bytes]) -> hashlib._Hash:
     """The sha256 of lines that are given without their ends: so it does not change where these are written otherwise."""
     return hashlib.sha256(b"".join(line + b"\n" for line in lines))
-
-
-def _encoded(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
-    """An optimizer's contents as JSON. Adds its tensors to `tensors`. Raises ValueError for what `path` cannot store."""
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, ParameterIndex):
-        return {"parameter": value.index}
-    if isinstance(value, StoredTensor):
-        tensors[f"optimizer.{value.number}"] = value.value
-        return {"tensor": value.number, "on_host": value.on_host}
-    if type(value) in (list, tuple):
-        items = [_encoded(each, tensors, f"{path}[{place}]") for place, each in enumerate(value)]
-        return items if type(value) is list else {"tuple": items}
-    if type(value) is dict:
-        pairs = [(key, f"{path}[{key!r}]") for key in value]
-        return {"dict": [[_encoded(key, tensors, at), _encoded(value[key], tensors, at)] for key, at in pairs]}
-    raise ValueError(
-        f"{path} is of type {type(value).__name__}; an optimizer may hold tensors, numbers, strings, None, "
-        "and lists, tuples and dictionaries of them"
-    )
-
-
-def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The reverse."""
-    if type(value) is list:
-        return [_decoded(each, tensors) for each in value]
-    if type(value) is not dict:
-        return value
-    if "parameter" in value:
-        return ParameterIndex(value["parameter"])
-    if "tensor" in value:
-        number = value["tensor"]
-        return StoredTensor(tensors[f"optimizer.{number}"], number, value["on_host"])
-    if "tuple" in value:
-        return tuple(_decoded(each, tensors) for each in value["tuple"])
-    return {_decoded(key, tensors): _decoded(each, tensors) for key, each in value["dict"]}
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies in host memory that share no memory, as safetensors requires."""
-    found: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        value = tensor.detach().cpu().contiguous()
-        if value.untyped_storage().data_ptr() in storages:
-            value = value.clone()
-        storages.add(value.untyped_storage().data_ptr())
-        found[name] = value
-    return found
 
 
 def random_states() -> RandomStates:

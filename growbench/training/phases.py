@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -27,6 +27,7 @@ from growbench.guards import Guard
 from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.method.interface import MethodError
 from growbench.training import entries
+from growbench.training.growth_options import GrowthOptions
 
 MOST_PHASES = 1000  # of a method: a generator that yields more is taken for an endless one
 IN_PLACE_OF_RETURN = "write `yield Phase(model=...)` in place of `return`"
@@ -46,6 +47,7 @@ class PhaseStart:
     target_sized: bool  # whether its target has the sizes of the task's target
     growth_flops: int  # of the growth before it
     keeps_optimizer_state: bool  # whether its optimizer starts with a state that is not all zero
+    lr_factor: Callable[[int], float] | None = None  # of every lr_multiplier, by the step within the phase
 
     @property
     def target(self) -> nn.Module:
@@ -98,6 +100,7 @@ class PhaseDriver:
         self._cut: str | None = None  # the phase that asked for more steps than the budget had left
         self._loss: float | None = None  # of the phase that was trained last
         self.guard, self._task = Guard(), _text(task)
+        self.options = GrowthOptions(method, task)
 
     def __iter__(self) -> Iterator[PhaseStart]:
         for observer in self.observers:
@@ -108,7 +111,8 @@ class PhaseDriver:
                 flops = self.costs.flops[Account.GROWTH]
                 self.guard.begin()
                 try:
-                    yielded = self.costs.charged(Account.GROWTH, partial(_next, generator, trained))
+                    with self.options.following():
+                        yielded = self.costs.charged(Account.GROWTH, partial(_next, generator, trained))
                 except StopIteration as stop:
                     self._refuse_changes_of_growth()
                     if stop.value is not None:
@@ -131,6 +135,7 @@ class PhaseDriver:
                     observer.phase_ends(start)
                 self.steps += start.steps
                 self.scored_steps += start.steps if phase.scored else 0
+                self.options.phase_ends(start.model, start.optimizer)
                 trained = Trained(start.model, start.optimizer, start.steps, self._loss)
         for observer in self.observers:
             observer.method_ends()
@@ -178,7 +183,7 @@ class PhaseDriver:
 
     def _start(self, phase: Phase, number: int, growth_flops: int) -> PhaseStart:
         model = phase.model.to(self.task.device).train()
-        optimizer = phase.optimizer or self.task.optimizer(model)
+        optimizer = phase.optimizer or self.options.optimizer(model)
         _check_optimizer(phase, model, optimizer)
         entries.check(phase, model, optimizer)
         limited = self._limited(phase)
@@ -198,6 +203,7 @@ class PhaseDriver:
             target_sized=parameter_shapes(phase.target or model) == self.target_shapes,
             growth_flops=growth_flops,
             keeps_optimizer_state=_has_state(optimizer),
+            lr_factor=self.options.phase_begins(model, self.scored_steps) if phase.scored else None,
         )
         if phase.scored:
             self.last_scored = start
@@ -208,12 +214,13 @@ class PhaseDriver:
             raise MethodError(f"{self._cut}, so nothing is left for phase {phase.name!r}: use fewer steps, or share=")
 
     def _check_last(self) -> None:
-        """Refuse a method whose last scored model does not have the target's sizes."""
+        """Refuse a method whose last scored model does not have the target's sizes, or that has no use for its options."""
         if self.last_scored is None:
             raise MethodError("no phase is scored: nothing is trained within the budget: write `yield Phase(model=...)`")
         if not self.last_scored.target_sized:
             how = _difference(self.last_scored.target, self.task.target_config, self.target_shapes)
             raise MethodError(f"the last scored model does not have the target's sizes: {how}")
+        self.options.refuse_unused()
 
 
 class Escaped(Exception):

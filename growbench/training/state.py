@@ -50,6 +50,8 @@ class Outcome:
     costs: Costs
     model: nn.Module | None = None  # of the last scored phase
     target: nn.Module | None = None  # the part of `model` that is the target
+    optimizer: Optimizer | None = None  # of the last scored phase
+    train_loss: float = math.nan  # nats, of the last training step of the last phase
     steps: int = 0
     tokens: int = 0
     scored_steps: int = 0

@@ -17,7 +17,7 @@ from growbench.costs.published import paper_step
 from growbench.data import Batch
 from growbench.data.feed import Feed
 from growbench.errors import Interrupted
-from growbench.method import Method, schedule
+from growbench.method import Method
 from growbench.training.audit import Audit, hidden_steps, untouched
 from growbench.training.checkpoint import Checkpoint
 from growbench.training.evaluation import Evaluation, duplicates
@@ -63,7 +63,6 @@ class Trainer:
         self.evaluation = Evaluation(work.data, micro_batch, classifies, work.costs, autocast(self.training, self.device))
         self.feed = Feed(work.data, work.seed, self.device, work.machine.workers, self.parallel.dp_rank, self.parallel.dp_degree)
         self.watch, self.cpu = Stopwatch(self.device), CpuClock()
-        self.schedule = schedule.of(self.training)
         self.outcome = Outcome(work.costs)
         self.source_loss: float | None = None
         self.reached = False  # whether the run has reached the loss to stop at
@@ -89,7 +88,7 @@ class Trainer:
             self.source_loss, _ = self.evaluation.scores(self.task.source, counted=True)
         stopped = False
         for start in driver:
-            now = PhaseState.of(start, self.schedule, self.task.budget)
+            now = PhaseState.of(start, self.task.schedule, self.task.budget)
             self._announce(now)
             if not self._restore_end(now):
                 self._begin(now)
@@ -98,6 +97,7 @@ class Trainer:
                 if stopped:
                     break
                 self._end(now)
+            self.outcome.train_loss = now.train_loss
             driver.trained(now.train_loss)
             if self.reached:
                 break
@@ -179,7 +179,7 @@ class Trainer:
     def _announce(self, now: PhaseState) -> None:
         outcome, start = self.outcome, now.start
         if now.phase.scored:
-            outcome.model, outcome.target = start.model, start.target
+            outcome.model, outcome.target, outcome.optimizer = start.model, start.target, start.optimizer
         left = self.task.budget - outcome.scored_steps
         progress = self.output.progress
         progress.extend(now.phase.name, progress.done + (left if now.phase.scored else left + start.steps))

@@ -12,6 +12,7 @@ import pytest
 
 from growbench import architectures, cli, registry
 from growbench.config.schema import ModelConfig
+from growbench.method.options import settings
 from growbench.tools.cards import card, weights
 
 
@@ -25,7 +26,7 @@ def test_the_long_list_shows_every_methods_card(capsys: pytest.CaptureFixture[st
         assert f"\n{name}\n" in f"\n{out}"
         assert " ".join((type(method).__doc__ or "").split()) in words
         assert type(method).paper in words
-        for key, value in vars(method).items():
+        for key, value in settings(method).items():
             assert any(
                 f" {key}: " in line
                 and re.fullmatch(rf".*= {re.escape(repr(value))}( \(tuned: .* to .*\))?", line.partition("  #")[0])
