@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import growbench
-from growbench.config.loading import parse
+from growbench.config.loading import own_training, parse
 from growbench.errors import Interrupted, UsageError, check_name, did_you_mean
 from growbench.origins import BUILT_IN, digest
 from growbench.variants import Spec
@@ -46,7 +46,7 @@ class Found:
     name: str
     method: Method
     origin: str
-    training: Mapping[str, Any] = field(default_factory=dict)  # values of [train] that are its own, as tuning found them
+    training: Mapping[str, Any] = field(default_factory=dict)  # values of [train] that are its own: set by hand, or tuned
     variant_of: str = ""  # the method's own name, if `name` is that of a variant
 
     @property
@@ -182,12 +182,12 @@ def _get(spec: str, options: Mapping[str, Any], around: tuple[str, ...]) -> Foun
     located = dataclasses.replace(own, name=variant or own.name)
     check_name("a method", located.name)
     with _loading(f"method {located.name!r}", refusals=True):
+        training, options = own_training(options, located.name)
         method = _made(located, options)
     if repeated := set(around) & set(method.wraps):
         raise UsageError(f"{located.name} wraps {', '.join(repeated)}, which wraps it in turn")
     wrapped = [_get(each, {}, (*around, each)).origin for each in method.wraps]
-    origin = f"{located.owner} {digest(located.cls, wrapped)}"
-    return Found(located.name, method, origin, variant_of=own.name if variant else "")
+    return Found(located.name, method, f"{located.owner} {digest(located.cls, wrapped)}", training, own.name if variant else "")
 
 
 def _made(located: _Located, options: Mapping[str, Any]) -> Method:

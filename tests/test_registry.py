@@ -17,6 +17,7 @@ import pytest
 
 import growbench
 from growbench import origins, registry
+from growbench.config import loading
 from growbench.errors import UsageError
 from tests.processes import ended, start
 
@@ -263,6 +264,16 @@ def test_a_wrong_hyperparameter_is_refused(mine: Path) -> None:
     assert refusal("ligo", order="both") == "ligo.order = 'both': must be 'depth_first' or 'width_first'"
     assert refusal(str(mine), share="half") == "mine.share = 'half': must be a valid number"
     assert refusal("scratch", lr=1.0).startswith("unknown key scratch.lr: ")
+
+
+def test_a_method_may_have_a_learning_rate_and_a_warm_up_of_its_own() -> None:
+    """No other key of [train], which all methods share."""
+    found = registry.get("ligo", {"operator_steps": 3, "train": {"warmup": 0}})
+    own = loading.load("gpt2-tiny").at(1.0, found.training).train
+    assert (own.warmup, own.lr) == (0, loading.load("gpt2-tiny").train.lr) and found.method.operator_steps == 3
+    assert dict(loading.load("bert-small-base").methods["ligo"]) == {"train": {"warmup": 0}}
+    assert refusal("ligo", train={"steps": 5}).startswith("unknown key ligo.train.steps: ")
+    assert refusal("ligo", train={"lr": "high"}) == "ligo.train.lr = 'high': must be a valid number"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from growbench.config.schema import (
     ImageConfig,
     Machine,
     ModelConfig,
+    OwnTraining,
     Pretrained,
     Published,
     T,
@@ -160,6 +161,13 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: 
         raise UsageError(_first_wrong(error.errors(), where)) from None
     except (PydanticUserError, NameError) as error:
         raise UsageError(f"{where}: {cls.__name__} has a field whose type is unknown: {error}") from error
+
+
+def own_training(options: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A method's own values of [train], and its other options. Raises UsageError for keys of [train] that all methods share."""
+    own = parse(OwnTraining, options.get("train", {}), f"{method}.train")
+    values = {key: value for key, value in dataclasses.asdict(own).items() if value is not None}
+    return values, {key: value for key, value in options.items() if key != "train"}
 
 
 def _first_wrong(errors: list[ErrorDetails], where: str) -> str:

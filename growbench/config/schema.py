@@ -115,6 +115,14 @@ class Training:
 
 
 @dataclass(frozen=True)
+class OwnTraining:
+    """The keys of [train] that a method may have of its own, in [methods.NAME.train]. None: as in [train]."""
+
+    lr: float | None = None
+    warmup: int | float | None = None
+
+
+@dataclass(frozen=True)
 class Machine:
     """How the work is done. It decides speed and memory; results are the same up to rounding."""
 

@@ -182,7 +182,7 @@ class TuningShown:
 def tuning(comparison: Comparison) -> TuningShown | None:
     """None where nothing was tuned, here or elsewhere."""
     values = {run.record.method: run.record.config.method for run in comparison.runs}
-    tuned = [method for method in comparison.methods if "train.lr" in values[method]]
+    tuned = [method for method in comparison.methods if {"train.lr", "train.warmup"} <= values[method].keys()]
     untuned = [method for method in comparison.methods if method not in tuned]
     file = comparison.runs[0].folder.parent / store.TUNING / "trials.csv"
     if not file.is_file():

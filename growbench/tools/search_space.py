@@ -49,7 +49,8 @@ class Range:
 def defaults(experiment: Experiment, found: Found) -> dict[str, Any]:
     """The values of a method's first trial: those it has without tuning."""
     own = {name: getattr(found.method, name) for name in tunable_ranges(found)}
-    return {"train.lr": experiment.train.lr, "train.warmup": experiment.train.warmup_steps, **own}
+    train = experiment.at(1.0, found.training).train
+    return {"train.lr": train.lr, "train.warmup": train.warmup_steps, **own}
 
 
 def space(experiment: Experiment, found: Found) -> dict[str, Range]:
@@ -71,7 +72,7 @@ def with_values(found: Found, values: Values) -> Found:
     training = {key.removeprefix("train."): value for key, value in values.items() if key.startswith("train.")}
     own = {key: value for key, value in values.items() if not key.startswith("train.")}
     try:
-        return replace(found, method=replace(found.method, **own), training=training)
+        return replace(found, method=replace(found.method, **own), training={**found.training, **training})
     except UsageError as error:
         raise UsageError(f"{found.name}: {error}") from None
 

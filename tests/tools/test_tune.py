@@ -522,7 +522,7 @@ def test_tuned_values_reach_their_method_alone(tuned: Tuned, tmp_path: Path) -> 
     others = [run.record.config.experiment for run in runs.values()]
     assert all(other == others[0] and other.items() >= source.items() for other in others)
     page = (tmp_path / "miniature" / "report" / "index.html").read_text()
-    assert "train.lr = 0.0005, train.warmup = 6" in page and "as tuned: scratch, ligo, mine" in page
+    assert "train.lr = 0.0005, train.warmup = 6" in page and "tuned or set by hand: scratch, ligo, mine" in page
 
 
 def written(methods: dict[str, dict[str, Any]], *names: str) -> str:
@@ -542,10 +542,10 @@ def test_a_report_shows_the_trials_beside_its_runs(tuned: Tuned) -> None:
     assert cli.main([str(part) for part in [*command, "--methods", "stackbert"]]) == 0
     page = (tuned.results / "miniature" / "report" / "index.html").read_text()
     assert "6 trials on seed 1000" in page and "broken on purpose" in page and "ligo.operator_lr = 0.003" in page
-    assert "as tuned:" not in page
+    assert "tuned or set by hand:" not in page
     assert cli.main([str(part) for part in [*command, "--methods", "scratch", "--tuned", tuned.file]]) == 0
     page = (tuned.results / "miniature" / "report" / "index.html").read_text()
-    assert "as tuned: scratch." in page and "Not tuned, and at a disadvantage: stackbert." in page
+    assert "tuned or set by hand: scratch." in page and "Not tuned, and at a disadvantage: stackbert." in page
 
 
 def test_seeds_of_tuning_are_refused(refused: Callable[..., str]) -> None:
@@ -594,7 +594,7 @@ def test_a_report_says_whose_trials_it_lacks(tuned: Tuned, tmp_path: Path) -> No
     command = ["run", tuned.experiment, "--results", tmp_path, "--methods", "scratch", "--tuned", tuned.file]
     assert cli.main([str(part) for part in command]) == 0
     page = (tmp_path / "miniature" / "report" / "index.html").read_text()
-    assert "as tuned: scratch." in page and "without trials here: scratch." in page
+    assert "tuned or set by hand: scratch." in page and "without trials here: scratch." in page
 
 
 @pytest.mark.parametrize(
