@@ -32,7 +32,13 @@ GREY, INK = "#4d4d4d", "#222222"
 # Okabe and Ito's palette without black and yellow, the indigo and the wine of Paul Tol's muted one, and his dark brown:
 # apart from one another, and from scratch's ink, in deuteranopia and protanopia too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#661100")
-MARKERS = {"": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}  # the second round of colours carries the second marker
+MARKERS = {  # the second round of colours carries the second marker
+    "": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "p": "⬟", "*": "★", "h": "⬢", "d": "♦", "H": "⬣",
+}  # fmt: skip
+FIRST = (  # built-in methods in the order in which they came: a later one takes no earlier one's look
+    "bert2bert", "direct_copy", "interpolation", "ki", "ligo", "mslt", "net2net", "progressive_net", "random_source",
+    "scratch_restart", "scratch_short", "shuffled_source", "stackbert",
+)  # fmt: skip
 WIDE, NARROW = 8.6, 4.3  # inches
 TITLES = {Unit.FLOPS: "Training FLOPs", Unit.SECONDS: "Wall time"}
 LEDGER_TITLES = {Ledger.REUSE: "reuse ledger: source model free", Ledger.BUILD: "build ledger: source model charged"}
@@ -87,8 +93,8 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
 
     Built-in methods come first, present or not, so that each looks the same in every report; then plugins by name.
     """
-    own = sorted(set(registry.built_in()) - {SCRATCH})
-    others = [*own, *sorted(set(methods) - {*own, SCRATCH})]
+    others = [*FIRST, *sorted(set(registry.built_in()) - {*FIRST, SCRATCH})]
+    others += sorted(set(methods) - {*others, SCRATCH})
     markers = list(MARKERS)
     found = {
         method: Look(COLOURS[index % len(COLOURS)], markers[index // len(COLOURS) % len(markers)])

@@ -70,7 +70,7 @@ def test_a_method_keeps_its_colour(made: Path) -> None:
 
 
 def test_many_methods_look_different() -> None:
-    looks = drawing.looks(["scratch", *(f"method{number}" for number in range(40))])
+    looks = drawing.looks(["scratch", *(f"method{number}" for number in range(60))])
     assert len(set(looks.values())) == len(looks)
 
 
