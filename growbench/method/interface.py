@@ -30,12 +30,14 @@ from growbench.growth import WIDTHS, Axis, Weights, axis_length
 from growbench.method import entries, optimizer, schedule
 from growbench.method.entries import EntrySchedule
 from growbench.method.loss import cross_entropy
+from growbench.method.optimizer import CombinedOptimizer
 from growbench.method.options import COMMON, State, tunable
 from growbench.method.schedule import Schedule, constant
 from growbench.method.training_state import Grow, Trained, grow_state
 
 __all__ = [
     "Batch",
+    "CombinedOptimizer",
     "EntrySchedule",
     "Grow",
     "Method",

@@ -17,7 +17,7 @@ from growbench.errors import UsageError
 MOMENTUM = 0.95
 
 
-class Combined(Optimizer):
+class CombinedOptimizer(Optimizer):
     """Several optimizers as one. Each steps on parameters of its own; state and param groups are those of all, in order."""
 
     def __init__(self, *members: Optimizer) -> None:
@@ -49,8 +49,8 @@ class Combined(Optimizer):
 
 
 def members_of(optimizer: Optimizer) -> tuple[Optimizer, ...]:
-    """The optimizers that an optimizer combines: itself, if it is not a Combined."""
-    return optimizer.members if isinstance(optimizer, Combined) else (optimizer,)
+    """The optimizers that an optimizer combines: itself, if it is not a CombinedOptimizer."""
+    return optimizer.members if isinstance(optimizer, CombinedOptimizer) else (optimizer,)
 
 
 def of(
@@ -77,7 +77,7 @@ def of(
         members.append(_adamw(rest, training, device, lr))
     if hidden:  # its steps are as large as AdamW's (Liu et al., section 2.2), so that rate and weight decay are the same
         members.append(Muon(hidden, lr=lr, weight_decay=decay, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"))
-    return members[0] if len(members) == 1 else Combined(*members)
+    return members[0] if len(members) == 1 else CombinedOptimizer(*members)
 
 
 def _adamw(groups: list[dict[str, Any]], training: Training, device: torch.device, lr: float) -> AdamW:

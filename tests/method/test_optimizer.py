@@ -15,7 +15,7 @@ from growbench import architectures
 from growbench.costs.flops import count
 from growbench.errors import UsageError
 from growbench.method import Task
-from growbench.method.optimizer import Combined, members_of, newton_schulz_flops, step_flops
+from growbench.method.optimizer import CombinedOptimizer, members_of, newton_schulz_flops, step_flops
 from growbench.planning.plan import META, plan
 from growbench.registry import get
 from growbench.tools.check import verdict
@@ -61,7 +61,7 @@ def test_a_method_chooses_its_optimizer_whatever_the_task_says() -> None:
     task = task_of("gpt2")
     model = task.build()
     assert type(task.optimizer(model, kind="adamw")) is AdamW
-    assert type(task_of("gpt2", "adamw").optimizer(model, kind="muon")) is Combined
+    assert type(task_of("gpt2", "adamw").optimizer(model, kind="muon")) is CombinedOptimizer
     with pytest.raises(UsageError, match="optimizer = 'sgd': must be 'adamw' or 'muon'"):
         task.optimizer(model, kind="sgd")  # type: ignore[arg-type]
 
@@ -96,7 +96,7 @@ def both(model: nn.Module) -> list[Optimizer]:
 
 
 def test_combined_optimizers_do_what_they_do_alone() -> None:
-    alone, combined = trained(both, 4), trained(lambda model: [Combined(*both(model))], 4)
+    alone, combined = trained(both, 4), trained(lambda model: [CombinedOptimizer(*both(model))], 4)
     assert all(map(torch.equal, alone, combined))
 
 
@@ -108,11 +108,11 @@ def test_a_combined_optimizer_goes_on_from_its_state(how: str) -> None:
         if how == "members' state":
             members = both(model)
             trained(lambda model: members, 2, model)
-            return [Combined(*members)]
-        (optimizer,) = made = [Combined(*both(model))]
+            return [CombinedOptimizer(*members)]
+        (optimizer,) = made = [CombinedOptimizer(*both(model))]
         trained(lambda model: made, 2, model)
         if how == "state dict":
-            fresh = Combined(*both(model))
+            fresh = CombinedOptimizer(*both(model))
             fresh.load_state_dict(optimizer.state_dict())
             return [fresh]
         other_model, other = copy.deepcopy((model, optimizer))
@@ -130,7 +130,7 @@ def test_a_combined_optimizer_goes_on_from_its_state(how: str) -> None:
 def test_a_parameter_has_one_optimizer() -> None:
     parameters = [nn.Parameter(torch.zeros(2, 2))]
     with pytest.raises(ValueError, match="more than one parameter group"):
-        Combined(SGD(parameters, lr=0.1), AdamW(parameters, lr=0.1))
+        CombinedOptimizer(SGD(parameters, lr=0.1), AdamW(parameters, lr=0.1))
 
 
 @pytest.mark.parametrize(("rows", "columns", "flops"), [(3, 5, 1170), (5, 3, 1170), (4, 4, 1920)])
@@ -138,7 +138,7 @@ def test_muons_products_are_counted_exactly(rows: int, columns: int, flops: int)
     """Five times 2 m m n + 2 m m m + 2 m m n, for m <= n: what torch's counter finds in a step. What has no gradient is left."""
     matrix, idle = nn.Parameter(torch.ones(rows, columns)), nn.Parameter(torch.ones(7, 7))
     matrix.grad = torch.rand(rows, columns)
-    optimizer = Combined(Muon([matrix, idle], lr=0.1), AdamW([nn.Parameter(torch.ones(6, 6))], lr=0.1))
+    optimizer = CombinedOptimizer(Muon([matrix, idle], lr=0.1), AdamW([nn.Parameter(torch.ones(6, 6))], lr=0.1))
     known = step_flops(optimizer, lambda parameter: parameter.grad is not None)
     assert known == count(optimizer.step)[0] == newton_schulz_flops(rows, columns, 5) == flops
 

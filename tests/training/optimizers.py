@@ -8,7 +8,7 @@ import torch
 from torch import nn, optim
 
 from growbench.method import EntrySchedule, Method, Phase, Phases, Task, copying, deepen, stack, widen
-from growbench.method.optimizer import Combined
+from growbench.method.optimizer import CombinedOptimizer
 
 
 class Eventful(optim.Optimizer):
@@ -77,9 +77,9 @@ class Orthogonal(optim.Optimizer):
                 parameter.view(-1).sub_(update.flatten(), alpha=group["lr"])
 
 
-def _combined(*parameters: nn.Parameter) -> Combined:
+def _combined(*parameters: nn.Parameter) -> CombinedOptimizer:
     matrices, rest = ([p for p in parameters if (p.dim() == 2) is square] for square in (True, False))
-    return Combined(optim.AdamW(rest, lr=0.001), optim.Muon(matrices, lr=0.01))
+    return CombinedOptimizer(optim.AdamW(rest, lr=0.001), optim.Muon(matrices, lr=0.01))
 
 
 OPTIMIZERS: dict[str, Any] = {
@@ -92,7 +92,7 @@ OPTIMIZERS: dict[str, Any] = {
     "ASGD": lambda model: optim.ASGD(model.parameters(), lr=0.1, t0=3),
     "AdamW": lambda model: optim.AdamW(model.parameters(), lr=0.001, amsgrad=True),
     "Muon": lambda model: optim.Muon([p for p in model.parameters() if p.requires_grad_(p.dim() == 2).requires_grad], lr=0.01),
-    "Combined": lambda model: _combined(*model.parameters()),
+    "CombinedOptimizer": lambda model: _combined(*model.parameters()),
     "Eventful": lambda model: Eventful(model.parameters(), lr=0.001),
     "Orthogonal": lambda model: Orthogonal(model.parameters(), lr=0.02),
     "Lookahead": lambda model: Lookahead(optim.AdamW(model.parameters(), lr=0.001)),

@@ -15,7 +15,7 @@ from growbench.errors import UsageError
 from growbench.method import EntrySchedule, Phase
 from growbench.method.entries import new_entries
 from growbench.method.interface import MethodError
-from growbench.method.optimizer import Combined
+from growbench.method.optimizer import CombinedOptimizer
 from growbench.training.entries import LINEAR, ScaledEntries, check
 from growbench.training.replicas import Replica
 
@@ -120,6 +120,6 @@ class Own(optim.SGD):
 def test_optimizers_whose_step_is_not_proportional_to_the_rate_are_refused(kind: type[optim.Optimizer]) -> None:
     model: Any = nn.ParameterDict({"w": nn.Parameter(torch.zeros(2)), "v": nn.Parameter(torch.zeros(2))})
     phase = Phase(model=model, entry_schedules=[EntrySchedule({"w": torch.ones(2, dtype=torch.bool)}, lambda step, steps: 1.0)])
-    optimizer = Combined(optim.SGD([model["w"]], lr=1.0), kind([model["v"]]))  # type: ignore[call-arg]
+    optimizer = CombinedOptimizer(optim.SGD([model["w"]], lr=1.0), kind([model["v"]]))  # type: ignore[call-arg]
     with pytest.raises(MethodError, match=f"steps of {kind.__name__} are not known to be proportional"):
         check(phase, model, optimizer)
