@@ -187,6 +187,8 @@ def test_a_wrong_option_is_refused(refused: Refused) -> None:
     assert "--no-such-option" in refused("--no-such-option")
     assert "plots" in refused(experiment="plots", command="list")
     assert "--rounds 3: must be at least 5" in refused("--rounds", 3, command="bench")
+    muon = refused("--set", "train.optimizer=muon", command="bench")
+    assert "train.optimizer = 'muon': the loops are compared with 'adamw' alone" in muon
 
 
 def test_cuda_without_cuda_is_refused(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

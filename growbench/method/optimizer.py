@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -113,7 +113,7 @@ def step_flops(optimizer: Optimizer, steps_on: Callable[[nn.Parameter], bool]) -
     `growbench check` measures them.
     """
     return sum(
-        newton_schulz_flops(*parameter.shape, iterations=group["ns_steps"])
+        newton_schulz_flops(parameter.shape, group["ns_steps"])
         for member in members_of(optimizer)
         if isinstance(member, Muon)
         for group in member.param_groups
@@ -122,7 +122,7 @@ def step_flops(optimizer: Optimizer, steps_on: Callable[[nn.Parameter], bool]) -
     )
 
 
-def newton_schulz_flops(rows: int, columns: int, iterations: int) -> int:
+def newton_schulz_flops(shape: Sequence[int], iterations: int) -> int:
     """FLOPs of making a matrix orthogonal: X X^T, its square, and its product with X, where X has fewer rows than columns."""
-    short, long = sorted((rows, columns))
+    short, long = sorted(shape)
     return iterations * (4 * short * short * long + 2 * short**3)

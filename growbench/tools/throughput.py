@@ -42,8 +42,10 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
 
     Every loop trains the experiment's target from scratch on the same batches and micro-batches, at the same precision, with
     gradient clipping, all compiled or none. transformers.Trainer trains the model class that its library ships. Raises
-    UsageError if accelerate, which transformers.Trainer needs, is not installed.
+    UsageError for another optimizer than AdamW, or if accelerate, which transformers.Trainer needs, is not installed.
     """
+    if experiment.train.optimizer != "adamw":
+        raise UsageError(f"train.optimizer = {experiment.train.optimizer!r}: the loops are compared with 'adamw' alone")
     try:
         import accelerate  # noqa: F401
     except ImportError as error:

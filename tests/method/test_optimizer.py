@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW, Muon, Optimizer
 from transformers.pytorch_utils import Conv1D
 
 from growbench import architectures
+from growbench.costs.accounts import Account
 from growbench.costs.flops import count
 from growbench.errors import UsageError
 from growbench.method import Task
@@ -72,7 +73,7 @@ def test_where_no_matrix_within_layers_is_trained_adamw_is_alone() -> None:
     assert type(task.optimizer(nn.Linear(2, 2, device=META))) is AdamW
 
 
-def trained(make: Callable[[nn.Module], list[Optimizer]], steps: int, model: nn.Module | None = None) -> list[torch.Tensor]:
+def trained(make: Callable[[nn.Module], Sequence[Optimizer]], steps: int, model: nn.Module | None = None) -> list[torch.Tensor]:
     """The parameters after so many steps of these optimizers, on gradients that depend on the parameters."""
     model = model or seeded()
     optimizers = make(model)
@@ -104,7 +105,7 @@ def test_combined_optimizers_do_what_they_do_alone() -> None:
 def test_a_combined_optimizer_goes_on_from_its_state(how: str) -> None:
     """Two steps and two more are four, whichever way the state goes to another model's optimizer."""
 
-    def carried(model: nn.Module) -> list[Optimizer]:
+    def carried(model: nn.Module) -> Sequence[Optimizer]:
         if how == "members' state":
             members = both(model)
             trained(lambda model: members, 2, model)
@@ -140,15 +141,15 @@ def test_muons_products_are_counted_exactly(rows: int, columns: int, flops: int)
     matrix.grad = torch.rand(rows, columns)
     optimizer = CombinedOptimizer(Muon([matrix, idle], lr=0.1), AdamW([nn.Parameter(torch.ones(6, 6))], lr=0.1))
     known = step_flops(optimizer, lambda parameter: parameter.grad is not None)
-    assert known == count(optimizer.step)[0] == newton_schulz_flops(rows, columns, 5) == flops
+    assert known == count(optimizer.step)[0] == newton_schulz_flops((rows, columns), 5) == flops
 
 
 @pytest.mark.parametrize("name", ["scratch", "progressive_net"])
 def test_a_plan_knows_muons_products_and_its_single_moment(name: str) -> None:
     """Of 3 layers, with width 24 and FFN 96: four squares as one of 24 x 72 and one of 24 x 24, and two of 24 x 96."""
     ((plain,), (planned,)) = (plan(cell.experiment, get(name), VOCABULARY) for cell in (Cell("gpt2"), WITH_MUON))
-    products = 3 * sum(newton_schulz_flops(24, columns, 5) for columns in (72, 24, 96, 96))
-    assert planned.flops_per_step == {**plain.flops_per_step, "optimizer": products}
+    products = 3 * sum(newton_schulz_flops((24, columns), 5) for columns in (72, 24, 96, 96))
+    assert planned.flops_per_step == dict(plain.flops_per_step) | {Account.OPTIMIZER: products}
     assert planned.flops == plain.flops, "not charged"
     assert plain.memory - planned.memory == 3 * 4 * 12 * 24 * 24
 
