@@ -25,8 +25,9 @@ from growbench.data.shapes import shape_batch, vocabulary_size
 from growbench.planning.plan import META, PlannedPhase, plan, walk
 from growbench.registry import SCRATCH, Found, get_all
 from growbench.tools.throughput import wall_seconds
+from growbench.training.parallel import Parallel
 from growbench.training.phases import PhaseStart
-from growbench.training.replicas import Replica
+from growbench.training.replicas import place
 from growbench.training.step import Step
 
 SECONDS = 0.1  # least length of one measurement
@@ -134,7 +135,8 @@ class PhaseStep:
         start = _start(experiment, spec, number, vocabulary, device)
         objective = architectures.of(experiment).objective
         batch = shape_batch(experiment.data, objective, experiment.train.batch, vocabulary, device)
-        live = Replica(start.model, start.optimizer)
+        live = place(start.phase, start.optimizer, architectures.of(experiment), Parallel(device), skips_parameters=False)
+        live.entries.factors = [each.schedule(0, start.steps) for each in start.phase.entry_schedules]
         step = Step.of(start.phase, live, experiment.train, experiment.machine, device, start.steps)
         times = start.phase.workloads(range(start.steps))
         firsts = start.phase.first_steps(start.steps)

@@ -35,7 +35,7 @@ from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.parallel import Parallel
 from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.step import Step
-from tests.training.optimizers import OPTIMIZERS, Eventful, Optimized
+from tests.training.optimizers import OPTIMIZERS, Eventful, Optimized, Rewarmed
 
 ALONE = Parallel(torch.device("cpu"))
 OPTIONS = {"ligo": {"operator_steps": 5}, "stackbert": {"state": "grown", "rewarm_steps": 3}}
@@ -107,12 +107,12 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return curve, record | {"flops": accounts, "phases": phases}
 
 
-@pytest.mark.parametrize("name", ["scratch", "bert2bert", "mslt", "ki", "ligo", "progressive_net", "scratch_restart"])
+@pytest.mark.parametrize("name", ["scratch", "bert2bert", "mslt", "ki", "ligo", "progressive_net", "scratch_restart", "rewarmed"])
 def test_a_killed_run_goes_on_to_the_same_bits(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """One method of each kind; `python -m tests.soak.crash` kills all."""
-    found = get(name, OPTIONS.get(name))
+    """One method of each kind; `python -m tests.soak.crash` kills all. `rewarmed`: Muon, new entries at a rate of their own."""
+    found = Found(name, Rewarmed("muon"), "here") if name == "rewarmed" else get(name, OPTIONS.get(name))
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
     whole = outcome(tmp_path / "whole" / f"{name}-seed0")
     resumed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
