@@ -106,6 +106,19 @@ def _hidden(model: nn.Module, architecture: Architecture) -> list[nn.Parameter]:
     return list(dict.fromkeys(matrix for part in parts for matrix in architecture.hidden_matrices(part)))
 
 
+def refuse_foreign_state(optimizer: Optimizer) -> None:
+    """Raise UsageError if a parameter of AdamW has the state that Muon keeps, or the other way round."""
+    keys: dict[type[Optimizer], str] = {AdamW: "exp_avg", Muon: "momentum_buffer"}
+    for member in members_of(optimizer):
+        key = keys.get(type(member))
+        for parameter in (each for group in member.param_groups for each in group["params"]):
+            if key and optimizer.state.get(parameter) and key not in optimizer.state[parameter]:
+                raise UsageError(
+                    f"{type(member).__name__} cannot start with the state of another optimizer: train the source with the same "
+                    "one, or grow weights alone"
+                )
+
+
 def step_flops(optimizer: Optimizer, steps_on: Callable[[nn.Parameter], bool]) -> int:
     """FLOPs of the matrix products in a step: those of torch's Muon. AdamW has none.
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from growbench.architectures import Architecture, sizes_of
 from growbench.errors import UsageError
 from growbench.growth.weights import Weights
+from growbench.method.optimizer import refuse_foreign_state
 
 # grows canonical weights; the text says what they hold: "weight", or a key of the optimizer's state such as "exp_avg"
 Grow = Callable[[Weights, str], Weights]
@@ -34,7 +35,8 @@ def grow_state(architecture: Architecture, trained: Trained, grow: Grow, model: 
     """Give `optimizer`, a new one of the grown `model`, the grown state of `trained`.
 
     What is kept for each entry of a parameter goes through `grow` under its key, with zeros where a parameter has no state. Of
-    numbers, such as counts of steps, the largest is taken over. Raises UsageError for second moments that become negative.
+    numbers, such as counts of steps, the largest is taken over. Raises UsageError for second moments that become negative, and
+    for the state of another optimizer.
     """
     having, numbers = _keys(architecture, trained)
     held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
@@ -47,6 +49,7 @@ def grow_state(architecture: Architecture, trained: Trained, grow: Grow, model: 
             else:
                 value = copy.deepcopy(numbers[key])
             optimizer.state[parameter][key] = value
+    refuse_foreign_state(optimizer)
 
 
 def _keys(architecture: Architecture, trained: Trained) -> tuple[dict[str, set[str]], dict[str, Any]]:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from growbench.errors import UsageError
 from growbench.growth.carried import Carrier, Lost
 from growbench.method import Method, Task
+from growbench.method.optimizer import refuse_foreign_state
 from growbench.method.schedule import rewarm
 
 Numbers = dict[str, Any]  # of a parameter's state, by key: what is not kept for each entry, such as a count of steps
@@ -55,6 +56,7 @@ class GrowthOptions:
                 if (state := self._entries(parameter, names[parameter])) is not None:
                     optimizer.state[parameter] = state
                     self.honoured = True
+            refuse_foreign_state(optimizer)
         return optimizer
 
     def phase_begins(self, model: nn.Module, scored_steps: int) -> Callable[[int], float] | None:

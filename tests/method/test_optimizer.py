@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ from growbench import architectures
 from growbench.costs.accounts import Account
 from growbench.costs.flops import count
 from growbench.errors import UsageError
-from growbench.method import Task
+from growbench.method import Task, Trained, deepen
 from growbench.method.optimizer import CombinedOptimizer, members_of, newton_schulz_flops, step_flops
 from growbench.planning.plan import META, plan
 from growbench.registry import get
-from growbench.tools.check import verdict
+from growbench.tools.check import broken_promises, verdict
 from growbench.tools.miniatures import VOCABULARY, Cell
 
 WITH_MUON = Cell("gpt2").at({"train.optimizer": "muon"})
@@ -159,3 +160,30 @@ def test_a_run_records_muons_products_as_planned_and_counted() -> None:
     method = get("bert2bert", {"sub_model_share": 0.5, "sub_model_layers": 1}).method
     found = verdict(method, WITH_MUON)
     assert (found.broken, found.warnings, found.phases) == ([], [], ["sub-models", "train"])
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_muons_momentum_grows_beside_adamws_moments(kind: Literal["muon", "adamw"]) -> None:
+    """Layer l of a stack has all that layer l mod L has. What AdamW kept of a matrix is refused for Muon."""
+    experiment = WITH_MUON.at({"target.width": 16, "target.layers": 4}).experiment
+    task = Task.of(experiment, "target", VOCABULARY, torch.device("cpu"))
+    small = task.build(task.source_config)
+    optimizer = task.optimizer(small, kind=kind)
+    for parameter in small.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    optimizer.step()
+    trained = Trained(small, optimizer, 1, 1.0)
+    if kind == "adamw":
+        with pytest.raises(UsageError, match="Muon cannot start with the state of another optimizer"):
+            task.grow_trained(trained, lambda weights, key: deepen(weights, [0, 1, 0, 1]))
+        return
+    grown = task.grow_trained(trained, lambda weights, key: deepen(weights, [0, 1, 0, 1]))
+    for name, parameter in grown.model.named_parameters():
+        state = grown.optimizer.state[parameter]
+        old = optimizer.state[small.get_parameter(name.replace(".h.2.", ".h.0.").replace(".h.3.", ".h.1."))]
+        assert state.keys() == old.keys() and all(torch.equal(state[key], old[key]) for key in old)
+        assert ("momentum_buffer" in state) == (".h." in name and parameter.dim() == 2)
+
+
+def test_a_method_that_carries_state_along_does_so_with_muon() -> None:
+    assert broken_promises(get("stackbert", {"state": "grown"}).method, WITH_MUON) == []
