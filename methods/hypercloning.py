@@ -33,7 +33,8 @@ class HyperCloning(Method):
     input. noisy: the columns of the copies 1 and 2 of an input get +noise and -noise, those of 3 and 4 other noise, and so on;
     each copy of an output has noise of its own. Heads are copied whole. Depth: whole copies of the stack, then the remaining
     layers from its top; the paper does not grow depth.
-    Paper: Samragh et al. 2024, section 3, and the authors' code (apple/ml-hypercloning).
+    Paper: Samragh et al. 2024, section 3, and the authors' code (apple/ml-hypercloning). Claimed: OPT-1.3B, Pythia-1.4B and
+    OLMo-2.9B reach the final mean accuracy of scratch 2.2 to 4 times sooner; the small model is free.
     Function preserving: in width, with or without noise, in all architectures. Stacking does not preserve the function. Widths
     that are no multiples of the source's are refused, as in the paper.
     Defaults: symmetric, which the paper ranks first. With noise, which it finds as good: without noise or dropout, copies have

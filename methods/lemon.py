@@ -173,7 +173,8 @@ def silenced(weights: Weights, layers: Tensor) -> Weights:
     """The same weights, with zeros in what these layers write to the residual stream."""
 
     def silent(weight: Weight) -> Tensor:
-        return weight.value.index_fill(0, layers.to(weight.value.device), 0)
+        is_silent = torch.zeros(len(weight.value), dtype=torch.bool).index_fill(0, layers, True).to(weight.value.device)
+        return torch.where(is_silent.reshape(-1, *[1] * (weight.value.dim() - 1)), 0.0, weight.value)
 
     writes = {name for name, weight in weights.items() if weight.residual and weight.axes[0] is Axis.LAYER}
     return {name: replace(weight, value=silent(weight)) if name in writes else weight for name, weight in weights.items()}
