@@ -50,7 +50,8 @@ class Lemon(Method):
     code the new heads and neurons of new layers come from the layer above; here they are copies. CaiT: the new entries of
     LayerScale are the root mean square of the old ones, and the rows in front of it are averaged accordingly. timm cannot store
     an eps: its models get x / eta in the stream in place of eps * eta^2, which is the same function. The paper keeps the peak
-    learning rate and decays it faster: here, that is a smaller budget. The optimizer's state is new.
+    learning rate and decays it faster: here, that is a smaller budget. The optimizer's state is new; state = "grown" needs whole
+    ratios.
     Costs beyond training: copying and drawing only.
     """
 
@@ -117,11 +118,16 @@ class Scaled:
     def consume(self, value: Tensor, dim: int) -> Tensor:
         return self.produce(value / self.pad.copies, dim) if self.free else self.pad.consume(value, dim)
 
+    def kept(self, value: Tensor, dim: int) -> Tensor:
+        return self.pad.kept(value, dim)
+
 
 def lossless_maps(task: Task, weights: Weights, stream: float, gain: float) -> Maps:
     """The maps of width growth. `stream`, `gain`: factors of what writes to the residual stream, and of the norms' gains."""
     small, large = task.source_config, task.target_config
     copies, rest = divmod(large.width, small.width)
+    if not rest:
+        return tiling(small, large)
 
     def padded(fill: Callable[[Tensor, int], Tensor] | None = None) -> Pad:
         return Pad(large.width, copies, fill)

@@ -12,7 +12,7 @@ import torch
 from growbench.architectures import changed_settings
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
-from growbench.method import Task, Weights
+from growbench.method import Pad, Task, Weights
 from growbench.registry import get
 from growbench.tools.miniatures import Cell
 from tests.methods.test_methods import (
@@ -201,6 +201,14 @@ def test_lemons_new_layers_write_zeros_or_what_cancels() -> None:
 )  # fmt: skip
 def test_lemons_new_layers_follow_the_layers_that_they_copy(place: str, new: int, expected: list[int]) -> None:
     assert get("lemon", {"new_layers": place}).method.layers(3, new) == expected
+
+
+def test_lemons_padded_stream_keeps_the_optimizers_state_of_the_first_copies() -> None:
+    from growbench.methods.lemon import Scaled
+
+    moments = torch.arange(6.0).reshape(2, 3)
+    kept = Scaled(Pad(8, copies=2), 0.5).kept(moments, 1)
+    assert torch.equal(kept, torch.cat([moments, torch.zeros(2, 5)], 1))
 
 
 def test_a_run_records_the_settings_that_its_method_declared() -> None:
