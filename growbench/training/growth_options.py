@@ -32,6 +32,7 @@ class GrowthOptions:
         """Raises UsageError for values that the options cannot have, and where the source's state is asked for but not known."""
         self.state, self.steps, self.peak, self.task = method.state, method.rewarm_steps, method.rewarm_peak, task
         self.carrier = Carrier("kept" if self.state == "kept" else "grown") if self.state != "new" or self.steps else None
+        self.kind: type[Optimizer] = Optimizer  # that trained what was trained last
         self.numbers: dict[frozenset[str], Numbers] = {}  # by the keys of the entries that they stand beside
         self.trained: WeakSet[nn.Module] = WeakSet()  # models of phases that have ended
         self.grown_at: int | None = None  # steps of the budget before the latest growth
@@ -44,19 +45,22 @@ class GrowthOptions:
         """The context of a method's own code."""
         return self.carrier.carrying() if self.carrier else nullcontext()
 
-    def optimizer(self, model: nn.Module) -> Optimizer:
-        """The task's optimizer for a phase that brings none. If it is asked for, it has the state that was carried to its model.
+    def with_state(self, optimizer: Optimizer, model: nn.Module) -> Optimizer:
+        """The optimizer of a phase. If it has no state yet, and that is asked for, it gets what was carried to its model.
 
-        Raises UsageError if the method grew a weight in a way that says nothing of its state.
+        Raises UsageError if the method grew a weight in a way that says nothing of its state, or uses another kind of optimizer.
         """
-        optimizer = self.task.optimizer(model)
-        if self.carrier and self.state != "new":
-            names = {parameter: name for name, parameter in model.named_parameters()}
-            for parameter in (each for group in optimizer.param_groups for each in group["params"]):
-                if (state := self._entries(parameter, names[parameter])) is not None:
-                    optimizer.state[parameter] = state
-                    self.honoured = True
-            refuse_foreign_state(optimizer)
+        if self.carrier is None or self.state == "new" or optimizer.state:
+            return optimizer
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        for parameter in (each for group in optimizer.param_groups for each in group["params"] if each in names):
+            if (state := self._entries(parameter, names[parameter])) is not None:
+                if type(optimizer) is not self.kind:
+                    kinds = f"{type(optimizer).__name__} cannot start with the state of {self.kind.__name__}"
+                    raise UsageError(f"state = {self.state!r}: {kinds}: allowed here is 'new'")
+                optimizer.state[parameter] = state
+                self.honoured = True
+        refuse_foreign_state(optimizer)
         return optimizer
 
     def phase_begins(self, model: nn.Module, scored_steps: int) -> Callable[[int], float] | None:
@@ -74,6 +78,7 @@ class GrowthOptions:
         """The weights of a trained model are known, with what its optimizer keeps of them."""
         self.trained.add(model)
         if self.carrier:
+            self.kind = type(optimizer)
             self._know(list(model.parameters()), optimizer.state if self.state != "new" else {})
 
     def refuse_unused(self) -> None:
@@ -96,6 +101,7 @@ class GrowthOptions:
             self._know(list(task.source.parameters()), {})
             return
         trained = task.source_trained
+        self.kind = type(trained.optimizer)
         places = zip(task.source.parameters(), trained.model.parameters(), strict=True)
         self._know(list(task.source.parameters()), {own: trained.optimizer.state.get(copied, {}) for own, copied in places})
 

@@ -183,7 +183,7 @@ class PhaseDriver:
 
     def _start(self, phase: Phase, number: int, growth_flops: int) -> PhaseStart:
         model = phase.model.to(self.task.device).train()
-        optimizer = phase.optimizer or self.options.optimizer(model)
+        optimizer = self.options.with_state(phase.optimizer or self.task.optimizer(model), model)
         _check_optimizer(phase, model, optimizer)
         entries.check(phase, model, optimizer)
         limited = self._limited(phase)

@@ -1,0 +1,103 @@
+"""Methods that keep the dynamics: the grown model trains step by step as the small one would, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from growbench.costs.ledger import Costs
+from growbench.errors import UsageError
+from growbench.method import Task, Trained, task_loss
+from growbench.registry import get
+from growbench.tools import miniatures
+from growbench.tools.miniatures import CPU, VOCABULARY, Cell, RandomData
+from growbench.training.phases import PhaseDriver, PhaseStart
+
+STEPS = 20
+SIZES = {"source.layers": 1, "target.layers": 1, "source.width": 8, "target.width": 16}
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Setting:
+    """A small model that was trained for some steps, and the task of growing it to twice its width."""
+
+    def __init__(self, cell: Cell, **sizes: Any) -> None:
+        experiment = cell.at(SIZES | sizes).experiment
+        training = replace(experiment.train, eps=1e-15, weight_decay=0.1, lr=1e-2)  # an eps that counts for nothing
+        experiment = replace(experiment, train=training, source_train=training)
+        self.task, self.own = (Task.of(experiment, which, VOCABULARY, CPU) for which in ("target", "source"))
+        self.data = RandomData(experiment.data, self.task.architecture.objective, 2)
+        torch.manual_seed(0)
+        self.small = self.own.build()
+        self.optimizer = self.own.optimizer(self.small)
+        self.train(self.small, self.optimizer, 5)
+        frozen = self.own.model_from(self.task.read(self.small), self.task.source_config)
+        self.task = self.task.with_source(frozen.requires_grad_(False).eval(), self.resumed)
+
+    def resumed(self, model: nn.Module) -> Trained:
+        """A copy of the small model, with a copy of its optimizer's state."""
+        optimizer = self.own.optimizer(model)
+        for own, copied in zip(self.small.parameters(), model.parameters(), strict=True):
+            optimizer.state[copied] = {key: value.clone() for key, value in self.optimizer.state[own].items()}
+        return Trained(model, optimizer, 5, 0.0)
+
+    def train(self, model: nn.Module, optimizer: Optimizer, steps: int = STEPS, first: int = 0) -> list[float]:
+        """The loss of each step."""
+        losses = []
+        for step in range(first, first + steps):
+            loss = task_loss(model.train(), self.data.train_batch(step, 0))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        return losses
+
+    def small_losses(self, fresh: bool) -> list[float]:
+        """Those of the small model, if it is trained further, with its optimizer's state or a fresh one."""
+        return self.train(self.small, self.own.optimizer(self.small) if fresh else self.optimizer, first=5)
+
+    def start(self, name: str, **options: Any) -> PhaseStart:
+        """The first phase of a method."""
+        return next(iter(PhaseDriver(get(name, options).method, self.task, Costs(CPU))))
+
+    def losses(self, start: PhaseStart) -> list[float]:
+        return self.train(start.model, start.optimizer, first=5)
+
+
+@pytest.mark.parametrize("cell", miniatures.cells(), ids=str)
+def test_mu_pscaling_without_noise_trains_as_the_small_model(cell: Cell) -> None:
+    """With the state of its optimizer grown; heads in groups, tied and untied decoders, all that an architecture has."""
+    setting = Setting(cell, **{"source.width": 16, "target.width": 32} if cell.grouped else {})
+    start = setting.start("mu_pscaling", noise=0.0, state="grown")
+    assert setting.losses(start) == pytest.approx(setting.small_losses(fresh=False), rel=1e-6)
+
+
+def test_mu_pscaling_with_new_state_trains_as_the_small_model_with_new_state() -> None:
+    setting = Setting(Cell("gpt2"))
+    start = setting.start("mu_pscaling", noise=0.0)
+    losses = setting.losses(start)
+    assert losses == pytest.approx(setting.small_losses(fresh=True), rel=1e-9)
+    start = setting.start("mu_pscaling", noise=0.0)
+    plain = setting.train(start.model, setting.task.optimizer(start.model), first=5)  # without the rates of muP
+    assert plain[0] == pytest.approx(losses[0], rel=1e-9) and abs(plain[-1] / losses[-1] - 1) > 1e-3
+
+
+def test_mu_pscaling_needs_adam_and_whole_ratios() -> None:
+    setting = Setting(Cell("gpt2"))
+    setting.task.training = replace(setting.task.training, optimizer="muon")
+    with pytest.raises(UsageError, match=r"train\.optimizer must be 'adamw'"):
+        setting.start("mu_pscaling")
+    with pytest.raises(UsageError, match="target's width = 24 must be a multiple of the source's 16"):
+        Setting(Cell("gpt2"), **{"source.width": 16, "target.width": 24}).start("mu_pscaling")
