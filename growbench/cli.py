@@ -250,8 +250,8 @@ def _add_methods(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--methods",
         metavar="A,B",
-        help="names or files, or NAME=A for a variant of A whose hyperparameters --set NAME.KEY=VALUE gives; default: all; "
-        "scratch is always added",
+        help="names or files, or NAME=A for a variant of A whose hyperparameters --set NAME.KEY=VALUE gives, or all; default: "
+        "all; scratch is always added",
     )
 
 

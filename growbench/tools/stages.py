@@ -153,8 +153,9 @@ def budgets_of(
 
 
 def specs_of(names: str | None, experiment: Experiment) -> list[str]:
-    """What was asked for, scratch first. Imports no method."""
-    asked = registry.names() if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    """What was asked for, scratch first; "all" is every method that has a name. Imports no method."""
+    words = [word.strip() for word in ("all" if names is None else names).split(",") if word.strip()]
+    asked = [spec for word in words for spec in (registry.names() if word == "all" else [word])]
     return list(registry.named(["scratch", *asked], experiment.methods).values())
 
 

@@ -92,3 +92,10 @@ def test_names_that_are_refused(specs: list[str], said: str) -> None:
 def test_an_unknown_hyperparameter_names_the_variant() -> None:
     with pytest.raises(UsageError, match=r"unknown key late\.shar: did you mean share\?"):
         registry.get_all(["late=ki"], {"late": {"shar": 0.25}})
+
+
+def test_all_stands_for_every_method_beside_variants() -> None:
+    experiment = loading.load("gpt2-tiny")
+    every = stages.specs_of(None, experiment)
+    assert set(every) == set(registry.names()) and every[0] == "scratch"
+    assert stages.specs_of("all, new=ligo", experiment) == [*every, "new=ligo"]
