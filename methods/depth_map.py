@@ -40,15 +40,15 @@ class DepthMap(Method):
 
     def layers(self, old: int, new: int, rng: torch.Generator) -> list[int]:
         """The old layer that each new one copies. Raises UsageError for a block, or an overlap, that the source has not."""
-        block = self.block or (old + 1) // 2
+        whole, block = stack(old, new), self.block or (old + 1) // 2
         if not 1 <= block <= old:
             raise UsageError(f"block = {self.block}: must be from 1 to the source's {old} layers, or 0 for half of them")
         if self.map == "solar" and new > 2 * old:
             raise UsageError(f"map = solar: target.layers = {new} must be at most twice the source's {old}")
         maps: dict[str, Callable[[], list[int]]] = {
-            "stack": lambda: stack(old, new),
+            "stack": lambda: whole,
             "interpose": lambda: interleave(old, new),
-            "random": lambda: [layer % old for layer in torch.randperm(new, generator=rng).tolist()],
+            "random": lambda: [whole[place] for place in torch.randperm(new, generator=rng).tolist()],
             "middle": lambda: repeat_block((old - block) // 2, block, old, new),
             "last": lambda: repeat_block(old - block, block, old, new),
             "solar": lambda: [*range((new + 1) // 2), *range(old - new // 2, old)],

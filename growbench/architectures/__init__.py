@@ -114,6 +114,10 @@ class Architecture:
         """The shape of every parameter of a model of these sizes, by name. Raises UsageError as `build` does."""
         return _shapes(self.name, config)
 
+    def rows(self, sizes: ModelConfig) -> list[Row]:
+        """The rows of the weights that a model of these sizes has: none of layers if it has no layers."""
+        return [row for row in self.table(sizes) if not row.per_layer or getattr(sizes, row.group)]
+
     def read(self, model: nn.Module) -> Weights:
         """The model's parameters as canonical weights, detached from autograd. Tied parameters are read once."""
         return self.canonical({name: parameter.detach() for name, parameter in model.named_parameters()}, sizes_of(model))
@@ -121,7 +125,7 @@ class Architecture:
     def canonical(self, stored: Mapping[str, Tensor], sizes: ModelConfig) -> Weights:
         """Canonical weights from tensors that have the names and shapes of the parameters of a model of these sizes."""
         weights = {}
-        for row in self.table(sizes):
+        for row in self.rows(sizes):
             values = [_canonical(row, stored[native]) for _, native in row.natives(sizes)]
             if row.first:
                 values.insert(0, stored[row.first])
@@ -130,10 +134,16 @@ class Architecture:
         return weights
 
     def native(self, weights: Weights, sizes: ModelConfig) -> dict[str, Tensor]:
-        """The model's parameters by name, made from canonical weights by differentiable operations, as views where possible."""
+        """The model's parameters by name, made from canonical weights by differentiable operations, as views where possible.
+
+        Raises ValueError if a weight is missing.
+        """
         parts: dict[str, list[Tensor]] = {}
         dims = {}
-        for row in self.table(sizes):
+        rows = self.rows(sizes)
+        if missing := [row.key for row in rows if row.key not in weights]:
+            raise ValueError(f"weights lack {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}")
+        for row in rows:
             value = weights[row.key].value
             layers = value.unbind(0) if row.per_layer else None
             for layer, native in row.natives(sizes):
@@ -144,7 +154,7 @@ class Architecture:
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, int | None, nn.Parameter]]:
         """Canonical name, layer (None if it does not repeat) and parameter. A fused parameter comes once for each part."""
         sizes = sizes_of(model)
-        for row in self.table(sizes):
+        for row in self.rows(sizes):
             for layer, native in row.natives(sizes):
                 yield row.key, layer, model.get_parameter(native)
 

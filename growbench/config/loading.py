@@ -115,6 +115,8 @@ def _experiment(name: str, file: File) -> Experiment:
         for key in ("vocabulary", "positions", "patch"):
             if key in section:
                 raise UsageError(f"{where}.{key}: unknown key; it follows from [data]")
+    if file.target.get("layers") == 0:
+        raise UsageError("target.layers = 0: must be at least 1; only a source may have none")
     pretrained = _pretrained(file.source) if "checkpoint" in file.source else None
     source = file.target if pretrained else file.source
     training_keys = {f.name for f in dataclasses.fields(Training)}

@@ -24,7 +24,7 @@ def added_later(default: T) -> T:
 class ModelConfig:
     """The sizes of one transformer. The last three follow from the data, and stand in no file."""
 
-    layers: int  # the layers that grow
+    layers: int  # the layers that grow; a source may have none: embeddings and head
     width: int  # of the residual stream
     heads: int  # attention heads, each of width / heads dimensions
     ffn: int = 0  # 0: four times the width
@@ -38,9 +38,9 @@ class ModelConfig:
     patch: int = 0  # side of an image patch, in pixels
 
     def __post_init__(self) -> None:
-        for key in ("layers", "width", "heads", "class_layers"):
-            if getattr(self, key) < 1:
-                raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1")
+        for key, least in ("layers", 0), ("width", 1), ("heads", 1), ("class_layers", 1):
+            if getattr(self, key) < least:
+                raise UsageError(f"{key} = {getattr(self, key)}: must be at least {least}")
         for key in ("ffn", "kv_heads"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1, or 0 for the default")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
-from growbench.growth.weights import Axis, Maps, Select
+from growbench.growth.weights import Axis, Maps, Select, refuse_no_layers
 
 
 def even(old: int, new: int, rng: torch.Generator) -> Tensor:
@@ -111,17 +111,20 @@ def _dimensions(heads: Tensor, head_size: int) -> Tensor:
 
 
 def stack(old: int, new: int) -> list[int]:
-    """Layer l copies layer l mod `old` (StackBERT, algorithm 1)."""
+    """Layer l copies layer l mod `old` (StackBERT, algorithm 1). Raises UsageError, as all layer maps, if there is none."""
+    refuse_no_layers(old)
     return [layer % old for layer in range(new)]
 
 
 def stack_and_top(old: int, new: int) -> list[int]:
     """Whole copies of the stack, then the remaining layers from the top of the old one (bert2BERT)."""
+    refuse_no_layers(old)
     return list(range(old)) * (new // old) + list(range(old - new % old, old))
 
 
 def interleave(old: int, new: int) -> list[int]:
     """Layer l copies layer floor(l old / new): every old layer is repeated in place."""
+    refuse_no_layers(old)
     return [layer * old // new for layer in range(new)]
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from growbench.config.schema import ModelConfig
+from growbench.errors import UsageError
 from growbench.growth.carried import Rule, carry
 
 
@@ -289,6 +290,12 @@ def apart(weights: Weights, maps: Maps) -> Weights:
     return {name: replace(weight, value=parted(weight)) for name, weight in weights.items()}
 
 
+def refuse_no_layers(layers: int) -> None:
+    """Raise UsageError for a model without layers, as a source may be: embeddings and head."""
+    if not layers:
+        raise UsageError("source.layers = 0: there is no layer to copy; the method dpt adds new ones")
+
+
 LayerMap = Sequence[int] | Tensor | Callable[[str, Weight], Tensor]
 
 
@@ -296,8 +303,9 @@ def deepen(weights: Weights, layer_map: LayerMap, axis: Axis = Axis.LAYER) -> We
     """Grow the axis (LAYER or CLASS_LAYER) of every weight that has it.
 
     `layer_map`: the old layer that each new one copies, or a matrix (new layers, old layers) of mixing weights, or a function
-    from a weight's name and the weight to its new value.
+    from a weight's name and the weight to its new value. Raises UsageError if there are no layers to copy.
     """
+    refuse_no_layers(axis is not Axis.LAYER or any(axis in weight.axes for weight in weights.values()))
 
     def grown(name: str, weight: Weight) -> Tensor:
         if callable(layer_map):

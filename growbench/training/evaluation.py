@@ -128,8 +128,8 @@ class Evaluation:
 SAME = 0.99  # cosine above which two units are duplicates
 
 
-def duplicates(weights: Weights) -> float:
-    """The share of FFN units whose incoming weights are almost parallel to those of another unit of the same layer.
+def duplicates(weights: Weights) -> float | None:
+    """The share of FFN units whose incoming weights are almost parallel to those of another unit of the same layer; None of none.
 
     It is near 1 after growth that copies every unit. While it stays near 1, copies are still equal, and the larger model can
     represent no more than the small one.
@@ -140,4 +140,4 @@ def duplicates(weights: Weights) -> float:
             for layer in torch.nn.functional.normalize(weight.value.float(), dim=-1):
                 likeness = layer @ layer.mT
                 shares.append((likeness.fill_diagonal_(0).amax(-1) > SAME).float().mean())
-    return torch.stack(shares).mean().item()
+    return torch.stack(shares).mean().item() if shares else None

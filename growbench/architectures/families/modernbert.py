@@ -38,9 +38,9 @@ LIBRARY = Transformers(ModernBertForMaskedLM, NAMES, "norm_eps")
 
 def make(config: ModelConfig) -> ModernBert:
     check_rotary(config)
-    return ModernBert(
+    model = ModernBert(
         ModernBertConfig(
-            **LIBRARY.options(config),
+            **LIBRARY.options(replace(config, layers=max(1, config.layers))),  # transformers' configuration needs one
             embedding_dropout=config.dropout,
             attention_dropout=config.dropout,
             mlp_dropout=config.dropout,
@@ -51,6 +51,8 @@ def make(config: ModelConfig) -> ModernBert:
             sep_token_id=None,
         )
     )
+    model.model.layers = model.model.layers[: config.layers]
+    return model
 
 
 def table(config: ModelConfig) -> list[Row]:
