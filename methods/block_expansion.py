@@ -35,10 +35,10 @@ class BlockExpansion(Method):
             raise UsageError(f"block_expansion inserts layers: target.layers = {large.layers} must be more than the source's")
         layers, is_new = expanded(small.layers, large.layers)
         wide = widen(task.read(task.source), copying(small, large, task.rng))
-        silent = torch.tensor(is_new)
+        old = ~torch.tensor(is_new, dtype=torch.bool)
 
         def silenced(value: Tensor) -> Tensor:
-            return value.masked_fill(silent.to(value.device).reshape(-1, *[1] * (value.dim() - 1)), 0)
+            return value.where(old.to(value.device).reshape(-1, *[1] * (value.dim() - 1)), 0.0)
 
         deeper = {
             name: replace(weight, value=silenced(weight.value)) if weight.residual and Axis.LAYER in weight.axes else weight

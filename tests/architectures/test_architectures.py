@@ -91,6 +91,19 @@ def test_write_after_read_is_bit_identical(name: str, options: dict[str, Any]) -
         assert torch.equal(value, copy[key]), key
 
 
+@each_tying
+def test_a_model_without_layers_is_embeddings_and_head(name: str, tied: bool) -> None:
+    """Its weights are those of a deeper model that are of no layer."""
+    architecture, none = architectures.get(name), replace(SMALL, layers=0, tied=tied)
+    model = random_model(name, none)
+    weights, deeper = architecture.read(model), architecture.read(random_model(name, replace(none, layers=2)))
+    assert weights.keys() == {key for key in deeper if not key.startswith("layers.")}
+    assert {id(parameter) for *_, parameter in architecture.parameters(model)} == {id(each) for each in model.parameters()}
+    assert relative_error(name, model, grown(name, weights, none)) == 0
+    with pytest.raises(ValueError, match=r"weights lack layers\.attention"):
+        architecture.write(weights, architecture.build(replace(none, layers=1)))
+
+
 @each_option
 def test_the_table_covers_every_parameter_once(name: str, options: dict[str, Any]) -> None:
     """But for what a layer 0 without a norm of its own reads from elsewhere: that is in the canonical weights twice."""

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from growbench import architectures
+from growbench.architectures import sizes_of
 from growbench.costs.flops import count
 from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.weights import deepen
 from growbench.method import Phase, Task, Trained, task_loss
 from growbench.registry import get
-from growbench.tools.miniatures import CPU
+from growbench.tools.check import broken_promises
+from growbench.tools.miniatures import CPU, Cell
 from tests.methods.test_methods import (
     LARGE,
     SMALL,
@@ -33,6 +36,8 @@ from tests.methods.test_methods import (
 )
 
 __all__ = ["double"]  # a fixture
+
+TEXT = [name for name in architectures.names() if architectures.get(name).objective != "classes"]
 
 RNG = torch.Generator()
 
@@ -326,3 +331,52 @@ def test_lag_refuses_candidates_that_it_cannot_try() -> None:
     ):
         with pytest.raises(UsageError, match=said):
             driven_lag({}, candidates=candidates, hyperparameters={})
+
+
+# --- DPT, and sources without layers
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@each_architecture
+def test_dpt_keeps_embeddings_and_head_and_adds_all_layers_at_once(architecture: str, start: int) -> None:
+    task = task_of(experiment_of(architecture, target=times(SMALL, 1, layers=5), steps=20, schedule="wsd"))
+    phases = get("dpt", {"start": start}).method.phases(task)
+    shallow = next(phases)
+    assert shallow.length(20, 0) == 14 and sizes_of(shallow.model).layers == start
+    before = task.read(shallow.model)
+    after = task.read(phases.send(Trained(shallow.model, task.optimizer(shallow.model), 14, 0.0)).model)
+    for name, weight in after.items():
+        if not name.startswith("layers."):
+            assert torch.equal(weight.value, before[name].value), name
+        elif start:
+            assert all(torch.equal(layer, before[name].value[0]) for layer in weight.value), name
+    matrices = after["layers.ffn.down.weight"].value
+    assert start or len({layer.sum().item() for layer in matrices}) == 5, "each new layer is drawn by itself"
+
+
+def test_dpt_grows_a_source_without_layers_and_others_refuse_it() -> None:
+    for layers in (0, 1):
+        task = task_of(experiment_of("gpt2", times(SMALL, 1, layers=layers), times(SMALL, 1, layers=5)))
+        model = grown(task, "dpt", from_source=True)
+        assert torch.equal(task.read(model)["embeddings.token"].value, task.read(task.source)["embeddings.token"].value)
+    none = experiment_of("gpt2", times(SMALL, 1, layers=0), times(SMALL, 1, layers=5))
+    for name in ("depth_map", "bert2bert", "net2net", "block_expansion", "interpolation"):
+        with pytest.raises(UsageError, match=r"source\.layers = 0: there is no layer to copy"):
+            grown(task_of(none), name)
+    with pytest.raises(UsageError, match="dpt grows no layer or one into many"):
+        grown(task_of(experiment_of("gpt2", target=times(SMALL, 1, layers=5))), "dpt", from_source=True)
+
+
+def test_dpt_grows_before_the_decay() -> None:
+    for options, decay, said in (
+        ({"stable": 0.5}, 0.5, "must be at least 0 and below 0.5, where the decay begins"),
+        ({"start": 1}, 0.2, r"must be less than target\.layers = 1"),
+    ):
+        task = task_of(experiment_of("gpt2", times(SMALL, 1, layers=1), times(SMALL, 1, layers=1), schedule="wsd", decay=decay))
+        with pytest.raises(UsageError, match=said):
+            grown(task, "dpt", **options)
+
+
+@pytest.mark.parametrize("architecture", TEXT)
+def test_a_source_without_layers_is_planned_trained_and_used(architecture: str) -> None:
+    assert broken_promises(get("ki").method, Cell(architecture).at({"source.layers": 0})) == []
