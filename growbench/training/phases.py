@@ -28,6 +28,7 @@ from growbench.method import Method, Phase, Phases, Task, Trained
 from growbench.method.interface import MethodError
 from growbench.training import entries
 from growbench.training.growth_options import GrowthOptions
+from growbench.training.views import with_view
 
 MOST_PHASES = 1000  # of a method: a generator that yields more is taken for an endless one
 IN_PLACE_OF_RETURN = "write `yield Phase(model=...)` in place of `return`"
@@ -193,7 +194,7 @@ class PhaseDriver:
                 f"phase {phase.name!r} asked for {limited.steps} steps where the budget of {self.task.budget} had {steps} left"
             )
         start = PhaseStart(
-            phase=phase,
+            phase=with_view(phase, model, steps),
             number=number,
             model=model,
             optimizer=optimizer,

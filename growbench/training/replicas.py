@@ -29,12 +29,14 @@ from growbench.training.entries import ScaledEntries
 from growbench.training.optimizer_state import is_element_wise, move_state, parameters_of
 from growbench.training.parallel import HOST, Parallel
 from growbench.training.tensor_parallel import Cut
+from growbench.training.views import LossScope
 
 
 def place(phase: Phase, optimizer: Optimizer, architecture: Architecture, parallel: Parallel, skips_parameters: bool) -> Replica:
     """A phase's model and optimizer as this process trains them. `skips_parameters`: some steps leave some without gradients.
 
-    Only a model of the architecture is sharded, and only where all steps have the same workload; others are replicated.
+    Only a model of the architecture is sharded, without a view, and only where all steps have the same workload; others are
+    replicated.
     """
     live = _divided(phase, optimizer, architecture, parallel, skips_parameters)
     live.entries = ScaledEntries.of(phase, live.shard_of)
@@ -46,7 +48,8 @@ def _divided(
 ) -> Replica:
     if parallel.is_single_process:
         return Replica(phase.model, optimizer)
-    if (parallel.sharded or parallel.tp_degree > 1) and phase.workload is None and _is_plain(phase.model, architecture):
+    plain = phase.workload is None and phase.view is None and _is_plain(phase.model, architecture)
+    if plain and (parallel.sharded or parallel.tp_degree > 1):
         replica = ShardedReplica if is_element_wise(optimizer) else ShardedModelReplica
         return replica.of(phase.model, optimizer, architecture, parallel)
     move_state(optimizer, parallel.device)
@@ -56,22 +59,6 @@ def _divided(
 def _is_plain(model: nn.Module, architecture: Architecture) -> bool:
     """Whether it is a model of the architecture and nothing else, such as a growth operator that is learned."""
     return hasattr(model, "sizes") and parameter_shapes(model) == architecture.shapes(sizes_of(model))
-
-
-class LossScope(nn.Module):
-    """A module whose forward computes a loss on the model inside it.
-
-    DDP and FSDP2 prepare parameters when their module is called. They wrap this one, so that a loss gets the model itself and
-    may call any part of it.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *inputs: Any, loss: Callable[[], Tensor] | None = None) -> Any:
-        """What `loss` returns; without it, what the model returns for `inputs`."""
-        return self.model(*inputs) if loss is None else loss()
 
 
 @dataclass

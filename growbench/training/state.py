@@ -25,6 +25,7 @@ from growbench.training.phases import PhaseStart
 from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
+from growbench.training.views import SeenModel
 
 
 class TrainingFailed(Exception):
@@ -116,6 +117,13 @@ class PhaseState:
     @property
     def optimizer(self) -> Optimizer:
         return self.start.optimizer
+
+    @property
+    def evaluation_module(self) -> nn.Module:
+        """What is called to evaluate the model as it is now, through the phase's view if it has one."""
+        if self.phase.view is None:
+            return self.live.evaluation_module
+        return SeenModel(self.model, self.phase.view, self.done, self.start.steps)
 
     @property
     def account(self) -> Account:

@@ -38,9 +38,12 @@ class Step:
 
     @classmethod
     def of(cls, phase: Phase, live: Replica, training: Training, machine: Machine, device: torch.device, steps: int = 0) -> Step:
-        """`steps`: the number of steps to come, which decides whether compiling pays off; 0: do not compile."""
+        """`steps`: the number of steps to come, which decides whether compiling pays off; 0: do not compile.
+
+        A model that is seen through a view is not compiled: its parameters change places in every step.
+        """
         worth = device.type == "cuda" and steps >= WORTH_COMPILING if machine.compile == "auto" else machine.compile == "on"
-        if not (worth and steps and live.compiles):
+        if not (worth and steps and live.compiles and phase.view is None):
             return cls(phase, live, training, machine, device)
         torch.compiler.reset()  # Dynamo keeps at most eight graphs of a `forward`, over all phases, and then stops compiling
         return cls(phase, live, training, machine, device, torch.compile(live.model._call_impl, dynamic=False))

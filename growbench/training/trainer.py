@@ -193,7 +193,7 @@ class Trainer:
         if newest:
             self._restore(now, newest)
             return
-        change = self.evaluation.change(now.model)
+        change = self.evaluation.change(now.evaluation_module)
         if change and change > 1e-6:  # less is rounding
             say(f"{self.output.progress.label:<18} growth: relative output change {change:.3g}")
         now.growth = {
@@ -226,7 +226,7 @@ class Trainer:
         """Evaluate, and add a row to the curve. At the start of a phase also count the FLOPs of an evaluation."""
         outcome, begins = self.outcome, now.done == 0
         train_loss = None if begins else self._mean_train_loss(now)
-        val_loss, accuracy = self.evaluation.scores(now.live.evaluation_module, counted=begins)
+        val_loss, accuracy = self.evaluation.scores(now.evaluation_module, counted=begins)
         val_loss = self.parallel.mean(torch.tensor(val_loss, dtype=torch.float64)).item()  # the same in all processes
         refuse_not_finite([val_loss], outcome.steps)
         outcome.val_loss, now.evaluated = val_loss, now.done

@@ -38,7 +38,11 @@ from growbench.training.step import Step
 from tests.training.optimizers import OPTIMIZERS, Eventful, Optimized, Rewarmed
 
 ALONE = Parallel(torch.device("cpu"))
-OPTIONS = {"ligo": {"operator_steps": 5}, "stackbert": {"state": "grown", "rewarm_steps": 3}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ligo": {"operator_steps": 5},
+    "msg": {"order": "together", "share": 0.6},
+    "stackbert": {"state": "grown", "rewarm_steps": 3},
+}
 STATE = RunState(
     steps=7,
     tokens=448,
@@ -107,7 +111,7 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return curve, record | {"flops": accounts, "phases": phases}
 
 
-@pytest.mark.parametrize("name", ["scratch", "bert2bert", "mslt", "ki", "ligo", "progressive_net", "scratch_restart", "rewarmed"])
+@pytest.mark.parametrize("name", ["scratch", "bert2bert", "mslt", "ki", "ligo", "msg", "progressive_net", "scratch_restart", "rewarmed"])
 def test_a_killed_run_goes_on_to_the_same_bits(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -44,6 +44,7 @@ from tests import figures
 from tests.conftest import Once
 from tests.processes import work_together
 from tests.training.optimizers import Optimized, Rewarmed
+from tests.training.test_views import Faded
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 METHODS = ("scratch", "stackbert", "mslt", "ki", "bert2bert", "ligo", "progressive_net")
@@ -65,8 +66,8 @@ CASES = {
 
 
 OWN = {  # losses and optimizers of a method's own
-    "replicated": ("by parts", "Eventful", "rewarmed muon"),
-    "sharded": ("by parts", "ASGD", "CombinedOptimizer", "Eventful", "Lookahead", "rewarmed adamw"),
+    "replicated": ("by parts", "Eventful", "faded", "rewarmed muon"),
+    "sharded": ("by parts", "ASGD", "CombinedOptimizer", "Eventful", "Lookahead", "faded", "rewarmed adamw"),
     "tensor": ("by parts", "Muon", "Eventful", "rewarmed adamw"),
     "both": ("by parts", "Orthogonal", "rewarmed muon"),
 }
@@ -86,7 +87,7 @@ REBORN = Found("scratch", Reborn(), "here")  # by this name it needs no other ru
 
 
 def own_methods(names: Sequence[str]) -> list[Found]:
-    methods = {"by parts": ByParts(), "rewarmed adamw": Rewarmed("adamw"), "rewarmed muon": Rewarmed("muon")}
+    methods = {"by parts": ByParts(), "faded": Faded(), "rewarmed adamw": Rewarmed("adamw"), "rewarmed muon": Rewarmed("muon")}
     return [Found(name, methods.get(name) or Optimized(name), "here") for name in names]
 
 

@@ -1,0 +1,126 @@
+"""Views: a model computes with what is shown in place of its own, in steps and evaluations alike; what cannot be is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from growbench import architectures
+from growbench.config.schema import Machine, ModelConfig, Training
+from growbench.console import Progress
+from growbench.costs.ledger import Costs
+from growbench.data.shapes import shape_batch
+from growbench.method import Method, Phase, Phases, Task, task_loss
+from growbench.method.interface import MethodError
+from growbench.tools.miniatures import CPU, VOCABULARY
+from growbench.training.replicas import Replica
+from growbench.training.step import Step
+from growbench.training.trainer import Output, Trainer, Work
+from growbench.training.views import with_view
+from tests.methods.test_methods import data_of, experiment_of
+
+TIED, BRANCH = "transformer.wte.weight", "transformer.h.0.mlp.c_proj"
+
+
+def fading(model: nn.Module, step: int, steps: int) -> Mapping[str, Any]:
+    """The tied embeddings count half at first, the first layer's FFN not at all; both count more with every step."""
+    c = step / steps
+    if c == 1:
+        return {}
+    return {TIED: model.get_parameter(TIED) * (1 + c) / 2, BRANCH: lambda module, inputs, output: c * output}
+
+
+class Faded(Method):
+    """Half of the training through a view, then the rest without."""
+
+    uses_source: ClassVar[bool] = False
+
+    def phases(self, task: Task) -> Phases:
+        trained = yield Phase(model=task.build(), share=0.5, view=fading)
+        yield Phase(model=trained.model, optimizer=trained.optimizer)
+
+
+def test_steps_and_evaluations_use_what_the_view_shows() -> None:
+    """Against a plain loop over a model whose own weights are scaled, with gradients by the chain rule."""
+    sizes = ModelConfig(layers=2, width=16, heads=2)
+    experiment = experiment_of("gpt2", sizes, sizes, steps=6)
+    data, training, curve = data_of(experiment), experiment.train, []
+    torch.manual_seed(0)
+    task = Task.of(experiment, "target", VOCABULARY, CPU)
+    trainer = Trainer(Work(task, data, 0, Costs(CPU)), Output(curve, Progress("test", 1, None, shown=False)))
+    outcome = trainer.run(Faded())
+
+    torch.manual_seed(0)
+    model = task.build()
+    scaled = [model.get_parameter(name) for name in (f"{BRANCH}.weight", f"{BRANCH}.bias")]
+    optimizer, expected = task.optimizer(model), []
+    for step in range(training.steps + 1):
+        c = min(step / 3, 1.0)
+        factors = [(model.get_parameter(TIED), (1 + c) / 2), *((each, c) for each in scaled)]
+        own = [parameter.detach().clone() for parameter, _ in factors]
+        for parameter, factor in factors:
+            parameter.data.mul_(factor)
+        with torch.no_grad():
+            expected.append(task_loss(model.eval(), data.validation_batches()[0]).item())
+        task_loss(model.train(), data.train_batch(step, 0)).backward()
+        for (parameter, factor), before in zip(factors, own, strict=True):
+            assert parameter.grad is not None
+            parameter.grad.mul_(factor)
+            parameter.data.copy_(before)
+        nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+        for group in optimizer.param_groups:
+            group["lr"] = training.lr * task.schedule(min(step, 5), training.steps)
+        optimizer.step()
+        optimizer.zero_grad()
+    rows = {row["step"]: row["val_loss"] for row in curve}
+    assert [rows[step] for step in range(7)] == pytest.approx(expected, rel=1e-5)
+    assert all(row["scored"] for row in curve) and outcome.target is outcome.model
+    assert not any(module._forward_hooks for module in outcome.model.modules())  # type: ignore[union-attr]
+
+
+def test_a_model_that_is_seen_through_a_view_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic: call)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    model = nn.Linear(1, 1)
+    live, training = Replica(model, torch.optim.SGD(model.parameters())), Training(batch=1, steps=1, lr=1.0)
+    for view, compiled in ((None, True), (fading, False)):
+        step = Step.of(Phase(model=model, view=view), live, training, Machine(compile="on"), CPU, steps=5)
+        assert step.compiled is compiled
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "another parameter": (lambda model, step, steps: {"v": model.weight}, "v: the model has no parameter of this name"),
+    "another module": (lambda model, step, steps: {"v": max}, "v: the model has no module of this name"),
+    "another shape": (lambda model, step, steps: {"weight": model.weight.mT}, r"weight: shape \(2, 3\): must be the parameter's"),
+    "a number": (lambda model, step, steps: {"weight": 1.0}, "weight: a float: must be a tensor, or a function"),
+    "another end": (
+        lambda model, step, steps: {"weight": model.weight * step / (steps + 1)},
+        "after 4 of 4 steps: weight: must equal the model's own parameter at the end",
+    ),
+    "a function at the end": (
+        lambda model, step, steps: {"": max},
+        "after 4 of 4 steps: the model: must not be shown at the end",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_views_that_show_what_is_not_there_or_do_not_end_as_the_model_are_refused(case: str) -> None:
+    view, message = WRONG[case]
+    model = nn.Linear(2, 3)
+    with pytest.raises(MethodError, match=message):
+        with_view(Phase(model=model, view=view), model, 4)
+
+
+def test_a_view_ends_where_its_factor_is_one() -> None:
+    def view(model: Any, step: int, steps: int) -> dict[str, Tensor]:
+        return {"weight": model.weight * (step / steps)}
+
+    model = nn.Linear(2, 3)
+    phase = with_view(Phase(model=model, view=view, loss=lambda model, batch, step: model.weight.sum()), model, 4)
+    batch = shape_batch(experiment_of("gpt2").data, architectures.get("gpt2").objective, 1, VOCABULARY, CPU)
+    assert phase.loss(model, batch, 3).item() == pytest.approx(0.75 * model.weight.sum().item())
