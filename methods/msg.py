@@ -83,9 +83,9 @@ class Msg(Method):
     Defaults: order = "in_turn" grows one dimension after the other, as the code demands: FFN, layers, width. Heads grow with the
     width, because the head size stays. "together" grows all at once. The paper searches stage lengths on a grid and lets a mask
     grow for 5,000 steps; here a growth takes `share` of the budget, and the next one begins when its mask is 1. New units are
-    random and new layers copies (whole stacks, then the top layers), as in the code. The code keeps the moments of what is old.
-    Here the optimizer's state is new at each growth, and stays when its mask is 1. The run's learning-rate schedule continues;
-    the paper's option to rewind it is left out.
+    random and new layers copies (whole stacks, then the top layers), as in the code. The optimizer's
+    state is new at each growth, and stays when its mask is 1; the code keeps the moments of what is old, as state = "kept" does.
+    The run's learning-rate schedule continues; the paper's option to rewind it is left out.
     Costs: every growth is charged as training, with all that is masked. Masked steps are not compiled, and not sharded.
     """
 

@@ -111,7 +111,9 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return curve, record | {"flops": accounts, "phases": phases}
 
 
-@pytest.mark.parametrize("name", ["scratch", "bert2bert", "mslt", "ki", "ligo", "msg", "progressive_net", "scratch_restart", "rewarmed"])
+@pytest.mark.parametrize(
+    "name", ["scratch", "bert2bert", "mslt", "ki", "ligo", "msg", "progressive_net", "scratch_restart", "rewarmed"]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
