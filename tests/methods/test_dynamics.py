@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growbench.costs.ledger import Costs
@@ -101,3 +101,50 @@ def test_mu_pscaling_needs_adam_and_whole_ratios() -> None:
         setting.start("mu_pscaling")
     with pytest.raises(UsageError, match="target's width = 24 must be a multiple of the source's 16"):
         Setting(Cell("gpt2"), **{"source.width": 16, "target.width": 24}).start("mu_pscaling")
+
+
+def grown_by_sparkling(**options: Any) -> tuple[PhaseStart, PhaseStart, dict[str, Tensor]]:
+    """The narrow model's phase and the wide one's, from width 16 to 24, and the narrow model's first moments."""
+    experiment = Cell("gpt2").at({"target.width": 24, "train.steps": 10}).experiment
+    task = Task.of(experiment, "target", VOCABULARY, CPU)
+    driver = PhaseDriver(get("sparkling", options).method, task, Costs(CPU))
+    phases = iter(driver)
+    narrow = next(phases)
+    found = {}
+    for name, parameter in narrow.model.named_parameters():
+        parameter.data.uniform_(0.5, 1)
+        found[name] = torch.rand_like(parameter) + 1
+        narrow.optimizer.state[parameter] = {
+            "step": torch.tensor(5.0),
+            "exp_avg": found[name],
+            "exp_avg_sq": found[name].square(),
+        }
+    driver.trained(1.0)
+    return narrow, next(phases), found
+
+
+def test_sparkling_scales_sums_of_repeated_units() -> None:
+    """A half more: c = 1 / 2, so sums are divided by the root of 1 + 3 / 2; embeddings and biases are repeated as they are."""
+    narrow, wide, _ = grown_by_sparkling()
+    small, large = dict(narrow.model.named_parameters()), dict(wide.model.named_parameters())
+    assert (narrow.steps, wide.steps) == (5, 5) and len(narrow.model.transformer.h) == 3
+    c_fc, order = "transformer.h.1.mlp.c_fc", [*range(16), *range(8)]
+    assert torch.equal(large["transformer.wte.weight"], small["transformer.wte.weight"][:, order])
+    assert torch.equal(large[f"{c_fc}.bias"], small[f"{c_fc}.bias"][[*range(64), *range(32)]])
+    assert torch.allclose(large[f"{c_fc}.weight"][:16, :64], small[f"{c_fc}.weight"] / 2.5**0.5)  # stored as (in, out)
+    assert torch.allclose(large["transformer.ln_f.weight"], small["transformer.ln_f.weight"][order] / 2.5**0.5)  # tied
+
+
+def test_sparkling_keeps_the_moments_of_old_entries_and_warms_up_the_new_ones() -> None:
+    _, wide, old = grown_by_sparkling(new_share=0.2)
+    (schedule,) = wide.phase.entry_schedules
+    assert [schedule.schedule(step, 5) for step in range(4)] == pytest.approx([1.15, 1.3, 1.3, 1.3])
+    for name, parameter in wide.model.named_parameters():
+        state = wide.optimizer.state[parameter]
+        corner = tuple(map(slice, old[name].shape))
+        if "c_attn" not in name:  # query, key and value have corners of their own
+            assert torch.allclose(state["exp_avg"][corner], old[name])
+            assert torch.equal(state["exp_avg"] == 0, schedule.where.get(name, torch.tensor(False)).expand_as(parameter)), name
+        assert (state["exp_avg"] != 0).sum() == old[name].numel() and state["step"] == 5
+    _, fresh, _ = grown_by_sparkling(state="new", new_peak=1.0)
+    assert not fresh.optimizer.state and not fresh.phase.entry_schedules
