@@ -21,19 +21,21 @@ class Lag(Method):
     Function preserving: as its candidates.
     Claim: finds the best of several stacking operators for BERT and UL2; no saving of its own.
     Defaults: three layer maps of depth_map, at 2 % of the budget each; the paper gives numbers of steps for its own budgets. All
-    candidates must grow the source, and train the grown model in one phase that takes the whole budget. hyperparameters are by
-    the candidate's name.
+    candidates must grow the source, and train the grown model in one phase that takes the whole budget. options are their
+    hyperparameters, by the candidate's name.
     Costs beyond training: the steps of all candidates, those of the chosen one too, are charged to `operator`. Its budget is
     shorter by its own, so that the others are what the choice costs. All grown models and their optimizers are in memory. The
     curve shows each trial's losses.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.02469"
-    candidates: tuple[str, ...] = ("stack=depth_map", "interpose=depth_map", "middle=depth_map")  # names, files or variants
-    hyperparameters: dict[str, dict[str, Any]] = field(
-        default_factory=lambda: {"interpose": {"map": "interpose"}, "middle": {"map": "middle"}}
-    )
+    candidates: tuple[str, ...] = ("stack=depth_map", "inter=depth_map", "mid=depth_map")  # names, files or variants
+    options: dict[str, Any] = field(default_factory=lambda: {"inter": {"map": "interpose"}, "mid": {"map": "middle"}})  # theirs
     lag: float = tunable(0.02, 0.005, 0.1)  # of the budget, for each candidate
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(each, dict) for each in self.options.values()):
+            raise UsageError(f"options = {self.options}: must be a table for each candidate, as {{mid = {{map = 'middle'}}}}")
 
     @property
     def wraps(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -46,7 +48,7 @@ class Lag(Method):
                 f"lag: {len(self.candidates)} candidates of {steps} of {task.budget} steps: must be two, of fewer steps"
             )
         trials = []
-        for found in get_all(list(self.candidates), self.hyperparameters):
+        for found in get_all(list(self.candidates), self.options):
             if not found.method.uses_source or found.method.keeps_source:
                 raise UsageError(f"lag: {found.name} must be a method that grows a source, and does not keep it")
             whole = next(found.method.phases(task))

@@ -278,8 +278,8 @@ def driven_lag(losses: dict[str, float], **options: Any) -> tuple[Task, list[Pha
 
 
 def test_lag_goes_on_with_the_candidate_of_the_lowest_loss() -> None:
-    task, phases = driven_lag({"stack": 3.0, "interpose": 2.0, "middle": 2.5})
-    assert [phase.name for phase in phases] == ["try stack", "try interpose", "try middle", "go on with the best"]
+    task, phases = driven_lag({"stack": 3.0, "inter": 2.0, "mid": 2.5})
+    assert [phase.name for phase in phases] == ["try stack", "try inter", "try mid", "go on with the best"]
     assert [phase.account for phase in phases] == ["operator"] * 3 + ["train"]
     assert [phase.length(20, 0) for phase in phases] == [4, 4, 4, 16]
     assert phases[-1].model is phases[1].model and phases[-1].optimizer is not None
@@ -287,7 +287,7 @@ def test_lag_goes_on_with_the_candidate_of_the_lowest_loss() -> None:
 
 
 def test_lags_trials_and_the_rest_have_the_schedule_of_one_run() -> None:
-    task, phases = driven_lag({"stack": 1.0, "interpose": 2.0, "middle": 2.5})
+    task, phases = driven_lag({"stack": 1.0, "inter": 2.0, "mid": 2.5})
     multipliers = [phase.schedule(step, 99) for phase in (phases[0], phases[-1]) for step in range(phase.length(20, 0))]  # type: ignore[misc]
     assert multipliers == [task.schedule(step, 20) for step in range(20)]
 
@@ -322,6 +322,8 @@ def test_lag_with_its_candidates_alone_costs_one_run_and_the_other_trials() -> N
 
 
 def test_lag_refuses_candidates_that_it_cannot_try() -> None:
+    with pytest.raises(UsageError, match="must be a table for each candidate"):
+        get("lag", {"options": {"mid": 3}})
     for candidates, said in (
         (["depth_map"], "1 candidates of 4 of 20 steps"),
         (["depth_map", "ki"], "ki must train the grown model in one phase"),
@@ -330,7 +332,7 @@ def test_lag_refuses_candidates_that_it_cannot_try() -> None:
         (["depth_map", "lag"], "lag must train the grown model in one phase"),
     ):
         with pytest.raises(UsageError, match=said):
-            driven_lag({}, candidates=candidates, hyperparameters={})
+            driven_lag({}, candidates=candidates, options={})
 
 
 # --- DPT, and sources without layers
