@@ -36,11 +36,11 @@ class Szp(Method):
     Paper: Mallik et al. 2024 (shrink, pad, perturb) and 2026 (2605.13405: depth by stacking). Claimed (2026): growth by a factor
     of 2 is the most reliable, with gains mostly below 20 tokens for each parameter; beyond a largest factor scratch costs less.
     Function preserving: no.
-    Defaults: shrink 0.4 and noise 1. The abstracts and the published configurations (Neeratyoy/warmstarting_exps) state no
-    values, so they were taken here: the factor is to be tuned, and noise 1 is muP's own initialisation. Whether norms are shrunk
-    is not stated either; gains near 1 are no weights around 0. muP's learning rates by layer are not used: the rate follows the
-    run's schedule from its start, as for all methods. Heads are kept whole, so their size must not change. The optimizer's state
-    is new.
+    Defaults: shrink 0.4 and noise 1, which are growbench's own: the abstracts and the published configurations
+    (Neeratyoy/warmstarting_exps) state no values. Shrink is to be tuned; noise 1 is muP's own initialisation. Nor do they say
+    whether norms are shrunk; their gains start at 1, not around 0. muP's learning rates by layer are not used: the rate follows
+    the run's schedule from its start, as for all methods. Heads are kept whole, so their size must not change. The optimizer's
+    state is new; no other is known for shrunk weights.
     Costs beyond training: copying and drawing only.
     """
 

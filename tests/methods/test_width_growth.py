@@ -1,4 +1,4 @@
-"""Methods that grow widths: HyperCloning, LEMON. What they preserve in float64, and their maps written out by hand."""
+"""Methods that grow widths: what they preserve in float64, and their maps written out by hand."""
 
 from __future__ import annotations
 
