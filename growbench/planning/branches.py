@@ -31,8 +31,10 @@ def branching_step(longer: Experiment, shorter: Experiment, method: Method, voca
 def _alike(a: PhaseStart, b: PhaseStart) -> bool:
     """Whether all steps of the shorter phase are the same as in the longer one."""
     one, other = a.phase, b.phase
+    if any(phase.group_schedules or phase.entry_schedules or phase.view for phase in (one, other)):
+        return False  # these may depend on the phase's length
     same = (one.name, one.scored, one.loss, one.workload) == (other.name, other.scored, other.loss, other.workload)
-    same &= one.schedule == other.schedule and not (one.group_schedules or other.group_schedules)
+    same &= one.schedule == other.schedule
     if a.steps == b.steps:
         return same
     takes_the_rest = {one.steps, one.share, other.steps, other.share} == {None}

@@ -385,7 +385,8 @@ def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
     assert set(steps.values()) == {None, 6}  # eight steps less a fifth
     # the others' stages, guidance or schedules are shares of the budget
     assert {name for name, step in steps.items() if step is None} == {
-        "ki", "mslt", "scratch_restart", "scratch_short", "stackbert",
+        "dpt", "ki", "lag", "midas", "mslt", "msg", "multilevel", "raptr", "salt", "scratch_restart", "scratch_short",
+        "sparkling", "stackbert",
     }  # fmt: skip
 
 
