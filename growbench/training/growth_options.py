@@ -54,12 +54,12 @@ class GrowthOptions:
             return optimizer
         names = {parameter: name for name, parameter in model.named_parameters()}
         for parameter in (each for group in optimizer.param_groups for each in group["params"] if each in names):
+            self.honoured |= isinstance(self.carrier.of(parameter), dict)
             if (state := self._entries(parameter, names[parameter])) is not None:
                 if type(optimizer) is not self.kind:
                     kinds = f"{type(optimizer).__name__} cannot start with the state of {self.kind.__name__}"
                     raise UsageError(f"state = {self.state!r}: {kinds}: allowed here is 'new'")
                 optimizer.state[parameter] = state
-                self.honoured = True
         refuse_foreign_state(optimizer)
         return optimizer
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from growbench.methods.staged_training import Curve, with_identities
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -148,3 +151,98 @@ def test_sparkling_keeps_the_moments_of_old_entries_and_warms_up_the_new_ones() 
         assert (state["exp_avg"] != 0).sum() == old[name].numel() and state["step"] == 5
     _, fresh, _ = grown_by_sparkling(state="new", new_peak=1.0)
     assert not fresh.optimizer.state and not fresh.phase.entry_schedules
+
+
+def until_wider(cell: Cell, **sizes: Any) -> tuple[Setting, PhaseStart, PhaseStart]:
+    """Staged training up to its growth in width: the small model's last phase, trained, and the first one of the grown model."""
+    setting = Setting(cell, **{"train.steps": 8} | sizes)
+    driver = PhaseDriver(get("staged_training").method, setting.task, Costs(CPU))
+    last = None
+    for start in driver:
+        if last and start.model.sizes.width > last.model.sizes.width:
+            return setting, last, start
+        losses = setting.train(start.model, start.optimizer, start.steps, start.first_step)
+        driver.trained(losses[-1])
+        last = start
+    raise AssertionError("it does not grow")
+
+
+def read_by_decoder(task: Task, model: nn.Module) -> list[nn.Parameter]:
+    """What is halved when the width is doubled."""
+    halved = {name for name, weight in task.read(model).items() if weight.consumes and weight.role in ("norm", "head")}
+    return [parameter for name, _, parameter in task.architecture.parameters(model) if name in halved]
+
+
+@pytest.mark.parametrize("cell", miniatures.cells(), ids=str)
+def test_the_halves_of_staged_training_train_as_the_small_model(cell: Cell) -> None:
+    """As long as the zero blocks are held at zero, and what is halved is held in both models."""
+    setting, small, wide = until_wider(cell, **{"source.width": 16, "target.width": 32} if cell.grouped else {})
+    for start in (small, wide):
+        for parameter in read_by_decoder(setting.task, start.model):
+            parameter.requires_grad_(False)
+    for parameter in wide.model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(partial(torch.mul, parameter.detach() != 0))
+    losses = setting.train(wide.model, wide.optimizer, first=wide.first_step)
+    assert losses == pytest.approx(setting.train(small.model, small.optimizer, first=wide.first_step), rel=1e-6)
+
+
+def test_moments_of_staged_training_follow_the_gradients() -> None:
+    """m / 2 and v / 4 where units are doubled, none in the zero blocks, and both as they were where weights are halved."""
+    _, small, wide = until_wider(Cell("gpt2"))
+    old, new = ({name: start.optimizer.state[p] for name, p in start.model.named_parameters()} for start in (small, wide))
+    c_fc, zeros = "transformer.h.0.mlp.c_fc.weight", torch.zeros(8, 32)
+    for key, factor in (("exp_avg", 0.5), ("exp_avg_sq", 0.25)):
+        block = factor * old[c_fc][key]
+        assert torch.allclose(new[c_fc][key], torch.cat([torch.cat([block, zeros], 1), torch.cat([zeros, block], 1)]), rtol=1e-12)
+        assert torch.allclose(new["transformer.wte.weight"][key], factor * old["transformer.wte.weight"][key].repeat(1, 2))
+        assert torch.allclose(new["transformer.ln_f.weight"][key], old["transformer.ln_f.weight"][key].repeat(2))
+    assert torch.allclose(wide.model.transformer.ln_f.weight, small.model.transformer.ln_f.weight.repeat(2) / 2)
+    assert new[c_fc]["step"] == old[c_fc]["step"] == wide.first_step
+
+
+@pytest.mark.parametrize("cell", miniatures.cells(), ids=str)
+def test_staged_training_preserves_the_function(cell: Cell) -> None:
+    """In depth, only where norms come first; the layers that were added are trained in all their parts."""
+    widths = {"source.width": 16, "target.width": 16} if cell.grouped else {"target.width": 8}
+    setting = Setting(cell, **{"target.layers": 2} | widths)
+    task, small = setting.task, setting.small
+    possible = task.architecture.norm == "pre"
+    deep = task.model_from(with_identities(task.read(small), possible))
+    batch = setting.data.train_batch(0, 0)
+    expected, found = (model.eval()(batch.inputs, batch.positions) for model in (small, deep))
+    assert ((found - expected).norm() / expected.norm() < 1e-12) == possible
+    task_loss(deep, batch).backward()
+    added = {name for name, layer, p in task.architecture.parameters(deep) if layer == 1 and p.grad is not None and p.grad.any()}
+    assert {"layers.attention.norm.weight", "layers.ffn.norm.weight"} & added or not possible
+    assert any(name.startswith("layers.ffn") for name in added)
+
+
+def staged(losses: Callable[[int], float]) -> list[tuple[str, int]]:
+    """The stages of a run of 200 steps whose loss after each number of steps is given: sizes, and their steps."""
+    experiment = Cell("gpt2").at({"target.width": 32, "target.layers": 4, "train.steps": 200, "train.warmup": 8}).experiment
+    driver = PhaseDriver(get("staged_training").method, Task.of(experiment, "target", VOCABULARY, CPU), Costs(CPU))
+    found: dict[str, int] = {}
+    for start in driver:
+        found[start.phase.name] = found.get(start.phase.name, 0) + start.steps
+        driver.trained(losses(start.first_step + start.steps))
+    return list(found.items())
+
+
+def test_a_stage_ends_when_the_loss_is_flat() -> None:
+    """A loss that falls as steps^-0.1 is steep enough up to the latest time, an unknown one in a plan too; a constant is not."""
+    latest = [("2 x 16", 50), ("2 x 32", 50), ("4 x 32", 100)]
+    assert staged(lambda step: 5 * step**-0.1) == latest
+    assert staged(lambda step: math.nan) == latest
+    early = staged(lambda step: 5.0)
+    assert early == [("2 x 16", 8 + 9 * 4), ("2 x 32", 9 * 4), ("4 x 32", 200 - 44 - 36)]  # nine losses: five in the later half
+    curve = Curve()
+    for step in range(4, 60, 4):
+        curve.add(step, 3 * step**-0.07)
+    assert curve.slope() == pytest.approx(-0.07)
+
+
+def test_staged_training_only_doubles() -> None:
+    setting = Setting(Cell("gpt2"), **{"target.width": 24})
+    with pytest.raises(UsageError, match=r"from the source's sizes come width = 32, target\.width = 24"):
+        setting.start("staged_training")
