@@ -33,10 +33,11 @@ class HyperCloning(Method):
     input. noisy: the columns of the copies 1 and 2 of an input get +noise and -noise, those of 3 and 4 other noise, and so on;
     each copy of an output has noise of its own. Heads are copied whole. Depth: whole copies of the stack, then the remaining
     layers from its top; the paper does not grow depth.
-    Paper: Samragh et al. 2024, section 3, and the authors' code (apple/ml-hypercloning). Claimed: OPT-1.3B, Pythia-1.4B and
-    OLMo-2.9B reach the final mean accuracy of scratch 2.2 to 4 times sooner; the small model is free.
+    Paper: Samragh et al. 2024, section 3, and the authors' code (apple/ml-hypercloning).
     Function preserving: in width, with or without noise, in all architectures. Stacking does not preserve the function. Widths
     that are no multiples of the source's are refused, as in the paper.
+    Claim: OPT-1.3B, Pythia-1.4B and OLMo-2.9B reach the final mean accuracy of scratch 2.2 to 4 times faster (54.5 to 75 %
+    saved), the source free.
     Defaults: symmetric, which the paper ranks first. With noise, which it finds as good: without noise or dropout, copies have
     equal gradients and stay equal. The authors' code leaves noise out unless asked. The noise is 10 dB below the weights, as in
     the paper. The code scales the noise of each block to exactly this power; here it is the expected power. Where the decoder is

@@ -15,9 +15,9 @@ class ModernBertTiling(Method):
     grows from (n, m) to (n', m'). Biases, embeddings and norms alike. Nothing is divided, and heads are not kept whole. Depth:
     layer i copies layer round(i L/L'), at most the last one.
     Paper: Warner et al. 2024, section 2.2; code AnswerDotAI/ModernBERT (initialization.py, model.py). The tiling follows Phi-2,
-    the map of layers Gopher. Claimed: an improvement over random initialisation that the authors call significant, without a
-    figure.
+    the map of layers Gopher.
     Function preserving: no. Each input counts as often as it has copies.
+    Claim: a significant improvement over random initialisation, without a figure.
     Defaults: as published. There, the map of layers runs past the last layer in some cases, as from 12 layers to 24, which is an
     error; here it ends at the last layer. The layers' kinds of attention are not looked at. The authors train ModernBERT-large at
     a peak learning rate of 5e-4 with a warm-up over 2 billion tokens; here, the rate follows the run's schedule from its start.

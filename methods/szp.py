@@ -33,9 +33,9 @@ class Szp(Method):
     initialisation of the large model by muP with the small model as its base: the large model's own one, times sqrt(n/n') for
     matrices whose input grows from n to n', and times n/n' for an output matrix of its own. Norms and LayerScale are not shrunk:
     their old entries stay, and new ones are as initialised. Depth: layer l copies layer l mod L.
-    Paper: Mallik et al. 2024 (shrink, pad, perturb) and 2026 (2605.13405: depth by stacking). Claimed (2026): growth by a factor
-    of 2 is the most reliable, with gains mostly below 20 tokens for each parameter; beyond a largest factor scratch costs less.
-    Function preserving: no.
+    Paper: Mallik et al. 2024 (shrink, pad, perturb) and 2026 (2605.13405: depth by stacking).
+    Function preserving: no. Claim (2026): growth by a factor of 2 is the most reliable, with gains mostly below 20 tokens a
+    parameter; beyond a largest factor scratch costs less.
     Defaults: shrink 0.4 and noise 1, which are growbench's own: the abstracts and the published configurations
     (Neeratyoy/warmstarting_exps) state no values. Shrink is to be tuned; noise 1 is muP's own initialisation. Nor do they say
     whether norms are shrunk; their gains start at 1, not around 0. muP's learning rates by layer are not used: the rate follows
