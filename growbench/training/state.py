@@ -119,9 +119,14 @@ class PhaseState:
         return self.start.optimizer
 
     @property
+    def counts(self) -> bool:
+        """Whether a loss that is measured now is one of the target: of its sizes, and not seen through a view."""
+        return self.phase.scored and self.start.target_sized and (self.phase.view is None or self.ended)
+
+    @property
     def evaluation_module(self) -> nn.Module:
-        """What is called to evaluate the model as it is now, through the phase's view if it has one."""
-        if self.phase.view is None:
+        """What is called to evaluate the model after the present steps: at the end of a phase with a view, the model itself."""
+        if self.phase.view is None or self.ended:
             return self.live.evaluation_module
         return SeenModel(self.model, self.phase.view, self.done, self.start.steps)
 

@@ -232,7 +232,7 @@ class Trainer:
         outcome.val_loss, now.evaluated = val_loss, now.done
         if begins:
             now.growth["loss_after"] = val_loss
-        scored = now.phase.scored and now.start.target_sized
+        scored = now.counts
         row = {
             "step": outcome.steps,
             "phase": now.phase.name,
