@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,14 +12,19 @@ import torch
 
 from growbench import architectures
 from growbench.architectures import sizes_of
+from growbench.console import Progress
 from growbench.costs.flops import count
 from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.weights import deepen
 from growbench.method import Phase, Task, Trained, task_loss
 from growbench.registry import get
+from growbench.runs.store import CurveFile
 from growbench.tools.check import broken_promises
 from growbench.tools.miniatures import CPU, Cell
+from growbench.training.checkpoint import Checkpoints
+from growbench.training.trainer import Output, Trainer, Work
+from growbench.training.work import Stop
 from tests.methods.test_methods import (
     LARGE,
     SMALL,
@@ -382,3 +389,19 @@ def test_dpt_grows_before_the_decay() -> None:
 @pytest.mark.parametrize("architecture", TEXT)
 def test_a_source_without_layers_is_planned_trained_and_used(architecture: str) -> None:
     assert broken_promises(get("ki").method, Cell(architecture).at({"source.layers": 0})) == []
+
+
+def test_lag_resumed_within_a_trial_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    """Its losses so far are in the model, and so in the checkpoint."""
+
+    def rows(folder: Path, *stops: int) -> list[dict[str, Any]]:
+        folder.mkdir()
+        experiment = experiment_of("gpt2", times(SMALL, 1, layers=1), times(SMALL, 1, layers=2), steps=12, batch=2)
+        for stop in stops:
+            work = Work(task_of(experiment), data_of(experiment), 0, Costs(CPU))
+            output = Output(CurveFile(folder / "curve.jsonl"), Progress("lag", 1, None, shown=False), Checkpoints(folder))
+            Trainer(work, output, Stop(after_steps=stop)).run(get("lag", {"lag": 0.34}).method)
+        lines = (folder / "curve.jsonl").read_text(encoding="utf-8").splitlines()
+        return [{**json.loads(line), "seconds": 0} for line in lines]
+
+    assert rows(tmp_path / "parts", 3, 7, 14, 99) == rows(tmp_path / "whole", 99)
