@@ -86,7 +86,7 @@ def _comments(cls: type[Method]) -> dict[str, str]:
     return {name: comment for base in methods for name, comment in _comments_of(base).items()}
 
 
-def _comments_of(cls: type[Method]) -> dict[str, str]:
+def _comments_of(cls: type) -> dict[str, str]:
     """Those of one class."""
     comments: dict[str, str] = {}
     depth, name = 0, ""
