@@ -54,7 +54,8 @@ class Mask:
 
 def masked_norm(mask: Tensor, norm: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """LayerNorm or RMSNorm (..., N) whose mean and variance count dimension i mask[i] times. Gain and bias are masked already."""
-    (hidden,), share = inputs, mask / mask.sum()
+    share = mask / mask.sum()
+    hidden = inputs[0].to(share.dtype)  # not in bf16
     if isinstance(norm, nn.LayerNorm):
         hidden = hidden - (hidden * share).sum(-1, keepdim=True)
     normal: Tensor = hidden * (hidden.square() * share).sum(-1, keepdim=True).add(norm.eps).rsqrt() * norm.weight

@@ -75,12 +75,17 @@ class SeenModel(nn.Module):
 
 
 def with_view(phase: Phase, model: nn.Module, steps: int) -> Phase:
-    """The phase with the loss that its view makes. Raises MethodError for a view that shows something else at its end."""
+    """The phase with the loss that its view makes. Raises MethodError for a view that cannot be, or does not end as the model."""
     if phase.view is None:
         return phase
+    if not callable(phase.view):
+        raise MethodError(f"phase {phase.name!r}: view is a {type(phase.view).__name__}: must be a function")
     with torch.no_grad():
         for step in (0, steps):
-            for name, value in phase.view(model, step, steps).items():
+            shown: object = phase.view(model, step, steps)
+            if not isinstance(shown, Mapping):
+                raise MethodError(f"phase {phase.name!r}: view returned a {type(shown).__name__}: must be a dictionary")
+            for name, value in shown.items():
                 if wrong := _wrong(model, name, value, ends=step == steps):
                     raise MethodError(
                         f"phase {phase.name!r}: view, after {step} of {steps} steps: {name or 'the model'}: {wrong}"

@@ -30,6 +30,7 @@ from tests.methods.test_methods import (
     task_of,
     times,
 )
+from tests.methods.test_training_state import walked
 
 __all__ = ["double"]  # a fixture
 
@@ -132,3 +133,17 @@ def test_msg_refuses_what_it_cannot_mask() -> None:
         first(get("msg").method, task_of(experiment_of("llama", small, times(small, 2, kv_heads=8))))
     with pytest.raises(UsageError, match="heads are copied whole"):
         first(get("msg").method, task_of(experiment_of("gpt2", SMALL, replace(times(SMALL, 2), heads=2))))
+
+
+def test_msg_keeps_the_moments_of_what_is_old_if_asked() -> None:
+    """From 2 to 3 layers and from width 16 to 24, after moments of 1; then the same optimizer goes on without the mask."""
+    phases = walked("msg", state="kept", order="together")
+    grow = next(phases)
+    for layer, name, rows, columns in ((0, "mlp.c_fc", 16, 64), (1, "mlp.c_proj", 64, 16), (2, "mlp.c_fc", 0, 0)):
+        parameter = grow.model.get_parameter(f"transformer.h.{layer}.{name}.weight")  # (in, out)
+        expected = torch.zeros_like(parameter)
+        expected[:rows, :columns] = 1
+        state = grow.optimizer.state.get(parameter, {})
+        found = state.get("exp_avg", torch.zeros_like(parameter))
+        assert torch.equal(found, expected), name
+    assert next(phases).optimizer is grow.optimizer

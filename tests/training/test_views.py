@@ -94,6 +94,8 @@ def test_a_model_that_is_seen_through_a_view_is_not_compiled(monkeypatch: pytest
 
 
 WRONG: dict[str, tuple[Any, str]] = {
+    "no function": ({}, "view is a dict: must be a function"),
+    "no dictionary": (lambda model, step, steps: model.weight, "view returned a Parameter: must be a dictionary"),
     "another parameter": (lambda model, step, steps: {"v": model.weight}, "v: the model has no parameter of this name"),
     "another module": (lambda model, step, steps: {"v": max}, "v: the model has no module of this name"),
     "another shape": (lambda model, step, steps: {"weight": model.weight.mT}, r"weight: shape \(2, 3\): must be the parameter's"),
