@@ -386,7 +386,7 @@ def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
     # the others' stages, guidance or schedules are shares of the budget
     assert {name for name, step in steps.items() if step is None} == {
         "dpt", "ki", "lag", "midas", "mslt", "msg", "multilevel", "raptr", "salt", "scratch_restart", "scratch_short",
-        "sparkling", "stackbert",
+        "sparkling", "stackbert", "staged_training",
     }  # fmt: skip
 
 
