@@ -1,6 +1,5 @@
 """LAG: landscape-aware growing, a choice among operators after some steps of each."""
 
-from collections.abc import Callable
 from dataclasses import field, replace
 from typing import Any, ClassVar
 
@@ -73,9 +72,16 @@ def part_of(phase: Phase, begin: int, task: Task) -> Phase:
     def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
         return phase.loss(model, batch, begin + step)
 
-    workload: Callable[[int], int] | None = phase.workload and (lambda step: phase.workload_of(begin + step))
-    groups = [each and later(each) for each in phase.group_schedules]
-    return replace(phase, loss=loss, schedule=later(phase.schedule or task.schedule), group_schedules=groups, workload=workload)
+    view, workload = phase.view, phase.workload
+    return replace(
+        phase,
+        loss=loss,
+        schedule=later(phase.schedule or task.schedule),
+        group_schedules=[each and later(each) for each in phase.group_schedules],
+        entry_schedules=[replace(each, schedule=later(each.schedule)) for each in phase.entry_schedules],
+        view=view and (lambda model, step, steps: view(model, begin + step, task.budget)),
+        workload=workload and (lambda step: workload(begin + step)),
+    )
 
 
 def with_mean_loss(phase: Phase, steps: int) -> Phase:

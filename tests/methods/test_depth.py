@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from growbench import architectures
 from growbench.architectures import sizes_of
@@ -17,7 +18,7 @@ from growbench.costs.flops import count
 from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.weights import deepen
-from growbench.method import Phase, Task, Trained, task_loss
+from growbench.method import EntrySchedule, Phase, Task, Trained, task_loss
 from growbench.registry import get
 from growbench.runs.store import CurveFile
 from growbench.tools.check import broken_promises
@@ -297,6 +298,31 @@ def test_lags_trials_and_the_rest_have_the_schedule_of_one_run() -> None:
     task, phases = driven_lag({"stack": 1.0, "inter": 2.0, "mid": 2.5})
     multipliers = [phase.schedule(step, 99) for phase in (phases[0], phases[-1]) for step in range(phase.length(20, 0))]  # type: ignore[misc]
     assert multipliers == [task.schedule(step, 20) for step in range(20)]
+
+
+def test_all_that_depends_on_the_step_goes_on_where_the_trial_ended() -> None:
+    from growbench.methods.lag import part_of
+
+    task = task_of(experiment_of("gpt2", steps=20))
+    asked: list[tuple[int, int]] = []
+
+    def schedule(step: int, steps: int) -> float:
+        asked.append((step, steps))
+        return 1.0
+
+    def view(model: nn.Module, step: int, steps: int) -> dict[str, Any]:
+        asked.append((step, steps))
+        return {}
+
+    entries = [EntrySchedule({}, schedule)]
+    whole = Phase(model=task.build(), schedule=schedule, group_schedules=[schedule, None], entry_schedules=entries, view=view)
+    part = part_of(replace(whole, workload=lambda step: step, loss=lambda model, batch, step: torch.tensor(step)), 4, task)
+    assert part.schedule and part.view and part.group_schedules[0] and part.group_schedules[1] is None
+    for of_step in (part.schedule, part.group_schedules[0], part.entry_schedules[0].schedule):
+        of_step(3, 16)
+    part.view(whole.model, 3, 16)
+    assert asked == [(7, 20)] * 4 and part.workload_of(3) == 7
+    assert part.loss(whole.model, data_of(experiment_of("gpt2")).train_batch(0, 0), 3).item() == 7
 
 
 def test_a_trials_loss_is_the_mean_of_its_second_half_and_its_gradient_the_steps_own() -> None:
