@@ -31,7 +31,7 @@ from growbench.method import entries, optimizer, schedule, views
 from growbench.method.entries import EntrySchedule
 from growbench.method.loss import cross_entropy
 from growbench.method.optimizer import CombinedOptimizer
-from growbench.method.options import COMMON, State, tunable
+from growbench.method.options import COMMON, COMMON_NAMES, State, tunable
 from growbench.method.schedule import Schedule, constant
 from growbench.method.training_state import Grow, Trained, grow_state
 
@@ -316,7 +316,7 @@ class Method(ABC):
     rewarm_peak: float = field(default=1.0, kw_only=True, metadata=COMMON)  # what it rises to: a multiple of the schedule's rate
 
     def __init_subclass__(cls) -> None:
-        """Raises UsageError for a field without a type annotation, which would not become a hyperparameter."""
+        """Raises UsageError for a field without a type annotation, which would be no hyperparameter, and for a taken name."""
         for name, value in vars(cls).items():
             is_data = not (name.startswith("_") or callable(value) or hasattr(value, "__get__"))
             if is_data and name not in CLASS_FIELDS and name not in inspect.get_annotations(cls):
@@ -324,6 +324,8 @@ class Method(ABC):
                     f"{cls.__name__}.{name} = {value!r} has no type: write {name}: {type(value).__name__} = {value!r} for a "
                     f"hyperparameter, or {name}: ClassVar[{type(value).__name__}] for a constant"
                 )
+            if name in COMMON_NAMES and name not in inspect.get_annotations(cls):
+                raise UsageError(f"{cls.__name__}.{name} hides a hyperparameter that every method has: rename it")
         dataclass(frozen=True)(cls)
 
     @abstractmethod

@@ -10,6 +10,7 @@ State = Literal["new", "kept", "grown"]
 
 # marks the hyperparameters of every method; at its default one is left out of a run's identity, so that older runs still count
 COMMON = {"common": True}
+COMMON_NAMES = ("state", "rewarm_steps", "rewarm_peak")
 
 
 def tunable(default: Number, low: Number, high: Number, /) -> Number:

@@ -207,6 +207,16 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
         plan(GPT2.experiment, get("ligo", options), 32)
 
 
+def test_a_method_cannot_hide_an_option() -> None:
+    """By a function of the same name; a field of its own gives the option another default."""
+    with pytest.raises(UsageError, match=r"Hides\.state hides a hyperparameter that every method has: rename it"):
+
+        class Hides(Deepens):
+            def state(self) -> None: ...
+
+    assert hyperparameters(get("sparkling", {"state": "kept"}).method)["state"] == "kept"
+
+
 def rates(start: PhaseStart) -> list[float]:
     return list(Timetable.of(start, lambda step, steps: 1.0, 6).lr_multipliers)
 
