@@ -27,13 +27,14 @@ from growbench.costs.published import ligo_paper_construction, ligo_paper_step
 from growbench.data import Batch
 from growbench.errors import UsageError
 from growbench.growth import WIDTHS, Axis, Weights, axis_length
-from growbench.method import entries, optimizer, schedule, views
+from growbench.method import entries, optimizer, schedule
 from growbench.method.entries import EntrySchedule
 from growbench.method.loss import cross_entropy
 from growbench.method.optimizer import CombinedOptimizer
 from growbench.method.options import COMMON, COMMON_NAMES, State, tunable
 from growbench.method.schedule import Schedule, constant
 from growbench.method.training_state import Grow, Trained, grow_state
+from growbench.method.views import View
 
 __all__ = [
     "Batch",
@@ -48,6 +49,7 @@ __all__ = [
     "Task",
     "Trained",
     "UsageError",
+    "View",
     "constant",
     "cross_entropy",
     "ligo_paper_construction",
@@ -86,7 +88,7 @@ class Phase:
     schedule: Schedule | None = None  # None: the run's schedule continues (operator: constant)
     group_schedules: Sequence[Schedule | None] = ()  # one per param group of `optimizer`; None: the phase's
     entry_schedules: Sequence[EntrySchedule] = ()  # for single entries of parameters, as new rows, beside the schedules above
-    view: views.View | None = None  # what steps and evaluations use in place of parts of `model`: see growbench.method.views
+    view: View | None = None  # what steps and evaluations use in place of parts of `model`: see growbench.method.views
     account: Literal["train", "operator"] = "train"  # operator: outside the budget; not scored
     name: str = "train"  # as curves and tables show it
     target: nn.Module | None = None  # the part of `model` that has the target's sizes; None: all of it
