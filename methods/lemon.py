@@ -69,8 +69,9 @@ class Lemon(Method):
     def phases(self, task: Task) -> Phases:
         small, large = task.source_config, task.target_config
         layers = self.layers(small.layers, large.layers)
+        deeper = deepen(task.read(task.source), layers)
         silent = Select(torch.tensor(layers)).further()
-        weights = silenced(deepen(task.read(task.source), layers), silent)
+        weights = silenced(deeper, silent)
         eta = math.sqrt(large.width // small.width * small.width / large.width)
         refuse_lossy(task, weights, eta)
         eps = task.settings(task.source)
@@ -85,7 +86,7 @@ class Lemon(Method):
         """The old layer that each new one copies; the first of several is the old layer itself."""
         if self.new_layers == "top":
             return [*range(old), *[old - 1] * (new - old)]
-        rounds, more = divmod(new - old, old)
+        rounds, more = divmod(new - old, max(old, 1))  # a source without layers is refused by deepen
         return [layer for layer in range(old) for _ in range(1 + rounds + (layer >= old - more))]
 
     def unequal(self, weight: Weight, fresh: Tensor, maps: Maps, width: int) -> Tensor:

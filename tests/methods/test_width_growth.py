@@ -203,6 +203,12 @@ def test_lemons_new_layers_follow_the_layers_that_they_copy(place: str, new: int
     assert get("lemon", {"new_layers": place}).method.layers(3, new) == expected
 
 
+def test_lemon_refuses_a_source_without_layers() -> None:
+    small = replace(small_of(Cell("gpt2")), layers=0)
+    with pytest.raises(UsageError, match=r"source\.layers = 0: there is no layer to copy"):
+        grown(task_of(experiment_of("gpt2", small, replace(small, layers=2))), "lemon")
+
+
 def test_lemons_padded_stream_keeps_the_optimizers_state_of_the_first_copies() -> None:
     from growbench.methods.lemon import Scaled
 
