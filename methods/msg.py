@@ -84,9 +84,9 @@ class Msg(Method):
     Defaults: order = "in_turn" grows one dimension after the other, as the code demands: FFN, layers, width. Heads grow with the
     width, because the head size stays. "together" grows all at once. The paper searches stage lengths on a grid and lets a mask
     grow for 5,000 steps; here a growth takes `share` of the budget, and the next one begins when its mask is 1. New units are
-    random and new layers copies (whole stacks, then the top layers), as in the code. The optimizer's
-    state is new at each growth, and stays when its mask is 1; the code keeps the moments of what is old, as state = "kept" does.
-    The run's learning-rate schedule continues; the paper's option to rewind it is left out.
+    random and new layers copies (whole stacks, then the top layers), as in the code. The optimizer's state is new at each growth,
+    and stays when its mask is 1; the code keeps the moments of what is old, as state = "kept" does. The run's learning-rate
+    schedule continues; the paper's option to rewind it is left out.
     Costs: every growth is charged as training, with all that is masked. Masked steps are not compiled, and not sharded.
     """
 
@@ -95,6 +95,10 @@ class Msg(Method):
     order: Literal["in_turn", "together"] = "in_turn"
     units: Literal["random", "copy"] = "random"  # what new neurons, heads and dimensions begin as
     layers: Literal["copy", "random"] = "copy"  # what new layers begin as
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UsageError(f"share = {self.share}: must be above 0 and below 1")
 
     def phases(self, task: Task) -> Phases:
         old, optimizer = task.source_config, None
