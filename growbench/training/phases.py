@@ -193,8 +193,12 @@ class PhaseDriver:
             self._cut = (
                 f"phase {phase.name!r} asked for {limited.steps} steps where the budget of {self.task.budget} had {steps} left"
             )
+        before = self.costs.flops[Account.GROWTH]
+        seen = phase
+        if phase.view is not None:  # it is asked for what it shows at first and at the end
+            seen = self.costs.charged(Account.GROWTH, partial(with_view, phase, model, steps))
         start = PhaseStart(
-            phase=with_view(phase, model, steps),
+            phase=seen,
             number=number,
             model=model,
             optimizer=optimizer,
@@ -202,7 +206,7 @@ class PhaseDriver:
             first_step=self.steps,
             first_scored_step=self.scored_steps,
             target_sized=parameter_shapes(phase.target or model) == self.target_shapes,
-            growth_flops=growth_flops,
+            growth_flops=growth_flops + self.costs.flops[Account.GROWTH] - before,
             keeps_optimizer_state=_has_state(optimizer),
             lr_factor=self.options.phase_begins(model, self.scored_steps) if phase.scored else None,
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from growbench.data import Batch
 from growbench.method import Phase
 from growbench.method.interface import LossFn, MethodError
 from growbench.method.views import Output, View
+
+Part = TypeVar("Part", bound=nn.Module | Tensor)
 
 
 class LossScope(nn.Module):
@@ -39,7 +41,8 @@ class LossScope(nn.Module):
 
 
 def seen(model: nn.Module, shown: Mapping[str, Tensor | Output], call: Callable[[], Tensor]) -> Tensor:
-    """What `call` returns if it uses the model with what is `shown` in place of its own."""
+    """What `call` returns if it uses the model with what is `shown` in place of its own. Raises MethodError as `with_view`."""
+    _refuse(model, shown)
     tensors = {f"model.{name}": value for name, value in shown.items() if isinstance(value, Tensor)}
     with ExitStack() as stack:
         for name, value in shown.items():
@@ -82,24 +85,29 @@ def with_view(phase: Phase, model: nn.Module, steps: int) -> Phase:
         raise MethodError(f"phase {phase.name!r}: view is a {type(phase.view).__name__}: must be a function")
     with torch.no_grad():
         for step in (0, steps):
-            shown: object = phase.view(model, step, steps)
-            if not isinstance(shown, Mapping):
-                raise MethodError(f"phase {phase.name!r}: view returned a {type(shown).__name__}: must be a dictionary")
-            for name, value in shown.items():
-                if wrong := _wrong(model, name, value, ends=step == steps):
-                    raise MethodError(
-                        f"phase {phase.name!r}: view, after {step} of {steps} steps: {name or 'the model'}: {wrong}"
-                    )
+            try:
+                _refuse(model, phase.view(model, step, steps), ends=step == steps)
+            except MethodError as error:
+                raise MethodError(f"phase {phase.name!r}: after {step} of {steps} steps: {error}") from None
     return replace(phase, loss=SeenLoss(phase.loss, phase.view, steps))
+
+
+def _refuse(model: nn.Module, shown: object, ends: bool = False) -> None:
+    """Raise MethodError for what a view cannot show. `ends`: whether it is shown after all steps."""
+    if not isinstance(shown, Mapping):
+        raise MethodError(f"view returned a {type(shown).__name__}: must be a dictionary")
+    for name, value in shown.items():
+        if wrong := _wrong(model, name, value, ends):
+            raise MethodError(f"view: {name or 'the model'}: {wrong}")
 
 
 def _wrong(model: nn.Module, name: str, value: object, ends: bool) -> str:
     """What is wrong with one thing that a view shows; empty if all is well."""
     if isinstance(value, Tensor):
-        return _wrong_tensor(dict(model.named_parameters(remove_duplicate=False)).get(name), value, ends)
+        return _wrong_tensor(_found(model.get_parameter, name), value, ends)
     if not callable(value):
         return f"a {type(value).__name__}: must be a tensor, or a function of a module, its inputs and its output"
-    if name not in dict(model.named_modules()):
+    if _found(model.get_submodule, name) is None:
         return "the model has no module of this name"
     return "must not be shown at the end of the phase, when the model computes as it is" if ends else ""
 
@@ -111,3 +119,11 @@ def _wrong_tensor(own: Tensor | None, value: Tensor, ends: bool) -> str:
         return f"shape {tuple(value.shape)}: must be the parameter's, {tuple(own.shape)}"
     changed = ends and not own.is_meta and not torch.equal(value, own)
     return "must equal the model's own parameter at the end of the phase, when the model computes as it is" if changed else ""
+
+
+def _found(get: Callable[[str], Part], name: str) -> Part | None:
+    """A part of a model by its name; None if there is none."""
+    try:
+        return get(name)
+    except AttributeError:
+        return None

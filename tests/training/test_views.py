@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from growbench import architectures
 from growbench.config.schema import Machine, ModelConfig, Training
 from growbench.console import Progress
+from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.data.shapes import shape_batch
 from growbench.method import Method, Phase, Phases, Task, task_loss
@@ -102,11 +103,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a number": (lambda model, step, steps: {"weight": 1.0}, "weight: a float: must be a tensor, or a function"),
     "another end": (
         lambda model, step, steps: {"weight": model.weight * step / (steps + 1)},
-        "after 4 of 4 steps: weight: must equal the model's own parameter at the end",
+        "after 4 of 4 steps: view: weight: must equal the model's own parameter at the end",
     ),
     "a function at the end": (
         lambda model, step, steps: {"": max},
-        "after 4 of 4 steps: the model: must not be shown at the end",
+        "after 4 of 4 steps: view: the model: must not be shown at the end",
     ),
 }
 
@@ -117,6 +118,47 @@ def test_views_that_show_what_is_not_there_or_do_not_end_as_the_model_are_refuse
     model = nn.Linear(2, 3)
     with pytest.raises(MethodError, match=message):
         with_view(Phase(model=model, view=view), model, 4)
+
+
+MID_PHASE: dict[str, tuple[Any, str]] = {
+    "another parameter": ({"v": torch.zeros(2)}, "view: v: the model has no parameter of this name"),
+    "another shape": ({"weight": torch.zeros(2)}, "view: weight: shape"),
+    "nothing": (None, "view returned a NoneType: must be a dictionary"),
+}
+
+
+@pytest.mark.parametrize("case", MID_PHASE)
+def test_what_a_view_shows_in_mid_phase_is_checked_too(case: str) -> None:
+    """torch's functional_call would ignore an unknown name."""
+    shown, message = MID_PHASE[case]
+    model = nn.Linear(2, 3)
+    phase = with_view(Phase(model=model, view=lambda model, step, steps: shown if step == 2 else {}), model, 4)
+    batch = shape_batch(experiment_of("gpt2").data, architectures.get("gpt2").objective, 1, VOCABULARY, CPU)
+    with pytest.raises(MethodError, match=message):
+        phase.loss(model, batch, 2)
+
+
+class Prepared(Method):
+    """Its view multiplies matrices when it is asked first."""
+
+    uses_source: ClassVar[bool] = False
+
+    def phases(self, task: Task) -> Phases:
+        def view(model: nn.Module, step: int, steps: int) -> Mapping[str, Any]:
+            if step == steps:
+                torch.ones(8, 8) @ torch.ones(8, 8)
+            return {}
+
+        yield Phase(model=task.build(), view=view)
+
+
+def test_what_a_view_computes_before_the_first_step_is_charged_as_growth() -> None:
+    experiment = experiment_of("gpt2", steps=2)
+    costs = Costs(CPU)
+    task = Task.of(experiment, "target", VOCABULARY, CPU)
+    trainer = Trainer(Work(task, data_of(experiment), 0, costs), Output([], Progress("test", 1, None, shown=False)))
+    outcome = trainer.run(Prepared())
+    assert costs.flops[Account.GROWTH] == outcome.phases[0].growth_flops == 2 * 8**3
 
 
 def test_a_view_ends_where_its_factor_is_one() -> None:
