@@ -133,7 +133,17 @@ class Phase:
             return f"account = {self.account!r}: must be 'train' or 'operator'"
         if self.steps is not None and self.share is not None:
             return f"steps = {self.steps} and share = {self.share}: give one of them"
-        return self._wrong_length()
+        return self._wrong_length() or self._wrong_entries()
+
+    def _wrong_entries(self) -> str:
+        if not isinstance(self.entry_schedules, (list, tuple)):
+            return f"entry_schedules is a {type(self.entry_schedules).__name__}: must be a list of EntrySchedule(where, schedule)"
+        for each in self.entry_schedules:
+            if not isinstance(each, EntrySchedule):
+                return f"entry_schedules holds a {type(each).__name__}: must be EntrySchedule(where, schedule)"
+            if not isinstance(each.where, Mapping):
+                return f"entry_schedules: where is a {type(each.where).__name__}: must be a dictionary, by the parameters' names"
+        return ""
 
     def _wrong_length(self) -> str:
         if self.steps is not None and (not isinstance(self.steps, int) or isinstance(self.steps, bool)):
@@ -252,9 +262,19 @@ class Task:
         `grow(weights, key)` grows canonical weights. The key says what they hold: "weight", or, as the optimizer names it, what
         it keeps for each entry: "exp_avg" and "exp_avg_sq" of Adam. Counts of steps go on.
         """
-        model = self.model_from(grow(self.read(trained.model), "weight"), config, self.settings(trained.model))
+
+        def checked(weights: Weights, key: str) -> Weights:
+            grown = grow(weights, key)
+            if not isinstance(grown, dict):
+                raise MethodError(
+                    f"grow_trained: grow returned a {type(grown).__name__} for {key}: must be a dictionary of weights"
+                )
+            _check_lengths(grown, config or self.target_config, f"{key} of ")
+            return grown
+
+        model = self.model_from(checked(self.read(trained.model), "weight"), config, self.settings(trained.model))
         optimizer = self.optimizer(model)
-        grow_state(self.architecture, trained, grow, model, optimizer)
+        grow_state(self.architecture, trained, checked, model, optimizer)
         return Trained(model, optimizer, trained.steps, trained.loss)
 
     def train_only(self, model: nn.Module, trained: Callable[[str, int | None], bool]) -> nn.Module:
@@ -286,13 +306,16 @@ class Task:
         return optimizer.of(model, self.architecture, training, self.device, lr, weight_decay)
 
 
-def _check_lengths(weights: Weights, config: ModelConfig) -> None:
-    """Raise ValueError for a weight with a growing axis whose length differs from that of a model of these sizes."""
+def _check_lengths(weights: Weights, config: ModelConfig, what: str = "") -> None:
+    """Raise ValueError for a weight with a growing axis whose length differs from that of a model of these sizes.
+
+    `what` stands before its name in the message.
+    """
     for name, weight in weights.items():
         for axis, found in zip(weight.axes, weight.value.shape, strict=True):
             if axis in (Axis.LAYER, *WIDTHS) and found != (expected := axis_length(axis, config)):
                 by = "deepen(weights, layers)" if axis is Axis.LAYER else "widen(weights, maps)"
-                wrong = f"{name}: its {axis.value} axis has length {found}, the model's {expected}"
+                wrong = f"{what}{name}: its {axis.value} axis has length {found}, the model's {expected}"
                 raise ValueError(f"{wrong}: grow it by {by}, or give model_from the weights' own sizes")
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakSet
 
 import torch
@@ -17,6 +17,7 @@ from growbench.errors import UsageError
 from growbench.growth.carried import Carrier, Lost
 from growbench.method import Method, Task
 from growbench.method.optimizer import refuse_foreign_state
+from growbench.method.options import State
 from growbench.method.schedule import rewarm
 
 Numbers = dict[str, Any]  # of a parameter's state, by key: what is not kept for each entry, such as a count of steps
@@ -88,8 +89,10 @@ class GrowthOptions:
             raise UsageError(f"{asked}: nothing is grown from a trained model here, by the run's own optimizer")
 
     def _check(self) -> None:
-        if self.steps < 0:
-            raise UsageError(f"rewarm_steps = {self.steps}: must be at least 0")
+        if self.state not in get_args(State):  # of a method that has declared it anew, with another type
+            raise UsageError(f"state = {self.state!r}: must be one of {', '.join(map(repr, get_args(State)))}")
+        if not isinstance(self.steps, int) or self.steps < 0:
+            raise UsageError(f"rewarm_steps = {self.steps}: must be a whole number, at least 0")
         if self.peak <= 0:
             raise UsageError(f"rewarm_peak = {self.peak}: must be above 0")
         if self.peak != 1 and not self.steps:

@@ -194,7 +194,7 @@ def test_an_option_that_a_method_cannot_honour_is_refused_before_training(name: 
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"rewarm_steps": -1}, "ligo: rewarm_steps = -1: must be at least 0"),
+    ({"rewarm_steps": -1}, "ligo: rewarm_steps = -1: must be a whole number, at least 0"),
     ({"rewarm_peak": 1.3}, "ligo: rewarm_peak = 1.3: needs rewarm_steps"),
     ({"rewarm_steps": 2, "rewarm_peak": 0.0}, "ligo: rewarm_peak = 0.0: must be above 0"),
     ({"state": "half"}, "ligo.state = 'half': must be 'new', 'kept' or 'grown'"),
@@ -205,6 +205,54 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         plan(GPT2.experiment, get("ligo", options), 32)
+
+
+class Halfway(Deepens):
+    """Its field means something else than the option of this name."""
+
+    state: int = 0  # type: ignore[assignment]
+
+
+class Shared(Deepens):
+    rewarm_steps: float = 0.5  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Halfway(), "state = 0: must be one of 'new', 'kept', 'grown'"),
+        (Shared(), "rewarm_steps = 0.5: must be a whole number, at least 0"),
+    ],
+)
+def test_a_field_of_another_meaning_is_not_taken_for_an_option(method: Method, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        plan(GPT2.experiment, Found("own", method, ""), 32)
+
+
+class Half(Method):
+    """Grow the weights, and forget that the state must grow too."""
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2203.06211"
+
+    def phases(self, task: Task) -> Phases:
+        def grow(weights: Weights, key: str) -> Weights:
+            return deepen(weights, stack(2, 3)) if key == "weight" else weights
+
+        grown = task.grow_trained(task.source_trained, grow, replace(task.source_config, layers=3))
+        yield Phase(model=grown.model, optimizer=grown.optimizer)
+
+
+def test_state_that_is_not_grown_is_named() -> None:
+    wrong = r"exp_avg of layers\.\S+: its layer axis has length 2, the model's 3: grow it by deepen\(weights, layers\)"
+    with pytest.raises(UsageError, match=wrong):
+        plan(GPT2.experiment, Found("half", Half(), ""), 32)
+
+
+def test_growth_that_returns_nothing_is_refused() -> None:
+    task = Task.of(GPT2.experiment, "target", 32, CPU)
+    trained = Trained(task.build(), torch.optim.SGD([nn.Parameter(torch.zeros(1))]), 0, 0.0)
+    with pytest.raises(UsageError, match="grow returned a NoneType for weight: must be a dictionary of weights"):
+        task.grow_trained(trained, lambda weights, key: None)  # type: ignore[arg-type, return-value]
 
 
 def test_a_method_cannot_hide_an_option() -> None:

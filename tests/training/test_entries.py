@@ -112,6 +112,20 @@ def test_wrong_entries_are_refused(case: str) -> None:
         check(phase, model, optim.SGD(model.values(), lr=1.0))
 
 
+FIELDS: dict[str, tuple[Any, str]] = {
+    "no list": (EntrySchedule({}, lambda step, steps: 1.0), "entry_schedules is a EntrySchedule: must be a list"),
+    "no schedule": ([{"w": True}], r"entry_schedules holds a dict: must be EntrySchedule\(where, schedule\)"),
+    "no names": ([EntrySchedule(torch.ones(2), lambda step, steps: 1.0)], "where is a Tensor: must be a dictionary"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_what_is_no_list_of_entry_schedules_is_refused_by_the_phase(case: str) -> None:
+    given, message = FIELDS[case]
+    with pytest.raises(MethodError, match=message):
+        Phase(model=nn.Linear(1, 1), entry_schedules=given)
+
+
 class Own(optim.SGD):
     """Its step may be any."""
 
