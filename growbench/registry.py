@@ -140,10 +140,12 @@ def named(specs: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dic
             _file_of(asked.method)
         if name in found:
             raise UsageError(f"two methods are named {name!r}: {found[name]} and {spec}; give one of them another name")
+        if alike := next((each for each in found if each.casefold() == name.casefold()), None):
+            raise UsageError(f"{alike!r} and {name!r} differ by case alone, and name folders: give one of them another name")
         found[name] = spec
     for name in options:
         if name not in found and name not in names():
-            raise UsageError(f"hyperparameters for {name!r}: {did_you_mean(name, [*found, *names()])}")
+            raise UsageError(f"hyperparameters for {name!r}: {did_you_mean(name, {*found, *names()})}")
     return found
 
 

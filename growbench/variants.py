@@ -21,7 +21,7 @@ class Spec(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Spec:
         variant, equals, method = (part.strip() for part in text.partition("="))
-        if not equals or "/" in variant:  # ./a=b.py is a file
+        if not variant or not equals or "/" in variant:  # ./a=b.py is a file
             return cls("", text)
         return cls("" if variant == method else variant, method)
 

@@ -81,6 +81,9 @@ def test_a_variant_of_a_file_is_foreign_and_of_its_own_name(tmp_path: Path) -> N
         (["a=./nowhere.py"], "method file ./nowhere.py does not exist"),
         (["a=lego"], "unknown method 'lego': did you mean ligo?"),
         (["a="], "unknown method ''"),
+        (["=ki"], "unknown method '=ki': did you mean ki?"),
+        (["late=ki", "Late=ki"], "'late' and 'Late' differ by case alone"),
+        (["ki", "KI=ki"], "'ki' and 'KI' differ by case alone"),
     ],
 )
 def test_names_that_are_refused(specs: list[str], said: str) -> None:
