@@ -21,7 +21,8 @@ class Lag(Method):
     Claim: finds the best of several stacking operators for BERT and UL2; no saving of its own.
     Defaults: three layer maps of depth_map, at 2 % of the budget each; the paper gives numbers of steps for its own budgets. All
     candidates must grow the source, and train the grown model in one phase that takes the whole budget. options are their
-    hyperparameters, by the candidate's name.
+    hyperparameters, by the candidate's name. The optimizer's state after growth is an option of lag for all of them: in options,
+    state, rewarm_steps, rewarm_peak and values of [train] have no effect.
     Costs beyond training: the steps of all candidates, those of the chosen one too, are charged to `operator`. Its budget is
     shorter by its own, so that the others are what the choice costs. All grown models and their optimizers are in memory. The
     curve shows each trial's losses.
