@@ -26,6 +26,18 @@ class EntrySchedule:
     schedule: Schedule  # (step of the phase, its steps) -> factor of the entries' rate, at least 0
 
 
+def wrong(given: object) -> str:
+    """What is wrong with a phase's entry schedules, whatever its model is; empty if all is well."""
+    if not isinstance(given, (list, tuple)):
+        return f"entry_schedules is a {type(given).__name__}: must be a list of EntrySchedule(where, schedule)"
+    for each in given:
+        if not isinstance(each, EntrySchedule):
+            return f"entry_schedules holds a {type(each).__name__}: must be EntrySchedule(where, schedule)"
+        if not isinstance(each.where, Mapping):
+            return f"entry_schedules: where is a {type(each.where).__name__}: must be a dictionary, by the parameters' names"
+    return ""
+
+
 def new_entries(architecture: Architecture, model: nn.Module, old: ModelConfig) -> dict[str, Tensor]:
     """For each parameter that grew, by name: True for the entries that a model of the `old` sizes did not have.
 

@@ -133,17 +133,7 @@ class Phase:
             return f"account = {self.account!r}: must be 'train' or 'operator'"
         if self.steps is not None and self.share is not None:
             return f"steps = {self.steps} and share = {self.share}: give one of them"
-        return self._wrong_length() or self._wrong_entries()
-
-    def _wrong_entries(self) -> str:
-        if not isinstance(self.entry_schedules, (list, tuple)):
-            return f"entry_schedules is a {type(self.entry_schedules).__name__}: must be a list of EntrySchedule(where, schedule)"
-        for each in self.entry_schedules:
-            if not isinstance(each, EntrySchedule):
-                return f"entry_schedules holds a {type(each).__name__}: must be EntrySchedule(where, schedule)"
-            if not isinstance(each.where, Mapping):
-                return f"entry_schedules: where is a {type(each.where).__name__}: must be a dictionary, by the parameters' names"
-        return ""
+        return self._wrong_length() or entries.wrong(self.entry_schedules)
 
     def _wrong_length(self) -> str:
         if self.steps is not None and (not isinstance(self.steps, int) or isinstance(self.steps, bool)):
