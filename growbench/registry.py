@@ -25,7 +25,7 @@ import growbench
 from growbench.config.loading import own_training, parse
 from growbench.errors import Interrupted, UsageError, check_name, did_you_mean
 from growbench.origins import BUILT_IN, digest
-from growbench.variants import Spec
+from growbench.variants import Spec, refuse_twin
 
 if TYPE_CHECKING:
     from growbench.method import Method
@@ -138,10 +138,7 @@ def named(specs: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dic
         name = asked.variant or _own_name(spec)
         if _is_file(asked.method):
             _file_of(asked.method)
-        if name in found:
-            raise UsageError(f"two methods are named {name!r}: {found[name]} and {spec}; give one of them another name")
-        if alike := next((each for each in found if each.casefold() == name.casefold()), None):
-            raise UsageError(f"{alike!r} and {name!r} differ by case alone, and name folders: give one of them another name")
+        refuse_twin(name, spec, found)
         found[name] = spec
     for name in options:
         if name not in found and name not in names():

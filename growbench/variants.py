@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 from growbench.config.loading import File
@@ -38,3 +38,11 @@ class Spec(NamedTuple):
             raise UsageError(
                 f"{self.variant}={self.method}: --set {self.variant}.KEY=VALUE would not mean it; choose another name"
             )
+
+
+def refuse_twin(name: str, spec: str, found: Mapping[str, str]) -> None:
+    """Raise UsageError if a spec's name is one in `found`, whose folder it would share; some disks ignore case."""
+    if name in found:
+        raise UsageError(f"two methods are named {name!r}: {found[name]} and {spec}; give one of them another name")
+    if alike := next((each for each in found if each.casefold() == name.casefold()), None):
+        raise UsageError(f"{alike!r} and {name!r} differ by case alone, and name folders: give one of them another name")
