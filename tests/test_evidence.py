@@ -21,6 +21,7 @@ from growbench.planning.budgets import LADDER, Budgets
 from growbench.runs import store
 from growbench.runs.jobs import Job, Setting
 from growbench.runs.store import Run
+from growbench.tools import stages
 from growbench.training.parallel import Parallel
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -45,7 +46,7 @@ class Command:
 
     def makes(self, run: Run) -> bool:
         """Whether a run is one of those that it trains, whatever the code and the configuration."""
-        asked = self.options.methods.split(",") if self.options.methods else registry.names()
+        asked = registry.named(stages.specs_of(self.options.methods, self.experiment), {})
         budgets = (
             Budgets.ladder(self.experiment, self.options.budgets or LADDER) if self.options.protocol == "ladder" else Budgets()
         )
@@ -57,7 +58,8 @@ class Command:
     def holds(self, run: Run) -> bool:
         """Whether it takes the run for done, on data of the run's fingerprint."""
         name, which = run.record.method, "source" if run.record.method == registry.SOURCE else "target"
-        found = registry.get("scratch" if which == "source" else name, self.experiment.methods.get(name, {}))
+        spec = f"{name}={run.record.variant_of}" if run.record.variant_of else "scratch" if which == "source" else name
+        found = registry.get(spec, registry.options_of(name, spec, self.experiment.methods))
         job = Job(replace(found, name=name), run.record.seed, run.record.budget_share, which)  # type: ignore[arg-type]
         data = cast(Data, SimpleNamespace(fingerprint=run.record.config.experiment["fingerprint"]))
         setting = Setting(self.experiment, run.folder.parent, Parallel(torch.device("cpu")))
