@@ -21,7 +21,7 @@ from markdown_it import MarkdownIt
 from docs.generate import ROOT, pages
 from growbench import cli, registry
 from growbench.config import loading
-from growbench.tools import check
+from growbench.tools import check, stages
 from growbench.tools.miniatures import Cell
 
 LANGUAGES = ("python", "sh", "toml", "text")
@@ -232,7 +232,7 @@ def resolve(options: argparse.Namespace) -> None:
     if hasattr(options, "experiment"):
         experiment = loading.load(options.experiment, options.set)
         if options.methods:
-            registry.get_all(options.methods.split(","), experiment.methods)
+            registry.get_all(stages.specs_of(options.methods, experiment), experiment.methods)
         if getattr(options, "tuned", None):
             assert options.tuned == Path("results") / experiment.name / "tuning" / "tuned.toml"
     elif hasattr(options, "folder"):
