@@ -212,6 +212,6 @@ def bench(options: argparse.Namespace) -> int:
         print(compare_loops(experiment, device, options.rounds))
     else:
         stages.specs_of(options.methods, experiment)  # refuses two of one name
-        folder = options.results / experiment.name
-        print(step_times.bench(experiment, options.methods.split(","), device, options.rounds, folder))
+        specs, folder = stages.expanded(options.methods), options.results / experiment.name
+        print(step_times.bench(experiment, specs, device, options.rounds, folder))
     return 0

@@ -135,10 +135,7 @@ class Select:
 
     def further(self) -> Tensor:
         """(k,) indices of the new units that are a second or later copy of their old unit."""
-        first = torch.full((int(self.index.max()) + 1,), len(self.index)).scatter_reduce(
-            0, self.index, torch.arange(len(self.index)), "amin"
-        )
-        return (first[self.index] < torch.arange(len(self.index))).nonzero().flatten()
+        return (self.copy_number() > 0).nonzero().flatten()
 
 
 @dataclass(frozen=True)

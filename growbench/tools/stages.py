@@ -153,10 +153,14 @@ def budgets_of(
 
 
 def specs_of(names: str | None, experiment: Experiment) -> list[str]:
-    """What was asked for, scratch first; "all" is every method that has a name. Imports no method."""
-    words = [word.strip() for word in ("all" if names is None else names).split(",") if word.strip()]
-    asked = [spec for word in words for spec in (registry.names() if word == "all" else [word])]
-    return list(registry.named(["scratch", *asked], experiment.methods).values())
+    """What was asked for, scratch first. Imports no method. Raises UsageError as registry.named does."""
+    return list(registry.named(["scratch", *expanded("all" if names is None else names)], experiment.methods).values())
+
+
+def expanded(names: str) -> list[str]:
+    """The specs in a list with commas; "all" stands for every method that has a name."""
+    words = [word.strip() for word in names.split(",") if word.strip()]
+    return list(dict.fromkeys(spec for word in words for spec in (registry.names() if word == "all" else [word])))
 
 
 def experiment_of(options: argparse.Namespace) -> Experiment:

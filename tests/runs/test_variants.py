@@ -102,3 +102,4 @@ def test_all_stands_for_every_method_beside_variants() -> None:
     every = stages.specs_of(None, experiment)
     assert set(every) == set(registry.names()) and every[0] == "scratch"
     assert stages.specs_of("all, new=ligo", experiment) == [*every, "new=ligo"]
+    assert stages.expanded("ligo, all") == ["ligo", *(name for name in registry.names() if name != "ligo")]  # as bench has it
