@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from growbench.console import say
 from growbench.data import sources
 from growbench.errors import UsageError
-from growbench.files import flush_all, make_folder, move, sha256, write_text
+from growbench.files import flush_all, make_folder, move, remove_drafts, sha256, write_text
 
 META = "meta.json"
 PROGRESS = "progress.json"  # in a folder that is being filled: an interrupted preparation resumes from it
@@ -122,6 +122,7 @@ def _build(folder: Path, fill: Callable[[Path], None], read: Callable[[Path], ob
             if not _complete(folder, read):
                 building = folder.with_suffix(".preparing")
                 building.mkdir(exist_ok=True)
+                remove_drafts(building)
                 try:
                     fill(building)
                 except BaseException:

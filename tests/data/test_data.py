@@ -488,6 +488,8 @@ def test_an_interrupted_preparation_goes_on_where_it_was(
             token_cache.prepare(config(corpus, documents=200), "causal", "bytes")
     monkeypatch.setattr(token_cache.tokenizers, "train", None)  # is not called again
     most.append(1000)
+    (unfinished,) = (tmp_path / "parts").glob("*.preparing")
+    (unfinished / "progress.json.0123abcd.part").touch()  # a draft, as a kill leaves one
     parts = token_cache.prepare(config(corpus, documents=200), "causal", "bytes")
     assert prepared_bytes(parts.tokenizer_file.parent) == prepared_bytes(whole.tokenizer_file.parent)
     assert parts.documents == 200 and len(encoded) < 200 + 3 * 20  # a chunk has about ten documents
