@@ -21,7 +21,7 @@ from growbench import architectures
 from growbench.config.schema import Experiment, ModelConfig, Pretrained, TextConfig, Training
 from growbench.data import documents, tokenizer
 from growbench.errors import UsageError
-from growbench.runs import saved_models
+from growbench.runs import checkpoints, saved_models
 from tests.runs.test_saved_models import RECORD
 
 EVIL = """import pathlib
@@ -64,7 +64,7 @@ def model(tmp_path: Path, corpus: Path) -> Path:
     trained = tokenizer.train("bytes", 300, False, [corpus.read_text(encoding="utf-8")])
     own = tokenizer.for_transformers(*trained, SIZES.positions)
     saved_models.TrainedModel(architecture, architecture.build(SIZES), SIZES, own).save(folder, RECORD)
-    (folder / saved_models.CARD).unlink()
+    (folder / checkpoints.CARD).unlink()
     return folder
 
 

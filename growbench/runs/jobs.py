@@ -18,7 +18,7 @@ from growbench.costs.hardware import Hardware, cpu_stepping, device_name
 from growbench.data import Data, Which, load
 from growbench.method.options import settings as hyperparameters
 from growbench.registry import Found
-from growbench.runs import curve, saved_models, store
+from growbench.runs import checkpoints, curve, saved_models, store
 from growbench.runs.records import RunConfig
 from growbench.runs.store import Run
 from growbench.training.checkpoint import Checkpoints
@@ -135,9 +135,9 @@ class Setting:
         if not model.is_dir():
             return "its model was not saved"
         try:
-            wrong = saved_models.damage(model)
+            wrong = checkpoints.damage(model)
         except (AttributeError, OSError, ValueError, RecursionError) as error:  # a card that is no table of digests
-            wrong = f"{saved_models.CARD} cannot be read ({error})"
+            wrong = f"{checkpoints.CARD} cannot be read ({error})"
         return f"of its saved model {wrong}" if wrong else ""
 
 

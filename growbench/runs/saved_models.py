@@ -6,17 +6,12 @@ Beside a model's weights and configuration lies growbench.json: what the model i
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from growbench import architectures
@@ -31,27 +26,26 @@ from growbench.data.tokenizer import named
 from growbench.errors import UsageError
 from growbench.files import flush_all, move, sha256, write_text
 from growbench.growth.weights import Axis
+from growbench.runs.checkpoints import (
+    CARD,
+    FILES,
+    SAME,
+    TOKENIZERS,
+    damage,
+    difference,
+    folder_of,
+    one_line,
+    refuse_complex_numbers,
+)
 from growbench.runs.records import Cost, RunRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-CARD = "growbench.json"
-
-
-FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", CARD)
-
-
-TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
-
-
 ABOUT = (  # fields of a run's record that go into growbench.json
     "experiment", "title", "method", "origin", "seed", "budget_share", "final_val_loss", "final_val_accuracy", "steps", "tokens",
 )  # fmt: skip
-
-
-SAME = 1e-4  # relative difference of logits: less is rounding
 
 
 @dataclass(frozen=True)
@@ -83,10 +77,10 @@ class TrainedModel:
 
     def _compare(self, folder: Path) -> None:
         stock = self.architecture.library.load(folder)
-        difference = _difference(self.architecture, self.model.eval(), stock, self.sizes.positions)
-        if not difference < SAME:
+        change = difference(self.architecture, self.model.eval(), stock, self.sizes.positions)
+        if not change < SAME:
             raise UsageError(
-                f"its logits differ from those of {type(stock).__name__} with the same weights (by {difference:.2g}): "
+                f"its logits differ from those of {type(stock).__name__} with the same weights (by {change:.2g}): "
                 "remove hooks, and declare changed settings: task.model_from(weights, settings=...)"
             )
 
@@ -112,27 +106,6 @@ class TrainedModel:
         }
 
 
-def damage(folder: Path) -> str:
-    """Which file of a saved model is not what growbench.json says of it; empty if none is, or if it says nothing."""
-    file = folder / CARD
-    card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for name, expected in card.get("sha256", {}).items():
-        if (folder / name).is_file():
-            if sha256(folder / name) != expected:
-                return f"{name} is damaged (sha256 differs)"
-        elif any(fnmatch(name, pattern) for pattern in FILES):  # others may have been left out of a copy
-            return f"{name} is missing"
-    return ""
-
-
-def _difference(architecture: Architecture, ours: nn.Module, stock: nn.Module, positions: int) -> float:
-    """The relative difference between the logits of our model and of the library's."""
-    inputs, expected = architecture.library.example(stock, positions)
-    device = next(ours.parameters()).device
-    with torch.no_grad():
-        return float((ours(inputs.to(device)).cpu() - expected).norm() / expected.norm())
-
-
 def resolved(experiment: Experiment) -> Experiment:
     """The experiment with the sizes of its pretrained source, and the digest of its content.
 
@@ -142,13 +115,13 @@ def resolved(experiment: Experiment) -> Experiment:
     if pretrained is None:
         return experiment
     where, architecture = _where(pretrained), architectures.of(experiment)
-    folder = _folder(pretrained)
-    with _one_line(where):
+    folder = folder_of(pretrained.checkpoint, where)
+    with one_line(where):
         sizes = architecture.library.sizes(folder)
         files = [(path.name, path) for pattern in FILES[:2] for path in sorted(folder.glob(pattern))]
         if len(files) < 2:
             raise UsageError("holds no safetensors, the only format that is read")
-        _refuse_complex_numbers(path for _, path in files if path.suffix == ".safetensors")
+        refuse_complex_numbers(path for _, path in files if path.suffix == ".safetensors")
     _check_data(where, sizes, experiment, folder)
     sha256 = digest("", files)
     source = replace(sizes, vocabulary=0, positions=0, patch=0)
@@ -163,13 +136,13 @@ def load(experiment: Experiment, device: torch.device) -> nn.Module:
     pretrained = experiment.pretrained
     assert pretrained is not None
     where, architecture = _where(pretrained), architectures.of(experiment)
-    folder, library = _folder(pretrained), architecture.library
-    with _one_line(where):
+    folder, library = folder_of(pretrained.checkpoint, where), architecture.library
+    with one_line(where):
         found = library.sizes(folder)
         sizes = experiment.sizes("source", found.vocabulary)
         stock = library.load(folder)
         model = _taken_over(architecture, sizes, library.state(stock)).requires_grad_(False).eval()
-        if not _difference(architecture, model, stock, sizes.positions) < SAME:
+        if not difference(architecture, model, stock, sizes.positions) < SAME:
             reasons = "; ".join(library.unusual(stock, model)) or "its class has other settings"
             raise UsageError(
                 f"computes something else than growbench's {architecture.name}, which has the usual settings: {reasons}"
@@ -179,15 +152,6 @@ def load(experiment: Experiment, device: torch.device) -> nn.Module:
                 f"{wrong}: restore it; if it was changed on purpose, remove {CARD}, and set flops and seconds in [source]"
             )
     return model.to(device)
-
-
-def _refuse_complex_numbers(files: Iterable[Path]) -> None:
-    """Libraries would drop their imaginary parts."""
-    for path in files:
-        with safe_open(path, framework="pt") as content:
-            for name in content.keys():  # noqa: SIM118
-                if content.get_slice(name).get_dtype().startswith("C"):
-                    raise UsageError(f"{name} holds complex numbers")
 
 
 def _taken_over(architecture: Architecture, sizes: ModelConfig, state: dict[str, torch.Tensor]) -> nn.Module:
@@ -212,8 +176,8 @@ def cost(pretrained: Pretrained, hardware: Hardware | None = None) -> Cost:
 
     Seconds are not known unless they were measured on the same `hardware` as the run's.
     """
-    file = _folder(pretrained) / CARD
-    with _one_line(f"{_where(pretrained)}: {CARD}"):
+    file = folder_of(pretrained.checkpoint, _where(pretrained)) / CARD
+    with one_line(f"{_where(pretrained)}: {CARD}"):
         known = _card_cost(plain.from_json(file.read_text(encoding="utf-8")), hardware) if file.is_file() else Cost()
     return Cost(**{unit: known.of(unit) if (stated := getattr(pretrained, unit)) is None else stated for unit in Unit})
 
@@ -250,31 +214,5 @@ def _check_data(where: str, sizes: ModelConfig, experiment: Experiment, folder: 
             raise UsageError(f"{where}: data.tokenizer = {data.tokenizer!r} is another one than the model's own")
 
 
-@contextmanager
-def _one_line(where: str) -> Iterator[None]:
-    """Turns any error in the checkpoint into one line that names it."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"{where}: cannot be read ({reason})") from error
-
-
 def _where(pretrained: Pretrained) -> str:
     return f"source = {pretrained.checkpoint!r}"
-
-
-def _folder(pretrained: Pretrained) -> Path:
-    """The folder of the checkpoint, fetched from the hub if it is an id."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path(pretrained.checkpoint)
-    if os.path.isdir(folder):  # no error for what no folder can be named
-        return folder
-    try:
-        return Path(snapshot_download(pretrained.checkpoint, allow_patterns=[*FILES, *TOKENIZERS]))
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"{_where(pretrained)}: not a folder, and could not be fetched from the hub ({reason})") from error

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from growbench import architectures
 from growbench.config.schema import ModelConfig
 from growbench.data import tokenizer
-from growbench.runs import saved_models
+from growbench.runs import checkpoints, saved_models
 from tests.conftest import documents
 from tests.runs.test_saved_models import RECORD
 from tests.soak.attempt import REFUSED, Attempt, NotKept, attack
@@ -34,7 +34,7 @@ def model(folder: Path) -> Path:
     torch.manual_seed(0)
     own = tokenizer.for_transformers(*tokenizer.train("bytes", 300, False, [documents()]), SIZES.positions)
     saved_models.TrainedModel(architecture, architecture.build(SIZES), SIZES, own).save(folder, RECORD)
-    (folder / saved_models.CARD).unlink()
+    (folder / checkpoints.CARD).unlink()
     return folder
 
 

@@ -1,0 +1,91 @@
+"""Folders with checkpoints of models' libraries: which files they hold, whether these are whole, what the models compute.
+
+Beside a checkpoint that growbench wrote lies growbench.json: what the model is, and the sha256 of the files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from growbench.architectures import Architecture
+from growbench.errors import UsageError
+from growbench.files import sha256
+
+CARD = "growbench.json"
+
+
+FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", CARD)
+
+
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+
+SAME = 1e-4  # relative difference of logits: less is rounding
+
+
+def folder_of(checkpoint: str, where: str) -> Path:
+    """The folder of a checkpoint, fetched from the hub if it is an id. `where`: the request, as errors name it.
+
+    Raises UsageError if it is neither a folder nor on the hub.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = Path(checkpoint)
+    if os.path.isdir(folder):  # no error for what no folder can be named
+        return folder
+    try:
+        return Path(snapshot_download(checkpoint, allow_patterns=[*FILES, *TOKENIZERS]))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{where}: not a folder, and could not be fetched from the hub ({reason})") from error
+
+
+@contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Turns any error in a checkpoint into one line that names it."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UsageError(f"{where}: cannot be read ({reason})") from error
+
+
+def damage(folder: Path) -> str:
+    """Which file of a saved model is not what growbench.json says of it; empty if none is, or if it says nothing."""
+    file = folder / CARD
+    card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name, expected in card.get("sha256", {}).items():
+        if (folder / name).is_file():
+            if sha256(folder / name) != expected:
+                return f"{name} is damaged (sha256 differs)"
+        elif any(fnmatch(name, pattern) for pattern in FILES):  # others may have been left out of a copy
+            return f"{name} is missing"
+    return ""
+
+
+def refuse_complex_numbers(files: Iterable[Path]) -> None:
+    """Libraries would drop their imaginary parts."""
+    for path in files:
+        with safe_open(path, framework="pt") as content:
+            for name in content.keys():  # noqa: SIM118
+                if content.get_slice(name).get_dtype().startswith("C"):
+                    raise UsageError(f"{name} holds complex numbers")
+
+
+def difference(architecture: Architecture, ours: nn.Module, stock: nn.Module, positions: int) -> float:
+    """The relative difference between the logits of our model and of the library's."""
+    inputs, expected = architecture.library.example(stock, positions)
+    device = next(ours.parameters()).device
+    with torch.no_grad():
+        return float((ours(inputs.to(device)).cpu() - expected).norm() / expected.norm())
