@@ -6,17 +6,19 @@ Its table is a list of rows that map a model's parameters to canonical weights (
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from growbench.architectures import families
-from growbench.architectures.library import Library
+from growbench.architectures.library import CONFIG, Library
 from growbench.config.schema import Experiment, ImageConfig, ModelConfig
 from growbench.errors import UsageError, did_you_mean
 from growbench.growth.weights import Axis, Weight, Weights
@@ -114,6 +116,10 @@ class Architecture:
         """The shape of every parameter of a model of these sizes, by name. Raises UsageError as `build` does."""
         return _shapes(self.name, config)
 
+    def layer_types(self, sizes: ModelConfig) -> tuple[Hashable, ...]:
+        """The type of each layer of a model of these sizes. Layers of different types compute different functions."""
+        return _layer_types(self.name, sizes)
+
     def rows(self, sizes: ModelConfig) -> list[Row]:
         """The rows of the weights that a model of these sizes has: none of layers if it has no layers."""
         return [row for row in self.table(sizes) if not row.per_layer or getattr(sizes, row.group)]
@@ -196,6 +202,11 @@ def _shapes(name: str, config: ModelConfig) -> dict[str, torch.Size]:
         return parameter_shapes(get(name).build(config))
 
 
+@cache
+def _layer_types(name: str, sizes: ModelConfig) -> tuple[Hashable, ...]:
+    return get(name).library.layer_types(sizes)
+
+
 def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:
     """The shape of every parameter of a model, by name. Tied parameters are listed once."""
     return {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -262,6 +273,23 @@ def get(name: str) -> Architecture:
     return architecture
 
 
+def of_checkpoint(folder: Path) -> Architecture:
+    """The architecture of the checkpoint in a folder, by its config.json. Raises UsageError if there is none in growbench."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind, timm = config.get("model_type"), config.get("architecture", "")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{folder}: no checkpoint of transformers or timm: {CONFIG} cannot be read") from error
+    for architecture in map(get, names()):
+        if architecture.library.reads(config):
+            return architecture
+    what = f"model_type {kind!r}" if kind else f"timm's {timm!r}" if timm else "a model without model_type"
+    raise UsageError(
+        f"{folder}: {what} is no family that growbench can read: it reads {', '.join(names())}; "
+        "a table in growbench/architectures/families adds one"
+    )
+
+
 def of(experiment: Experiment) -> Architecture:
     """The experiment's architecture. Raises UsageError if it is unknown, or cannot be trained on the experiment's data."""
     architecture = get(experiment.architecture)
@@ -275,4 +303,5 @@ def of(experiment: Experiment) -> Architecture:
 def check_rotary(config: ModelConfig) -> None:
     """Raise UsageError for an odd head size: rotary positions rotate pairs of dimensions."""
     if config.head_size % 2:
-        raise UsageError(f"width / heads = {config.head_size}: rotary positions need an even head size")
+        name = "head_dim" if config.head_dim else "width / heads"
+        raise UsageError(f"{name} = {config.head_size}: rotary positions need an even head size")

@@ -6,9 +6,10 @@ Only safetensors are read; code in a checkpoint is never run.
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 
 NORM_EPS = "norm_eps"  # what norms add to the variance
 
+CONFIG = "config.json"
+
+POSITIONS, LAYERS = "max_position_embeddings", "num_hidden_layers"  # keys of transformers' configurations
+
+DEFAULTS = {"kv_heads": "key_value_heads", "head_dim": "head_size"}  # fields whose 0 stands for the value of another one
+
 META = torch.device("meta")
 
 
@@ -32,8 +39,17 @@ class Library(Protocol):
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Save one of our models, with its tokenizer if it reads text, as a checkpoint of the library's class."""
 
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        """Whether a config.json is one of this architecture."""
+
     def sizes(self, folder: Path) -> ModelConfig:
-        """The sizes of the checkpoint in a folder, including vocabulary, positions and patch."""
+        """The sizes of the checkpoint in a folder, including vocabulary, positions and patch, with its own configuration."""
+
+    def config_json(self, sizes: ModelConfig) -> dict[str, Any]:
+        """The config.json of a model of these sizes: `sizes.configuration` with these sizes in place of its own."""
+
+    def layer_types(self, sizes: ModelConfig) -> tuple[Hashable, ...]:
+        """The type of each layer of a model of these sizes. Layers of different types compute different functions."""
 
     def load(self, folder: Path) -> nn.Module:
         """The checkpoint in a folder as a model of the library's class, in float32 and evaluation mode."""
@@ -50,9 +66,6 @@ class Library(Protocol):
     def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         """Random inputs (text: one sequence of `sequence_length`) and the logits (N, vocabulary) of the library's model."""
 
-    def unusual(self, stock: nn.Module, ours: nn.Module) -> list[str]:
-        """Its settings, other than sizes, that differ from our model's."""
-
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
     """A copy of a model's state on the CPU. Tied tensors are copied separately."""
@@ -60,20 +73,58 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
 
 
+def repeated(values: Sequence[Any], length: int) -> list[Any]:
+    """The shortest pattern that `values` are a repetition of (the last time perhaps in part), repeated up to `length`."""
+    period = next(n for n in range(1, len(values) + 1) if all(value == values[i % n] for i, value in enumerate(values)))
+    return [values[i % period] for i in range(length)]
+
+
 @dataclass(frozen=True)
 class Transformers:
     """An architecture in transformers. `names` maps keys of its configuration to fields of ModelConfig.
 
     `norm_eps`: the key of what its norms add to the variance.
+    `rotary`: no weight belongs to a position, so that a checkpoint's own number of positions stays in its configuration.
+    `per_layer`: the keys of its configuration that are lists with an entry for each layer, which says the layer's type.
     """
 
     stock: Any  # transformers' class
     names: Mapping[str, str]
     norm_eps: str = "layer_norm_eps"
+    rotary: bool = False
+    per_layer: tuple[str, ...] = ()
 
     def options(self, sizes: ModelConfig) -> dict[str, Any]:
         """The sizes as keyword arguments of transformers' configuration."""
-        return {key: getattr(sizes, name) for key, name in self.names.items()}
+        return {key: getattr(sizes, DEFAULTS.get(name, name)) for key, name in self.names.items()}
+
+    def config_json(self, sizes: ModelConfig) -> dict[str, Any]:
+        own: dict[str, Any] = json.loads(sizes.configuration or "{}")
+        options = self.options(sizes)
+        if self.rotary and POSITIONS in own:
+            del options[POSITIONS]
+        if own and own.get(LAYERS) != sizes.layers:
+            options |= {key: self._continued(key, own, sizes.layers) for key in self.per_layer if own.get(key)}
+        return {**own, **options}
+
+    def _continued(self, key: str, own: Mapping[str, Any], layers: int) -> list[Any]:
+        """A list with an entry for each of `layers`: in the pattern of the class if `own` has it, else in the list's own."""
+        without = {name: value for name, value in own.items() if name not in self.per_layer}
+        stated: list[Any] = own[key]
+        usual, longer = (
+            getattr(self.stock.config_class.from_dict({**without, LAYERS: count}), key) for count in (len(stated), layers)
+        )
+        return list(longer) if stated == usual else repeated(stated, layers)
+
+    def configuration(self, sizes: ModelConfig, **changes: Any) -> Any:
+        """transformers' configuration of a model of these sizes. `changes`: what growbench sets in every model."""
+        return self.stock.config_class.from_dict({**self.config_json(sizes), **changes})
+
+    def layer_types(self, sizes: ModelConfig) -> tuple[Hashable, ...]:
+        if not self.per_layer:
+            return ("layer",) * sizes.layers
+        config = self.configuration(sizes)
+        return tuple(zip(*(getattr(config, key)[: sizes.layers] for key in self.per_layer), strict=True))
 
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
         assert tokenizer is not None
@@ -87,6 +138,9 @@ class Transformers:
         stock.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") == self.stock.config_class.model_type
+
     def sizes(self, folder: Path) -> ModelConfig:
         from transformers import AutoConfig
 
@@ -94,7 +148,11 @@ class Transformers:
         if config.model_type != own:
             raise UsageError(f"is a model of type {config.model_type!r}, the experiment's are of type {own!r}")
         found: dict[str, Any] = {name: getattr(config, key) for key, name in self.names.items()}
-        return ModelConfig(**{name: size for name, size in found.items() if size is not None})
+        if found.get("head_dim") == config.hidden_size // config.num_attention_heads:
+            del found["head_dim"]
+        stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        known = {name: size for name, size in found.items() if size is not None}
+        return ModelConfig(**known, configuration=json.dumps(stored, sort_keys=True))
 
     def load(self, folder: Path) -> nn.Module:
         found, report = self.stock.from_pretrained(
@@ -137,12 +195,6 @@ class Transformers:
         with torch.no_grad():
             return inputs, stock(inputs).logits.flatten(0, 1)
 
-    def unusual(self, stock: nn.Module, ours: nn.Module) -> list[str]:
-        usual, found = (model.config.to_diff_dict() for model in (ours, stock))  # type: ignore[operator, union-attr]
-        known = {*self.names, "architectures", "dtype", "model_type", "transformers_version", "use_cache"}
-        differ = {key: value for key, value in found.items() if key not in known and usual.get(key) != value}
-        return [f"{key} = {value}" for key, value in differ.items() if not key.endswith(("_token_id", "dropout", "_prob"))]
-
     def to_library(self, config: Any, state: dict[str, Tensor]) -> None:
         """Convert configuration and state of our model, in place, so that the library's class computes the same function."""
 
@@ -172,12 +224,26 @@ class Timm:
         images |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
         save_for_hf(stock, str(folder), {"pretrained_cfg": images}, model_args=options, safe_serialization=True)
 
+    def reads(self, config: Mapping[str, Any]) -> bool:
+        import timm
+
+        name = str(config.get("architecture"))
+        return timm.is_model(name) and timm.model_entrypoint(name).__module__ == self.stock.__module__
+
     def sizes(self, folder: Path) -> ModelConfig:
         with META:
             stock = self._built(folder)
         if type(stock) is not self.stock:
             raise UsageError(f"is a {type(stock).__name__}, the experiment's models are {self.stock.__name__}")
-        return self.read(stock)
+        stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return replace(self.read(stock), configuration=json.dumps(stored, sort_keys=True))
+
+    def config_json(self, sizes: ModelConfig) -> dict[str, Any]:
+        own: dict[str, Any] = json.loads(sizes.configuration or "{}")
+        return {"architecture": self.entry, **own, "model_args": {**own.get("model_args", {}), **self.options(sizes)}}
+
+    def layer_types(self, sizes: ModelConfig) -> tuple[Hashable, ...]:
+        return ("layer",) * sizes.layers
 
     def load(self, folder: Path) -> nn.Module:
         from safetensors.torch import load_file
@@ -201,9 +267,6 @@ class Timm:
         inputs = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
             return inputs, stock(inputs)
-
-    def unusual(self, stock: nn.Module, ours: nn.Module) -> list[str]:
-        return []
 
     def _built(self, folder: Path) -> nn.Module:
         import timm

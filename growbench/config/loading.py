@@ -112,9 +112,11 @@ class File:
 
 def _experiment(name: str, file: File) -> Experiment:
     for where, section in ("source", file.source), ("target", file.target):
-        for key in ("vocabulary", "positions", "patch"):
+        for key in ("vocabulary", "positions", "patch", "configuration"):
             if key in section:
-                raise UsageError(f"{where}.{key}: unknown key; it follows from [data]")
+                raise UsageError(
+                    f"{where}.{key}: unknown key; it follows from {'the checkpoint' if key == 'configuration' else '[data]'}"
+                )
     if file.target.get("layers") == 0:
         raise UsageError("target.layers = 0: must be at least 1; only a source may have none")
     pretrained = _pretrained(file.source) if "checkpoint" in file.source else None

@@ -22,11 +22,11 @@ def added_later(default: T) -> T:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The sizes of one transformer. The last three follow from the data, and stand in no file."""
+    """The sizes of one transformer. `vocabulary` and all below it follow from data and checkpoint, and stand in no file."""
 
     layers: int  # the layers that grow; a source may have none: embeddings and head
     width: int  # of the residual stream
-    heads: int  # attention heads, each of width / heads dimensions
+    heads: int  # attention heads
     ffn: int = 0  # 0: four times the width
     kv_heads: int = 0  # 0: as many as heads; grouped-query attention has fewer
     class_layers: int = 2  # CaiT: layers of class attention, after the layers that grow
@@ -36,18 +36,19 @@ class ModelConfig:
     vocabulary: int = 0  # tokens, or classes of images
     positions: int = 0  # tokens of a sequence, or patches of an image
     patch: int = 0  # side of an image patch, in pixels
+    head_dim: int = added_later(0)  # dimensions of a head; 0: width / heads
+    configuration: str = added_later("")  # config.json of the checkpoint that it comes from; empty: the architecture's usual one
 
     def __post_init__(self) -> None:
         for key, least in ("layers", 0), ("width", 1), ("heads", 1), ("class_layers", 1):
             if getattr(self, key) < least:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least {least}")
-        for key in ("ffn", "kv_heads"):
+        for key in ("ffn", "kv_heads", "head_dim"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 1, or 0 for the default")
-        if self.width % self.heads:
-            raise UsageError(
-                f"width = {self.width} is not divisible by heads = {self.heads}: every head has width / heads dimensions"
-            )
+        if not self.head_dim and self.width % self.heads:
+            every = "every head has width / heads dimensions, unless head_dim says how many"
+            raise UsageError(f"width = {self.width} is not divisible by heads = {self.heads}: {every}")
         for key in ("dropout", "drop_path"):
             if not 0 <= getattr(self, key) < 1:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least 0 and below 1")
@@ -60,7 +61,7 @@ class ModelConfig:
 
     @property
     def head_size(self) -> int:
-        return self.width // self.heads
+        return self.head_dim or self.width // self.heads
 
     @property
     def key_value_heads(self) -> int:

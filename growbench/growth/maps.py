@@ -89,6 +89,8 @@ def head_maps(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> t
 def _check_head_size(small: ModelConfig, large: ModelConfig) -> None:
     if small.head_size != large.head_size:
         sizes = f"target.width / target.heads = {large.head_size} must equal the source's {small.head_size}"
+        if large.head_dim or small.head_dim:
+            sizes = f"target.head_dim = {large.head_size} must equal the source's {small.head_size}"
         raise UsageError(f"heads are copied whole: {sizes}")
 
 

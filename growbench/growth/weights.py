@@ -33,6 +33,7 @@ class Axis(Enum):
     HEADS = "heads"  # heads x head size
     KV_HEADS = "kv_heads"  # key-value heads x head size; read by the attention itself
     HEAD_COUNT = "head_count"  # heads, if attention mixes them (talking heads)
+    HEAD_SIZE = "head_size"  # the dimensions of one head, which all heads of a layer share
     FFN = "ffn"
     HEAD_TRANSFORM = "head_transform"  # between a masked model's head transform and its untied decoder
     CLASS_LAYER = "class_layer"  # layers of class attention
@@ -47,13 +48,14 @@ WIDTHS = (Axis.WIDTH, Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN, Axis
 
 
 def axis_length(axis: Axis, sizes: ModelConfig) -> int:
-    """The length of a growing axis in a model of these sizes."""
+    """The length of a growing axis, or of a head, in a model of these sizes."""
     return {
         Axis.LAYER: sizes.layers,
         Axis.WIDTH: sizes.width,
-        Axis.HEADS: sizes.width,
+        Axis.HEADS: sizes.heads * sizes.head_size,
         Axis.KV_HEADS: sizes.key_value_heads * sizes.head_size,
         Axis.HEAD_COUNT: sizes.heads,
+        Axis.HEAD_SIZE: sizes.head_size,
         Axis.FFN: sizes.ffn,
         Axis.HEAD_TRANSFORM: sizes.width,
     }[axis]

@@ -125,7 +125,9 @@ def resolved(experiment: Experiment) -> Experiment:
     _check_data(where, sizes, experiment, folder)
     sha256 = digest("", files)
     source = replace(sizes, vocabulary=0, positions=0, patch=0)
-    return replace(experiment, source=source, pretrained=replace(pretrained, sha256=sha256))
+    # What growth does not change passes through to the target.
+    target = replace(experiment.target, configuration=sizes.configuration, head_dim=experiment.target.head_dim or sizes.head_dim)
+    return replace(experiment, source=source, target=target, pretrained=replace(pretrained, sha256=sha256))
 
 
 def load(experiment: Experiment, device: torch.device) -> nn.Module:
@@ -143,10 +145,7 @@ def load(experiment: Experiment, device: torch.device) -> nn.Module:
         stock = library.load(folder)
         model = _taken_over(architecture, sizes, library.state(stock)).requires_grad_(False).eval()
         if not difference(architecture, model, stock, sizes.positions) < SAME:
-            reasons = "; ".join(library.unusual(stock, model)) or "its class has other settings"
-            raise UsageError(
-                f"computes something else than growbench's {architecture.name}, which has the usual settings: {reasons}"
-            )
+            raise UsageError(f"computes something else than growbench's {architecture.name} with the same settings")
         if wrong := damage(folder):
             raise UsageError(
                 f"{wrong}: restore it; if it was changed on purpose, remove {CARD}, and set flops and seconds in [source]"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -505,3 +507,61 @@ def test_attention_takes_the_fused_kernels(name: str, monkeypatch: pytest.Monkey
     assert len(calls) == attended
     assert all(call.get("attn_mask") is None for call in calls)
     assert {bool(call.get("is_causal")) for call in calls} == {architectures.get(name).objective == "causal"}
+
+
+GLOBAL, LOCAL = ("full_attention",), ("sliding_attention",)
+
+
+def test_layers_have_the_types_that_the_family_gives_them() -> None:
+    """Of a checkpoint: in the class's pattern if it follows that, else its own pattern goes on."""
+    modernbert = architectures.get("modernbert")
+    own = replace(SMALL, layers=4)
+    assert modernbert.layer_types(own) == (GLOBAL, LOCAL, LOCAL, GLOBAL)
+    assert architectures.get("gpt2").layer_types(own) == ("layer",) * 4
+    usual = {"num_hidden_layers": 4, "layer_types": ["full_attention", *["sliding_attention"] * 2, "full_attention"]}
+    alternating = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    for stored, expected in (
+        (usual, (GLOBAL, LOCAL, LOCAL, GLOBAL, LOCAL)),
+        (alternating, (LOCAL, GLOBAL, LOCAL, GLOBAL, LOCAL)),
+    ):
+        sizes = replace(own, layers=5, configuration=json.dumps(stored))
+        assert modernbert.layer_types(sizes) == expected
+        built: Any = modernbert.build(sizes)
+        assert [(layer.attention_type,) for layer in built.model.layers] == list(expected)
+
+
+def test_heads_have_a_size_of_their_own() -> None:
+    """Wider heads than width / heads, grown in number: the same function, bit for bit the library's names and shapes."""
+    sizes = replace(SMALL, head_dim=6, kv_heads=1)
+    model = random_model("llama", sizes)
+    assert model.get_parameter("model.layers.0.self_attn.o_proj.weight").shape == (16, 12)
+    assert relative_error("llama", model, widened("llama", model, replace(sizes, width=32, heads=4, ffn=80))) < 1e-12
+    with pytest.raises(UsageError, match=r"target\.head_dim = 8 must equal the source's 6"):
+        widened("llama", model, replace(sizes, width=32, head_dim=8))
+
+
+@each
+def test_a_checkpoint_says_its_architecture(name: str, tmp_path: Path) -> None:
+    sizes = replace(SMALL, layers=1, patch=16, positions=16)
+    (tmp_path / "config.json").write_text(json.dumps(_stored_config(name, sizes)))
+    assert architectures.of_checkpoint(tmp_path).name == name
+
+
+def _stored_config(name: str, sizes: ModelConfig) -> dict[str, Any]:
+    library: Any = architectures.get(name).library
+    return library.config_json(sizes) | ({} if name in IMAGES else {"model_type": library.stock.config_class.model_type})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "t5"}, r"model_type 't5' is no family that growbench can read: it reads bert, cait, .*; a table"),
+        ({"architecture": "resnet50"}, "timm's 'resnet50' is no family"),
+        ({}, "a model without model_type is no family"),
+        ([], "config.json cannot be read"),
+    ],
+)
+def test_a_checkpoint_of_an_unknown_family_is_refused(config: Any, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=message):
+        architectures.of_checkpoint(tmp_path)

@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from growbench import architectures
 from growbench.analysis import profiles
 from growbench.analysis.comparison import analyse
+from growbench.architectures.families.gpt2 import GPT2
 from growbench.config import loading
 from growbench.config.schema import DataConfig, Experiment, ImageConfig, ModelConfig, Pretrained, TextConfig, Training
 from growbench.costs.accounts import Account
@@ -176,10 +178,13 @@ def test_a_saved_model_comes_back_bit_by_bit(name: str, tied: bool, checkpoint: 
 def test_sizes_are_read_from_the_checkpoint(name: str, options: dict[str, Any], checkpoint: Checkpoint) -> None:
     sizes = sizes_for(name, **options)
     folder = checkpoint(name, random_model(name, sizes))
-    assert architectures.get(name).library.sizes(folder) == sizes
+    stored = architectures.get(name).library.sizes(folder)
+    assert json.loads(stored.configuration) == json.loads((folder / "config.json").read_text())
+    assert replace(stored, configuration="") == sizes
     target = {"width": 32, "heads": 8, "kv_heads": 4} if name == "llama" else {"class_layers": options.get("class_layers", 2)}
     resolved = saved_models.resolved(experiment_from(name, folder, **target))
-    assert resolved.source == replace(sizes, vocabulary=0, positions=0, patch=0)
+    assert resolved.source == replace(stored, vocabulary=0, positions=0, patch=0)
+    assert resolved.target.configuration == stored.configuration
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])
@@ -303,17 +308,50 @@ def test_a_damaged_source_is_refused(checkpoint: Checkpoint) -> None:
 
 @pytest.mark.parametrize(
     ("name", "key", "value"),
-    [("bert", "layer_norm_eps", 0.1), ("bert", "hidden_act", "relu"), ("llama", "rope_theta", 100.0), ("gpt2", "n_inner", 80)],
-)
-def test_a_model_that_computes_something_else_is_refused(name: str, key: str, value: Any, checkpoint: Checkpoint) -> None:
-    """By the setting that growbench's models do not have."""
+    [
+        ("bert", "layer_norm_eps", 0.1), ("bert", "hidden_act", "relu"),
+        ("llama", "rope_theta", 100.0), ("llama", "attention_bias", True), ("modernbert", "local_attention", 4),
+        ("gpt2", "activation_function", "relu"), ("gpt2", "scale_attn_by_inverse_layer_idx", True),
+    ],
+)  # fmt: skip
+def test_the_settings_of_a_checkpoint_are_taken_over(name: str, key: str, value: Any, checkpoint: Checkpoint) -> None:
+    """The model computes what the library's does, which is not what the usual settings give. A target would have them too."""
     folder = checkpoint(name, random_model(name, sizes_for(name)))
+    (folder / "growbench.json").unlink()
+    usual = taken_over(name, folder)
     settings = json.loads((folder / "config.json").read_text())
     if key == "rope_theta":
         settings["rope_parameters"] = {**settings["rope_parameters"], key: value}
     (folder / "config.json").write_text(json.dumps({**settings, key: value}))
-    message = refusal(experiment_from(name, folder))
-    assert key in message if key != "n_inner" else "cannot be read" in message
+    if key == "attention_bias":
+        weights = load_file(folder / "model.safetensors")
+        names = {name for name in weights if "self_attn" in name}
+        biases = {name.replace("weight", "bias"): torch.randn(len(weights[name])) for name in names}
+        save_file({**weights, **biases}, folder / "model.safetensors", {"format": "pt"})
+    found = taken_over(name, folder)
+    inputs = torch.randint(3, 300, (4, 9))
+    with torch.no_grad():
+        expected = by_the_library(name, folder)(inputs).logits.flatten(0, 1)
+        torch.testing.assert_close(found(inputs), expected, rtol=1e-5, atol=1e-5)
+        assert (usual(inputs) - expected).norm() > 1e-4 * expected.norm()
+    target = saved_models.resolved(experiment_from(name, folder)).target
+    grown: Any = architectures.get(name).build(replace(target, vocabulary=300, positions=9))
+    assert value in (getattr(grown.config, key, None), (getattr(grown.config, "rope_parameters", None) or {}).get(key))
+
+
+def test_a_model_that_computes_something_else_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint("gpt2", random_model("gpt2", sizes_for("gpt2")))
+    forward = GPT2.forward
+    monkeypatch.setattr(GPT2, "forward", lambda *arguments: 1.001 * forward(*arguments))
+    message = "computes something else than growbench's gpt2 with the same settings"
+    assert message in refusal(experiment_from("gpt2", folder))
+
+
+def test_weights_that_do_not_fit_their_configuration_are_refused(checkpoint: Checkpoint) -> None:
+    folder = checkpoint("gpt2", random_model("gpt2", sizes_for("gpt2")))
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "n_inner": 80}))
+    assert "cannot be read" in refusal(experiment_from("gpt2", folder))
 
 
 def test_images_of_another_kind_are_refused(checkpoint: Checkpoint) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
+from transformers import BertForMaskedLM
 
 from growbench.architectures import Architecture, Row, embedding, linear, norm
 from growbench.architectures.library import Transformers
@@ -28,8 +28,8 @@ LIBRARY = Transformers(BertForMaskedLM, NAMES)
 
 def make(config: ModelConfig) -> Bert:
     model = Bert(
-        BertConfig(
-            **LIBRARY.options(config),
+        LIBRARY.configuration(
+            config,
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=None,  # no block is padded, so no embedding row is fixed at zero

@@ -20,7 +20,8 @@ class GPT2(GPT2LMHeadModel):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
         for block in self.transformer.h:
-            block.mlp.act = nn.GELU(approximate="tanh")  # type: ignore[union-attr]  # gelu_new in one kernel
+            if config.activation_function == "gelu_new":
+                block.mlp.act = nn.GELU(approximate="tanh")  # type: ignore[union-attr]  # the same in one kernel
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
         base = self.transformer
@@ -41,8 +42,8 @@ LIBRARY = Transformers(GPT2LMHeadModel, NAMES, "layer_norm_epsilon")
 
 def make(config: ModelConfig) -> GPT2:
     return GPT2(
-        GPT2Config(
-            **LIBRARY.options(config),
+        LIBRARY.configuration(
+            config,
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
             resid_pdrop=config.dropout,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from transformers import ModernBertForMaskedLM
 
 from growbench.architectures import Architecture, Row, check_rotary, embedding, fused, linear, norm
 from growbench.architectures.families.bert import NAMES
@@ -33,14 +33,14 @@ class ModernBert(ModernBertForMaskedLM):
         return self.decoder(self.head(hidden if positions is None else hidden[positions]))
 
 
-LIBRARY = Transformers(ModernBertForMaskedLM, NAMES, "norm_eps")
+LIBRARY = Transformers(ModernBertForMaskedLM, NAMES, "norm_eps", rotary=True, per_layer=("layer_types",))
 
 
 def make(config: ModelConfig) -> ModernBert:
     check_rotary(config)
     model = ModernBert(
-        ModernBertConfig(
-            **LIBRARY.options(replace(config, layers=max(1, config.layers))),  # transformers' configuration needs one
+        LIBRARY.configuration(
+            replace(config, layers=max(1, config.layers)),  # transformers' configuration needs one
             embedding_dropout=config.dropout,
             attention_dropout=config.dropout,
             mlp_dropout=config.dropout,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import RobertaConfig, RobertaForMaskedLM
+from transformers import RobertaForMaskedLM
 
 from growbench.architectures import Architecture, Row
 from growbench.architectures.families.bert import NAMES, encoder_rows
@@ -52,10 +52,9 @@ LIBRARY = RobertaLibrary(RobertaForMaskedLM, NAMES)
 
 def make(config: ModelConfig) -> Roberta:
     model = Roberta(
-        RobertaConfig(
-            **LIBRARY.options(config),
-            type_vocab_size=1,
-            layer_norm_eps=1e-5,
+        LIBRARY.configuration(
+            config,
+            **({} if config.configuration else {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             pad_token_id=None,  # no block is padded, so no embedding row is fixed at zero
