@@ -6,6 +6,7 @@ import inspect
 import operator
 import re
 import sys
+from collections.abc import Iterable
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -40,31 +41,39 @@ class Code:
 
     def __init__(self) -> None:
         self._spaces: list[Namespace] = []
+        self._whole = Pairs([])
         self._modules: set[str] = set()
         self._watch_new_modules()
 
     def begin(self) -> None:
         """What has changed so far is as it should be."""
-        self._spaces = [space if space.is_intact() else Namespace(space.name, space.holder, space.own) for space in self._spaces]
+        if not self._whole.is_intact():
+            for number, space in enumerate(self._spaces):
+                if not space.is_intact():
+                    self._spaces[number] = Namespace(space.name, space.holder, space.own)
+            self._whole = Pairs(self._spaces)
         self._watch_new_modules()
 
     def changes(self) -> str:
         """The first name whose value is another one now, in words; empty if there is none."""
-        for space in self._spaces:
-            for name in () if space.is_intact() else space.changed():
+        for space in self._altered():
+            for name in space.changed():
                 return f"changed {space.name}.{name}, which all methods use"
         self._watch_new_modules()
         return ""
 
     def restore(self) -> None:
         """Put back what has changed."""
-        for space in self._spaces:
-            if not space.is_intact():
-                space.restore()
+        for space in self._altered():
+            space.restore()
+
+    def _altered(self) -> list[Namespace]:
+        return [] if self._whole.is_intact() else [space for space in self._spaces if not space.is_intact()]
 
     def _watch_new_modules(self) -> None:
         if len(sys.modules) == len(self._modules):
             return
+        watched = len(self._spaces)
         for name in [name for name in sys.modules if name not in self._modules]:
             self._modules.add(name)
             module = sys.modules[name]
@@ -76,6 +85,8 @@ class Code:
                 for key, value in list(vars(module).items()):
                     if inspect.isclass(value) and value.__module__ == name and name not in ROOTS and not NOT_WATCHED.search(key):
                         self._spaces.append(Namespace(f"{name}.{key}", value, own))
+        if len(self._spaces) > watched:
+            self._whole = Pairs(self._spaces)
 
 
 class Namespace:
@@ -88,27 +99,18 @@ class Namespace:
         self.values = {key: value for key, value in vars(holder).items() if self._counts(key, value)}
         self.functions = {key: function for key, value in self.values.items() if (function := _function(value))}
         self.parts = {key: _parts(function, own) for key, function in self.functions.items()}
-        self.codes, self.defaults = ([parts[place] for parts in self.parts.values()] for place in (0, 1))
         self.closed = [key for key, function in self.functions.items() if own and function.__closure__]
         kinds = (key for key, value in self.values.items() if CONTAINERS.match(key) and type(value) in (dict, list, set))
         self.containers = {key: type(self.values[key])(self.values[key]) for key in kinds}
 
     def is_intact(self) -> bool:
-        """Whether nothing has changed. Fast, as it is asked before and after every phase."""
-        now, functions = vars(self.holder), self.functions.values()
-        return (
-            all(map(operator.is_, map(now.get, self.values), self.values.values()))
-            and all(map(operator.is_, map(CODE, functions), self.codes))
-            and all(map(operator.is_, map(DEFAULTS, functions), self.defaults))
-            and not any(self._altered(key) for key in self.closed)
-            and all(_holds(self.values[key], content) for key, content in self.containers.items())
-            and (not self.inherited or len(now) == len(self.names))
-        )
+        """Whether nothing has changed."""
+        return Pairs([self]).is_intact()
 
     def changed(self) -> list[str]:
         """The names whose value, code or content is another one. Not those that torch changes itself."""
         now = vars(self.holder)
-        names = [key for key, value in self.values.items() if now.get(key, GONE) is not value or self._altered(key)]
+        names = [key for key, value in self.values.items() if now.get(key, GONE) is not value or self.alters(key)]
         names += [key for key, content in self.containers.items() if not _holds(self.values[key], content)]
         if self.inherited:  # a new name may hide an inherited one
             names += [key for key in now.keys() - self.names if key in self.inherited and self._counts(key, now[key])]
@@ -127,7 +129,7 @@ class Namespace:
             value.clear()
             value.extend(content) if isinstance(value, list) else value.update(content)
 
-    def _altered(self, key: str) -> bool:
+    def alters(self, key: str) -> bool:
         """Whether the function of that name computes with something else."""
         if key not in self.functions:
             return False
@@ -138,6 +140,37 @@ class Namespace:
         if (key.startswith("__") and key not in SPECIAL) or NOT_WATCHED.search(key):
             return False
         return self.own or callable(value) or isinstance(value, (staticmethod, classmethod, property)) or key == "flop_registry"
+
+
+class Pairs:
+    """What is watched in some namespaces, as it was: in flat lists, as it is compared before and after every phase."""
+
+    def __init__(self, spaces: Iterable[Namespace]) -> None:
+        entries = [(vars(space.holder), key, value) for space in spaces for key, value in space.values.items()]
+        self.tables, self.keys, self.values = _columns(entries, 3)
+        functions = [(function, *space.parts[key][:2]) for space in spaces for key, function in space.functions.items()]
+        self.functions, self.codes, self.defaults = _columns(functions, 3)
+        self.closed = [(space, key) for space in spaces for key in space.closed]
+        self.containers = [(space.values[key], content) for space in spaces for key, content in space.containers.items()]
+        self.sizes = [(vars(space.holder), len(space.names)) for space in spaces if space.inherited]
+
+    def is_intact(self) -> bool:
+        """Whether nothing has changed."""
+        try:
+            return (
+                all(map(operator.is_, map(operator.getitem, self.tables, self.keys), self.values))
+                and all(map(operator.is_, map(CODE, self.functions), self.codes))
+                and all(map(operator.is_, map(DEFAULTS, self.functions), self.defaults))
+                and not any(space.alters(key) for space, key in self.closed)
+                and all(_holds(value, content) for value, content in self.containers)
+                and all(len(table) == size for table, size in self.sizes)
+            )
+        except KeyError:  # a name is gone
+            return False
+
+
+def _columns(rows: list[Any], number: int) -> Iterable[tuple[Any, ...]]:
+    return zip(*rows, strict=True) if rows else [()] * number
 
 
 def _function(value: Any) -> FunctionType | None:
