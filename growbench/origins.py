@@ -1,4 +1,7 @@
-"""The digest of a method's code: its file, and the files that it imports, except those of installed packages."""
+"""Where methods come from: entry points of packages, and the digest of a method's code.
+
+The code is its file, and the files that it imports, except those of installed packages.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec
-from importlib.metadata import packages_distributions
+from importlib.metadata import EntryPoints, entry_points, packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from growbench.errors import UsageError
 
@@ -30,18 +33,31 @@ def digest(cls: type, wrapped: Iterable[str] = ()) -> str:
     path = Path(module.__file__ or "")
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{cls.__qualname__} is in no Python file, so no digest of its code can be made")
-    tree = ast.parse(path.read_bytes())
-    code = {"": _plain(tree)}  # by module; a loose file may have any name
-    waiting = list(_imported(tree, module.__package__ or "", cls.__module__))
+    parsed = _parsed(path.read_bytes())
+    code = {"": parsed.plain}  # by module; a loose file may have any name
+    waiting = list(_imported(parsed.imports, module.__package__ or "", cls.__module__))
     while waiting:
         name = waiting.pop()
         file = None if name in code else _file(name)
         if file is not None:
-            tree = ast.parse(file.read_bytes())
-            code[name] = _plain(tree)
-            waiting += _imported(tree, name if file.name == "__init__.py" else name.rpartition(".")[0], cls.__module__)
+            parsed = _parsed(file.read_bytes())
+            code[name] = parsed.plain
+            waiting += _imported(parsed.imports, name if file.name == "__init__.py" else name.rpartition(".")[0], cls.__module__)
     whole = json.dumps([cls.__qualname__, sorted(code.items()), list(wrapped)])
     return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()[:DIGITS]}"
+
+
+class _Parsed(NamedTuple):
+    """What counts in a file."""
+
+    plain: Any  # its syntax tree, as lists and texts
+    imports: list[ast.Import | ast.ImportFrom]
+
+
+@lru_cache(256)
+def _parsed(code: bytes) -> _Parsed:
+    tree = ast.parse(code)
+    return _Parsed(_plain(tree), [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))])
 
 
 def _plain(node: Any) -> Any:
@@ -59,13 +75,12 @@ def _is_prose(node: Any) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _imported(tree: ast.Module, package: str, method: str) -> Iterator[str]:
+def _imported(imports: Iterable[ast.Import | ast.ImportFrom], package: str, method: str) -> Iterator[str]:
     """The modules that a module of `package` imports, and the packages around them, if they count as code of `method`."""
-    for node in ast.walk(tree):
-        names: list[str] = []
+    for node in imports:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             around = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
             base = ".".join([*around, *([node.module] if node.module else [])])
             names = [f"{base}.{alias.name}" for alias in node.names]  # a module, or something in `base`
@@ -89,6 +104,17 @@ def _is_installed(top: str) -> bool:
 
 
 _of_distributions = cache(packages_distributions)
+
+
+def entry_points_of(group: str) -> EntryPoints:
+    """Those of a group. All packages' are read again, which takes some milliseconds, only if a folder of sys.path has changed."""
+    folders = [Path(folder) for folder in sys.path]
+    return _entry_points(group, tuple((folder, folder.stat().st_mtime_ns) for folder in folders if folder.exists()))
+
+
+@lru_cache(1)
+def _entry_points(group: str, folders: tuple[tuple[Path, int], ...]) -> EntryPoints:
+    return entry_points(group=group)
 
 
 def _file(name: str) -> Path | None:

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import growbench
 from growbench.config.loading import own_training, parse
 from growbench.errors import Interrupted, UsageError, check_name, did_you_mean
-from growbench.origins import BUILT_IN, digest
+from growbench.origins import BUILT_IN, digest, entry_points_of
 from growbench.variants import Spec, refuse_twin
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def built_in() -> dict[str, Path]:
 def installed() -> dict[str, EntryPoint]:
     """The methods of other packages, by name, without importing them. Raises UsageError if two claim one name."""
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=ENTRY_POINTS):
+    for point in entry_points_of(ENTRY_POINTS):
         if point.name in found or point.name in built_in() or point.name == SOURCE:
             first = _owner(found[point.name]) if point.name in found else f"growbench {growbench.__version__}"
             raise UsageError(f"two methods are named {point.name!r}: one of {first}, one of {_owner(point)}; uninstall one")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
@@ -156,15 +157,19 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: 
         raise UsageError(f"{where} = {_short(values)}: must be a table")
     _refuse_unknown(values, [*(f.name for f in dataclasses.fields(cls) if f.init), *other_keys], where)  # type: ignore[arg-type]
     try:
-        parser = TypeAdapter(with_config(STRICT)(cls))
         # in JSON, a list stands for a tuple, and a string for a path or a date
-        return parser.validate_json(json.dumps(values, default=str))
+        return cast(T, _parser(cast(Hashable, cls)).validate_json(json.dumps(values, default=str)))
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None
     except ValidationError as error:
         raise UsageError(_first_wrong(error.errors(), where)) from None
     except (PydanticUserError, NameError) as error:
         raise UsageError(f"{where}: {cls.__name__} has a field whose type is unknown: {error}") from error
+
+
+@lru_cache(256)
+def _parser(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(with_config(STRICT)(cls))
 
 
 def own_training(options: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[str, Any]]:
