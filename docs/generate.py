@@ -240,9 +240,9 @@ def weights() -> str:
 
 def commands() -> str:
     """Every command with its arguments, as the parser knows them."""
-    from growbench import cli
+    from growbench import arguments
 
-    (action,) = (each for each in cli.parser()._actions if isinstance(each, argparse._SubParsersAction))
+    (action,) = (each for each in arguments.parser()._actions if isinstance(each, argparse._SubParsersAction))
     return "\n\n".join(_command(name, parser) for name, parser in action.choices.items())
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from growbench import cli, registry
+from growbench import arguments, registry
 from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.data import Data
@@ -70,7 +70,7 @@ class Command:
 def commands() -> dict[str, Command]:
     """By the folder that each fills."""
     lines = re.findall(r"^growbench (run .*)$", PAGE, re.MULTILINE)
-    asked = [cli.parser().parse_args(shlex.split(line)) for line in lines]
+    asked = [arguments.parser().parse_args(shlex.split(line)) for line in lines]
     found = [Command(options, loading.load(options.experiment, options.set)) for options in asked]
     return {command.folder: command for command in found}
 

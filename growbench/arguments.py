@@ -1,0 +1,265 @@
+"""The commands and their options, as the command line takes them. growbench.commands carries them out."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from growbench import __version__, commands
+
+EXAMPLES = """examples:
+  growbench run                                          all methods on gpt2-tiny: minutes on two CPU cores
+  growbench run --methods ligo,bert2bert                 scratch is always added
+  growbench run bert-tiny --seeds 0,1,2 --set train.steps=200
+  growbench run --methods ./mine.py --set mine.lr=0.01   a method of your own
+  growbench tune --methods ligo,bert2bert --trials 20    then: growbench run --tuned FILE
+  growbench report results/gpt2-tiny
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that reports an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    top = Parser(
+        prog="growbench",
+        description="Which way of growing transformers really saves training?",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"growbench {__version__}")
+    group = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = group.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=function)
+        return sub
+
+    _run(command("run", commands.run, "train every method, then make the report"))
+    _tune(
+        command(
+            "tune", commands.tune, "search learning rate, warm-up and hyperparameters of every method, with as many trials each"
+        )
+    )
+    _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
+    _reproduce(command("reproduce", commands.reproduce, "retrain the beginning of stored runs, and compare with their curves"))
+    _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
+    _check(command("check", commands.check, "check on small models that a method keeps the promises of the plugin interface"))
+    _flops(command("flops", commands.flops, "FLOPs per step of every method by two cost models, checked against fvcore"))
+    _bench(
+        command(
+            "bench", commands.bench, "tokens per second of growbench, a bare loop and transformers.Trainer; or costs per phase"
+        )
+    )
+    return top
+
+
+def _run(run: argparse.ArgumentParser) -> None:
+    _add_experiment(run)
+    _add_methods(run)
+    _add_device(run)
+    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    _add_results(run)
+    run.add_argument(
+        "--protocol",
+        choices=("single", "ladder", "equal-cost"),
+        default="single",
+        help="single: one budget, costs are read off each run's curve (default); ladder: several budgets, each with a complete "
+        "learning-rate schedule; equal-cost: one budget, and scratch also at the cost of each method, with a complete schedule",
+    )
+    run.add_argument(
+        "--budgets",
+        type=_budgets,
+        metavar="0.4,0.7,1",
+        help="with ladder: shares of the budget, those above 1 for scratch alone; default: 0.4,0.55,0.7,0.85,1",
+    )
+    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
+    run.add_argument(
+        "--stop-at-target", action="store_true", help="end each run at its first evaluation at or below --target-loss"
+    )
+    run.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="split each model over N processes: torchrun --nproc-per-node M -m growbench run ...; M must be divisible by N",
+    )
+    run.add_argument(
+        "--shard",
+        action="store_true",
+        help="divide parameters, gradients and optimizer state among torchrun's processes (FSDP2); growth still needs a whole "
+        "model on each device",
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="print FLOPs, tokens, memory and estimated time of every run; train nothing"
+    )
+    run.add_argument(
+        "--throughput",
+        type=_positive,
+        metavar="FLOP/s",
+        help="with --dry-run: the speed that times are estimated from, such as 150e12; default: measured here. With it, the "
+        "device of --device need not exist",
+    )
+    run.add_argument("--save", action="store_true", help="keep each trained model in RUN/model, for transformers or timm")
+    run.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="FILE",
+        help="take learning rates, warm-ups and hyperparameters from a file that growbench tune wrote; "
+        "--set METHOD.KEY=VALUE overrides the file",
+    )
+
+
+def _tune(tune: argparse.ArgumentParser) -> None:
+    _add_experiment(tune)
+    _add_methods(tune)
+    _add_device(tune)
+    tune.add_argument("--trials", type=int, default=10, metavar="N", help="per method; default: 10")
+    tune.add_argument(
+        "--seeds", type=_seeds, default=[1000], metavar="1000,1001", help="seeds that no report will use; default: 1000"
+    )
+    _add_results(tune)
+
+
+def _report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
+    report.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
+    report.add_argument(
+        "--price", type=_positive, metavar="PER_HOUR", help="of the machine, in any currency: adds what each method's time costs"
+    )
+
+
+def _reproduce(again: argparse.ArgumentParser) -> None:
+    again.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder, as results/gpt2-tiny/ligo-seed0")
+    again.add_argument(
+        "--steps", type=_steps, metavar="N|all", help="how many steps; default: all growth, and two evaluations after it"
+    )
+
+
+def _list(known: argparse.ArgumentParser) -> None:
+    known.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures", "weights"))
+    known.add_argument("architecture", nargs="?", metavar="ARCHITECTURE", help="with weights: an architecture, such as gpt2")
+    known.add_argument("--long", action="store_true", help="with methods: the whole card of each, with its hyperparameters")
+
+
+def _check(check: argparse.ArgumentParser) -> None:
+    check.add_argument("method", nargs="?", metavar="METHOD", help="a name, ./file.py or ./file.py:Class")
+    check.add_argument(
+        "--aa",
+        nargs="?",
+        const="gpt2-tiny",
+        metavar="EXPERIMENT",
+        help="instead of a method: check what reports claim of methods whose saving is known; default: gpt2-tiny",
+    )
+    check.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="such as ligo.operator_steps=50, or target.width=32 of the small models; with --aa: such as train.steps=200",
+    )
+    check.add_argument("--only", metavar="A,B", help="architectures, such as gpt2,vit; default: all")
+    check.add_argument("--repetitions", type=_repetitions, metavar="N", help="with --aa: simulated comparisons; default: 2000")
+    check.add_argument(
+        "--noise", type=Path, metavar="DIR", help="with --aa: results whose noise is simulated; default: results/mini"
+    )
+    check.add_argument("--out", type=Path, metavar="DIR", help="with --aa; default: results/aa_test")
+
+
+def _flops(flops: argparse.ArgumentParser) -> None:
+    _add_experiment(flops)
+    _add_methods(flops)
+
+
+def _bench(bench: argparse.ArgumentParser) -> None:
+    _add_experiment(bench)
+    bench.add_argument(
+        "--methods",
+        metavar="A,B",
+        help="instead of throughput: FLOPs, memory and time of a step in each phase, compared with a step of scratch; the times "
+        "are stored beside the experiment's runs, as reference for a report",
+    )
+    _add_device(bench)
+    bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each, at least 5; default: 7")
+    _add_results(bench)
+
+
+def _add_experiment(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("experiment", nargs="?", default="gpt2-tiny", help="a name (growbench list experiments) or a TOML file")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.steps=100 or ligo.operator_steps=50"
+    )
+
+
+def _add_methods(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--methods",
+        metavar="A,B",
+        help="names or files, or NAME=A for a variant of A whose hyperparameters --set NAME.KEY=VALUE gives, or all; default: "
+        "all; scratch is always added",
+    )
+
+
+def _add_device(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _add_results(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be different whole numbers from 0 to 2^32 - 1, such as 0,1,2")
+    return seeds
+
+
+def _budgets(text: str) -> list[float]:
+    try:
+        budgets = [float(part) for part in text.split(",")]
+    except ValueError:
+        budgets = []
+    shares = all(0 < share <= 100 for share in budgets)  # false for NaN
+    if not shares or 1 not in budgets or min(budgets) == 1 or len(set(budgets)) < len(budgets):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be different shares above 0 and up to 100, with 1 and a smaller one among them"
+        )
+    return budgets
+
+
+def _steps(text: str) -> int:
+    if text == "all":
+        return sys.maxsize
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 1, or all")
+    return int(text)
+
+
+def _repetitions(text: str) -> int:
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 2")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
+    return value
