@@ -1,0 +1,353 @@
+"""How a selection of an operation's result follows from selections of its inputs, operation by operation.
+
+Each rule says along which dimensions of the result a selection can be passed on, and computes the result for such a selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from growbench.growth.lazy import Evaluation, Indices, InPlace, Node, Operation, Selection, selected
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`dims`: of the result, along which a selection can be passed on. `small`: the result is worth keeping."""
+
+    dims: Container[int]
+    compute: Callable[[Selection, Evaluation], Tensor]
+    small: bool = False
+
+
+def of(op: Operation) -> Rule:
+    """The rule of an operation; without one, the inputs are computed whole."""
+    if isinstance(op.function, InPlace):
+        maker = _in_place
+    elif torch.Tag.reduction in op.function.tags:
+        maker = _reduction
+    else:
+        maker = MAKERS.get(op.function.overloadpacket, _pointwise if torch.Tag.pointwise in op.function.tags else _whole)
+    return maker(op) or _whole(op)
+
+
+def _whole(op: Operation) -> Rule:
+    return Rule((), lambda passed, at: op.whole(at))
+
+
+def _named(op: Operation) -> dict[str, Any]:
+    """All arguments of an operation by name."""
+    arguments = op.function._schema.arguments
+    found = {each.name: each.default_value for each in arguments if each.has_default_value()}
+    return found | {each.name: value for each, value in zip(arguments, op.args, strict=False)} | dict(op.kwargs)
+
+
+def _all(op: Operation) -> range:
+    return range(len(op.shape))
+
+
+def _mapped(value: Any, change: Callable[[Node | Tensor], Tensor]) -> Any:
+    """Arguments with their tensors changed."""
+    return tree_map(lambda each: change(each) if isinstance(each, (Node, Tensor)) else each, value)
+
+
+def _within(wanted: Indices, indices: Indices) -> Indices:
+    """Those of `indices` that are at the wanted places."""
+    if isinstance(wanted, range):
+        return indices[wanted.start : wanted.stop]
+    if isinstance(indices, range):
+        return wanted * indices.step + indices.start
+    return indices[wanted]
+
+
+def _consecutive(indices: range) -> Indices:
+    return indices if indices.step == 1 else torch.arange(indices.start, indices.stop, indices.step)
+
+
+def _broadcast(passed: Selection, source: Node | Tensor, shape: torch.Size) -> Selection:
+    """The selection of an input that is broadcast to `shape`, along the dimensions that it has."""
+    more = len(shape) - len(source.shape)
+    return {dim - more: each for dim, each in passed.items() if dim >= more and source.shape[dim - more] == shape[dim]}
+
+
+def _pointwise(op: Operation) -> Rule:
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        args, kwargs = _mapped((op.args, op.kwargs), lambda each: at.exact(each, _broadcast(passed, each, op.shape)))
+        result: Tensor = op.function(*args, **kwargs)
+        return result
+
+    return Rule(_all(op), compute)
+
+
+def _copy(op: Operation) -> Rule:
+    """The same entries; those of a narrower type stay in it."""
+    source = op.args[0]
+    return Rule(_all(op), lambda passed, at: at.value(source, passed)) if source.meta.dtype == op.meta.dtype else _pointwise(op)
+
+
+def _in_place(op: Operation) -> Rule | None:
+    """Slices are written into by functions of single entries: other dimensions than the slices' are passed on."""
+    change: InPlace = op.function
+    function = change.function.overloadpacket
+    if not (torch.Tag.pointwise in change.function.tags or function in (aten.copy_, aten.fill_, aten.zero_, aten.index_fill_)):
+        return None
+    shape, touched = op.shape, set()
+    for view in change.views:
+        if view.function.overloadpacket is not aten.slice:
+            return None
+        dim, places = _sliced(view.args, shape)
+        if len(places) != shape[dim]:
+            touched.add(dim)
+        shape = torch.Size([*shape[:dim], len(places), *shape[dim + 1 :]])
+    if function is aten.index_fill_:
+        touched.add(op.kwargs["dim"] % len(shape))
+    views = [view for view in change.views if _sliced(view.args, op.shape)[0] in touched]
+    narrowed = InPlace(change.function, views, change.written)
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        index = {"index": op.kwargs["index"]} if "index" in op.kwargs else {}
+        arguments = _mapped(dict(op.kwargs), lambda each: at.exact(each, _broadcast(passed, each, shape))) | index
+        return narrowed(at.exact(op.args[0], passed), **arguments)
+
+    return Rule([dim for dim in _all(op) if dim not in touched], compute)
+
+
+def _sliced(args: Any, shape: torch.Size) -> tuple[int, range]:
+    """The dimension of a slice, and its indices."""
+    dim, start, end, step = (*args, *(0, None, None, 1)[len(args) :])
+    return dim % len(shape), range(shape[dim])[start:end:step]
+
+
+def _reduction(op: Operation) -> Rule | None:
+    named = _named(op)
+    source, dims = named["self"], named.get("dim")
+    if op.place is not None or not isinstance(dims, list) or not dims:
+        return None
+    keep, reduced = named.get("keepdim", False), {dim % len(source.shape) for dim in dims}
+    left = [dim for dim in range(len(source.shape)) if dim not in reduced]
+    places = {dim: dim if keep else number for number, dim in enumerate(left)}  # in the result, by the dimension of the source
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        value = at.exact(source, {dim: passed[place] for dim, place in places.items() if place in passed})
+        result: Tensor = op.function(value, *op.args[1:], **op.kwargs)
+        return result
+
+    return Rule(places.values(), compute, small=True)
+
+
+def _index_select(op: Operation) -> Rule | None:
+    source, dim, index = op.args
+    if not isinstance(index, Tensor) or not source.shape:
+        return None
+    dim %= len(source.shape)
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        if dim in passed:
+            return at.value(source, {**passed, dim: _within(passed[dim], index)})
+        return selected(at.value(source, passed), {dim: index})
+
+    return Rule(_all(op), compute)
+
+
+def _picked(op: Operation) -> Rule:
+    """select and unbind: one index of a dimension, which is dropped."""
+    source, named = op.args[0], _named(op)
+    dim = named["dim"] % len(source.shape)
+    place = (named["index"] if op.place is None else op.place) % source.shape[dim]
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        rest = {each if each < dim else each + 1: indices for each, indices in passed.items()}
+        return at.value(source, {dim: range(place, place + 1), **rest}).select(dim, 0)
+
+    return Rule(_all(op), compute)
+
+
+def _slice(op: Operation) -> Rule:
+    return _narrowed(op, *_sliced(op.args[1:], op.args[0].shape))
+
+
+def _split(op: Operation) -> Rule:
+    """Also with sizes: consecutive parts, of which the operation is one."""
+    source, sizes, dim = op.args[0], op.args[1], _named(op)["dim"] % len(op.shape)
+    place = op.place or 0
+    start = place * sizes if isinstance(sizes, int) else sum(sizes[:place])
+    return _narrowed(op, dim, range(source.shape[dim])[start : start + op.shape[dim]])
+
+
+def _narrowed(op: Operation, dim: int, indices: range) -> Rule:
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        chosen = _within(passed[dim], indices) if dim in passed else indices
+        chosen = _consecutive(chosen) if isinstance(chosen, range) else chosen
+        return at.value(op.args[0], {**passed, dim: chosen})
+
+    return Rule(_all(op), compute)
+
+
+def _permuted(op: Operation) -> Rule:
+    source = op.args[0]
+    order = list(range(len(source.shape)))
+    match op.function.overloadpacket:
+        case aten.permute:
+            order = [dim % len(order) for dim in op.args[1]]
+        case aten.transpose:
+            first, second = (dim % len(order) for dim in op.args[1:])
+            order[first], order[second] = order[second], order[first]
+        case _:
+            order.reverse()  # t
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        return at.value(source, {order[dim]: indices for dim, indices in passed.items()}).permute(order)
+
+    return Rule(_all(op), compute)
+
+
+def _unsqueezed(op: Operation) -> Rule:
+    source, dim = op.args[0], op.args[1] % len(op.shape)
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        return at.value(source, {each if each < dim else each - 1: indices for each, indices in passed.items()}).unsqueeze(dim)
+
+    return Rule([each for each in _all(op) if each != dim], compute)
+
+
+def _expanded(op: Operation) -> Rule:
+    source = op.args[0]
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        shape = [len(passed[dim]) if dim in passed else size for dim, size in enumerate(op.shape)]
+        return at.value(source, _broadcast(passed, source, op.shape)).expand(shape)
+
+    return Rule(_all(op), compute)
+
+
+def _viewed(op: Operation) -> Rule | None:
+    """Dimensions in front of and behind those that change are passed on."""
+    source, old, new = op.args[0], op.args[0].shape, op.shape
+    if not source.meta.numel() or source.meta.dtype != op.meta.dtype:
+        return None
+    front = 0
+    while front < min(len(old), len(new)) and old[front] == new[front]:
+        front += 1
+    back = 0
+    while back < min(len(old), len(new)) - front and old[-1 - back] == new[-1 - back]:
+        back += 1
+    dims = [*range(front), *range(len(new) - back, len(new))]
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        wanted = {dim if dim < front else dim - len(new) + len(old): indices for dim, indices in passed.items()}
+        return at.value(source, wanted).reshape([len(passed[dim]) if dim in passed else size for dim, size in enumerate(new)])
+
+    return Rule(dims, compute)
+
+
+def _stacked(op: Operation) -> Rule:
+    sources, dim = op.args[0], _named(op)["dim"] % len(op.shape)
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        chosen = [sources[place] for place in passed[dim]] if dim in passed else sources
+        rest = {each if each < dim else each - 1: indices for each, indices in passed.items() if each != dim}
+        return torch.stack(_alike(chosen, [rest] * len(chosen), at), dim)
+
+    return Rule(_all(op), compute)
+
+
+def _joined(op: Operation) -> Rule | None:
+    """cat. Along its dimension, a selection is cut into runs that one source holds."""
+    sources, dim = op.args[0], _named(op)["dim"] % len(op.shape)
+    if any(len(source.shape) != len(op.shape) for source in sources):  # an empty one of one dimension is allowed
+        return None
+    lengths = torch.tensor([source.shape[dim] for source in sources])
+    ends = lengths.cumsum(0)
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        if dim not in passed:
+            return torch.cat(_alike(sources, [passed] * len(sources), at), dim)
+        wanted = passed[dim]
+        indices = torch.arange(wanted.start, wanted.stop) if isinstance(wanted, range) else wanted
+        owners = torch.searchsorted(ends, indices, right=True)
+        chosen, wants = [], []
+        for run in indices.tensor_split((owners.diff() != 0).nonzero().flatten() + 1):
+            if len(run):
+                owner = int(torch.searchsorted(ends, run[0], right=True))
+                inside = run - (ends[owner] - lengths[owner])
+                consecutive = bool((inside.diff() == 1).all())
+                chosen.append(sources[owner])
+                wants.append({**passed, dim: range(int(inside[0]), int(inside[0]) + len(inside)) if consecutive else inside})
+        return torch.cat(_alike(chosen, wants, at), dim)
+
+    return Rule(_all(op), compute)
+
+
+def _alike(sources: Any, wanted: Any, at: Evaluation) -> list[Tensor]:
+    """Parts of several sources, in one type."""
+    values = [at.value(source, each) for source, each in zip(sources, wanted, strict=True)]
+    if len({value.dtype for value in values}) == 1:
+        return values
+    return [
+        value.to(source.meta.dtype if isinstance(source, Node) else source.dtype)
+        for value, source in zip(values, sources, strict=True)
+    ]
+
+
+def _indexed(op: Operation) -> Rule | None:
+    """Advanced indexing: dimensions in front of the first index are passed on."""
+    source, indices = op.args
+    used = [dim for dim, index in enumerate(indices) if index is not None]
+    if any(not isinstance(indices[dim], Tensor) or indices[dim].dtype == torch.bool for dim in used):
+        return None
+    if used != list(range(used[0], used[-1] + 1)):  # their dimensions come first in the result
+        return None
+    return Rule(range(used[0]), lambda passed, at: op.function(at.value(source, passed), indices))
+
+
+def _aligned(op: Operation) -> Rule:
+    """index_copy and the like: all tensors but the index have the result's dimensions, of which one is worked on."""
+    named = _named(op)
+    dim = named["dim"] % len(op.shape)
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        return op.function(
+            **{
+                name: value
+                if name == "index"
+                else _mapped(value, lambda each: at.exact(each, _broadcast(passed, each, op.shape)))
+                for name, value in named.items()
+            }
+        )
+
+    return Rule([each for each in _all(op) if each != dim], compute)
+
+
+MAKERS: Mapping[Any, Callable[[Operation], Rule | None]] = {
+    aten.clone: _copy,
+    aten.detach: _copy,
+    aten.alias: _copy,
+    aten._to_copy: _copy,
+    aten.index_select: _index_select,
+    aten.select: _picked,
+    aten.unbind: _picked,
+    aten.slice: _slice,
+    aten.split: _split,
+    aten.split_with_sizes: _split,
+    aten.transpose: _permuted,
+    aten.permute: _permuted,
+    aten.t: _permuted,
+    aten.unsqueeze: _unsqueezed,
+    aten.expand: _expanded,
+    aten.view: _viewed,
+    aten._unsafe_view: _viewed,
+    aten.reshape: _viewed,
+    aten.stack: _stacked,
+    aten.cat: _joined,
+    aten.index: _indexed,
+    aten.index_copy: _aligned,
+    aten.index_fill: _aligned,
+    aten.index_add: _aligned,
+}
