@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_any, tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 # Indices that are wanted along a dimension: consecutive ones, or any. Dimensions without an entry are wanted whole.
 Indices = range | Tensor
