@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
     _reproduce(command("reproduce", commands.reproduce, "retrain the beginning of stored runs, and compare with their curves"))
     _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
+    _show(command("show", commands.show, "the card of a method, an experiment or an architecture"))
     _check(command("check", commands.check, "check on small models that a method keeps the promises of the plugin interface"))
     _flops(command("flops", commands.flops, "FLOPs per step of every method by two cost models, checked against fvcore"))
     _bench(
@@ -134,6 +135,7 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
     report.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
+    report.add_argument("--open", action="store_true", help="open the page in a browser: that of the board, if there is one")
     report.add_argument(
         "--price", type=_positive, metavar="PER_HOUR", help="of the machine, in any currency: adds what each method's time costs"
     )
@@ -150,6 +152,10 @@ def _list(known: argparse.ArgumentParser) -> None:
     known.add_argument("what", nargs="?", choices=("methods", "experiments", "architectures", "weights"))
     known.add_argument("architecture", nargs="?", metavar="ARCHITECTURE", help="with weights: an architecture, such as gpt2")
     known.add_argument("--long", action="store_true", help="with methods: the whole card of each, with its hyperparameters")
+
+
+def _show(show: argparse.ArgumentParser) -> None:
+    show.add_argument("name", metavar="NAME", help="as growbench list shows it, or a file of one's own: ./mine.py, ./mine.toml")
 
 
 def _check(check: argparse.ArgumentParser) -> None:

@@ -16,8 +16,8 @@ from growbench import registry
 from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.console import say
-from growbench.errors import UsageError
-from growbench.tools import stages
+from growbench.errors import UsageError, did_you_mean
+from growbench.tools import listing, stages
 
 if TYPE_CHECKING:
     from growbench.registry import Found
@@ -108,8 +108,13 @@ def tune(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from growbench import report as reports
 
-    for page in reports.make_all(options.folder, options.out, options.target_loss, options.price):
+    pages = reports.make_all(options.folder, options.out, options.target_loss, options.price)
+    for page in pages:
         print(f"report: {page}")
+    if options.open:
+        import webbrowser
+
+        webbrowser.open(pages[-1].resolve().as_uri())  # the board is the last
     return 0
 
 
@@ -138,15 +143,31 @@ def list_known(options: argparse.Namespace) -> int:
         print("\n\n".join([*(card(registry.get(name)) for name in registry.built_in()), common_card()]))
         return 0
 
-    def print_group(name: str, lines: dict[str, str]) -> None:
-        if options.what in (None, name):
-            print(f"{name}:")
-            for key, line in lines.items():
-                print(f"  {key:<16} {line}")
+    lists = {"methods": listing.methods, "experiments": listing.experiments, "architectures": listing.architectures}
+    print("\n\n".join(made() for name, made in lists.items() if options.what in (None, name)))
+    if options.what is None:
+        print("\ngrowbench show NAME tells more of one of them.")
+    return 0
 
-    print_group("methods", registry.summaries())
-    print_group("experiments", {name: loading.title(name) for name in loading.available()})
-    print_group("architectures", registry.architecture_summaries())
+
+def show(options: argparse.Namespace) -> int:
+    """The card of a method, an experiment or an architecture."""
+    name = options.name
+    if name in registry.architecture_summaries():
+        from growbench.tools import cards
+
+        print(cards.weights(name))
+    elif name in loading.available() or name.endswith(".toml"):
+        from growbench.tools import experiment_card
+
+        print(experiment_card.card(name))
+    else:
+        known = [*registry.names(), *loading.available(), *registry.architecture_summaries()]
+        if name not in known and not registry.is_foreign(name):
+            raise UsageError(f"unknown name {name!r}: {did_you_mean(name, known)}")
+        from growbench.tools import cards
+
+        print(cards.card(registry.get(name)))
     return 0
 
 

@@ -66,6 +66,11 @@ def title(name: str) -> str:
     return str(_read(available()[name])["title"])
 
 
+def published() -> set[str]:
+    """The methods whose savings the papers of shipped experiments state."""
+    return {method for path in available().values() for method in _read(path).get("published", {})}
+
+
 def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """An experiment file's table, merged into that of the experiment it extends: a shipped one, or a file beside it."""
     try:
