@@ -79,7 +79,7 @@ def _report_of(options: argparse.Namespace, folder: Path, succeeded: bool) -> in
             raise
         say(f"no report: {error}")
         return 1
-    print((page.parent / "savings.md").read_text(encoding="utf-8"))
+    print((page.parent / reports.VERDICT).read_text(encoding="utf-8"))
     print(f"report: {page}")
     return 0 if succeeded else 1
 

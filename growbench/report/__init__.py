@@ -19,9 +19,10 @@ from growbench.analysis.protocols import Protocol
 from growbench.config import plain
 from growbench.console import say
 from growbench.errors import UsageError
-from growbench.report import board, page, plots, sheets
+from growbench.report import board, page, plots, sheets, terminal
 from growbench.runs import store
 
+VERDICT = "verdict.txt"  # of a report, for a terminal
 NO_EXPERIMENTS = ("report", store.TUNING, store.REPLACED)  # folders among experiments, or among runs, that are neither
 
 
@@ -85,6 +86,7 @@ def _write(comparison: Comparison, out: Path) -> Path:
             sheets.write(comparison.rungs, folder / "ladder_by_seed.csv")
         sheets.write(equal_cost.table(comparison.equal_cost), folder / "equal_cost.csv")
         (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8", errors="backslashreplace")
+        (folder / VERDICT).write_text(terminal.text(comparison), encoding="utf-8", errors="backslashreplace")
         images = plots.save(comparison, folder)
         (folder / "index.html").write_text(page.html(comparison, images), encoding="utf-8", errors="backslashreplace")
         for name in set(plots.PLOTS) - set(images):  # of an earlier report, which had data for it

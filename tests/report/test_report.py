@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import itertools
 import json
 import math
 import re
@@ -20,7 +22,7 @@ from growbench.analysis.comparison import Comparison, analyse
 from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
 from growbench.formatting import p_value, percent
-from growbench.report import page
+from growbench.report import page, sheets
 from growbench.report.cells import saving_of
 from growbench.report.headline import headline
 from tests.report.results import METHODS, STEP_FLOPS, STEPS, TEXT_PLOTS, Page, change, fail, of_images, read, write_results
@@ -29,7 +31,7 @@ Figures = Callable[[], AbstractContextManager[None]]
 
 
 def test_every_file_is_there(made: Path) -> None:
-    expected = {"index.html", "savings.md", "savings_by_seed.csv", "phases.csv", "growth.csv"}
+    expected = {"index.html", "savings.md", "verdict.txt", "savings_by_seed.csv", "phases.csv", "growth.csv"}
     expected |= {f"{name}.{kind}" for name in TEXT_PLOTS for kind in ("png", "svg", "csv")}
     assert {path.name for path in made.iterdir()} == expected
     assert all(path.stat().st_size for path in made.iterdir())
@@ -350,3 +352,31 @@ def test_out_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--out"):
         report.make(folder, tmp_path / "file")
+
+
+def test_the_verdict_for_a_terminal_is_the_tables(made: Path, climbed: Path) -> None:
+    """At 80 columns: every method, its saving and verdict in either ledger as the deciding table has them, or once for both."""
+    for folder, table in ((made, "savings.csv"), (climbed, "ladder_savings.csv")):
+        text = (folder / "verdict.txt").read_text(encoding="utf-8")
+        assert max(map(len, text.splitlines())) <= 80
+        head, lines = text.partition("method ")[::2]
+        assert " ".join(head.split()) in _plain((folder / "index.html").read_text(encoding="utf-8"))
+        begins = [0, *(re.search(name, f"method {lines}").start() for name in ("loss", "ledger", "FLOPs saved", "verdict"))]  # type: ignore[union-attr]
+        cells = [[line[a:b].strip() for a, b in itertools.pairwise([*begins, None])] for line in lines.splitlines()[1:] if line]
+        for row in sheets.read(folder / table).to_dict("records"):
+            at = next(index for index, line in enumerate(cells) if line[0].rstrip("*†") == row["method"])
+            both = cells[at][2] == "both"
+            for ledger, line in (("reuse", cells[at]), ("build", cells[at if both else at + 1])):
+                assert both or line[2] == ledger
+                mean, verdict = row[f"flops_saving_{ledger}"], row[f"flops_verdict_{ledger}"]
+                if row["method"] == "scratch":
+                    assert line[3:] == ["reference", ""]
+                elif row["finished"] != row["seeds"]:
+                    assert line[3].startswith("did not finish")
+                else:
+                    assert f"{100 * float(mean):.1f} %".replace("-", "−") in line[3] or not mean
+                    assert line[4] in (verdict.removesuffix(" from scratch"), "no verdict")
+
+
+def _plain(page: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", "", page)).replace("\N{NO-BREAK SPACE}", " ").split())
