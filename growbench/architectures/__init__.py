@@ -10,7 +10,7 @@ import json
 import pkgutil
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -130,13 +130,14 @@ class Architecture:
 
     def canonical(self, stored: Mapping[str, Tensor], sizes: ModelConfig) -> Weights:
         """Canonical weights from tensors that have the names and shapes of the parameters of a model of these sizes."""
-        weights = {}
+        weights, types = {}, partial(_types_at_depth, self.name, sizes)
         for row in self.rows(sizes):
             values = [_canonical(row, stored[native]) for _, native in row.natives(sizes)]
             if row.first:
                 values.insert(0, stored[row.first])
             value, axes = (torch.stack(values), (GROUPS[row.group], *row.axes)) if row.per_layer else (values[0], row.axes)
-            weights[row.key] = Weight(value, axes, row.role, row.consumes, row.residual, row.subrole)
+            layer_types = types if axes[0] is Axis.LAYER else None
+            weights[row.key] = Weight(value, axes, row.role, row.consumes, row.residual, row.subrole, layer_types)
         return weights
 
     def native(self, weights: Weights, sizes: ModelConfig) -> dict[str, Tensor]:
@@ -205,6 +206,11 @@ def _shapes(name: str, config: ModelConfig) -> dict[str, torch.Size]:
 @cache
 def _layer_types(name: str, sizes: ModelConfig) -> tuple[Hashable, ...]:
     return get(name).library.layer_types(sizes)
+
+
+def _types_at_depth(name: str, sizes: ModelConfig, layers: int) -> tuple[Hashable, ...]:
+    """The types of the layers of a model with so many layers, otherwise of these sizes."""
+    return get(name).layer_types(replace(sizes, layers=layers))
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, torch.Size]:

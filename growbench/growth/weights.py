@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol, cast
@@ -23,6 +23,7 @@ from torch import Tensor
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
 from growbench.growth.carried import Rule, carry
+from growbench.growth.layer_types import LayerTypes, within_types
 
 
 class Axis(Enum):
@@ -69,6 +70,7 @@ class Weight:
     output sides. A norm before a tied decoder consumes too, because the tied matrix cannot be divided.
     `residual`: the weight writes to the residual stream (attention output, second FFN matrix, and their biases).
     `subrole`: a finer name where a role has several parts: norm_gain and norm_bias of the role norm.
+    `layer_types`: of a weight that repeats in every layer, the types of the layers of a model with so many; None: all are alike.
     """
 
     value: Tensor
@@ -77,6 +79,7 @@ class Weight:
     consumes: bool = False
     residual: bool = False
     subrole: str = ""
+    layer_types: LayerTypes | None = field(default=None, compare=False, repr=False)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -302,21 +305,26 @@ def deepen(weights: Weights, layer_map: LayerMap, axis: Axis = Axis.LAYER) -> We
     """Grow the axis (LAYER or CLASS_LAYER) of every weight that has it.
 
     `layer_map`: the old layer that each new one copies, or a matrix (new layers, old layers) of mixing weights, or a function
-    from a weight's name and the weight to its new value. Raises UsageError if there are no layers to copy.
+    from a weight's name and the weight to its new value.
+
+    Where layers have types, a new layer copies the old one of its own type that is nearest to the one that the map names. A
+    matrix mixes layers as it is, also those of different types; a function does what it does.
+
+    Raises UsageError if there are no layers to copy, or none of a type that a new layer has.
     """
     refuse_no_layers(axis is not Axis.LAYER or any(axis in weight.axes for weight in weights.values()))
+    layers = [] if callable(layer_map) or isinstance(layer_map, Tensor) else _resolved(layer_map, weights, axis)
 
     def grown(name: str, weight: Weight) -> Tensor:
         if callable(layer_map):
             return layer_map(name, weight)
         if isinstance(layer_map, Tensor):
             return torch.tensordot(layer_map.to(weight.value), weight.value, 1)
-        value = weight.value.index_select(0, torch.tensor(layer_map, device=weight.value.device))
+        value = weight.value.index_select(0, torch.tensor(layers, device=weight.value.device))
         return carry(weight.value, value, state, "deepen")
 
     def state(entry: Tensor, rule: Rule) -> Tensor:
         """Each copy of a layer has its state; where old layers keep theirs, the first copy is the old layer."""
-        layers = [int(layer) for layer in cast(Sequence[int], layer_map)]
         copies = entry.index_select(0, torch.tensor(layers, device=entry.device))
         if rule == "kept":
             copies[[place for place, layer in enumerate(layers) if layer in layers[:place]]] = 0
@@ -325,3 +333,10 @@ def deepen(weights: Weights, layer_map: LayerMap, axis: Axis = Axis.LAYER) -> We
     return {
         name: replace(weight, value=grown(name, weight)) if axis in weight.axes else weight for name, weight in weights.items()
     }
+
+
+def _resolved(layer_map: Sequence[int], weights: Weights, axis: Axis) -> list[int]:
+    """The old layer that each new one copies, within its type."""
+    layers = [int(layer) for layer in layer_map]
+    typed = next((weight for weight in weights.values() if weight.layer_types and weight.axes[0] is axis), None)
+    return within_types(layers, len(typed.value), typed.layer_types) if typed and typed.layer_types else layers

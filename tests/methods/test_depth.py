@@ -379,6 +379,10 @@ def test_dpt_keeps_embeddings_and_head_and_adds_all_layers_at_once(architecture:
     shallow = next(phases)
     assert shallow.length(20, 0) == 14 and sizes_of(shallow.model).layers == start
     before = task.read(shallow.model)
+    if start and architecture == "modernbert":
+        with pytest.raises(UsageError, match="with 1 layer there is only full_attention to copy"):
+            phases.send(Trained(shallow.model, task.optimizer(shallow.model), 14, 0.0))
+        return
     after = task.read(phases.send(Trained(shallow.model, task.optimizer(shallow.model), 14, 0.0)).model)
     for name, weight in after.items():
         if not name.startswith("layers."):
