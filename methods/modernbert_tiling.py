@@ -19,9 +19,9 @@ class ModernBertTiling(Method):
     Function preserving: no. Each input counts as often as it has copies.
     Claim: a significant improvement over random initialisation, without a figure.
     Defaults: as published. There, the map of layers runs past the last layer in some cases, as from 12 layers to 24, which is an
-    error; here it ends at the last layer. The layers' kinds of attention are not looked at. The authors train ModernBERT-large at
-    a peak learning rate of 5e-4 with a warm-up over 2 billion tokens; here, the rate follows the run's schedule from its start.
-    The optimizer's state is new.
+    error; here it ends at the last layer. The authors do not look at the layers' kinds of attention; here each layer copies the
+    nearest one of its own kind. The authors train ModernBERT-large at a peak learning rate of 5e-4 with a warm-up over 2 billion
+    tokens; here, the rate follows the run's schedule from its start. The optimizer's state is new.
     Costs beyond training: copying only.
     """
 

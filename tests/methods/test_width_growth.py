@@ -126,6 +126,8 @@ def test_lemons_new_layers_on_top_are_lossless_in_modernbert_whose_layers_differ
     task = task_in(cell, times(small_of(cell), 2, layers=5))
     assert relative_change(task, grown(task, "lemon", new_layers="top")) < 1e-12
     assert relative_change(task, grown(task, "lemon")) > 1e-6
+    twice = task_in(cell, times(small_of(cell), 2, layers=6))  # old layers come to places 0, 2 and 4: global, local, local
+    assert relative_change(twice, grown(twice, "lemon")) < 1e-12
 
 
 def lemon_grown(task: Task, **options: Any) -> tuple[Weights, Weights]:
