@@ -139,11 +139,11 @@ def selected(value: Tensor, wanted: Selection) -> Tensor:
 def _along(value: Tensor, dim: int, indices: Indices) -> Tensor:
     if isinstance(indices, range):
         return value.narrow(dim, indices.start, len(indices))
-    runs = _runs(indices)
-    return value.index_select(dim, indices) if runs is None else torch.cat([_along(value, dim, run) for run in runs], dim)
+    several = runs(indices)
+    return value.index_select(dim, indices) if several is None else torch.cat([_along(value, dim, run) for run in several], dim)
 
 
-def _runs(indices: Tensor) -> list[range] | None:
+def runs(indices: Tensor) -> list[range] | None:
     """The same indices as runs of consecutive ones; None if these are too many, or too short."""
     ends = [*(indices.diff() != 1).nonzero().flatten().tolist(), len(indices) - 1]
     if len(ends) > RUNS or len(indices) < 4 * len(ends):

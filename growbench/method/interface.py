@@ -243,7 +243,7 @@ class Task:
 
         Raises ValueError if a weight is missing or has the wrong shape, and UsageError for a setting that the model lacks.
         """
-        _check_lengths(weights, config or self.target_config)
+        check_lengths(weights, config or self.target_config)
         return self.architecture.write(weights, self.build(config, settings))
 
     def grow_trained(self, trained: Trained, grow: Grow, config: ModelConfig | None = None) -> Trained:
@@ -259,7 +259,7 @@ class Task:
                 raise MethodError(
                     f"grow_trained: grow returned a {type(grown).__name__} for {key}: must be a dictionary of weights"
                 )
-            _check_lengths(grown, config or self.target_config, f"{key} of ")
+            check_lengths(grown, config or self.target_config, f"{key} of ")
             return grown
 
         model = self.model_from(checked(self.read(trained.model), "weight"), config, self.settings(trained.model))
@@ -296,7 +296,7 @@ class Task:
         return optimizer.of(model, self.architecture, training, self.device, lr, weight_decay)
 
 
-def _check_lengths(weights: Weights, config: ModelConfig, what: str = "") -> None:
+def check_lengths(weights: Weights, config: ModelConfig, what: str = "") -> None:
     """Raise ValueError for a weight with a growing axis whose length differs from that of a model of these sizes.
 
     `what` stands before its name in the message.

@@ -23,10 +23,22 @@ from growbench.files import sha256
 CARD = "growbench.json"
 
 
-FILES = ("config.json", "model*.safetensors", "model.safetensors.index.json", CARD)
+INDEX = "model.safetensors.index.json"
+
+
+FILES = ("config.json", "model*.safetensors", INDEX, CARD)
 
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
+
+
+COMPANIONS = (  # other files that go with a checkpoint's configuration and weights, as far as it has them
+    *TOKENIZERS, "added_tokens.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "chat_template.*",
+    "generation_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*",
+)  # fmt: skip
+
+
+MODEL_CARD = "README.md"
 
 
 SAME = 1e-4  # relative difference of logits: less is rounding
@@ -43,7 +55,7 @@ def folder_of(checkpoint: str, where: str) -> Path:
     if os.path.isdir(folder):  # no error for what no folder can be named
         return folder
     try:
-        return Path(snapshot_download(checkpoint, allow_patterns=[*FILES, *TOKENIZERS]))
+        return Path(snapshot_download(checkpoint, allow_patterns=[*FILES, *COMPANIONS, MODEL_CARD]))
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UsageError(f"{where}: not a folder, and could not be fetched from the hub ({reason})") from error

@@ -1,0 +1,126 @@
+"""Writes tensors as safetensors, in one file or several with an index as transformers does, while they are computed row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from growbench.errors import UsageError
+from growbench.files import write_text
+from growbench.growth.lazy import Evaluation, Lazy
+from growbench.runs.checkpoints import INDEX
+from growbench.runs.stored_tensors import TYPES, is_finite
+
+SHARD = 5 * 10**9  # bytes of tensors in a file
+ROWS = 1 << 22  # bytes of rows that are computed at a time
+AHEAD = 4  # such parts that may wait for the disk
+
+KINDS = {dtype: kind for kind, dtype in TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The tensors of one file."""
+
+    name: str
+    tensors: Mapping[str, Lazy]
+
+
+def shards(tensors: Mapping[str, Lazy], dtype: torch.dtype, most: int = SHARD) -> list[Shard]:
+    """The tensors in order, divided into files of at most so many bytes, or of one tensor."""
+    groups: list[dict[str, Lazy]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        more = tensor.numel() * dtype.itemsize
+        if groups[-1] and size + more > most:
+            groups.append({})
+            size = 0
+        groups[-1][name] = tensor
+        size += more
+    if len(groups) == 1:
+        return [Shard("model.safetensors", groups[0])]
+    return [Shard(f"model-{number:05}-of-{len(groups):05}.safetensors", group) for number, group in enumerate(groups, 1)]
+
+
+def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written: Callable[[int], object], most: int = SHARD) -> dict[str, str]:
+    """Write the tensors in this type. Returns the sha256 of each file.
+
+    `written` gets the number of bytes of each part. Raises UsageError for entries that the type cannot hold, OSError if the disk
+    is full.
+    """
+    files = shards(tensors, dtype, most)
+    digests = {}
+    for shard in files:
+        with (folder / shard.name).open("wb") as file, ThreadPoolExecutor(1) as thread:
+            digests[shard.name] = _Writer(file, thread, dtype, written).write(shard)
+    if len(files) > 1:
+        total = sum(tensor.numel() for tensor in tensors.values())
+        index = {
+            "metadata": {"total_parameters": total, "total_size": total * dtype.itemsize},
+            "weight_map": {name: shard.name for shard in files for name in shard.tensors},
+        }
+        write_text(folder / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return digests
+
+
+class _Writer:
+    """One file. A thread writes and digests the parts while the next ones are computed."""
+
+    def __init__(self, file: BinaryIO, thread: ThreadPoolExecutor, dtype: torch.dtype, written: Callable[[int], object]) -> None:
+        self.file, self.thread, self.dtype, self.written = file, thread, dtype, written
+        self.digest = hashlib.sha256()
+        self.waiting: deque[Future[None]] = deque()
+
+    def write(self, shard: Shard) -> str:
+        self._put(_header(shard.tensors, self.dtype))
+        for name, tensor in shard.tensors.items():
+            at = Evaluation()
+            for rows in _parts(tensor, self.dtype):
+                part = tensor.part({0: rows} if tensor.dim() else {}, at).to(self.dtype).contiguous()
+                if not is_finite(part):
+                    raise UsageError(f"{name} grows to entries that {str(self.dtype).removeprefix('torch.')} cannot hold")
+                self._later(part)
+        while self.waiting:
+            self.waiting.popleft().result()
+        return self.digest.hexdigest()
+
+    def _later(self, part: Tensor) -> None:
+        if len(self.waiting) >= AHEAD:
+            self.waiting.popleft().result()
+        data = memoryview(part.reshape(-1).view(torch.uint8).numpy())
+        self.waiting.append(self.thread.submit(self._put, data))
+
+    def _put(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.written(len(data))
+
+
+def _parts(tensor: Tensor, dtype: torch.dtype) -> list[range]:
+    """The tensor's rows in parts of at most `ROWS` bytes, or of one row."""
+    if not tensor.dim():
+        return [range(1)]
+    rows = max(1, ROWS // max(1, tensor[0].numel() * dtype.itemsize))
+    return [range(start, min(start + rows, len(tensor))) for start in range(0, len(tensor), rows)]
+
+
+def _header(tensors: Mapping[str, Lazy], dtype: torch.dtype) -> bytes:
+    """The length of the description, and the description: type, shape and place of each tensor, padded to 8 bytes."""
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, tensor in tensors.items():
+        end = start + tensor.numel() * dtype.itemsize
+        table[name] = {"dtype": KINDS[dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
