@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
+    _grow(command("grow", commands.grow, "grow a checkpoint of your own, without training it, into a new folder"))
     _reproduce(command("reproduce", commands.reproduce, "retrain the beginning of stored runs, and compare with their curves"))
     _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
     _show(command("show", commands.show, "the card of a method, an experiment or an architecture"))
@@ -138,6 +139,31 @@ def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("--open", action="store_true", help="open the page in a browser: that of the board, if there is one")
     report.add_argument(
         "--price", type=_positive, metavar="PER_HOUR", help="of the machine, in any currency: adds what each method's time costs"
+    )
+
+
+def _grow(grow: argparse.ArgumentParser) -> None:
+    grow.add_argument("source", metavar="SOURCE", help="a folder with config.json and safetensors, or an id on the hub")
+    grow.add_argument(
+        "--to",
+        required=True,
+        metavar="SIZES",
+        help="layers=32,width=2048: any of layers, width, heads, kv_heads, head_dim, ffn; the others follow in the source's "
+        "proportions",
+    )
+    grow.add_argument(
+        "--method",
+        default="hypercloning",
+        metavar="METHOD",
+        help="a name, ./file.py or ./file.py:Class, of a method that needs no data; default: hypercloning",
+    )
+    grow.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="such as hypercloning.noisy=false")
+    grow.add_argument("--seed", type=_seed, default=0, metavar="N", help="of what the method draws at random; default: 0")
+    grow.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    grow.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print each tensor's old and new shape, parameters, bytes, and where layers come from; write nothing",
     )
 
 
@@ -232,6 +258,12 @@ def _seeds(text: str) -> list[int]:
     if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32 or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r}: must be different whole numbers from 0 to 2^32 - 1, such as 0,1,2")
     return seeds
+
+
+def _seed(text: str) -> int:
+    if len(seeds := _seeds(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be one whole number")
+    return seeds[0]
 
 
 def _budgets(text: str) -> list[float]:

@@ -236,3 +236,19 @@ def bench(options: argparse.Namespace) -> int:
         specs, folder = stages.expanded(options.methods), options.results / experiment.name
         print(step_times.bench(experiment, specs, device, options.rounds, folder))
     return 0
+
+
+def grow(options: argparse.Namespace) -> int:
+    stages.prepare()
+
+    from growbench.tools import grow as growing
+    from growbench.tools.grow_table import table
+
+    again = ["growbench", "grow", options.source, "--to", options.to, "--method", options.method]
+    again += [part for each in options.set for part in ("--set", each)]
+    command = shlex.join([*again, "--seed", str(options.seed), "--out", str(options.out)])
+    growth = growing.planned(
+        growing.Request(options.source, options.to, options.method, options.set, options.seed, options.out, command)
+    )
+    print(table(growth) if options.dry_run else growing.grow(growth))
+    return 0

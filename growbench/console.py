@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -68,6 +68,13 @@ def lasting_streams() -> Iterator[Lasting]:
         out.flush()
         err.flush()
         sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def byte_bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
+    """The progress of writing so many bytes, in a terminal. Gives the function that is told how many more were written."""
+    with tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, leave=False, dynamic_ncols=True) as bar:
+        yield bar.update
 
 
 class Progress:

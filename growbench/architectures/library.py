@@ -36,6 +36,10 @@ META = torch.device("meta")
 class Library(Protocol):
     """One architecture in its library. An unreadable checkpoint raises UsageError, or an error of the library."""
 
+    @property
+    def stock(self) -> Any:
+        """The library's class."""
+
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Save one of our models, with its tokenizer if it reads text, as a checkpoint of the library's class."""
 
@@ -62,6 +66,9 @@ class Library(Protocol):
 
     def change(self, model: nn.Module, settings: Mapping[str, float]) -> None:
         """Change such settings, in the model and in its library's configuration. Raises UsageError for one that it lacks."""
+
+    def settings_json(self, settings: Mapping[str, float]) -> dict[str, Any]:
+        """Such settings as config.json has them."""
 
     def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         """Random inputs (text: one sequence of `sequence_length`) and the logits (N, vocabulary) of the library's model."""
@@ -188,6 +195,9 @@ class Transformers:
                 if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
                     module.eps = value
 
+    def settings_json(self, settings: Mapping[str, float]) -> dict[str, Any]:
+        return {self.norm_eps: settings[NORM_EPS]} if NORM_EPS in settings else {}
+
     def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         config: Any = stock.config
         inputs = torch.randint(config.vocab_size, (1, sequence_length), generator=torch.Generator().manual_seed(0))
@@ -261,6 +271,9 @@ class Timm:
     def change(self, model: nn.Module, settings: Mapping[str, float]) -> None:
         if settings:
             raise UsageError(f"{type(model).__name__} has no setting {min(settings)!r}: timm's configurations cannot hold any")
+
+    def settings_json(self, settings: Mapping[str, float]) -> dict[str, Any]:
+        return {}
 
     def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         size: Any = stock.patch_embed.img_size  # type: ignore[union-attr]

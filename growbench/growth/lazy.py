@@ -129,6 +129,11 @@ class Evaluation:
         return self._kept[key]
 
 
+def lazy(value: Tensor) -> Lazy:
+    """A tensor that is known, if it is not lazy already."""
+    return value if isinstance(value, Lazy) else Lazy(Stored(_meta(value), lambda wanted: selected(value, wanted)))
+
+
 def selected(value: Tensor, wanted: Selection) -> Tensor:
     """The wanted part of a tensor; a view of it where all indices are consecutive."""
     for dim, indices in wanted.items():
@@ -200,7 +205,7 @@ class Lazy(Tensor):
     def __new__(cls, node: Node, base: Lazy | None = None, view: View | None = None) -> Lazy:
         meta = node.meta
         lazy: Lazy = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, meta.shape, strides=meta.stride(), dtype=meta.dtype, device="cpu"
+            cls, meta.shape, strides=meta.stride(), dtype=meta.dtype, device=torch.device("cpu")
         )
         lazy._node, lazy._lazy_base, lazy._view = node, base, view
         return lazy
@@ -218,11 +223,11 @@ class Lazy(Tensor):
         """The wanted part. Its type may be a narrower one that holds the same entries."""
         return (at or Evaluation()).value(self.node, wanted)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"Lazy({list(self.shape)}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         kwargs = kwargs or {}
         if function._schema.is_mutable:
             return _written(function, args, kwargs)
@@ -242,7 +247,7 @@ class Lazy(Tensor):
         first = tree_map(_node, args[0])
 
         def recorded(meta: Tensor, place: int | None) -> Lazy:
-            view = View(function, *rest, place)
+            view = View(function, rest[0], rest[1], place)
             return cls(view.on(first, meta), args[0] if is_view else None, view if is_view else None)
 
         if isinstance(result, Tensor):
@@ -277,7 +282,8 @@ def _written(function: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(target, Lazy):
         _at_once(function, args, kwargs)
         return target
-    root, views = target, []
+    root = target
+    views: list[View] = []
     while root._lazy_base is not None and root._view is not None:
         views.insert(0, root._view)
         root = root._lazy_base

@@ -106,7 +106,7 @@ class _LargeAreLazy(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         packet, generator = function.overloadpacket, kwargs.get("generator")
-        ours = generator is not None and generator._cdata == self.generator._cdata  # wrapped anew in each call
+        ours = generator is not None and generator._cdata == self.generator._cdata  # type: ignore[attr-defined]  # wrapped anew in each call
         if packet in FILLS and prod(args[0]) >= LARGE:
             return Lazy(Filled(_meta(function, args, kwargs), FILLS[packet]))
         if packet in DRAWS and ours and prod(args[0]) >= LARGE:

@@ -5,7 +5,7 @@ Each rule says along which dimensions of the result a selection can be passed on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Rule:
 
 def of(op: Operation) -> Rule:
     """The rule of an operation; without one, the inputs are computed whole."""
+    maker: Callable[[Operation], Rule | None]
     if isinstance(op.function, InPlace):
         maker = _in_place
     elif torch.Tag.reduction in op.function.tags:
@@ -119,10 +120,10 @@ def _in_place(op: Operation) -> Rule | None:
     return Rule([dim for dim in _all(op) if dim not in touched], compute)
 
 
-def _sliced(args: Any, shape: torch.Size) -> tuple[int, range]:
+def _sliced(args: Sequence[Any], shape: torch.Size) -> tuple[int, range]:
     """The dimension of a slice, and its indices."""
-    dim, start, end, step = (*args, *(0, None, None, 1)[len(args) :])
-    return dim % len(shape), range(shape[dim])[start:end:step]
+    dim, *bounds = args or (0,)
+    return dim % len(shape), range(shape[dim])[slice(*bounds) if len(bounds) > 1 else slice(*bounds, None)]
 
 
 def _reduction(op: Operation) -> Rule | None:

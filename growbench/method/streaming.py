@@ -17,7 +17,7 @@ from growbench.architectures.library import META
 from growbench.config.schema import ModelConfig, Training
 from growbench.errors import Interrupted, UsageError
 from growbench.growth import Weights
-from growbench.growth.lazy import Lazy
+from growbench.growth.lazy import Lazy, lazy
 from growbench.growth.lazy_draws import large_are_lazy
 from growbench.method.interface import Method, Phase, Task, check_lengths
 from growbench.method.training_state import Grow, Trained
@@ -33,7 +33,7 @@ class NeedsData(Exception):
 class Grown:
     """The target as the method grew it, before any training."""
 
-    tensors: Mapping[str, Tensor]  # by the names of the architecture's table, lazy or not
+    tensors: Mapping[str, Lazy]  # by the names of the architecture's table
     sizes: ModelConfig
     settings: Mapping[str, float]  # those that differ from the source's
 
@@ -42,7 +42,9 @@ class StreamingTask(Task):
     """Growth alone: `phases` is followed up to its first yield."""
 
     @classmethod
-    def growing(cls, architecture: Architecture, source: ModelConfig, target: ModelConfig, stored: Mapping[str, Tensor], seed: int) -> StreamingTask:
+    def growing(
+        cls, architecture: Architecture, source: ModelConfig, target: ModelConfig, stored: Mapping[str, Tensor], seed: int
+    ) -> StreamingTask:
         """The task of growing a checkpoint with these lazy tensors."""
         rng = torch.Generator().manual_seed(seed)
         task = cls(architecture, target, BUDGET.steps, BUDGET, torch.device("cpu"), rng, source)
@@ -53,7 +55,9 @@ class StreamingTask(Task):
         weights = _weights_of(model)
         return super().read(model) if weights is None else dict(weights)
 
-    def model_from(self, weights: Weights, config: ModelConfig | None = None, settings: Mapping[str, float] | None = None) -> nn.Module:
+    def model_from(
+        self, weights: Weights, config: ModelConfig | None = None, settings: Mapping[str, float] | None = None
+    ) -> nn.Module:
         config = config or self.target_config
         check_lengths(weights, config)
         with META:
@@ -80,20 +84,23 @@ def grown(name: str, method: Method, task: StreamingTask) -> Grown:
     try:
         if method.keeps_source:
             raise NeedsData
+        torch.manual_seed(task.rng.initial_seed())  # as a run does, for the target that some methods begin with
         with large_are_lazy(task.rng):
             phase: Phase = next(iter(method.phases(task)))
             weights = _weights_of(phase.model)
             if weights is None or sizes_of(phase.model) != task.target_config:
                 raise NeedsData
-            tensors = task.architecture.native(weights, task.target_config)
+            native = task.architecture.native(weights, task.target_config)
     except NeedsData:
-        raise UsageError(f"{name} needs data before its target exists: growbench run EXPERIMENT --methods {name} --save trains and saves it") from None
+        raise UsageError(
+            f"{name} needs data before its target exists: growbench run EXPERIMENT --methods {name} --save trains and saves it"
+        ) from None
     except (UsageError, Interrupted):
         raise
     except Exception as error:
         raise UsageError(f"{name} cannot grow this checkpoint: {type(error).__name__}: {error}") from error
-    _check_shapes(tensors, phase.model)
-    return Grown(tensors, task.target_config, changed_settings(phase.model))
+    _check_shapes(native, phase.model)
+    return Grown({name: lazy(tensor) for name, tensor in native.items()}, task.target_config, changed_settings(phase.model))
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Writes tensors as safetensors, in one file or several with an index as transformers does, while they are computed row by row."""
+"""Writes tensors as safetensors, in one file or several with an index, while they are computed row by row."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def shards(tensors: Mapping[str, Lazy], dtype: torch.dtype, most: int = SHARD) -
     return [Shard(f"model-{number:05}-of-{len(groups):05}.safetensors", group) for number, group in enumerate(groups, 1)]
 
 
-def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written: Callable[[int], object], most: int = SHARD) -> dict[str, str]:
+def write(
+    folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written: Callable[[int], object], most: int = SHARD
+) -> dict[str, str]:
     """Write the tensors in this type. Returns the sha256 of each file.
 
     `written` gets the number of bytes of each part. Raises UsageError for entries that the type cannot hold, OSError if the disk
@@ -96,7 +98,7 @@ class _Writer:
     def _later(self, part: Tensor) -> None:
         if len(self.waiting) >= AHEAD:
             self.waiting.popleft().result()
-        data = memoryview(part.reshape(-1).view(torch.uint8).numpy())
+        data = memoryview(part.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         self.waiting.append(self.thread.submit(self._put, data))
 
     def _put(self, data: bytes | memoryview) -> None:

@@ -1,4 +1,4 @@
-"""Reads the tensors of a checkpoint one by one, or in part, from safetensors in one file or several. Nothing is mapped into memory.
+"""Reads the tensors of a checkpoint one by one, or in part, from safetensors in one file or several, none of it mapped.
 
 A checkpoint that cannot be read in full and safely is refused, before any of its tensors is read where its headers show it.
 """
@@ -11,6 +11,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from growbench.config import plain
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
 from growbench.files import sha256
-from growbench.growth.lazy import Indices, Lazy, Selection, Stored, runs, selected
+from growbench.growth.lazy import Lazy, Selection, Stored, runs, selected
 from growbench.runs.checkpoints import CARD, INDEX, one_line
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -53,7 +54,7 @@ class Checkpoint:
     sizes: ModelConfig
     places: dict[str, Place]
     left_out: list[str]  # names of tensors that the family's model does not have, and its library leaves out too
-    _finite: set[str] = field(default_factory=set)
+    reads: set[str] = field(default_factory=set)  # names of tensors that were read, in whole or in part
     _latest: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
 
     @property
@@ -63,10 +64,8 @@ class Checkpoint:
     def tensors(self) -> dict[str, Lazy]:
         """Each tensor, read when it is wanted. Half precision counts as float32, in which methods compute."""
         wide = torch.promote_types(self.dtype, torch.float32)
-        return {
-            name: Lazy(Stored(torch.empty(place.shape, dtype=wide, device="meta"), lambda wanted, name=name: self.read(name, wanted)))
-            for name, place in self.places.items()
-        }
+        shapes = {name: torch.empty(place.shape, dtype=wide, device="meta") for name, place in self.places.items()}
+        return {name: Lazy(Stored(meta, partial(self.read, name))) for name, meta in shapes.items()}
 
     def read(self, name: str, wanted: Selection) -> Tensor:
         """The wanted part of a tensor, in the type that it is stored in. Raises UsageError for NaN and infinity."""
@@ -90,17 +89,17 @@ class Checkpoint:
         data = torch.empty(len(rows) * row, dtype=torch.uint8)
         with place.file.open("rb", buffering=0) as file:
             file.seek(place.start + rows.start * row)
-            if file.readinto(data.numpy()) != len(data):  # type: ignore[attr-defined]
+            if file.readinto(memoryview(data.numpy())) != len(data):  # type: ignore[arg-type]
                 raise UsageError(f"{place.file}: ends within {name}")
         value = data.view(dtype).view(len(rows), *place.shape[1:]) if place.shape else data.view(dtype)[0]
         if not is_finite(value):
             raise UsageError(f"{self.folder}: {name} holds NaN or infinity")
-        self._finite.add(name)
+        self.reads.add(name)
         return value
 
     def check_rest(self) -> None:
         """Raise UsageError if a tensor that was not needed holds NaN or infinity."""
-        for name in self.places.keys() - self._finite:
+        for name in self.places.keys() - self.reads:
             self.read(name, {})
 
     def digests(self) -> dict[str, str]:

@@ -23,8 +23,8 @@ def card(found: Found) -> str:
     """The card under the method's name, at most 100 columns wide."""
     cls = type(found.method)
     lines = [found.name]
-    for part in re.split(r"\n\n|\n(?=[A-Z][\w -]*: |\w+: )", inspect.getdoc(cls) or ""):
-        lines += _wrapped(" ".join(part.split()), 4, 4)
+    for part in parts(found.method):
+        lines += _wrapped(part, 4, 4)
     fields = [each for each in dataclasses.fields(cls) if not is_common(each)]  # type: ignore[arg-type]
     lines.append("    Hyperparameters:" if fields else "    Hyperparameters: none")
     comments = _comments(cls)
@@ -32,6 +32,11 @@ def card(found: Found) -> str:
         comment = comments.get(field.name, "")
         lines += _wrapped(f"{_setting(field)}  {comment}".rstrip(), 8, 12)
     return "\n".join([*lines, f"    Source: {_source(found.method)}", f"    {cls.paper}"])
+
+
+def parts(method: Method) -> list[str]:
+    """The paragraphs of a method's description, such as "Function preserving: in width at integer ratios.", each in one line."""
+    return [" ".join(part.split()) for part in re.split(r"\n\n|\n(?=[A-Z][\w -]*: |\w+: )", inspect.getdoc(type(method)) or "")]
 
 
 def common_card() -> str:
