@@ -122,8 +122,8 @@ def _in_place(op: Operation) -> Rule | None:
 
 def _sliced(args: Sequence[Any], shape: torch.Size) -> tuple[int, range]:
     """The dimension of a slice, and its indices."""
-    dim, *bounds = args or (0,)
-    return dim % len(shape), range(shape[dim])[slice(*bounds) if len(bounds) > 1 else slice(*bounds, None)]
+    dim, start, end, step = [*args, *[0, None, None, None][len(args) :]]
+    return dim % len(shape), range(shape[dim])[slice(start, end, step)]
 
 
 def _reduction(op: Operation) -> Rule | None:
