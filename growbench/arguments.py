@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     _run(command("run", commands.run, "train every method, then make the report"))
+    _jobs(command("jobs", commands.jobs, "print a command for each run, for many machines; or submit them to Slurm"))
     _tune(
         command(
             "tune", commands.tune, "search learning rate, warm-up and hyperparameters of every method, with as many trials each"
@@ -66,28 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(run: argparse.ArgumentParser) -> None:
-    _add_experiment(run)
-    _add_methods(run)
-    _add_device(run)
-    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
-    _add_results(run)
-    run.add_argument(
-        "--protocol",
-        choices=("single", "ladder", "equal-cost"),
-        default="single",
-        help="single: one budget, costs are read off each run's curve (default); ladder: several budgets, each with a complete "
-        "learning-rate schedule; equal-cost: one budget, and scratch also at the cost of each method, with a complete schedule",
-    )
-    run.add_argument(
-        "--budgets",
-        type=_budgets,
-        metavar="0.4,0.7,1",
-        help="with ladder: shares of the budget, those above 1 for scratch alone; default: 0.4,0.55,0.7,0.85,1",
-    )
-    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
-    run.add_argument(
-        "--stop-at-target", action="store_true", help="end each run at its first evaluation at or below --target-loss"
-    )
+    _add_request(run)
     run.add_argument(
         "--tensor-parallel",
         type=int,
@@ -110,6 +90,57 @@ def _run(run: argparse.ArgumentParser) -> None:
         metavar="FLOP/s",
         help="with --dry-run: the speed that times are estimated from, such as 150e12; default: measured here. With it, the "
         "device of --device need not exist",
+    )
+    run.add_argument(
+        "--only",
+        metavar="I/N",
+        help="train only this part of the runs, such as 2/8, or only named ones, such as ligo-seed0; make no report: for several "
+        "machines that share --results",
+    )
+
+
+def _jobs(jobs: argparse.ArgumentParser) -> None:
+    _add_request(jobs)
+    jobs.add_argument(
+        "--throughput",
+        type=_positive,
+        metavar="FLOP/s",
+        help="the speed that times are estimated from, such as 150e12; default: measured here",
+    )
+    jobs.add_argument(
+        "--slurm",
+        action="append",
+        type=_assignment,
+        default=[],
+        metavar="KEY=VALUE",
+        help="submit the commands as job arrays with these parameters of sbatch or of submitit, such as partition=gpu or "
+        "timeout_min=600; interrupted jobs are queued again. cluster=local runs them here",
+    )
+
+
+def _add_request(run: argparse.ArgumentParser) -> None:
+    """What is to be trained."""
+    _add_experiment(run)
+    _add_methods(run)
+    _add_device(run)
+    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    _add_results(run)
+    run.add_argument(
+        "--protocol",
+        choices=("single", "ladder", "equal-cost"),
+        default="single",
+        help="single: one budget, costs are read off each run's curve (default); ladder: several budgets, each with a complete "
+        "learning-rate schedule; equal-cost: one budget, and scratch also at the cost of each method, with a complete schedule",
+    )
+    run.add_argument(
+        "--budgets",
+        type=_budgets,
+        metavar="0.4,0.7,1",
+        help="with ladder: shares of the budget, those above 1 for scratch alone; default: 0.4,0.55,0.7,0.85,1",
+    )
+    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
+    run.add_argument(
+        "--stop-at-target", action="store_true", help="end each run at its first evaluation at or below --target-loss"
     )
     run.add_argument("--save", action="store_true", help="keep each trained model in RUN/model, for transformers or timm")
     run.add_argument(
@@ -277,6 +308,13 @@ def _budgets(text: str) -> list[float]:
             f"{text!r}: must be different shares above 0 and up to 100, with 1 and a smaller one among them"
         )
     return budgets
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be KEY=VALUE, such as partition=gpu")
+    return key, value
 
 
 def _steps(text: str) -> int:

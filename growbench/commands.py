@@ -28,7 +28,8 @@ def _methods(names: str | None, experiment: Experiment) -> list[Found]:
     return registry.get_all(stages.specs_of(names, experiment), experiment.methods)
 
 
-def run(options: argparse.Namespace) -> int:
+def _check_request(options: argparse.Namespace) -> None:
+    """Raise UsageError for options that do not go together."""
     if options.budgets and options.protocol != "ladder":
         raise UsageError("--budgets: only with --protocol ladder")
     if options.stop_at_target and options.protocol == "equal-cost":
@@ -37,6 +38,12 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             "--stop-at-target: needs --target-loss X: the default target, the loss that scratch ends at, differs in every seed"
         )
+
+
+def run(options: argparse.Namespace) -> int:
+    _check_request(options)
+    if options.only is not None and options.dry_run:
+        raise UsageError("--only: not with --dry-run")
     if options.throughput and not options.dry_run:
         raise UsageError("--throughput: only with --dry-run")
     experiment = loading.load(options.experiment, options.set)
@@ -44,6 +51,9 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return _forecast(options, specs)
     succeeded = stages.train(options, specs, experiment)
+    if options.only is not None:
+        print(f"next, once all parts are done: growbench report {shlex.quote(str(options.results / experiment.name))}")
+        return 0 if succeeded else 1
     return _report_of(options, options.results / experiment.name, succeeded)
 
 
@@ -82,6 +92,23 @@ def _report_of(options: argparse.Namespace, folder: Path, succeeded: bool) -> in
     print((page.parent / reports.VERDICT).read_text(encoding="utf-8"))
     print(f"report: {page}")
     return 0 if succeeded else 1
+
+
+def jobs(options: argparse.Namespace) -> int:
+    _check_request(options)
+    experiment = loading.load(options.experiment, options.set)
+    specs = stages.specs_of(options.methods, experiment)
+
+    from growbench.tools.job_list import job_list
+
+    made = job_list(options, specs)
+    print(made.text)
+    if options.slurm:
+        from growbench.tools import slurm
+
+        for line in slurm.submit(made, dict(options.slurm), options.results / experiment.name / slurm.FOLDER):
+            say(line)
+    return 0
 
 
 def tune(options: argparse.Namespace) -> int:

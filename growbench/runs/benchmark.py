@@ -15,7 +15,7 @@ from growbench.files import check_folder
 from growbench.planning.branches import branching_step
 from growbench.planning.budgets import Budgets
 from growbench.planning.plan import check_sizes, refuse
-from growbench.registry import SCRATCH, Found
+from growbench.registry import SCRATCH, SOURCE, Found
 from growbench.runs import store
 from growbench.runs.claims import Claims
 from growbench.runs.execution import Branch, Execution
@@ -23,6 +23,8 @@ from growbench.runs.jobs import Job, Setting
 from growbench.runs.records import RunStatus
 from growbench.runs.sources import Sources
 from growbench.training import tensor_parallel
+
+Ladder = Sequence[Job]  # one method on one seed at some budgets, the longest first
 
 
 class JobState(Enum):
@@ -37,13 +39,20 @@ class Benchmark:
     """Trains methods on one experiment.
 
     `target_loss`: nats; None: the mean loss at the end of scratch's curves. `follows`: a benchmark in another process has checked
-    the experiment and the methods, and has trained scratch and the source, which this one only reads.
+    the experiment and the methods, and has trained scratch and the source, which this one only reads. `only`: names of the runs
+    to train, and of sources; None: all.
     """
 
     def __init__(
-        self, setting: Setting, budgets: Budgets | None = None, target_loss: float | None = None, follows: bool = False
+        self,
+        setting: Setting,
+        budgets: Budgets | None = None,
+        target_loss: float | None = None,
+        follows: bool = False,
+        only: Collection[str] | None = None,
     ) -> None:
         self.setting, self.budgets, self.target_loss, self.follows = setting, budgets or Budgets(), target_loss, follows
+        self.only = only
         self.claims = Claims(setting.folder, setting.parallel)
         self.sources = Sources(setting, self.claims, trains=not follows)
 
@@ -65,17 +74,24 @@ class Benchmark:
         foreign = [found for found in methods if found.foreign and found.name != SCRATCH]
         scratch = [found for found in methods if found.name == SCRATCH]
         others = [found for found in methods if not (found.foreign or found.name == SCRATCH)]
-        first = Round(self.setting, self.budgets, self.claims, self.sources, data, self.target_loss)
-        succeeded = first.finish(_jobs(scratch, seeds))
+        first = Round(self.setting, self.claims, self.sources, data, self.target_loss)
+        succeeded = first.finish(self._ladders(scratch, seeds))
         target_loss = self._scratch_loss(seeds) if self.target_loss is None else self.target_loss
         rest = replace(first, target_loss=target_loss)
-        succeeded &= rest.finish(_jobs(others, seeds))
-        for seed in sorted({*sources_of, *(self.growing(foreign, seeds, data) if foreign else ())}):
-            self.sources.of(seed)
+        succeeded &= rest.finish(self._ladders(others, seeds))
+        named = [seed for seed in seeds if store.name(SOURCE, seed) in (self.only or ())]
+        for seed in sorted({*sources_of, *named, *(self.growing(foreign, seeds, data) if foreign else ())}):
+            succeeded &= self.sources.of(seed) is not None or seed not in named
         if foreign:
             self.sources.trains = False
-            succeeded &= rest.finish(_jobs(foreign, seeds))
+            succeeded &= rest.finish(self._ladders(foreign, seeds))
         return succeeded
+
+    def _ladders(self, methods: Iterable[Found], seeds: Iterable[int]) -> list[Ladder]:
+        """The runs to do of each method on each seed, at every budget, the longest first."""
+        every = [[Job(found, seed, share) for share in self.budgets.of(found.name)] for seed in seeds for found in methods]
+        ladders = [[job for job in ladder if self.only is None or job.name in self.only] for ladder in every]
+        return [ladder for ladder in ladders if ladder]
 
     def check(self, methods: Iterable[Found]) -> Data:
         """Load the data. Raises UsageError for a request that cannot be carried out."""
@@ -93,8 +109,7 @@ class Benchmark:
 
     def growing(self, methods: Iterable[Found], seeds: Iterable[int], data: Data) -> list[int]:
         """The seeds on which one of these methods has a run left to train that grows a source."""
-        shares = {found.name: self.budgets.of(found.name) for found in methods}
-        jobs = [Job(found, seed, share) for seed in seeds for found in methods for share in shares[found.name]]
+        jobs = [job for ladder in self._ladders(methods, seeds) for job in ladder]
         return sorted({job.seed for job in jobs if job.uses_source and not self.setting.is_done(job, data)})
 
     def _announce(self, data: Data) -> None:
@@ -112,40 +127,35 @@ class Benchmark:
         return statistics.fmean(losses) if losses else None
 
 
-def _jobs(methods: Sequence[Found], seeds: Sequence[int]) -> list[Job]:
-    return [Job(found, seed) for seed in seeds for found in methods]
-
-
 @dataclass(frozen=True)
 class Round:
     """Jobs of a benchmark that know the same target loss: those of scratch, and then those of the other methods."""
 
     setting: Setting
-    budgets: Budgets
     claims: Claims
     sources: Sources
     data: Data
     target_loss: float | None  # nats; for progress only
 
-    def finish(self, jobs: Sequence[Job]) -> bool:
+    def finish(self, ladders: Sequence[Ladder]) -> bool:
         """Do all jobs: first those that no other process is training, then wait for the others. Returns False if one failed."""
-        succeeded, left = True, list(jobs)
+        succeeded, left = True, list(ladders)
         elsewhere: set[str] = set()  # jobs that another process was training
         while left:
-            done = {job.name: self._work(job, job.name in elsewhere) for job in left}
-            succeeded &= JobState.FAILED not in done.values()
-            left = [job for job in left if done[job.name] == JobState.ELSEWHERE]
-            if left:
-                self.claims.wait({job.name for job in left} - elsewhere)
-                elsewhere |= {job.name for job in left}
+            done = [self._work(ladder, ladder[0].name in elsewhere) for ladder in left]
+            succeeded &= JobState.FAILED not in done
+            left = [ladder for ladder, state in zip(left, done, strict=True) if state == JobState.ELSEWHERE]
+            if names := {ladder[0].name for ladder in left}:
+                self.claims.wait(names - elsewhere)
+                elsewhere |= names
         return succeeded
 
-    def _work(self, full: Job, was_elsewhere: bool) -> JobState:
-        """Train a method on a seed at every budget, unless it is done, or another process is training it or failed to."""
-        with self.claims.claimed(full.name) as mine:
+    def _work(self, ladder: Ladder, was_elsewhere: bool) -> JobState:
+        """Train a method on a seed, unless it is done, or another process is training it or failed to."""
+        full = replace(ladder[0], budget_share=1.0)
+        with self.claims.claimed(*(job.name for job in ladder)) as mine:
             if not mine:
                 return JobState.ELSEWHERE
-            ladder = [replace(full, budget_share=share) for share in self.budgets.of(full.found.name)]
             missing = [job for job in ladder if not self.setting.done(job, self.data)]
             for job in ladder:  # a killed process may have left some
                 if not missing or (job not in missing and job != full):

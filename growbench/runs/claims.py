@@ -23,17 +23,18 @@ class Claims:
     parallel: Parallel
 
     @contextmanager
-    def claimed(self, name: str) -> Iterator[bool]:
-        """Lock the runs of that name until the end of the `with` block. Yields False if another process holds the lock."""
-        lock = FileLock(self.folder / ".locks" / f"{name}.lock")
+    def claimed(self, *names: str) -> Iterator[bool]:
+        """Lock the runs of these names until the end of the `with` block. Yields False if another process holds one."""
+        locks = [FileLock(self.folder / ".locks" / f"{name}.lock") for name in names]
         with contextlib.suppress(Timeout):
-            if self.parallel.is_main_process:
+            for lock in locks if self.parallel.is_main_process else []:
                 lock.acquire(blocking=False)
-        (mine,) = self.parallel.any_process(lock.is_locked)
+        (mine,) = self.parallel.any_process(all(lock.is_locked for lock in locks))
         try:
             yield mine
         finally:
-            lock.release()
+            for lock in locks:
+                lock.release()
 
     def wait(self, names: Collection[str]) -> None:
         """Wait for one second. `names`: the runs to name as waited for."""

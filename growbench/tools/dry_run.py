@@ -76,10 +76,10 @@ def forecast(
 ) -> str:
     """Forecast every method at each of its budgets. `speed` is in FLOP/s; None: it is measured, on a device that exists."""
     vocabulary = vocabulary_size(experiment.data)
-    sources, source_flops = _source(experiment, methods, vocabulary, device)
+    sources, source_flops = source_rows(experiment, methods, vocabulary, device)
     rows = [
         replace(
-            _row(experiment, found, share, vocabulary, device, source_flops),
+            row_of(experiment, found, share, vocabulary, device, source_flops),
             equals=budgets.scratch_alone.get(share, ()) if found.name == SCRATCH else (),
         )
         for found in methods
@@ -102,7 +102,7 @@ def forecast(
     )
 
 
-def _source(
+def source_rows(
     experiment: Experiment, methods: Sequence[Found], vocabulary: int, device: torch.device
 ) -> tuple[list[Row], float | None]:
     """The row of the source, if one is trained, and the FLOPs that the build ledger charges for it."""
@@ -114,9 +114,10 @@ def _source(
     return [row], row.flops
 
 
-def _row(
-    experiment: Experiment, found: Found, share: float, vocabulary: int, device: torch.device, source_flops: float | None
+def row_of(
+    experiment: Experiment, found: Found, share: float, vocabulary: int, device: torch.device, source_flops: float | None = None
 ) -> Row:
+    """The row of a method at a share of the budget. `source_flops`: what the build ledger charges for its source, if known."""
     own, name = experiment.at(share, found.training), found.name + f" x {share:g}" * (share != 1)
     source = source_flops if found.method.uses_source else 0.0
     try:

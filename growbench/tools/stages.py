@@ -26,7 +26,21 @@ if TYPE_CHECKING:
 def train(options: argparse.Namespace, specs: Sequence[str], experiment: Experiment) -> bool:
     """Train the methods that these specs name. False if one failed. Raises UsageError before any training."""
     own, foreign = split(specs, experiment)
+    options.only = _selected(options, specs, experiment)
     return _train_apart(options, own, foreign) if foreign else _train(options, own)
+
+
+def _selected(options: argparse.Namespace, specs: Sequence[str], experiment: Experiment) -> frozenset[str] | None:
+    """The names of the runs to train; None: all. Raises UsageError for --only of what is no run of this request."""
+    if options.only is None:
+        return None
+    from growbench.runs import store
+    from growbench.tools import shares
+
+    methods = registry.named(specs, experiment.methods)
+    request = shares.units(experiment, methods, options.seeds, _shared_budgets(options, experiment))
+    trained = [] if experiment.pretrained else [store.name(registry.SOURCE, seed) for seed in options.seeds]
+    return shares.selected(options.only, request, trained, any_budget=options.protocol == "equal-cost")
 
 
 def split(specs: Sequence[str], experiment: Experiment) -> tuple[list[str], list[str]]:
@@ -120,7 +134,6 @@ def asked(options: argparse.Namespace, specs: Sequence[str]) -> tuple[Experiment
 def _benchmark(options: argparse.Namespace, experiment: Experiment, stage: str = "", follows: bool = False) -> Benchmark:
     """The benchmark, with the budgets that all methods share."""
     from growbench.costs.hardware import choose_device
-    from growbench.planning.budgets import LADDER, Budgets
     from growbench.runs.benchmark import Benchmark
     from growbench.runs.jobs import Setting
     from growbench.training import parallel
@@ -128,8 +141,14 @@ def _benchmark(options: argparse.Namespace, experiment: Experiment, stage: str =
     processes = parallel.start(choose_device(options.device), options.tensor_parallel, options.shard, stage)
     stop_at_loss = options.target_loss if options.stop_at_target else None
     setting = Setting(experiment, options.results / experiment.name, processes, stop_at_loss, options.save)
-    budgets = Budgets.ladder(experiment, options.budgets or LADDER) if options.protocol == "ladder" else Budgets()
-    return Benchmark(setting, budgets, options.target_loss, follows)
+    return Benchmark(setting, _shared_budgets(options, experiment), options.target_loss, follows, options.only)
+
+
+def _shared_budgets(options: argparse.Namespace, experiment: Experiment) -> Budgets:
+    """Those that every method has."""
+    from growbench.planning.budgets import LADDER, Budgets
+
+    return Budgets.ladder(experiment, options.budgets or LADDER) if options.protocol == "ladder" else Budgets()
 
 
 def budgets_of(
@@ -141,13 +160,11 @@ def budgets_of(
 ) -> Budgets:
     """`costs`: of methods that are planned elsewhere."""
     from growbench.data.shapes import vocabulary_size
-    from growbench.planning.budgets import LADDER, Budgets, equal_cost
+    from growbench.planning.budgets import equal_cost
     from growbench.runs import saved_models
 
-    if options.protocol == "single":
-        return Budgets()
-    if options.protocol == "ladder":
-        return Budgets.ladder(experiment, options.budgets or LADDER)
+    if options.protocol != "equal-cost":
+        return _shared_budgets(options, experiment)
     pretrained_flops = saved_models.cost(experiment.pretrained).flops if experiment.pretrained else None
     return equal_cost(experiment, methods, vocabulary_size(experiment.data), pretrained_flops, dp_degree, costs)
 
