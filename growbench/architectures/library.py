@@ -154,7 +154,7 @@ class Transformers:
         config, own = AutoConfig.from_pretrained(folder, trust_remote_code=False), self.stock.config_class.model_type
         if config.model_type != own:
             raise UsageError(f"is a model of type {config.model_type!r}, the experiment's are of type {own!r}")
-        found: dict[str, Any] = {name: getattr(config, key) for key, name in self.names.items()}
+        found: dict[str, Any] = {name: getattr(config, key, None) for key, name in self.names.items()}
         if found.get("head_dim") == config.hidden_size // config.num_attention_heads:
             del found["head_dim"]
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -1,0 +1,264 @@
+"""What growbench promises of every family: each promise is a number that is measured on a checkpoint of the family's library.
+
+The checkpoints have settings unlike their class's own wherever there is a choice. The manual's table of families is made from
+what is measured here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from growbench import architectures
+from growbench.architectures import Architecture, sizes_of
+from growbench.config.schema import ModelConfig
+from growbench.growth import maps
+from growbench.growth.weights import Axis, Weights, deepen, widen
+
+LENGTH = 12  # tokens: more than the windows below
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family, and the settings of a small checkpoint of it.
+
+    `settings`: of its library's configuration; sizes that are no multiples of each other, and nothing at its usual value.
+    `layers`: of the deepened model. `changes`: the promises that cannot be kept, each with the reason.
+    """
+
+    name: str  # of the architecture
+    settings: Mapping[str, Any]
+    layers: int = 7
+    changes: Mapping[str, str] = field(default_factory=dict)
+
+
+ROPE = {
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "rope_theta": 500_000.0,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1_000_000.0},
+}
+SIZES = {
+    "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
+    "intermediate_size": 20, "vocab_size": 37, "max_position_embeddings": 64, "rms_norm_eps": 1e-2,
+}  # fmt: skip
+FAMILIES = [
+    Family(
+        "llama",
+        {**SIZES, "rope_parameters": ROPE["llama3"], "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
+    ),
+    Family(
+        "qwen3",
+        {
+            **SIZES,
+            "rope_parameters": ROPE["yarn"],
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+        },
+    ),
+]
+
+
+class CastsToDouble(TorchFunctionMode):
+    """Casts to float32 give float64: a library's own code, which computes norms and rotations in float32, in double precision."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+        kwargs = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
+        return (Tensor.double if func is Tensor.float else func)(*args, **kwargs)
+
+
+@contextmanager
+def in_double_precision() -> Iterator[None]:
+    """What is made is float64, and what casts to float32 casts to float64."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad(), CastsToDouble():
+            yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in a folder, as its library loads it and as growbench reads it; both compute in double precision."""
+
+    family: Family
+    folder: Path
+
+    @property
+    def architecture(self) -> Architecture:
+        return architectures.of_checkpoint(self.folder)
+
+    @property
+    def sizes(self) -> ModelConfig:
+        return self.architecture.library.sizes(self.folder)
+
+    def stock(self) -> nn.Module:
+        return self.architecture.library.load(self.folder).double()
+
+    def weights(self) -> Weights:
+        return self.architecture.canonical(self.architecture.library.state(self.stock()), self.sizes)
+
+    def ours(self) -> nn.Module:
+        return self.model(self.weights(), self.sizes)
+
+    def model(self, weights: Weights, sizes: ModelConfig) -> nn.Module:
+        """growbench's model of these sizes with these weights."""
+        return self.architecture.write(weights, self.architecture.build(sizes).double().eval())
+
+    def example(self) -> tuple[Tensor, Tensor]:
+        """Inputs, and the library's logits of them."""
+        stock = self.stock()  # its frequencies of rotation are float32, as ours
+        with in_double_precision():
+            return self.architecture.library.example(stock, LENGTH)
+
+
+def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    with in_double_precision():
+        return model(inputs)  # type: ignore[no-any-return]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def written(family: Family, folder: Path) -> Checkpoint:
+    """A checkpoint of the family's library with random weights, norms and biases too."""
+    stock: Any = architectures.get(family.name).library.stock  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    model = stock(stock.config_class(**family.settings))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return Checkpoint(family, folder)
+
+
+def doubled(sizes: ModelConfig) -> ModelConfig:
+    """Every width twice as large; the heads keep their size."""
+    return replace(
+        sizes, width=2 * sizes.width, heads=2 * sizes.heads, kv_heads=2 * sizes.key_value_heads, ffn=2 * sizes.ffn
+    )
+
+
+def equal(checkpoint: Checkpoint) -> float:
+    """A checkpoint that is read computes what its library computes."""
+    inputs, expected = checkpoint.example()
+    return relative(logits(checkpoint.ours(), inputs), expected)
+
+
+def change(checkpoint: Checkpoint, *grown: tuple[Weights, ModelConfig]) -> float:
+    """The most that growth changes the logits, of several models."""
+    inputs, _ = checkpoint.example()
+    expected = logits(checkpoint.ours(), inputs)
+    return max(relative(logits(checkpoint.model(*each), inputs), expected) for each in grown)
+
+
+def width(checkpoint: Checkpoint) -> float:
+    """Twice the width, heads and neurons copied at random: the most that any of six draws changes the logits."""
+    small, large = checkpoint.sizes, replace(doubled(checkpoint.sizes), ffn=2 * checkpoint.sizes.ffn + 3)
+    weights = checkpoint.weights()
+    draws = [maps.copying(small, large, torch.Generator().manual_seed(seed)) for seed in range(6)]
+    return change(checkpoint, *((widen(weights, draw), large) for draw in draws))
+
+
+def tiling(checkpoint: Checkpoint) -> float:
+    """Twice the width, in order."""
+    large = doubled(checkpoint.sizes)
+    return change(checkpoint, (widen(checkpoint.weights(), maps.tiling(checkpoint.sizes, large)), large))
+
+
+def identities(checkpoint: Checkpoint) -> tuple[Weights, ModelConfig]:
+    """The model with new layers whose output matrices are zero, and its sizes."""
+    small = checkpoint.sizes
+    large = replace(small, layers=checkpoint.family.layers)
+    layers, is_new = among(*(checkpoint.architecture.layer_types(sizes) for sizes in (small, large)))
+    deeper = deepen(checkpoint.weights(), layers)
+    for weight in deeper.values():
+        if weight.residual and Axis.LAYER in weight.axes:
+            weight.value[torch.tensor(is_new)] = 0
+    return deeper, large
+
+
+def among(old: Sequence[Any], new: Sequence[Any]) -> tuple[list[int], list[bool]]:
+    """For each new layer the old one of the same type that it copies, and whether it is added.
+
+    The old layers keep their order, and stand as high as their types allow.
+    """
+    layers, is_new, left = [], [], len(old)
+    for kind in reversed(new):
+        placed = left > 0 and kind == old[left - 1]
+        left -= placed
+        layers.append(left if placed else max(layer for layer, other in enumerate(old) if other == kind))
+        is_new.append(not placed)
+    assert left == 0, f"{old} are not among {new}"
+    return layers[::-1], is_new[::-1]
+
+
+def depth(checkpoint: Checkpoint) -> float:
+    """New layers with zero output matrices are identities."""
+    return change(checkpoint, identities(checkpoint))
+
+
+def grown(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
+    """A checkpoint that is twice as wide and deeper, in a folder: its configuration is the source's with new sizes."""
+    deeper, deep = identities(checkpoint)
+    large = doubled(deep)
+    architecture = checkpoint.architecture
+    native = architecture.native(widen(deeper, maps.tiling(deep, large)), large)
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(architecture.library.config_json(large)))
+    save_file({name: value.contiguous() for name, value in native.items()}, folder / "model.safetensors", {"format": "pt"})
+    return Checkpoint(checkpoint.family, folder)
+
+
+def configuration(checkpoint: Checkpoint) -> float:
+    """A grown checkpoint loads in its library and computes the same: the settings are the source's, the sizes new."""
+    (_, expected), (_, found) = (each.example() for each in (checkpoint, grown(checkpoint, checkpoint.folder / "grown")))
+    return relative(found, expected)
+
+
+def ties(checkpoint: Checkpoint) -> float:
+    """The share of tied parameters that are not tied any more after growth."""
+    model: Any = checkpoint.model(*identities(checkpoint))
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    return float(tied != sizes_of(model).tied)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A number that must be at most `bound`."""
+
+    measure: Callable[[Checkpoint], float]
+    bound: float
+
+    def kept(self, figure: float) -> bool:
+        return figure <= self.bound
+
+
+PROMISES = {
+    "read equal": Promise(equal, 1e-10),
+    "width": Promise(width, 1e-12),
+    "tiling": Promise(tiling, 1e-12),
+    "depth": Promise(depth, 0.0),
+    "ties": Promise(ties, 0.0),
+    "configuration": Promise(configuration, 1e-12),
+}
