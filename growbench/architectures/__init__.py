@@ -95,6 +95,7 @@ class Architecture:
     options: tuple[str, ...]  # the OPTIONS that it has
     library: Library  # stores and reads its models as checkpoints of their library
     centred: bool = True  # its norms subtract the mean (LayerNorm); False: RMSNorm
+    kin: str = ""  # a family whose layers it has but for a few weights: what ties and grouped heads change is checked there
 
     def build(self, config: ModelConfig, settings: Mapping[str, float] | None = None) -> nn.Module:
         """A freshly initialised model of these sizes, with these settings in place of the usual ones.

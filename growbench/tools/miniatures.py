@@ -22,6 +22,7 @@ SEED = 0
 BUDGET = 6  # steps
 VOCABULARY = 32
 VALIDATION = -1  # the step that the validation batch is drawn from
+OWN_HEAD_SIZE = (("source.head_dim", 6), ("target.head_dim", 6))  # not width / heads
 TEXT = TextConfig(corpus="wikipedia-sample", sequence_length=8, vocabulary=VOCABULARY)
 IMAGES = ImageConfig(corpus="mnist-sample", image_size=8, patch=4, classes=VOCABULARY)
 
@@ -99,10 +100,16 @@ def _sizes(cell: Cell, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cells() -> list[Cell]:
-    """Every architecture, with each of the options that it has: untied embeddings, grouped-query attention."""
+    """Every architecture, with each of the options that it has: untied embeddings, grouped-query attention.
+
+    One whose kin has been through these has one miniature, with a head size of its own.
+    """
     found = []
     for name in architectures.names():
-        options = architectures.get(name).options
+        options, kin = architectures.get(name).options, architectures.get(name).kin
+        if kin:
+            found += [Cell(name, settings=OWN_HEAD_SIZE)]
+            continue
         found += [Cell(name, tied) for tied in ([True, False] if "tied" in options else [True])]
         found += [Cell(name, grouped=True)] if "kv_heads" in options else []
     return found

@@ -154,9 +154,7 @@ def written(family: Family, folder: Path) -> Checkpoint:
 
 def doubled(sizes: ModelConfig) -> ModelConfig:
     """Every width twice as large; the heads keep their size."""
-    return replace(
-        sizes, width=2 * sizes.width, heads=2 * sizes.heads, kv_heads=2 * sizes.key_value_heads, ffn=2 * sizes.ffn
-    )
+    return replace(sizes, width=2 * sizes.width, heads=2 * sizes.heads, kv_heads=2 * sizes.key_value_heads, ffn=2 * sizes.ffn)
 
 
 def equal(checkpoint: Checkpoint) -> float:

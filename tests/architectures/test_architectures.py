@@ -28,7 +28,7 @@ OTHER = {"kv_heads": 1, "class_layers": 1, "dropout": 0.1, "drop_path": 0.1, "ti
 NAMES = architectures.names()
 TEXT = [name for name in NAMES if architectures.get(name).objective != "classes"]
 IMAGES = [name for name in NAMES if name not in TEXT]
-ROTARY = {"llama", "modernbert"}
+ROTARY = {name for name in NAMES if getattr(architectures.get(name).library, "rotary", False)}
 
 each = pytest.mark.parametrize("name", NAMES)
 each_tying = pytest.mark.parametrize(
@@ -180,14 +180,15 @@ def layer_by_hand(name: str, weights: Weights, layer: int, x: Tensor, sizes: Mod
     """A transformer layer from its canonical weights, each used for what its name says."""
     own = {key.removeprefix("layers."): weight.value[layer] for key, weight in weights.items() if key.startswith("layers.")}
     architecture = architectures.get(name)
-    activation = {"llama": functional.silu, "gpt2": lambda y: functional.gelu(y, approximate="tanh")}.get(name, functional.gelu)
-    eps = {"bert": 1e-12, "llama": 1e-6, "vit": 1e-6, "cait": 1e-6}.get(name, 1e-5)
+    usual = functional.gelu if architecture.centred else functional.silu
+    activation = {"gpt2": lambda y: functional.gelu(y, approximate="tanh")}.get(name, usual)
+    eps = {"bert": 1e-12, "vit": 1e-6, "cait": 1e-6}.get(name, 1e-5 if architecture.centred else 1e-6)
 
     def linear(key: str, y: Tensor) -> Tensor:
         return functional.linear(y, own[f"{key}.weight"], own.get(f"{key}.bias"))
 
     def norm(key: str, y: Tensor) -> Tensor:
-        if name == "llama":
+        if not architecture.centred:
             return y * (y.square().mean(-1, keepdim=True) + eps).rsqrt() * own[f"{key}.weight"]
         return functional.layer_norm(y, y.shape[-1:], own[f"{key}.weight"], own.get(f"{key}.bias"), eps)
 
@@ -197,6 +198,8 @@ def layer_by_hand(name: str, weights: Weights, layer: int, x: Tensor, sizes: Mod
             for part in ("query", "key", "value")
         )
         key, value = (z.repeat_interleave(sizes.heads // sizes.key_value_heads, 1) for z in (key, value))
+        if "attention.query_norm.weight" in own:
+            query, key = norm("attention.query_norm", query), norm("attention.key_norm", key)
         query, key = (turned(query), turned(key)) if name in ROTARY else (query, key)
         scores = query @ key.mT / sizes.head_size**0.5
         if architecture.objective == "causal":
@@ -259,8 +262,8 @@ def logits_of_the_library(name: str, model: Any, inputs: Tensor) -> Tensor:
 
 
 def precision_of(name: str) -> float:
-    """Fused activations round differently; Llama's norm is single precision in transformers, and double in ours."""
-    return 1e-5 if name == "llama" else 1e-12
+    """Fused activations round differently; RMSNorm is single precision in transformers, and double in ours."""
+    return 1e-12 if architectures.get(name).centred else 1e-5
 
 
 @each_option

@@ -55,4 +55,6 @@ def table(config: ModelConfig) -> list[Row]:
     ]
 
 
-ARCHITECTURE = Architecture("qwen3", "causal", "bytes", "pre", make, table, ("kv_heads", "tied"), LIBRARY, centred=False)
+ARCHITECTURE = Architecture(
+    "qwen3", "causal", "bytes", "pre", make, table, ("kv_heads", "tied"), LIBRARY, centred=False, kin="llama"
+)
