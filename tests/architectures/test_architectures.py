@@ -180,7 +180,7 @@ def layer_by_hand(name: str, weights: Weights, layer: int, x: Tensor, sizes: Mod
     """A transformer layer from its canonical weights, each used for what its name says."""
     own = {key.removeprefix("layers."): weight.value[layer] for key, weight in weights.items() if key.startswith("layers.")}
     architecture = architectures.get(name)
-    usual = functional.gelu if architecture.centred else functional.silu
+    usual: Any = functional.gelu if architecture.centred else functional.silu
     activation = {"gpt2": lambda y: functional.gelu(y, approximate="tanh")}.get(name, usual)
     eps = {"bert": 1e-12, "vit": 1e-6, "cait": 1e-6}.get(name, 1e-5 if architecture.centred else 1e-6)
 
@@ -191,6 +191,10 @@ def layer_by_hand(name: str, weights: Weights, layer: int, x: Tensor, sizes: Mod
         if not architecture.centred:
             return y * (y.square().mean(-1, keepdim=True) + eps).rsqrt() * own[f"{key}.weight"]
         return functional.layer_norm(y, y.shape[-1:], own[f"{key}.weight"], own.get(f"{key}.bias"), eps)
+
+    def mixed(key: str, y: Tensor) -> Tensor:
+        """(B, heads, T, T), with the heads mixed if the layer does so."""
+        return linear(key, y.movedim(1, -1)).movedim(-1, 1) if f"{key}.weight" in own else y
 
     def attention(y: Tensor) -> Tensor:
         query, key, value = (
@@ -204,11 +208,7 @@ def layer_by_hand(name: str, weights: Weights, layer: int, x: Tensor, sizes: Mod
         scores = query @ key.mT / sizes.head_size**0.5
         if architecture.objective == "causal":
             scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -math.inf)
-        if name == "cait":
-            scores = linear("attention.talk_before", scores.movedim(1, -1)).movedim(-1, 1)
-        shares = scores.softmax(-1)
-        if name == "cait":
-            shares = linear("attention.talk_after", shares.movedim(1, -1)).movedim(-1, 1)
+        shares = mixed("attention.talk_after", mixed("attention.talk_before", scores).softmax(-1))
         return own.get("attention.scale", 1) * linear("attention.out", (shares @ value).transpose(1, 2).flatten(2))
 
     def ffn(y: Tensor) -> Tensor:
