@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Indices that are wanted along a dimension: consecutive ones, or any. Dimensions without an entry are wanted whole.
-Indices = range | Tensor
-Selection = Mapping[int, Indices]
-
-RUNS = 16  # of consecutive indices: up to so many are copied run by run, which is faster than entry by entry
+from growbench.growth.selections import Selection, selected
 
 FILLS: dict[Any, Callable[[Sequence[Any]], float]] = {  # operations whose result is one value everywhere, by their arguments
     torch.ops.aten.new_zeros: lambda args: 0,
@@ -85,12 +82,16 @@ class Operation(Node):
     def _eager(self) -> list[Tensor]:
         return [each for each in tree_leaves((self.args, self.kwargs)) if isinstance(each, Tensor)]
 
-    def compute(self, wanted: Selection, at: Evaluation) -> Tensor:
+    @cached_property
+    def _rule(self) -> Any:
         from growbench.growth import lazy_rules  # which knows the classes of this module
 
+        return lazy_rules.of(self)
+
+    def compute(self, wanted: Selection, at: Evaluation) -> Tensor:
         if self._versions != [each._version for each in self._eager()]:
             raise RuntimeError(f"a tensor was changed in place after {self.function} had used it: change a clone of it")
-        rule = lazy_rules.of(self)
+        rule = self._rule
         passed = {dim: indices for dim, indices in wanted.items() if dim in rule.dims}
         left = {dim: indices for dim, indices in wanted.items() if dim not in rule.dims}
         if not left and not rule.small:
@@ -99,7 +100,7 @@ class Operation(Node):
 
     def whole(self, at: Evaluation) -> Tensor:
         """All of it, from all of its inputs."""
-        args, kwargs = tree_map(lambda each: at.exact(each, {}) if isinstance(each, Node) else each, (self.args, self.kwargs))
+        args, kwargs = tree_map(lambda each: at.laid_out(each, {}) if isinstance(each, Node) else each, (self.args, self.kwargs))
         result = self.function(*args, **kwargs)
         return cast(Tensor, result if self.place is None else result[self.place])
 
@@ -119,6 +120,13 @@ class Evaluation:
         value = self.value(source, wanted)
         return value.to(source.meta.dtype) if isinstance(source, Node) else value
 
+    def laid_out(self, source: Node | Tensor, wanted: Selection) -> Tensor:
+        """Likewise, with entries in memory in the order that torch would have them in, on which the rounding of sums depends."""
+        value = self.exact(source, wanted)
+        strides = (source if isinstance(source, Tensor) else source.meta).stride()
+        order = sorted(range(value.dim()), key=lambda dim: -strides[dim])
+        return value.permute(order).contiguous().permute([order.index(dim) for dim in range(value.dim())])
+
     def kept(self, node: Node, wanted: Selection, compute: Callable[[], Tensor]) -> Tensor:
         key = (
             node,
@@ -132,29 +140,6 @@ class Evaluation:
 def lazy(value: Tensor) -> Lazy:
     """A tensor that is known, if it is not lazy already."""
     return value if isinstance(value, Lazy) else Lazy(Stored(_meta(value), lambda wanted: selected(value, wanted)))
-
-
-def selected(value: Tensor, wanted: Selection) -> Tensor:
-    """The wanted part of a tensor; a view of it where all indices are consecutive."""
-    for dim, indices in wanted.items():
-        value = _along(value, dim, indices)
-    return value
-
-
-def _along(value: Tensor, dim: int, indices: Indices) -> Tensor:
-    if isinstance(indices, range):
-        return value.narrow(dim, indices.start, len(indices))
-    several = runs(indices)
-    return value.index_select(dim, indices) if several is None else torch.cat([_along(value, dim, run) for run in several], dim)
-
-
-def runs(indices: Tensor) -> list[range] | None:
-    """The same indices as runs of consecutive ones; None if these are too many, or too short."""
-    ends = [*(indices.diff() != 1).nonzero().flatten().tolist(), len(indices) - 1]
-    if len(ends) > RUNS or len(indices) < 4 * len(ends):
-        return None
-    starts = [0, *(end + 1 for end in ends[:-1])]
-    return [range(int(indices[start]), int(indices[end]) + 1) for start, end in zip(starts, ends, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -270,7 +255,7 @@ def _node(each: Any) -> Any:
 def _at_once(function: Any, args: Any, kwargs: Any) -> Any:
     """The result of eager tensors, computed from the whole inputs."""
     at = Evaluation()
-    args, kwargs = tree_map(lambda each: at.exact(each.node, {}) if isinstance(each, Lazy) else each, (args, kwargs))
+    args, kwargs = tree_map(lambda each: at.laid_out(each.node, {}) if isinstance(each, Lazy) else each, (args, kwargs))
     return function(*args, **kwargs)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from growbench.growth.lazy import Evaluation, Filled, Indices, Lazy, Node, Selection, selected
+from growbench.growth.lazy import Evaluation, Filled, Lazy, Node
+from growbench.growth.selections import Indices, Selection, selected
 
 LARGE = 1 << 18  # entries, from which on a tensor is lazy
 BLOCK = 1 << 20  # entries that are drawn at a time, a multiple of 16

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from growbench.growth.lazy import Evaluation, Indices, InPlace, Node, Operation, Selection, selected
+from growbench.growth.lazy import Evaluation, InPlace, Node, Operation
+from growbench.growth.selections import Selection, broadcast, consecutive, joined, selected, within
 
 aten = torch.ops.aten
 
@@ -59,28 +60,9 @@ def _mapped(value: Any, change: Callable[[Node | Tensor], Tensor]) -> Any:
     return tree_map(lambda each: change(each) if isinstance(each, (Node, Tensor)) else each, value)
 
 
-def _within(wanted: Indices, indices: Indices) -> Indices:
-    """Those of `indices` that are at the wanted places."""
-    if isinstance(wanted, range):
-        return indices[wanted.start : wanted.stop]
-    if isinstance(indices, range):
-        return wanted * indices.step + indices.start
-    return indices[wanted]
-
-
-def _consecutive(indices: range) -> Indices:
-    return indices if indices.step == 1 else torch.arange(indices.start, indices.stop, indices.step)
-
-
-def _broadcast(passed: Selection, source: Node | Tensor, shape: torch.Size) -> Selection:
-    """The selection of an input that is broadcast to `shape`, along the dimensions that it has."""
-    more = len(shape) - len(source.shape)
-    return {dim - more: each for dim, each in passed.items() if dim >= more and source.shape[dim - more] == shape[dim]}
-
-
 def _pointwise(op: Operation) -> Rule:
     def compute(passed: Selection, at: Evaluation) -> Tensor:
-        args, kwargs = _mapped((op.args, op.kwargs), lambda each: at.exact(each, _broadcast(passed, each, op.shape)))
+        args, kwargs = _mapped((op.args, op.kwargs), lambda each: at.exact(each, broadcast(passed, each.shape, op.shape)))
         result: Tensor = op.function(*args, **kwargs)
         return result
 
@@ -91,6 +73,13 @@ def _copy(op: Operation) -> Rule:
     """The same entries; those of a narrower type stay in it."""
     source = op.args[0]
     return Rule(_all(op), lambda passed, at: at.value(source, passed)) if source.meta.dtype == op.meta.dtype else _pointwise(op)
+
+
+def _scaled(op: Operation) -> Rule:
+    """mul and div. By ones, entries stay as they are, and in the type that they are stored in."""
+    by = op.args[1]
+    ones = isinstance(by, Tensor) and by.dim() <= len(op.shape) and bool((by == 1).all())
+    return _copy(op) if ones and op.args[0].shape == op.shape else _pointwise(op)
 
 
 def _in_place(op: Operation) -> Rule | None:
@@ -114,7 +103,7 @@ def _in_place(op: Operation) -> Rule | None:
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         index = {"index": op.kwargs["index"]} if "index" in op.kwargs else {}
-        arguments = _mapped(dict(op.kwargs), lambda each: at.exact(each, _broadcast(passed, each, shape))) | index
+        arguments = _mapped(dict(op.kwargs), lambda each: at.exact(each, broadcast(passed, each.shape, shape))) | index
         return narrowed(at.exact(op.args[0], passed), **arguments)
 
     return Rule([dim for dim in _all(op) if dim not in touched], compute)
@@ -122,7 +111,8 @@ def _in_place(op: Operation) -> Rule | None:
 
 def _sliced(args: Sequence[Any], shape: torch.Size) -> tuple[int, range]:
     """The dimension of a slice, and its indices."""
-    dim, start, end, step = [*args, *[0, None, None, None][len(args) :]]
+    dim = args[0] if args else 0
+    start, end, step = (args[place] if place < len(args) else None for place in (1, 2, 3))
     return dim % len(shape), range(shape[dim])[slice(start, end, step)]
 
 
@@ -136,7 +126,7 @@ def _reduction(op: Operation) -> Rule | None:
     places = {dim: dim if keep else number for number, dim in enumerate(left)}  # in the result, by the dimension of the source
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
-        value = at.exact(source, {dim: passed[place] for dim, place in places.items() if place in passed})
+        value = at.laid_out(source, {dim: passed[place] for dim, place in places.items() if place in passed})
         result: Tensor = op.function(value, *op.args[1:], **op.kwargs)
         return result
 
@@ -151,7 +141,7 @@ def _index_select(op: Operation) -> Rule | None:
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         if dim in passed:
-            return at.value(source, {**passed, dim: _within(passed[dim], index)})
+            return at.value(source, {**passed, dim: within(passed[dim], index)})
         return selected(at.value(source, passed), {dim: index})
 
     return Rule(_all(op), compute)
@@ -184,8 +174,8 @@ def _split(op: Operation) -> Rule:
 
 def _narrowed(op: Operation, dim: int, indices: range) -> Rule:
     def compute(passed: Selection, at: Evaluation) -> Tensor:
-        chosen = _within(passed[dim], indices) if dim in passed else indices
-        chosen = _consecutive(chosen) if isinstance(chosen, range) else chosen
+        chosen = within(passed[dim], indices) if dim in passed else indices
+        chosen = consecutive(chosen) if isinstance(chosen, range) else chosen
         return at.value(op.args[0], {**passed, dim: chosen})
 
     return Rule(_all(op), compute)
@@ -194,14 +184,11 @@ def _narrowed(op: Operation, dim: int, indices: range) -> Rule:
 def _permuted(op: Operation) -> Rule:
     source = op.args[0]
     order = list(range(len(source.shape)))
-    match op.function.overloadpacket:
-        case aten.permute:
-            order = [dim % len(order) for dim in op.args[1]]
-        case aten.transpose:
-            first, second = (dim % len(order) for dim in op.args[1:])
-            order[first], order[second] = order[second], order[first]
-        case _:
-            order.reverse()  # t
+    if op.function.overloadpacket is aten.permute:
+        order = [dim % len(order) for dim in op.args[1]]
+    elif order:
+        first, second = op.args[1:] or (0, -1)  # t has no dimensions of its own
+        order[first], order[second] = order[second], order[first]
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         return at.value(source, {order[dim]: indices for dim, indices in passed.items()}).permute(order)
@@ -223,7 +210,7 @@ def _expanded(op: Operation) -> Rule:
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         shape = [len(passed[dim]) if dim in passed else size for dim, size in enumerate(op.shape)]
-        return at.value(source, _broadcast(passed, source, op.shape)).expand(shape)
+        return at.value(source, broadcast(passed, source.shape, op.shape)).expand(shape)
 
     return Rule(_all(op), compute)
 
@@ -254,7 +241,7 @@ def _stacked(op: Operation) -> Rule:
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         chosen = [sources[place] for place in passed[dim]] if dim in passed else sources
         rest = {each if each < dim else each - 1: indices for each, indices in passed.items() if each != dim}
-        return torch.stack(_alike(chosen, [rest] * len(chosen), at), dim)
+        return joined([each.unsqueeze(dim) for each in _alike(chosen, [rest] * len(chosen), at)], dim)
 
     return Rule(_all(op), compute)
 
@@ -269,7 +256,7 @@ def _joined(op: Operation) -> Rule | None:
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         if dim not in passed:
-            return torch.cat(_alike(sources, [passed] * len(sources), at), dim)
+            return joined(_alike(sources, [passed] * len(sources), at), dim)
         wanted = passed[dim]
         indices = torch.arange(wanted.start, wanted.stop) if isinstance(wanted, range) else wanted
         owners = torch.searchsorted(ends, indices, right=True)
@@ -281,7 +268,7 @@ def _joined(op: Operation) -> Rule | None:
                 consecutive = bool((inside.diff() == 1).all())
                 chosen.append(sources[owner])
                 wants.append({**passed, dim: range(int(inside[0]), int(inside[0]) + len(inside)) if consecutive else inside})
-        return torch.cat(_alike(chosen, wants, at), dim)
+        return joined(_alike(chosen, wants, at), dim)
 
     return Rule(_all(op), compute)
 
@@ -318,7 +305,7 @@ def _aligned(op: Operation) -> Rule:
             **{
                 name: value
                 if name == "index"
-                else _mapped(value, lambda each: at.exact(each, _broadcast(passed, each, op.shape)))
+                else _mapped(value, lambda each: at.exact(each, broadcast(passed, each.shape, op.shape)))
                 for name, value in named.items()
             }
         )
@@ -331,6 +318,8 @@ MAKERS: Mapping[Any, Callable[[Operation], Rule | None]] = {
     aten.detach: _copy,
     aten.alias: _copy,
     aten._to_copy: _copy,
+    aten.mul: _scaled,
+    aten.div: _scaled,
     aten.index_select: _index_select,
     aten.select: _picked,
     aten.unbind: _picked,

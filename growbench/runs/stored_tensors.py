@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -26,10 +27,12 @@ from growbench.config import plain
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
 from growbench.files import sha256
-from growbench.growth.lazy import Lazy, Selection, Stored, runs, selected
+from growbench.growth.lazy import Lazy, Stored
+from growbench.growth.selections import Selection, runs, selected
 from growbench.runs.checkpoints import CARD, INDEX, one_line
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+WHOLE = {2: (torch.int16, torch.uint16), 4: (torch.int32, torch.uint32), 8: (torch.int64, torch.uint64)}  # by bytes
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 LATEST = 2  # tensors that are kept once they were read whole, because rows of them are asked for in any order
 LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # names that transformers still reads
@@ -114,8 +117,16 @@ class Checkpoint:
 
 
 def is_finite(value: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; in one pass."""
-    return not value.numel() or bool(torch.stack(torch.aminmax(value)).isfinite().all())
+    """Whether no entry is NaN or infinite.
+
+    The bits of these are the largest whole numbers: signed for positive entries, unsigned for negative ones. To compare them is
+    many times as fast as to compare entries.
+    """
+    infinities = torch.tensor([math.inf, -math.inf], dtype=value.dtype)
+    for place, kind in enumerate(WHOLE[value.dtype.itemsize]):
+        if value.view(kind).numpy().max(initial=0) >= infinities.view(kind).numpy()[place]:
+            return False
+    return True
 
 
 def opened(folder: Path) -> Checkpoint:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from growbench.growth import lazy_draws
-from growbench.growth.lazy import Lazy, Selection, Stored, selected
+from growbench.growth.lazy import Lazy, Stored
+from growbench.growth.selections import Selection, selected
 
 Change = Callable[[Tensor], Tensor]
 
@@ -52,6 +53,7 @@ def changes(draw: st.DrawFn, value: Tensor) -> Change:
     part = [slice(None)] * dim + [slice(start, stop, step)]
     pointwise: list[Change] = [
         lambda x: x * 0.3,
+        lambda x: x / torch.ones(value.shape[dim:]),
         lambda x: x / other,
         lambda x: x + other.to(torch.float64),
         lambda x: other - x,
