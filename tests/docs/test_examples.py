@@ -244,6 +244,8 @@ def resolve(options: argparse.Namespace) -> None:
         registry.get_all([options.method], loading.load("gpt2-tiny", options.set).methods)
     elif hasattr(options, "runs"):
         assert all((ROOT / run / "run.json").is_file() for run in options.runs)
+    elif hasattr(options, "name"):  # show
+        assert options.name in {*registry.names(), *loading.available(), *registry.architecture_summaries()}
     else:
         assert hasattr(options, "what")  # list
 
