@@ -31,6 +31,8 @@ from growbench.config.schema import (
 from growbench.errors import UsageError, check_name, did_you_mean
 
 MOST_SECTIONS = 4  # of a key, as methods.ligo.train of methods.ligo.train.lr
+CHECKPOINT = ("checkpoint", "flops", "seconds")  # keys of [source], if it is a trained model; its sizes may stand beside them
+SIZES = ("layers", "width", "heads", "ffn", "kv_heads", "head_dim", "class_layers", "tied")
 RESERVED = ("report", "tuning", "replaced")  # folders of results that are not an experiment's
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -126,13 +128,14 @@ def _experiment(name: str, file: File) -> Experiment:
     if file.target.get("layers") == 0:
         raise UsageError("target.layers = 0: must be at least 1; only a source may have none")
     pretrained = _pretrained(file.source) if "checkpoint" in file.source else None
-    source = file.target if pretrained else file.source
+    source = file.target if pretrained and not pretrained.stated else file.source
     training_keys = {f.name for f in dataclasses.fields(Training)}
+    others = training_keys | set(CHECKPOINT if pretrained else ())
     return Experiment(
         name=name,
         title=file.title,
         architecture=file.architecture,
-        source=parse(ModelConfig, {key: source[key] for key in source if key not in training_keys}, "source", training_keys),
+        source=parse(ModelConfig, {key: source[key] for key in source if key not in others}, "source", training_keys),
         target=parse(ModelConfig, file.target, "target"),
         data=parse(ImageConfig, file.data, "data") if "image_size" in file.data else parse(TextConfig, file.data, "data"),
         train=parse(Training, file.train, "train"),
@@ -146,10 +149,11 @@ def _experiment(name: str, file: File) -> Experiment:
 
 def _pretrained(values: dict[str, Any]) -> Pretrained:
     for key in values:
-        if key not in ("checkpoint", "flops", "seconds"):
-            allowed = "allowed are flops and seconds; source=PATH replaces the whole table"
-            raise UsageError(f"source.{key}: not allowed beside checkpoint, whose sizes are its own; {allowed}")
-    return parse(Pretrained, values, "source")
+        if key not in (*CHECKPOINT, *SIZES):
+            allowed = f"allowed are {', '.join((*CHECKPOINT[1:], *SIZES))}; source=PATH replaces the whole table"
+            raise UsageError(f"source.{key}: not allowed beside checkpoint, which is trained already; {allowed}")
+    found = parse(Pretrained, {key: values[key] for key in values if key in CHECKPOINT}, "source")
+    return dataclasses.replace(found, stated=tuple(key for key in values if key in SIZES))
 
 
 def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: Iterable[str] = ()) -> T:

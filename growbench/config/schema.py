@@ -239,12 +239,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained model that serves as the source. Its sizes are read from it."""
+    """A trained model that serves as the source. Its sizes are read from it; those that the file states must be the same."""
 
     checkpoint: str  # a folder, or an id on the hub
     flops: float | None = None  # of its training and of the models it was grown from; None: as its growbench.json says
     seconds: float | None = None  # likewise
     sha256: str = ""  # of its configuration and weights, once they are read
+    stated: tuple[str, ...] = ()  # the sizes in the file, by which it can be planned with unread
 
     def __post_init__(self) -> None:
         for key in ("flops", "seconds"):
@@ -259,7 +260,7 @@ class Experiment:
     name: str
     title: str
     architecture: str
-    source: ModelConfig  # until a pretrained source is read, the target's sizes
+    source: ModelConfig  # until a pretrained source is read, the sizes that the file states of it, or the target's
     target: ModelConfig
     data: DataConfig
     train: Training

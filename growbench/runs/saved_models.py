@@ -109,7 +109,7 @@ class TrainedModel:
 def resolved(experiment: Experiment) -> Experiment:
     """The experiment with the sizes of its pretrained source, and the digest of its content.
 
-    Raises UsageError if there is none, or it does not fit the target and the data.
+    Raises UsageError if there is none, if it has other sizes than the experiment states, or does not fit the target and the data.
     """
     pretrained = experiment.pretrained
     if pretrained is None:
@@ -122,6 +122,7 @@ def resolved(experiment: Experiment) -> Experiment:
         if len(files) < 2:
             raise UsageError("holds no safetensors, the only format that is read")
         refuse_complex_numbers(path for _, path in files if path.suffix == ".safetensors")
+    _check_stated(where, sizes, experiment)
     _check_data(where, sizes, experiment, folder)
     sha256 = digest("", files)
     source = replace(sizes, vocabulary=0, positions=0, patch=0)
@@ -181,10 +182,25 @@ def cost(pretrained: Pretrained, hardware: Hardware | None = None) -> Cost:
     return Cost(**{unit: known.of(unit) if (stated := getattr(pretrained, unit)) is None else stated for unit in Unit})
 
 
+def flops(pretrained: Pretrained) -> float | None:
+    """The FLOPs of the model's training; nothing is read if the experiment states them. None: they are not known."""
+    return cost(pretrained).flops if pretrained.flops is None else pretrained.flops
+
+
 def _card_cost(card: dict[str, Any], hardware: Hardware | None) -> Cost:
     flops, seconds = (card["cost"][unit]["total"] for unit in Unit)
     on = {{"elsewhere": "earlier"}.get(key, key): value for key, value in card["hardware"].items()}
     return Cost(flops, seconds if hardware == Hardware(**on) else None)
+
+
+def _check_stated(where: str, sizes: ModelConfig, experiment: Experiment) -> None:
+    """Refuse a model of other sizes than the experiment states beside it."""
+    assert experiment.pretrained is not None
+    for key in experiment.pretrained.stated:
+        name = {"kv_heads": "key_value_heads", "head_dim": "head_size"}.get(key, key)  # whose 0 stands for another size
+        stated, found = getattr(experiment.source, name), getattr(sizes, name)
+        if stated != found:
+            raise UsageError(f"{where}: source.{key} = {stated}: the checkpoint has {found}; sizes may be left out")
 
 
 def _check_data(where: str, sizes: ModelConfig, experiment: Experiment, folder: Path) -> None:

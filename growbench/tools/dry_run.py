@@ -107,7 +107,7 @@ def source_rows(
 ) -> tuple[list[Row], float | None]:
     """The row of the source, if one is trained, and the FLOPs that the build ledger charges for it."""
     if experiment.pretrained:
-        return [], saved_models.cost(experiment.pretrained).flops
+        return [], saved_models.flops(experiment.pretrained)
     if not any(found.method.uses_source for found in methods):
         return [], 0.0
     row = Row("(source)", plan_source(experiment, vocabulary, device), 0.0)

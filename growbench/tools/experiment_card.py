@@ -36,8 +36,9 @@ def card(name: str) -> str:
 
 
 def _source(experiment: Experiment) -> str:
-    if experiment.pretrained:
-        return settings(_own(experiment.pretrained))
+    if pretrained := experiment.pretrained:
+        known = settings({key: value for key, value in _own(pretrained).items() if key != "stated"})
+        return f"{known}; {_model(experiment.source)}" if pretrained.stated else known
     trained, usual = (dataclasses.asdict(each) for each in (experiment.source_train, experiment.train))
     other = {key: value for key, value in trained.items() if value != usual[key]}
     return _model(experiment.source) + (f"; trained with {settings(other)}" if other else "")

@@ -165,7 +165,7 @@ def budgets_of(
 
     if options.protocol != "equal-cost":
         return _shared_budgets(options, experiment)
-    pretrained_flops = saved_models.cost(experiment.pretrained).flops if experiment.pretrained else None
+    pretrained_flops = saved_models.flops(experiment.pretrained) if experiment.pretrained else None
     return equal_cost(experiment, methods, vocabulary_size(experiment.data), pretrained_flops, dp_degree, costs)
 
 
@@ -181,10 +181,14 @@ def expanded(names: str) -> list[str]:
 
 
 def experiment_of(options: argparse.Namespace) -> Experiment:
-    """The experiment that was asked for; the sizes of a pretrained source are read from its checkpoint."""
+    """The experiment that was asked for; the sizes of a pretrained source are read from its checkpoint.
+
+    A forecast takes those that the experiment states, so that it needs no network.
+    """
     experiment = loading.load(options.experiment, options.set)
     prepare()
-    if experiment.pretrained is None:
+    pretrained = experiment.pretrained
+    if pretrained is None or (pretrained.stated and getattr(options, "dry_run", False)):
         return experiment
     from growbench.runs import saved_models
 

@@ -266,6 +266,35 @@ def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint: Checkpoint) -> No
     assert "source.tied = True differs from target.tied = False" in refusal(experiment_from("bert", folder, tied=False))
 
 
+def test_sizes_that_a_file_states_are_those_of_the_checkpoint(checkpoint: Checkpoint) -> None:
+    """Whichever way they are said: no kv_heads are as many as heads."""
+    sizes = sizes_for("llama", heads=4, kv_heads=2)
+    folder = checkpoint("llama", random_model("llama", sizes))
+    read = experiment_from("llama", folder, width=32, heads=8, kv_heads=4)
+    stated = replace(read, source=replace(sizes, vocabulary=0, positions=0, head_dim=sizes.head_size))
+    stated = replace(stated, pretrained=Pretrained(str(folder), stated=("layers", "width", "heads", "kv_heads", "head_dim")))
+    assert saved_models.resolved(stated).source == saved_models.resolved(read).source
+    wrong = replace(stated, source=replace(stated.source, kv_heads=0))
+    assert "source.kv_heads = 4: the checkpoint has 2; sizes may be left out" in refusal(wrong)
+
+
+def test_a_forecast_needs_no_checkpoint_whose_sizes_and_cost_the_file_states(miniature: Path, tmp_path: Path) -> None:
+    """It is that of a source of the same sizes that is trained here."""
+    experiment = tmp_path / "stated.toml"
+    source = '[source]\ncheckpoint = "nowhere"\nlayers = 2\nwidth = 16\nheads = 2\nffn = 64\nflops = 3e12\n'
+    experiment.write_text(f'extends = "{miniature.name}"\n{source}')
+    forecast = ("--dry-run", "--methods", "bert2bert", "--throughput", "1e9")
+    code, out, said = growbench("run", experiment, *forecast)
+    assert (code, said) == (0, "")
+    stated, trained = (
+        next(line for line in text.splitlines() if line.startswith("bert2bert")).split()
+        for text in (out, growbench("run", miniature, *forecast)[1])
+    )
+    assert stated[:-6] == trained[:-6] and " ".join(stated).count("3.00 T") == 1
+    code, _, said = growbench("run", experiment, "--methods", "bert2bert", "--results", tmp_path / "results")
+    assert code == 2 and "'nowhere': not a folder" in said
+
+
 def test_another_tokenizer_than_the_models_own_is_refused(checkpoint: Checkpoint) -> None:
     folder, other = (checkpoint(name, random_model(name, sizes_for(name))) for name in ("gpt2", "roberta"))
     fits = experiment_from("gpt2", folder)
@@ -517,9 +546,10 @@ def test_a_run_starts_from_a_saved_model_and_is_charged_for_it(done: tuple[Path,
     ("override", "message"),
     [
         ("source=nowhere", "source = 'nowhere': not a folder, and could not be fetched from the hub"),
+        ("source.checkpoint=nowhere", "source = 'nowhere': not a folder, and could not be fetched from the hub"),
         (
-            "source.checkpoint=nowhere",
-            "source.layers: not allowed beside checkpoint, whose sizes are its own; allowed are flops and seconds",
+            'source={checkpoint="x", dropout=0.1}',
+            "source.dropout: not allowed beside checkpoint, which is trained already; allowed are flops, seconds, layers",
         ),
         ('source={checkpoint="x", flops=0}', "source: flops = 0.0: must be above 0"),
         ("source=3", "source = 3: must be a table"),
