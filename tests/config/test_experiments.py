@@ -56,10 +56,17 @@ WARMUP = {
     "gpt2-mini": (50, 50),
     "gpt2-tiny": (40, 40),
     "llama-tiny": (40, 40),
+    "modernbert-base-large": (396, 396),
+    "modernbert-base-large-lite": (10, 10),
     "modernbert-mini": (100, 100),
     "modernbert-tiny": (100, 100),
     "roberta-small-base": (10000, 10000),
     "roberta-small-base-lite": (132, 132),
+    "smollm2-grow": (400, 400),
+    "smollm2-grow-lite": (56, 56),
+    "smollm2-grow-wide": (400, 400),
+    "smollm2-grow-wide-lite": (25, 25),
+    "smollm2-tiny": (40, 40),
 }
 
 
@@ -69,15 +76,17 @@ def test_warm_up_takes_as_many_steps_as_ever() -> None:
     assert {name: (each.train.warmup_steps, each.source_train.warmup_steps) for name, each in experiments.items()} == WARMUP
     for name, experiment in experiments.items():
         identity = experiment.identity()
-        assert (identity["train"]["warmup"], identity["source_train"]["warmup"]) == WARMUP[name]
+        assert (identity["train"]["warmup"], identity.get("source_train", identity["train"])["warmup"]) == WARMUP[name]
         assert isinstance(identity["train"]["warmup"], int)
 
 
 @pytest.mark.parametrize("name", loading.available())
 def test_a_shorter_budget_just_works(name: str) -> None:
     """Any experiment, source and target: the warm-up becomes shorter with it."""
-    full, short = loading.load(name), loading.load(name, ["train.steps=60", "source.steps=30"])
-    for each, own, steps in (short.train, full.train, 60), (short.source_train, full.source_train, 30):
+    full = loading.load(name)
+    short = loading.load(name, ["train.steps=60", *([] if full.pretrained else ["source.steps=30"])])
+    of_source = 60 if full.pretrained else 30
+    for each, own, steps in (short.train, full.train, 60), (short.source_train, full.source_train, of_source):
         assert each.warmup_steps == round(own.warmup * steps) < steps
 
 
