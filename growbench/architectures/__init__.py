@@ -106,12 +106,16 @@ class Architecture:
             if key not in self.options and getattr(config, key) != default:
                 raise UsageError(f"{self.name} has no {key}: its options are {', '.join(self.options)}")
         model = self.make(config)
-        model.sizes = config  # type: ignore[assignment]
+        model.sizes = self.marked(config)  # type: ignore[assignment]
         usual = self.library.settings(model)
         changed = {key: value for key, value in (settings or {}).items() if value != usual.get(key)}
         self.library.change(model, changed)
         model.changed_settings = changed  # type: ignore[assignment]
         return model
+
+    def marked(self, config: ModelConfig) -> ModelConfig:
+        """The same sizes, which say how its heads must be copied."""
+        return replace(config, even_heads=self.library.even_heads)
 
     def shapes(self, config: ModelConfig) -> dict[str, torch.Size]:
         """The shape of every parameter of a model of these sizes, by name. Raises UsageError as `build` does."""

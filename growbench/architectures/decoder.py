@@ -67,6 +67,14 @@ def attention_rows(layer: str, bias: bool = False, out_bias: bool = False) -> li
     ]
 
 
+def head_norm_rows(layer: str, query: Axis, key: Axis) -> list[Row]:
+    """The norms of queries and keys, over these axes: all heads together, or each head by itself (HEAD_SIZE)."""
+    return [
+        *norm("attention.query_norm", f"{layer}.self_attn.q_norm", query, bias=False),
+        *norm("attention.key_norm", f"{layer}.self_attn.k_norm", key, bias=False),
+    ]
+
+
 def ffn_rows(layer: str, bias: bool = False) -> list[Row]:
     """The gated FFN."""
     return [

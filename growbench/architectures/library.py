@@ -34,7 +34,13 @@ META = torch.device("meta")
 
 
 class Library(Protocol):
-    """One architecture in its library. An unreadable checkpoint raises UsageError, or an error of the library."""
+    """One architecture in its library. An unreadable checkpoint raises UsageError, or an error of the library.
+
+    `even_heads`: a norm spans all heads of a query or key, so that uneven copies of heads change its mean square.
+    """
+
+    @property
+    def even_heads(self) -> bool: ...
 
     @property
     def stock(self) -> Any:
@@ -100,6 +106,7 @@ class Transformers:
     norm_eps: str = "layer_norm_eps"
     rotary: bool = False
     per_layer: tuple[str, ...] = ()
+    even_heads: bool = False
 
     def options(self, sizes: ModelConfig) -> dict[str, Any]:
         """The sizes as keyword arguments of transformers' configuration."""
@@ -159,7 +166,7 @@ class Transformers:
             del found["head_dim"]
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         known = {name: size for name, size in found.items() if size is not None}
-        return ModelConfig(**known, configuration=json.dumps(stored, sort_keys=True))
+        return ModelConfig(**known, configuration=json.dumps(stored, sort_keys=True), even_heads=self.even_heads)
 
     def load(self, folder: Path) -> nn.Module:
         found, report = self.stock.from_pretrained(
@@ -188,6 +195,11 @@ class Transformers:
         if unknown := settings.keys() - {NORM_EPS}:
             raise UsageError(
                 f"{type(model).__name__} has no setting {min(unknown)!r} that a method may change: it has {NORM_EPS}"
+            )
+        if settings and any(name.endswith(".q_norm") for name, _ in model.named_modules()):
+            raise UsageError(
+                f"{type(model).__name__} has norms of queries and keys beside those of the residual stream, and one "
+                f"{NORM_EPS} for all of them: it cannot be changed"
             )
         for value in settings.values():
             setattr(model.config, self.norm_eps, value)
@@ -220,6 +232,7 @@ class Timm:
     stock: type[nn.Module]
     options: Callable[[ModelConfig], dict[str, Any]]
     read: Callable[[Any], ModelConfig]
+    even_heads: bool = False
 
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
         import timm

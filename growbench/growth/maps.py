@@ -29,8 +29,9 @@ def random(old: int, new: int, rng: torch.Generator) -> Tensor:
 def copying(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> Maps:
     """The maps of function-preserving width growth (Net2Net; FPI of bert2BERT), which copy whole heads and FFN neurons.
 
-    Heads and neurons are copied at random, the residual axis evenly. Growth by an integer factor preserves the function; other
-    factors change mean and variance in the norms. Raises UsageError if whole heads cannot be copied.
+    Heads and neurons are copied at random, the residual axis evenly, as are heads that one norm spans. Growth by an integer
+    factor preserves the function; other factors change mean and variance in the norms.
+    Raises UsageError if whole heads cannot be copied.
     """
     heads, key_value_heads = head_maps(small, large, rng)
     residual = Select(even(small.width, large.width, rng))
@@ -81,7 +82,8 @@ def head_maps(small: ModelConfig, large: ModelConfig, rng: torch.Generator) -> t
     """
     _check_head_size(small, large)
     old_group, new_group = small.heads // small.key_value_heads, large.heads // large.key_value_heads
-    copies = random if new_group >= old_group else even  # an old group that is split into smaller ones needs enough of them
+    # An old group that is split into smaller ones needs enough of them.
+    copies = even if new_group < old_group or small.even_heads or large.even_heads else random
     key_value_heads = copies(small.key_value_heads, large.key_value_heads, rng)
     return _heads_of(small, large, key_value_heads), key_value_heads
 

@@ -183,6 +183,10 @@ class Extend:
 
     def produce(self, value: Tensor, dim: int) -> Tensor:
         matrix = self.matrix.to(value)
+        if matrix.shape[-1] != value.shape[dim]:
+            raise UsageError(
+                f"a learned map from {matrix.shape[-1]} units cannot grow {value.shape[dim]}: another role needs its own"
+            )
         if dim == value.dim() - 1:
             batch = matrix.reshape(-1, *matrix.shape[-2:])
             blocks = value.reshape(len(batch), -1, value.shape[-1])

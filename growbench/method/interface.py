@@ -162,6 +162,9 @@ class Task:
     _source: nn.Module | None = field(default=None, repr=False)
     _resume_source: Callable[[nn.Module], Trained] | None = field(default=None, repr=False)  # gives a copy of it its optimizer
 
+    def __post_init__(self) -> None:
+        self.target_config, self.source_config = map(self.architecture.marked, (self.target_config, self.source_config))
+
     @classmethod
     def of(
         cls,

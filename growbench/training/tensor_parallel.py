@@ -22,6 +22,7 @@ from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
 from growbench.growth.weights import Axis, axis_length
 
+HEAD_NORMS = (Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_SIZE)
 INNER = (Axis.HEADS, Axis.KV_HEADS, Axis.FFN)  # axes within a block, split; the residual stream is whole everywhere
 PER_HEAD = ("num_heads", "attn_dim", "split_size")  # attributes of attention modules that count heads: divided by the degree
 
@@ -109,6 +110,8 @@ def split(model: nn.Module, architecture: Architecture, mesh: DeviceMesh) -> dic
 
 def check(architecture: Architecture, sizes: ModelConfig, tp_degree: int) -> None:
     """Raise UsageError unless a model of these sizes can be split into so many parts."""
+    if any(row.role == "norm" and row.axes[-1] in HEAD_NORMS for row in architecture.table(sizes)):
+        raise UsageError(f"--tensor-parallel {tp_degree}: {architecture.name} norms queries and keys, which no part can do alone")
     for axis in _split_axes(architecture, sizes):
         if axis is Axis.VOCAB:
             continue

@@ -62,6 +62,24 @@ FAMILIES = [
         {**SIZES, "rope_parameters": ROPE["llama3"], "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
     ),
     Family(
+        "olmo2",
+        {**SIZES, "rope_parameters": ROPE["yarn"], "tie_word_embeddings": False, "attention_bias": True, "hidden_act": "gelu"},
+    ),
+    Family(
+        "olmo3",
+        {
+            **SIZES,
+            "num_hidden_layers": 4,
+            "rope_parameters": {
+                "full_attention": ROPE["yarn"],
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1_000.0},
+            },
+            "tie_word_embeddings": True,
+            "sliding_window": 5,
+        },
+        layers=9,
+    ),
+    Family(
         "qwen3",
         {
             **SIZES,

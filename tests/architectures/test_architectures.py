@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,18 @@ IMAGES = [name for name in NAMES if name not in TEXT]
 ROTARY = {name for name in NAMES if getattr(architectures.get(name).library, "rotary", False)}
 
 each = pytest.mark.parametrize("name", NAMES)
-each_tying = pytest.mark.parametrize(
-    ("name", "tied"),
-    [(name, tied) for name in NAMES for tied in (True, False) if tied or "tied" in architectures.get(name).options],
-)
+TYINGS = [(name, tied) for name in NAMES for tied in (True, False) if tied or "tied" in architectures.get(name).options]
+each_tying = pytest.mark.parametrize(("name", "tied"), TYINGS)
 each_option = pytest.mark.parametrize(
     ("name", "options"),
     [(name, {}) for name in NAMES] + [(name, {key: OTHER[key]}) for name in NAMES for key in architectures.get(name).options],
 )
+
+
+def has_types_for(name: str, layers: int, deeper: int) -> bool:
+    """Whether every type of layer of the deeper model is one of the other's."""
+    types = architectures.get(name).layer_types
+    return set(types(replace(SMALL, layers=deeper))) == set(types(replace(SMALL, layers=layers)))
 
 
 def random_model(name: str, sizes: ModelConfig) -> Any:
@@ -168,59 +173,72 @@ def test_the_first_layer_of_modernbert_takes_the_norm_of_the_embeddings() -> Non
     assert torch.equal(norms[1], model.model.layers[1].attn_norm.weight)
 
 
-def turned(x: Tensor) -> Tensor:
-    """Rotary positions: the pairs (i, i + half) of each head's dimensions are turned by position / 10000^(i / half)."""
+def turned(x: Tensor, base: float) -> Tensor:
+    """Rotary positions: the pairs (i, i + half) of each head's dimensions are turned by position / base^(i / half)."""
     half = x.shape[-1] // 2
-    angles = torch.arange(x.shape[-2])[:, None] / 10_000 ** (torch.arange(half, dtype=x.dtype) / half)
+    angles = torch.arange(x.shape[-2])[:, None] / base ** (torch.arange(half, dtype=x.dtype) / half)
     a, b = x.split(half, -1)
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
 
-def layer_by_hand(name: str, weights: Weights, layer: int, x: Tensor, sizes: ModelConfig) -> Tensor:
+class ByHand:
     """A transformer layer from its canonical weights, each used for what its name says."""
-    own = {key.removeprefix("layers."): weight.value[layer] for key, weight in weights.items() if key.startswith("layers.")}
-    architecture = architectures.get(name)
-    usual: Any = functional.gelu if architecture.centred else functional.silu
-    activation = {"gpt2": lambda y: functional.gelu(y, approximate="tanh")}.get(name, usual)
-    eps = {"bert": 1e-12, "vit": 1e-6, "cait": 1e-6}.get(name, 1e-5 if architecture.centred else 1e-6)
 
-    def linear(key: str, y: Tensor) -> Tensor:
-        return functional.linear(y, own[f"{key}.weight"], own.get(f"{key}.bias"))
+    def __init__(self, name: str, weights: Weights, layer: int, sizes: ModelConfig) -> None:
+        own = {key: weight.value[layer] for key, weight in weights.items() if key.startswith("layers.")}
+        self.own = {key.removeprefix("layers."): value for key, value in own.items()}
+        self.name, self.sizes, self.architecture = name, sizes, architectures.get(name)
+        self.eps = {"bert": 1e-12, "vit": 1e-6, "cait": 1e-6}.get(name, 1e-5 if self.architecture.centred else 1e-6)
+        self.eps = 1e-5 if name.startswith("olmo") else self.eps
 
-    def norm(key: str, y: Tensor) -> Tensor:
-        if not architecture.centred:
-            return y * (y.square().mean(-1, keepdim=True) + eps).rsqrt() * own[f"{key}.weight"]
-        return functional.layer_norm(y, y.shape[-1:], own[f"{key}.weight"], own.get(f"{key}.bias"), eps)
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.architecture.norm == "pre":
+            x = x + self.norm("attention.post_norm", self.attention(self.norm("attention.norm", x)))
+            return x + self.norm("ffn.post_norm", self.ffn(self.norm("ffn.norm", x)))
+        x = self.norm("attention.norm", x + self.attention(x))
+        return self.norm("ffn.norm", x + self.ffn(x))
 
-    def mixed(key: str, y: Tensor) -> Tensor:
-        """(B, heads, T, T), with the heads mixed if the layer does so."""
-        return linear(key, y.movedim(1, -1)).movedim(-1, 1) if f"{key}.weight" in own else y
+    def linear(self, key: str, y: Tensor) -> Tensor:
+        return functional.linear(y, self.own[f"{key}.weight"], self.own.get(f"{key}.bias"))
 
-    def attention(y: Tensor) -> Tensor:
-        query, key, value = (
-            linear(f"attention.{part}", y).unflatten(-1, (-1, sizes.head_size)).transpose(1, 2)
-            for part in ("query", "key", "value")
-        )
-        key, value = (z.repeat_interleave(sizes.heads // sizes.key_value_heads, 1) for z in (key, value))
-        if "attention.query_norm.weight" in own:
-            query, key = norm("attention.query_norm", query), norm("attention.key_norm", key)
-        query, key = (turned(query), turned(key)) if name in ROTARY else (query, key)
-        scores = query @ key.mT / sizes.head_size**0.5
-        if architecture.objective == "causal":
+    def norm(self, key: str, y: Tensor) -> Tensor:
+        """Unchanged if there is no such norm."""
+        gain, bias = (self.own.get(f"{key}.{part}") for part in ("weight", "bias"))
+        if gain is None:
+            return y
+        if self.architecture.centred:
+            return functional.layer_norm(y, y.shape[-1:], gain, bias, self.eps)
+        return y * (y.square().mean(-1, keepdim=True) + self.eps).rsqrt() * gain
+
+    def heads(self, part: str, y: Tensor) -> Tensor:
+        """Query, key or value (N, heads, T, head size): normed over all heads, or each by itself, as the norm is long."""
+        y = self.linear(f"attention.{part}", y)
+        long = len(self.own.get(f"attention.{part}_norm.weight", y[0, 0]))
+        y = self.norm(f"attention.{part}_norm", y.unflatten(-1, (-1, long))).flatten(-2)
+        heads = y.unflatten(-1, (-1, self.sizes.head_size)).transpose(1, 2)
+        if self.name in ROTARY and part != "value":
+            heads = turned(heads, 500_000 if self.name == "olmo3" else 10_000)
+        return heads if part == "query" else heads.repeat_interleave(self.sizes.heads // self.sizes.key_value_heads, 1)
+
+    def attention(self, y: Tensor) -> Tensor:
+        query, key, value = (self.heads(part, y) for part in ("query", "key", "value"))
+        scores = query @ key.mT / self.sizes.head_size**0.5
+        if self.architecture.objective == "causal":
             scores = scores.masked_fill(torch.ones(scores.shape[-2:]).triu(1).bool(), -math.inf)
-        shares = mixed("attention.talk_after", mixed("attention.talk_before", scores).softmax(-1))
-        return own.get("attention.scale", 1) * linear("attention.out", (shares @ value).transpose(1, 2).flatten(2))
+        if self.name == "cait":
+            scores = self.linear("attention.talk_before", scores.movedim(1, -1)).movedim(-1, 1)
+        shares = scores.softmax(-1)
+        if self.name == "cait":
+            shares = self.linear("attention.talk_after", shares.movedim(1, -1)).movedim(-1, 1)
+        return self.own.get("attention.scale", 1) * self.linear("attention.out", (shares @ value).transpose(1, 2).flatten(2))
 
-    def ffn(y: Tensor) -> Tensor:
-        gated = "ffn.gate.weight" in own
-        inner = activation(linear("ffn.gate", y)) * linear("ffn.up", y) if gated else activation(linear("ffn.up", y))
-        return own.get("ffn.scale", 1) * linear("ffn.down", inner)
-
-    if architecture.norm == "pre":
-        x = x + attention(norm("attention.norm", x))
-        return x + ffn(norm("ffn.norm", x))
-    x = norm("attention.norm", x + attention(x))
-    return norm("ffn.norm", x + ffn(x))
+    def ffn(self, y: Tensor) -> Tensor:
+        gelu_tanh = partial(functional.gelu, approximate="tanh")
+        usual = functional.gelu if self.architecture.centred else functional.silu
+        activation = {"gpt2": gelu_tanh, "gemma3": gelu_tanh}.get(self.name, usual)
+        up = self.linear("ffn.up", y)
+        inner = activation(self.linear("ffn.gate", y)) * up if "ffn.gate.weight" in self.own else activation(up)
+        return self.own.get("ffn.scale", 1) * self.linear("ffn.down", inner)
 
 
 @pytest.mark.parametrize(("name", "kv_heads"), [(name, 0) for name in NAMES] + [("llama", 2), ("llama", 1)])
@@ -232,7 +250,7 @@ def test_canonical_names_say_what_the_library_uses_each_weight_for(name: str, kv
     getattr(module, attribute)[1].register_forward_hook(lambda layer, given, result: seen.extend([given[0], result]))
     logits(name, model)
     given, result = seen
-    expected = layer_by_hand(name, architectures.get(name).read(model), 1, given, sizes)
+    expected = ByHand(name, architectures.get(name).read(model), 1, sizes)(given)
     precision = 1e-5 if name in ROTARY else 1e-12
     torch.testing.assert_close(result, expected, rtol=precision, atol=precision)
 
@@ -391,7 +409,9 @@ def test_a_missing_division_at_a_tied_decoder_is_noticed(name: str) -> None:
     assert relative_error(name, model, grown(name, widen(undivided, copies), wide)) > 0.5
 
 
-@each_tying
+@pytest.mark.parametrize(
+    ("name", "tied"), [(name, tied) for name, tied in TYINGS if has_types_for(name, 3, 5)]
+)  # of the others: test_families.py
 def test_zero_residual_branches_on_top_are_the_identity_only_in_pre_norm(name: str, tied: bool) -> None:
     architecture, sizes = architectures.get(name), replace(SMALL, tied=tied)
     model = random_model(name, sizes)
@@ -403,7 +423,7 @@ def test_zero_residual_branches_on_top_are_the_identity_only_in_pre_norm(name: s
     assert error == 0 if architecture.norm == "pre" else error > 0.01
 
 
-@each
+@pytest.mark.parametrize("name", [name for name in NAMES if has_types_for(name, 3, 5)])
 def test_a_copied_layer_on_top_changes_the_function(name: str) -> None:
     """The check above can fail: it is the zeros that make the identity."""
     model = random_model(name, SMALL)

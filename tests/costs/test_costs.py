@@ -30,7 +30,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 NAMES = architectures.names()
 IMAGES = [name for name in NAMES if architectures.get(name).objective == "classes"]
 MASKED = [name for name in NAMES if architectures.get(name).objective == "masked"]
-GATED = ["llama", "modernbert"]
+GATED = ["modernbert", *(name for name in NAMES if not architectures.get(name).centred)]  # all with RMSNorm
 
 each = pytest.mark.parametrize("name", NAMES)
 each_option = pytest.mark.parametrize(
@@ -150,8 +150,12 @@ def test_frozen_lower_layers_cost_their_forward_only(name: str, options: dict[st
     saved = 2 * layer_0 + whole["patches"]  # of the patches' backward, there was one product
     if sizes.tied and name not in IMAGES:
         saved += whole["decoder"]  # no gradient for the frozen embedding that it shares
-    if architecture.norm == "post":  # layer 1 projects the frozen layer's output itself, not a trained norm of it
-        saved += whole["projections"] // sizes.layers * 3 // 4  # no input gradient of query, key and value
+    normed = any(row.key == "layers.attention.norm.weight" for row in architecture.table(sizes))
+    if architecture.norm == "post" or not normed:  # layer 1 projects the frozen layer's output itself, not a trained norm of it
+        d, keys = sizes.width, sizes.key_value_heads * sizes.head_size
+        saved += (
+            whole["projections"] // sizes.layers * (d + 2 * keys) // (2 * d + 2 * keys)
+        )  # no input gradient of query, key, value
     assert count(lambda: task_loss(model, batch).backward())[0] == training(whole) - saved
 
 

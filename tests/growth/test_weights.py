@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from growbench.config.schema import ModelConfig
+from growbench.errors import UsageError
 from growbench.growth.weights import (
     Axis,
     AxisMap,
@@ -293,3 +294,8 @@ def test_the_lengths_of_axes_follow_from_the_sizes() -> None:
         Axis.HEAD_TRANSFORM: 64,
     }
     assert {axis: axis_length(axis, sizes) for axis in expected} == expected
+
+
+def test_a_learned_map_of_another_length_is_refused() -> None:
+    with pytest.raises(UsageError, match=f"a learned map from 3 units cannot grow {OLD[Axis.FFN]}"):
+        widen(zoo(), {Axis.FFN: Extend(torch.ones(2, 3))})

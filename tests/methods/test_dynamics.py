@@ -214,7 +214,8 @@ def test_staged_training_preserves_the_function(cell: Cell) -> None:
     assert ((found - expected).norm() / expected.norm() < 1e-12) == possible
     task_loss(deep, batch).backward()
     added = {name for name, layer, p in task.architecture.parameters(deep) if layer == 1 and p.grad is not None and p.grad.any()}
-    assert {"layers.attention.norm.weight", "layers.ffn.norm.weight"} & added or not possible
+    norms = {f"layers.{branch}.{norm}.weight" for branch in ("attention", "ffn") for norm in ("norm", "post_norm")}
+    assert norms & added or not possible
     assert any(name.startswith("layers.ffn") for name in added)
 
 

@@ -397,6 +397,9 @@ def test_what_cannot_be_divided_is_refused(miniature: Path, tmp_path: Path, monk
         UsageError, match=r"^batch = 12: 6 rows for each of 2 data-parallel processes: must be divisible by micro_batch = 4$"
     ):
         Benchmark(Setting(odd, tmp_path / "results", Parallel(CPU, dp_degree=2))).run([], [0])
+    sizes = ModelConfig(layers=1, width=8, heads=2, vocabulary=4, positions=4)
+    with pytest.raises(UsageError, match=r"^--tensor-parallel 2: olmo2 norms queries and keys, which no part can do alone$"):
+        check(architectures.get("olmo2"), sizes, 2)
     with pytest.raises(UsageError, match=r"^heads = 2: must be divisible by --tensor-parallel 4$"):
         Benchmark(Setting(experiment, tmp_path / "results", Parallel(CPU, tp_degree=4))).run([], [0])
     compiled = replace(experiment, machine=Machine(compile="on"))
