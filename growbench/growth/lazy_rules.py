@@ -5,7 +5,8 @@ Each rule says along which dimensions of the result a selection can be passed on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +64,7 @@ def _mapped(value: Any, change: Callable[[Node | Tensor], Tensor]) -> Any:
 def _pointwise(op: Operation) -> Rule:
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         args, kwargs = _mapped((op.args, op.kwargs), lambda each: at.exact(each, broadcast(passed, each.shape, op.shape)))
-        result: Tensor = op.function(*args, **kwargs)
-        return result
+        return op.function(*args, **kwargs)  # type: ignore[no-any-return]
 
     return Rule(_all(op), compute)
 
@@ -127,10 +127,21 @@ def _reduction(op: Operation) -> Rule | None:
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         value = at.laid_out(source, {dim: passed[place] for dim, place in places.items() if place in passed})
-        result: Tensor = op.function(value, *op.args[1:], **op.kwargs)
+        with _threads(1 if op.shape.numel() > 1 else torch.get_num_threads()):  # only a sum of all entries is divided among them
+            result: Tensor = op.function(value, *op.args[1:], **op.kwargs)
         return result
 
     return Rule(places.values(), compute, small=True)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _index_select(op: Operation) -> Rule | None:
@@ -158,10 +169,6 @@ def _picked(op: Operation) -> Rule:
         return at.value(source, {dim: range(place, place + 1), **rest}).select(dim, 0)
 
     return Rule(_all(op), compute)
-
-
-def _slice(op: Operation) -> Rule:
-    return _narrowed(op, *_sliced(op.args[1:], op.args[0].shape))
 
 
 def _split(op: Operation) -> Rule:
@@ -323,7 +330,7 @@ MAKERS: Mapping[Any, Callable[[Operation], Rule | None]] = {
     aten.index_select: _index_select,
     aten.select: _picked,
     aten.unbind: _picked,
-    aten.slice: _slice,
+    aten.slice: lambda op: _narrowed(op, *_sliced(op.args[1:], op.args[0].shape)),
     aten.split: _split,
     aten.split_with_sizes: _split,
     aten.transpose: _permuted,

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from growbench import registry
 from growbench.architectures.library import CONFIG
 from growbench.config import loading
@@ -99,6 +101,7 @@ def grow(growth: Growth) -> str:
         for path in sorted({path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}):
             shutil.copyfile(path, draft / path.name)
         write_text(draft / CONFIG, json.dumps(growth.config(), indent=2) + "\n")
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one thread writes and digests
         with ThreadPoolExecutor(1) as thread, byte_bar(f"growing {out.name}", growth.bytes) as written:
             digests: Future[dict[str, str]] = thread.submit(growth.checkpoint.digests)
             weights = sharded.write(draft, growth.tensors, growth.checkpoint.dtype, written)

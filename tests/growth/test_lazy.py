@@ -170,3 +170,35 @@ def test_large_draws_are_those_of_torch_whichever_part_is_computed_first(draw: C
             fits = {dim: each for dim, each in part.items() if dim < whole.dim() and int(max(each)) < whole.shape[dim]}
             assert torch.equal(value.part(fits), selected(whole, fits))
         assert isinstance(value, Lazy) or torch.equal(value, whole)
+
+
+def test_sums_of_a_layer_are_rounded_as_among_all_layers() -> None:
+    """torch divides a sum among threads if it is the only result, which rounds it in another way."""
+    value = torch.randn(3, 300, 400, generator=torch.Generator().manual_seed(0))
+    mean = lazy(value).square().mean((-2, -1), keepdim=True)
+    transposed = lazy(value.mT).square().sum((1, 2))
+    assert isinstance(mean, Lazy) and isinstance(transposed, Lazy)
+    for layer in range(3):
+        assert torch.equal(mean.part({0: range(layer, layer + 1)})[0], value.square().mean((-2, -1), keepdim=True)[layer])
+        assert torch.equal(transposed.part({0: range(layer, layer + 1)})[0], value.mT.square().sum((1, 2))[layer])
+
+
+def test_only_the_layers_and_rows_that_are_wanted_are_read() -> None:
+    """Width and depth grown as methods do: three rows of one new layer."""
+    reads: list[Selection] = []
+    layers = [lazy(torch.randn(8, 6), reads=reads) for _ in range(5)]
+    index, copies = torch.arange(16) % 8, torch.full((12,), 2.0)
+    wide = torch.stack(layers).index_select(1, index).index_select(2, torch.arange(12) % 6) / copies
+    found = wide.index_select(0, torch.tensor([0, 1, 2, 3, 4, 3, 4])).unbind(0)[5]
+    assert isinstance(found, Lazy)
+    found.part({0: range(7, 10)})
+    assert [list(read[0]) for read in reads] == [[7, 0, 1]]
+
+
+def test_what_is_changed_after_its_use_is_an_error() -> None:
+    mask = torch.ones(3)
+    found = lazy(torch.randn(3)) * mask
+    mask[0] = 0
+    assert isinstance(found, Lazy)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        found.part({})
