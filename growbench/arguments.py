@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
     _grow(command("grow", commands.grow, "grow a checkpoint of your own, without training it, into a new folder"))
+    _export(command("export", commands.export, "give the curves of stored runs to a tracker, or write them as one CSV table"))
     _reproduce(command("reproduce", commands.reproduce, "retrain the beginning of stored runs, and compare with their curves"))
     _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
     _show(command("show", commands.show, "the card of a method, an experiment or an architecture"))
@@ -144,6 +145,11 @@ def _add_request(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--save", action="store_true", help="keep each trained model in RUN/model, for transformers or timm")
     run.add_argument(
+        "--track",
+        choices=("trackio", "wandb", "tensorboard"),
+        help="also show each run there while it goes on; default: nowhere",
+    )
+    run.add_argument(
         "--tuned",
         type=Path,
         metavar="FILE",
@@ -196,6 +202,12 @@ def _grow(grow: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print each tensor's old and new shape, parameters, bytes, and where layers come from; write nothing",
     )
+
+
+def _export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("folder", type=Path, metavar="DIR", help="one experiment's results, as results/gpt2-tiny")
+    export.add_argument("--to", choices=("trackio", "wandb", "tensorboard", "csv"), required=True)
+    export.add_argument("--out", type=Path, metavar="FILE", help="with csv; default: DIR/curves.csv")
 
 
 def _reproduce(again: argparse.ArgumentParser) -> None:

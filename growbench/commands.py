@@ -50,6 +50,10 @@ def run(options: argparse.Namespace) -> int:
     specs = stages.specs_of(options.methods, experiment)
     if options.dry_run:
         return _forecast(options, specs)
+    if options.track:
+        from growbench.tools import export as exporting
+
+        exporting.check(options.track)
     succeeded = stages.train(options, specs, experiment)
     if options.only is not None:
         print(f"next, once all parts are done: growbench report {shlex.quote(str(options.results / experiment.name))}")
@@ -142,6 +146,16 @@ def report(options: argparse.Namespace) -> int:
         import webbrowser
 
         webbrowser.open(pages[-1].resolve().as_uri())  # the board is the last
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    if options.out and options.to != "csv":
+        raise UsageError("--out: only with --to csv; a tracker's own settings say where it stores runs")
+
+    from growbench.tools import export as exporting
+
+    print(exporting.export(options.folder, options.to, options.out))
     return 0
 
 

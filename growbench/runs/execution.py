@@ -37,6 +37,7 @@ from growbench.runs.records import (
 )
 from growbench.runs.saved_models import TrainedModel
 from growbench.runs.signals import Interruption
+from growbench.runs.trackers import Live, Tracked
 from growbench.training import trained_state
 from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.phases import contained, one_line, text_of
@@ -130,7 +131,8 @@ class Execution:
         folder = self._open()
         interruption = Interruption()
         progress = Progress(name, self.training.steps, target_loss, shown=parallel.is_main_process)
-        output = Output(folder.curve if folder else [], progress, self.checkpoints, self.branches)
+        live = self._live(folder) if folder and self.setting.track else None
+        output = Output(live or (folder.curve if folder else []), progress, self.checkpoints, self.branches)
         trainer = self.trainer(output, Stop(interrupted=interruption))
         record, status, error = None, RunStatus.INTERRUPTED, None
         try:
@@ -149,6 +151,8 @@ class Execution:
             say(f"{name:<18} failed: {told}")
         finally:
             trainer.output.progress.close()
+            if live:
+                live.close()
             record = replace(record or self._record(trainer), status=status, error=error)
             if folder and not folder.close(record, trainer.outcome.validation):
                 status = RunStatus.INTERRUPTED
@@ -175,6 +179,13 @@ class Execution:
             self.checkpoints.branch_off(self.branch.trunk, self.branch.checkpoint)
         self.setting.parallel.barrier()  # so that the other processes resume from complete files
         return folder
+
+    def _live(self, folder: store.RunFolder) -> Live:
+        """The run's curve, which a tracker shows too."""
+        assert self.setting.track is not None
+        name, where, config = self.setting.experiment.name, str(self.setting.folder), dataclasses.asdict(self.config)
+        run = Tracked(name, self.job.found.name, self.job.name, where, config, resumed=folder.curve.rows > 0)
+        return Live(folder.curve, self.setting.track, run)
 
     @property
     def training(self) -> Training:

@@ -63,6 +63,7 @@ class Setting:
     parallel: Parallel
     stop_at_loss: float | None = None  # each method's run ends at its first evaluation at or below it
     save: bool = False  # keep the trained models
+    track: str | None = None  # the tracker that shows each run while it goes on
 
     def folder_of(self, job: Job) -> Path:
         return self.folder / job.name

@@ -22,7 +22,7 @@ from growbench.tools.shares import Unit
 # the options of `growbench run` that each command has as the request has them, with their defaults
 SAME: dict[str, Any] = {
     "set": [], "results": Path("results"), "device": "auto", "protocol": "single", "budgets": None, "target_loss": None,
-    "stop_at_target": False, "save": False, "tuned": None,
+    "stop_at_target": False, "save": False, "track": None, "tuned": None,
 }  # fmt: skip
 
 

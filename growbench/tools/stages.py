@@ -140,7 +140,7 @@ def _benchmark(options: argparse.Namespace, experiment: Experiment, stage: str =
 
     processes = parallel.start(choose_device(options.device), options.tensor_parallel, options.shard, stage)
     stop_at_loss = options.target_loss if options.stop_at_target else None
-    setting = Setting(experiment, options.results / experiment.name, processes, stop_at_loss, options.save)
+    setting = Setting(experiment, options.results / experiment.name, processes, stop_at_loss, options.save, options.track)
     return Benchmark(setting, _shared_budgets(options, experiment), options.target_loss, follows, options.only)
 
 
