@@ -298,7 +298,7 @@ def after_a_run(tmp_path_factory: pytest.TempPathFactory, write_miniature: Calla
     return folder
 
 
-QUICK = [(block, arguments) for block, arguments in GROWBENCH if arguments[0] in ("list", "report")]
+QUICK = [(block, arguments) for block, arguments in GROWBENCH if arguments[0] in ("list", "show", "report")]
 
 
 @pytest.mark.parametrize(("block", "arguments"), with_place(QUICK))
