@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -20,6 +21,8 @@ settings.load_profile("any machine")
 # both are read once, when the first test imports huggingface_hub, and torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small train twice as fast on one thread
+
+gc.disable()  # while libraries are imported, whose objects stay; until pytest_collection_finish
 
 WORDS = (
     "the of and to in a is was for on as with by that from at his an were are which this also be has or had first one their"
@@ -67,6 +70,12 @@ def documents() -> str:
         return " ".join(rng.choices(words, weights, k=rng.randint(5, 15))).capitalize() + "."
 
     return "\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end: to go through it again and again took a tenth of the tests' time."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,5 +1,6 @@
 """What the server of tests/processes.py has done before it forks: slow imports, and what libraries find out once a process."""
 
+import gc
 from importlib import import_module
 
 from growbench import origins
@@ -14,6 +15,9 @@ MODULES = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.gpt2.modeling_gpt2",
 )
+gc.disable()
 for module in MODULES:
     import_module(module)
 origins._of_distributions()
+gc.freeze()
+gc.enable()
