@@ -96,6 +96,14 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_flushing() -> Iterator[None]:
+    """No test waits for a disk. What is flushed, and when, is seen by those that put a function of their own here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def figures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Reports hold their figures' data, but no figures: these take most of the time. `with figures():` they are drawn."""
     from growbench.report import drawing

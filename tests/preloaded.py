@@ -1,6 +1,7 @@
 """What the server of tests/processes.py has done before it forks: slow imports, and what libraries find out once a process."""
 
 import gc
+import os
 from importlib import import_module
 
 from growbench import origins
@@ -21,3 +22,4 @@ for module in MODULES:
 origins._of_distributions()
 gc.freeze()
 gc.enable()
+os.fsync = lambda number: None  # type: ignore[assignment]  # as in tests/conftest.py

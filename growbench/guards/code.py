@@ -7,6 +7,7 @@ import operator
 import re
 import sys
 from collections.abc import Iterable
+from functools import cached_property
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -43,13 +44,14 @@ class Code:
         self._spaces: list[Namespace] = []
         self._whole = Pairs([])
         self._modules: set[str] = set()
+        self._count = 0  # of modules when they were looked at last
         self._watch_new_modules()
 
     def begin(self) -> None:
         """What has changed so far is as it should be."""
         if not self._whole.is_intact():
             for number, space in enumerate(self._spaces):
-                if not space.is_intact():
+                if not space.pairs.is_intact():
                     self._spaces[number] = Namespace(space.name, space.holder, space.own)
             self._whole = Pairs(self._spaces)
         self._watch_new_modules()
@@ -68,11 +70,12 @@ class Code:
             space.restore()
 
     def _altered(self) -> list[Namespace]:
-        return [] if self._whole.is_intact() else [space for space in self._spaces if not space.is_intact()]
+        return [] if self._whole.is_intact() else [space for space in self._spaces if not space.pairs.is_intact()]
 
     def _watch_new_modules(self) -> None:
-        if len(sys.modules) == len(self._modules):
+        if len(sys.modules) == self._count:
             return
+        self._count = len(sys.modules)
         watched = len(self._spaces)
         for name in [name for name in sys.modules if name not in self._modules]:
             self._modules.add(name)
@@ -103,9 +106,10 @@ class Namespace:
         kinds = (key for key, value in self.values.items() if CONTAINERS.match(key) and type(value) in (dict, list, set))
         self.containers = {key: type(self.values[key])(self.values[key]) for key in kinds}
 
-    def is_intact(self) -> bool:
-        """Whether nothing has changed."""
-        return Pairs([self]).is_intact()
+    @cached_property
+    def pairs(self) -> Pairs:
+        """What is watched in it alone."""
+        return Pairs([self])
 
     def changed(self) -> list[str]:
         """The names whose value, code or content is another one. Not those that torch changes itself."""

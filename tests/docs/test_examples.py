@@ -191,7 +191,7 @@ def test_every_method_keeps_the_interfaces_promises(block: Block, written: Path)
     method = registry.get(f"./{method_name(block)}.py").method
     assert not check.card_warnings(method)
     for cell in CELLS:
-        assert not check.broken_promises(method, cell), cell
+        assert not check.broken_promises(method, cell, compares=cell == CELLS[0]), cell
 
 
 def test_the_first_method_passes_check(written: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ def shared_with_attacks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("attacks")
 
 
-CASES = {"command lines": 60, "experiment files": 120, "corpora": 120}
+CASES = {"command lines": 30, "experiment files": 60, "corpora": 60}
 
 
 @pytest.mark.parametrize("name", PROPERTIES)
