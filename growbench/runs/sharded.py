@@ -35,13 +35,13 @@ class Shard:
     tensors: Mapping[str, Lazy]
 
 
-def shards(tensors: Mapping[str, Lazy], dtype: torch.dtype, most: int = SHARD) -> list[Shard]:
-    """The tensors in order, divided into files of at most so many bytes, or of one tensor."""
+def shards(tensors: Mapping[str, Lazy], dtype: torch.dtype) -> list[Shard]:
+    """The tensors in order, divided into files of at most `SHARD` bytes, or of one tensor."""
     groups: list[dict[str, Lazy]] = [{}]
     size = 0
     for name, tensor in tensors.items():
         more = tensor.numel() * dtype.itemsize
-        if groups[-1] and size + more > most:
+        if groups[-1] and size + more > SHARD:
             groups.append({})
             size = 0
         groups[-1][name] = tensor
@@ -51,15 +51,13 @@ def shards(tensors: Mapping[str, Lazy], dtype: torch.dtype, most: int = SHARD) -
     return [Shard(f"model-{number:05}-of-{len(groups):05}.safetensors", group) for number, group in enumerate(groups, 1)]
 
 
-def write(
-    folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written: Callable[[int], object], most: int = SHARD
-) -> dict[str, str]:
+def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written: Callable[[int], object]) -> dict[str, str]:
     """Write the tensors in this type. Returns the sha256 of each file.
 
     `written` gets the number of bytes of each part. Raises UsageError for entries that the type cannot hold, OSError if the disk
     is full.
     """
-    files = shards(tensors, dtype, most)
+    files = shards(tensors, dtype)
     digests = {}
     for shard in files:
         with (folder / shard.name).open("wb") as file, ThreadPoolExecutor(1) as thread:

@@ -31,9 +31,10 @@ def asked(text: str) -> dict[str, int]:
 
 def target(source: ModelConfig, sizes: Mapping[str, int], architecture: Architecture) -> ModelConfig:
     """The source's configuration with the sizes that are asked for. Raises UsageError if they shrink, or do not fit together."""
+    has_head_dim = "head_dim" in architecture.library.config_json(replace(source, configuration=""))  # apart from width / heads
     old = {key: getattr(source, name) for key, name in SIZES.items()}
     for key, new in sizes.items():
-        if key in OPTIONS and key not in architecture.options:
+        if (key in OPTIONS and key not in architecture.options) or (key == "head_dim" and not has_head_dim):
             raise UsageError(f"--to {key}={new}: {architecture.name} has none of its own: heads and width decide")
         if new < old[key]:
             raise UsageError(f"--to {key}={new}: the source has {old[key]}, and a model only grows")
@@ -47,7 +48,7 @@ def target(source: ModelConfig, sizes: Mapping[str, int], architecture: Architec
             f"widths that do: {_nearest(old, sizes, width)}; or name heads, kv_heads or ffn, too"
         )
     head_dim = sizes.get("head_dim", source.head_size)
-    if width != followed["heads"] * head_dim and "head_dim" not in architecture.options:
+    if width != followed["heads"] * head_dim and not has_head_dim:
         raise UsageError(
             f"--to width={width}, heads={followed['heads']}: heads of {architecture.name} have width / heads dimensions, and "
             f"grow whole, with the source's {head_dim}: {_heads_that_fit(width, head_dim)}"
