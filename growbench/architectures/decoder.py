@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from growbench.architectures import Row, embedding, linear, norm
+from growbench.architectures import Row, check_rotary, embedding, linear, norm
+from growbench.architectures.library import Transformers
 from growbench.config.schema import ModelConfig
+from growbench.errors import UsageError
 from growbench.growth.weights import Axis
 
 NAMES = {
@@ -16,8 +19,29 @@ NAMES = {
     "num_key_value_heads": "kv_heads", "head_dim": "head_dim",
     "vocab_size": "vocabulary", "max_position_embeddings": "positions", "tie_word_embeddings": "tied",
 }  # fmt: skip
+LAYER = "model.layers.{}"  # the name of a layer
+DYNAMIC = "dynamic"  # the type of rotary positions that depend on the length of the longest sequence so far
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of types of layers
 NO_TOKENS = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}  # no block is padded, so no embedding row is fixed
+
+
+def stated(sizes: ModelConfig, key: str) -> Any:
+    """What the configuration of a checkpoint states under a key; None if there is none."""
+    return json.loads(sizes.configuration or "{}").get(key)
+
+
+def library(stock: Any, *per_layer: str) -> Transformers:
+    """A class of transformers whose configuration has Llama's names. `per_layer`: as in Transformers."""
+    return Transformers(stock, NAMES, "rms_norm_eps", rotary=True, per_layer=per_layer)
+
+
+def built(kind: type[nn.Module], library: Transformers, sizes: ModelConfig) -> Any:
+    """A model of class `kind`. Raises UsageError for an odd head size."""
+    check_rotary(sizes)
+    model: Any = kind(library.configuration(sizes, **NO_TOKENS))
+    if model.model.rotary_emb.rope_type == DYNAMIC:
+        model.model.rotary_emb.rope_type = "default"  # the same within its positions, and no question to the device
+    return model
 
 
 def forward(self: Any, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -30,15 +54,21 @@ def hidden_states(base: Any, inputs: Tensor) -> Tensor:
     """(B, T, width) behind the last norm. `base`: transformers' model without its head.
 
     The layers are called one by one: base.forward would look for padding, which waits for the device.
+    Raises UsageError for a sequence whose rotary positions depend on the sequences before it.
     """
     config, length = base.config, inputs.shape[1]
+    if length > config.max_position_embeddings and config.rope_parameters.get("rope_type") == DYNAMIC:
+        most = f"max_position_embeddings = {config.max_position_embeddings}"
+        raise UsageError(f"a sequence of {length} tokens: rotary positions of type {DYNAMIC!r} are known up to {most}")
     places = torch.arange(length, device=inputs.device)
     masks = {FULL: None, SLIDING: None}  # None: the attention's own causal mask
-    if (window := getattr(config, "sliding_window", None)) and length > window:
+    # Only what its class knows counts: a configuration may state more than the class uses.
+    window = config.sliding_window if hasattr(type(config), "sliding_window") else None
+    if window and length > window:
         distance = places[:, None] - places
         masks[SLIDING] = ((distance >= 0) & (distance < window))[None, None]
     # A class without types of layers has one kind of attention, with a window if its configuration has one.
-    types = getattr(config, "layer_types", None) or [SLIDING] * len(base.layers)
+    types = config.layer_types if hasattr(type(config), "layer_types") else [SLIDING] * len(base.layers)
     hidden = base.embed_tokens(inputs)
     rotary = base.rotary_emb
     kinds = {kind: (kind,) for kind in set(types)} if hasattr(rotary, "layer_types") else dict.fromkeys(types, ())
@@ -54,6 +84,18 @@ def in_one_kernel(model: nn.Module, kind: type[nn.Module]) -> None:
         if isinstance(module, kind):
             weight: Any = module.weight
             model.set_submodule(path, nn.RMSNorm(weight.shape, eps=module.variance_epsilon))  # type: ignore[arg-type]
+
+
+def pre_norm_rows(sizes: ModelConfig, attention: list[Row], ffn: list[Row]) -> list[Row]:
+    """A model whose norms come before attention and FFN."""
+    return [
+        token_row(),
+        *norm("attention.norm", f"{LAYER}.input_layernorm", bias=False),
+        *attention,
+        *norm("ffn.norm", f"{LAYER}.post_attention_layernorm", bias=False),
+        *ffn,
+        *head_rows(sizes),
+    ]
 
 
 def attention_rows(layer: str, bias: bool = False, out_bias: bool = False) -> list[Row]:

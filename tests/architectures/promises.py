@@ -41,26 +41,20 @@ class Family:
     changes: Mapping[str, str] = field(default_factory=dict)
 
 
-ROPE = {
-    "llama3": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-        "rope_theta": 500_000.0,
-    },
-    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1_000_000.0},
-}
 SIZES = {
     "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6,
     "intermediate_size": 20, "vocab_size": 37, "max_position_embeddings": 64, "rms_norm_eps": 1e-2,
 }  # fmt: skip
+WINDOW = {"use_sliding_window": True, "sliding_window": 5}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 16, "rope_theta": 5e5}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e6}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}
+BIASES = {"attention_bias": True, "mlp_bias": True}
 FAMILIES = [
-    Family(
-        "llama",
-        {**SIZES, "rope_parameters": ROPE["llama3"], "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True},
-    ),
+    Family("llama", {**SIZES, **BIASES, "rope_parameters": LLAMA3, "tie_word_embeddings": False}),
+    Family("mistral", {**SIZES, "rope_parameters": LINEAR, "sliding_window": 5, "tie_word_embeddings": True}),
+    Family("qwen2", {**SIZES, **WINDOW, "max_window_layers": 2, "rope_parameters": YARN, "tie_word_embeddings": False}),
     Family(
         "olmo2",
         {**SIZES, "rope_parameters": ROPE["yarn"], "tie_word_embeddings": False, "attention_bias": True, "hidden_act": "gelu"},
@@ -83,12 +77,23 @@ FAMILIES = [
         "qwen3",
         {
             **SIZES,
-            "rope_parameters": ROPE["yarn"],
-            "tie_word_embeddings": True,
+            **WINDOW,
             "attention_bias": True,
-            "use_sliding_window": True,
-            "sliding_window": 5,
-            "max_window_layers": 1,
+            "rope_parameters": YARN,
+            "tie_word_embeddings": True,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    Family(
+        "smollm3",
+        {
+            **SIZES,
+            **WINDOW,
+            **BIASES,
+            "no_rope_layer_interval": 2,
+            "rope_parameters": LINEAR,
+            "tie_word_embeddings": True,
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),  # the usual ones are beyond the vocabulary
         },
     ),
 ]

@@ -217,7 +217,7 @@ class ByHand:
         y = self.norm(f"attention.{part}_norm", y.unflatten(-1, (-1, long))).flatten(-2)
         heads = y.unflatten(-1, (-1, self.sizes.head_size)).transpose(1, 2)
         if self.name in ROTARY and part != "value":
-            heads = turned(heads, 500_000 if self.name == "olmo3" else 10_000)
+            heads = turned(heads, {"olmo3": 5e5, "smollm3": 2e6}.get(self.name, 1e4))
         return heads if part == "query" else heads.repeat_interleave(self.sizes.heads // self.sizes.key_value_heads, 1)
 
     def attention(self, y: Tensor) -> Tensor:

@@ -1,23 +1,12 @@
-"""Llama: causal, pre-norm (RMS), rotary positions, SwiGLU, grouped key-value heads, biases if the configuration says so."""
+"""Llama 2 and 3, SmolLM2: pre-norm (RMS), rotary positions, SwiGLU, grouped heads, biases if the configuration says so."""
 
 from __future__ import annotations
-
-import json
 
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from growbench.architectures import Architecture, Row, check_rotary, decoder, norm
-from growbench.architectures.decoder import (
-    NAMES,
-    NO_TOKENS,
-    attention_rows,
-    ffn_rows,
-    head_rows,
-    in_one_kernel,
-    token_row,
-)
-from growbench.architectures.library import Transformers
+from growbench.architectures import Architecture, Row, decoder
+from growbench.architectures.decoder import LAYER, attention_rows, ffn_rows, in_one_kernel, pre_norm_rows, stated
 from growbench.config.schema import ModelConfig
 
 
@@ -31,25 +20,16 @@ class Llama(LlamaForCausalLM):
     forward = decoder.forward
 
 
-LIBRARY = Transformers(LlamaForCausalLM, NAMES, "rms_norm_eps", rotary=True)
+LIBRARY = decoder.library(LlamaForCausalLM)
 
 
 def make(config: ModelConfig) -> Llama:
-    check_rotary(config)
-    return Llama(LIBRARY.configuration(config, **NO_TOKENS))
+    return decoder.built(Llama, LIBRARY, config)  # type: ignore[no-any-return]
 
 
 def table(config: ModelConfig) -> list[Row]:
-    layer, own = "model.layers.{}", json.loads(config.configuration or "{}")
-    attention_bias = own.get("attention_bias", False)
-    return [
-        token_row(),
-        *norm("attention.norm", f"{layer}.input_layernorm", bias=False),
-        *attention_rows(layer, attention_bias, attention_bias),
-        *norm("ffn.norm", f"{layer}.post_attention_layernorm", bias=False),
-        *ffn_rows(layer, own.get("mlp_bias", False)),
-        *head_rows(config),
-    ]
+    bias = stated(config, "attention_bias")
+    return pre_norm_rows(config, attention_rows(LAYER, bias, bias), ffn_rows(LAYER, stated(config, "mlp_bias")))
 
 
 ARCHITECTURE = Architecture("llama", "causal", "bytes", "pre", make, table, ("kv_heads", "tied"), LIBRARY, centred=False)

@@ -1,23 +1,12 @@
-"""Qwen3: Llama's layers, with a norm of each head's queries and keys, a head size of its own, and windows if it has them."""
+"""Qwen3: Llama's layers, with a norm of each head's queries and keys, and windows in some layers if it has them."""
 
 from __future__ import annotations
-
-import json
 
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from growbench.architectures import Architecture, Row, check_rotary, decoder, norm
-from growbench.architectures.decoder import (
-    NAMES,
-    NO_TOKENS,
-    attention_rows,
-    ffn_rows,
-    head_rows,
-    in_one_kernel,
-    token_row,
-)
-from growbench.architectures.library import Transformers
+from growbench.architectures import Architecture, Row, decoder
+from growbench.architectures.decoder import LAYER, attention_rows, ffn_rows, head_norm_rows, in_one_kernel, pre_norm_rows, stated
 from growbench.config.schema import ModelConfig
 from growbench.growth.weights import Axis
 
@@ -32,27 +21,17 @@ class Qwen3(Qwen3ForCausalLM):
     forward = decoder.forward
 
 
-LIBRARY = Transformers(Qwen3ForCausalLM, NAMES, "rms_norm_eps", rotary=True, per_layer=("layer_types",))
+LIBRARY = decoder.library(Qwen3ForCausalLM, "layer_types")
 
 
 def make(config: ModelConfig) -> Qwen3:
-    check_rotary(config)
-    return Qwen3(LIBRARY.configuration(config, **NO_TOKENS))
+    return decoder.built(Qwen3, LIBRARY, config)  # type: ignore[no-any-return]
 
 
 def table(config: ModelConfig) -> list[Row]:
-    layer = "model.layers.{}"
-    bias = json.loads(config.configuration or "{}").get("attention_bias", False)
-    return [
-        token_row(),
-        *norm("attention.norm", f"{layer}.input_layernorm", bias=False),
-        *attention_rows(layer, bias, bias),
-        *norm("attention.query_norm", f"{layer}.self_attn.q_norm", Axis.HEAD_SIZE, bias=False),
-        *norm("attention.key_norm", f"{layer}.self_attn.k_norm", Axis.HEAD_SIZE, bias=False),
-        *norm("ffn.norm", f"{layer}.post_attention_layernorm", bias=False),
-        *ffn_rows(layer),
-        *head_rows(config),
-    ]
+    bias = stated(config, "attention_bias")
+    norms = head_norm_rows(LAYER, Axis.HEAD_SIZE, Axis.HEAD_SIZE)
+    return pre_norm_rows(config, [*attention_rows(LAYER, bias, bias), *norms], ffn_rows(LAYER))
 
 
 ARCHITECTURE = Architecture(
