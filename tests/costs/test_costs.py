@@ -30,7 +30,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 NAMES = architectures.names()
 IMAGES = [name for name in NAMES if architectures.get(name).objective == "classes"]
 MASKED = [name for name in NAMES if architectures.get(name).objective == "masked"]
-GATED = ["modernbert", *(name for name in NAMES if not architectures.get(name).centred)]  # all with RMSNorm
+GATED = [name for name in NAMES if any(row.name == "ffn.gate.weight" for row in architectures.get(name).table(TINY))]
 
 each = pytest.mark.parametrize("name", NAMES)
 each_option = pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from growbench import architectures
 from growbench.architectures import sizes_of
 from growbench.console import Progress
 from growbench.costs.flops import count
@@ -27,6 +26,7 @@ from growbench.training.checkpoint import Checkpoints
 from growbench.training.trainer import Output, Trainer, Work
 from growbench.training.work import Stop
 from tests.methods.test_methods import (
+    CELLS,
     LARGE,
     SMALL,
     assert_equal,
@@ -45,7 +45,7 @@ from tests.methods.test_methods import (
 
 __all__ = ["double"]  # a fixture
 
-TEXT = [name for name in architectures.names() if architectures.get(name).objective != "classes"]
+TEXT = [cell.architecture for cell in CELLS if cell.plain and not cell.images]
 
 RNG = torch.Generator()
 

@@ -18,9 +18,9 @@ from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.method import Task, Trained, task_loss
 from growbench.registry import get
-from growbench.tools import miniatures
 from growbench.tools.miniatures import CPU, VOCABULARY, Cell, RandomData
 from growbench.training.phases import PhaseDriver, PhaseStart
+from tests.methods.test_methods import each_cell
 
 STEPS = 20
 SIZES = {"source.layers": 1, "target.layers": 1, "source.width": 8, "target.width": 16}
@@ -79,7 +79,7 @@ class Setting:
         return self.train(start.model, start.optimizer, first=5)
 
 
-@pytest.mark.parametrize("cell", miniatures.cells(), ids=str)
+@each_cell
 def test_mu_pscaling_without_noise_trains_as_the_small_model(cell: Cell) -> None:
     """With the state of its optimizer grown; heads in groups, tied and untied decoders, all that an architecture has."""
     setting = Setting(cell, **{"source.width": 16, "target.width": 32} if cell.grouped else {})
@@ -173,7 +173,7 @@ def read_by_decoder(task: Task, model: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, _, parameter in task.architecture.parameters(model) if name in halved]
 
 
-@pytest.mark.parametrize("cell", miniatures.cells(), ids=str)
+@each_cell
 def test_the_halves_of_staged_training_train_as_the_small_model(cell: Cell) -> None:
     """As long as the zero blocks are held at zero, and what is halved is held in both models."""
     setting, small, wide = until_wider(cell, **{"source.width": 16, "target.width": 32} if cell.grouped else {})
@@ -201,7 +201,7 @@ def test_moments_of_staged_training_follow_the_gradients() -> None:
     assert new[c_fc]["step"] == old[c_fc]["step"] == wide.first_step
 
 
-@pytest.mark.parametrize("cell", miniatures.cells(), ids=str)
+@each_cell
 def test_staged_training_preserves_the_function(cell: Cell) -> None:
     """In depth, only where norms come first; the layers that were added are trained in all their parts."""
     widths = {"source.width": 16, "target.width": 16} if cell.grouped else {"target.width": 8}
