@@ -46,15 +46,23 @@ SIZES = {
     "intermediate_size": 20, "vocab_size": 37, "max_position_embeddings": 64, "rms_norm_eps": 1e-2,
 }  # fmt: skip
 WINDOW = {"use_sliding_window": True, "sliding_window": 5}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3 |= {"original_max_position_embeddings": 16, "rope_theta": 5e5}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e6}
-LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0}
+ROPE: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "rope_theta": 500_000.0,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1_000_000.0},
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
+}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 FAMILIES = [
-    Family("llama", {**SIZES, **BIASES, "rope_parameters": LLAMA3, "tie_word_embeddings": False}),
-    Family("mistral", {**SIZES, "rope_parameters": LINEAR, "sliding_window": 5, "tie_word_embeddings": True}),
-    Family("qwen2", {**SIZES, **WINDOW, "max_window_layers": 2, "rope_parameters": YARN, "tie_word_embeddings": False}),
+    Family("llama", {**SIZES, **BIASES, "rope_parameters": ROPE["llama3"], "tie_word_embeddings": False}),
+    Family("mistral", {**SIZES, "rope_parameters": ROPE["linear"], "sliding_window": 5, "tie_word_embeddings": True}),
+    Family("qwen2", {**SIZES, **WINDOW, "max_window_layers": 2, "rope_parameters": ROPE["yarn"], "tie_word_embeddings": False}),
     Family(
         "olmo2",
         {**SIZES, "rope_parameters": ROPE["yarn"], "tie_word_embeddings": False, "attention_bias": True, "hidden_act": "gelu"},
@@ -79,7 +87,7 @@ FAMILIES = [
             **SIZES,
             **WINDOW,
             "attention_bias": True,
-            "rope_parameters": YARN,
+            "rope_parameters": ROPE["yarn"],
             "tie_word_embeddings": True,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
@@ -91,7 +99,7 @@ FAMILIES = [
             **WINDOW,
             **BIASES,
             "no_rope_layer_interval": 2,
-            "rope_parameters": LINEAR,
+            "rope_parameters": ROPE["linear"],
             "tie_word_embeddings": True,
             **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),  # the usual ones are beyond the vocabulary
         },
