@@ -233,10 +233,39 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_any_optimizer_goes_on_to_the_same_bits(
+def test_any_optimizer_goes_on_from_a_checkpoint(tmp_path: Path, name: str) -> None:
+    """To the bits that it would have come to: whatever state it has."""
+    (model, optimizer), (other, again) = ((made, OPTIMIZERS[name](made)) for made in map(two_layers, (0, 1)))
+    train(model, optimizer, 3)
+    Checkpoint.of(model, optimizer, torch.Generator(), STATE).save(tmp_path / "x.safetensors")
+    Checkpoint.load(tmp_path / "x.safetensors").restore(other, again, torch.Generator(), torch.device("cpu"))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    train(model, optimizer, 3)
+    train(other, again, 3)
+    for old, one, two in zip(before, model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two) and not (one.requires_grad and torch.equal(one, old))
+
+
+def two_layers(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+def train(model: nn.Module, optimizer: optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        model(torch.linspace(-1, 1, 8).view(2, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "CombinedOptimizer", "Eventful", "Lookahead"])
+def test_a_killed_run_goes_on_with_any_optimizer(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Killed in the first phase and in the second one, which goes on with the first one's optimizer."""
+    """Killed in the first phase and in the second one, which goes on with the first one's optimizer.
+
+    One without state, one of torch's, one that holds others, one that holds more than tensors, one around another.
+    """
     found = Found("scratch", Optimized(name), "here")
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
     killed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
