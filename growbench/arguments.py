@@ -228,7 +228,9 @@ def _show(show: argparse.ArgumentParser) -> None:
 
 
 def _check(check: argparse.ArgumentParser) -> None:
-    check.add_argument("method", nargs="?", metavar="METHOD", help="a name, ./file.py or ./file.py:Class")
+    check.add_argument(
+        "method", nargs="?", metavar="METHOD", help="a name, ./file.py or ./file.py:Class; several with commas; all: every method"
+    )
     check.add_argument(
         "--aa",
         nargs="?",

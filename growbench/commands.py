@@ -213,7 +213,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    if (options.method is None) == (options.aa is None):
+    if bool(stages.expanded(options.method or "")) == (options.aa is not None):
         raise UsageError("check: needs either a METHOD or --aa")
     if options.aa is not None:
         if options.only:
@@ -221,19 +221,20 @@ def check(options: argparse.Namespace) -> int:
         return _check_harness(options)
     if options.repetitions or options.noise or options.out:
         raise UsageError("--repetitions, --noise and --out: only with --aa")
-    (name,) = registry.named([options.method], {})
-    own = [override for override in options.set if override.startswith(f"{name}.")]
+    specs = stages.expanded(options.method)
+    names = [*registry.named(specs, {})]
+    own = [override for override in options.set if override.partition(".")[0] in names]
     settings = dict(loading.assignment(override) for override in options.set if override not in own)
     for key in settings:
         if not key.startswith(("source.", "target.", "train.")):
-            allowed = f"hyperparameters of its method, as {name}.KEY, and settings of its miniatures, as target.width"
+            allowed = f"hyperparameters of its method, as {names[0]}.KEY, and settings of its miniatures, as target.width"
             raise UsageError(f"--set {key}: check takes {allowed}")
-    (found,) = registry.get_all([options.method], loading.load("gpt2-tiny", own).methods if own else {})
+    methods = registry.get_all(specs, loading.load("gpt2-tiny", own).methods if own else {})
     stages.prepare()
 
     from growbench.tools import check as promises
 
-    return promises.report(found, promises.cells_of(options.only, settings))
+    return max([promises.report(found, promises.cells_of(options.only, settings)) for found in methods])
 
 
 def _check_harness(options: argparse.Namespace) -> int:

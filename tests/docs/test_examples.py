@@ -243,7 +243,7 @@ def resolve(options: argparse.Namespace) -> None:
     elif getattr(options, "aa", None):
         loading.load(options.aa, options.set)
     elif hasattr(options, "method"):
-        registry.get_all([options.method], loading.load("gpt2-tiny", options.set).methods)
+        registry.get_all(stages.expanded(options.method), loading.load("gpt2-tiny", options.set).methods)
     elif hasattr(options, "runs"):
         assert all((ROOT / run / "run.json").is_file() for run in options.runs)
     elif hasattr(options, "name"):  # show

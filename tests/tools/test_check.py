@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from growbench import cli, registry
 from growbench.errors import UsageError
 from growbench.method import Method, Phase, Phases, Task
-from growbench.tools import miniatures
-from growbench.tools.check import broken_promises, verdict
+from growbench.registry import Found
+from growbench.tools import check, miniatures
+from growbench.tools.check import broken_promises, cells_of, verdict
 from growbench.tools.miniatures import Cell
 
 PLUGIN = '''
@@ -504,3 +506,18 @@ def test_wrong_usage_is_one_line_and_2(arguments: list[str], said: str, capsys: 
     assert cli.main(["check", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("asked", "names"), [("scratch, ki", ["scratch", "ki"]), ("all", registry.names())])
+def test_several_methods_or_all_are_checked(asked: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is reported. One that breaks a promise, whichever it is, decides the exit code."""
+    reported: list[str] = []
+
+    def report(found: Found, cells: Sequence[Cell]) -> int:
+        assert [*cells] == cells_of(None, {})
+        reported.append(found.name)
+        return int(found.name == "scratch")
+
+    monkeypatch.setattr(check, "report", report)
+    assert cli.main(["check", asked]) == 1
+    assert reported == names
