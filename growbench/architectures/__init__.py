@@ -55,6 +55,7 @@ class Row:
     group: Group = "layers"
     first: str | None = None
     subrole: str = ""
+    width_power: float = 0.0
 
     @property
     def per_layer(self) -> bool:
@@ -142,7 +143,9 @@ class Architecture:
                 values.insert(0, stored[row.first])
             value, axes = (torch.stack(values), (GROUPS[row.group], *row.axes)) if row.per_layer else (values[0], row.axes)
             layer_types = types if axes[0] is Axis.LAYER else None
-            weights[row.key] = Weight(value, axes, row.role, row.consumes, row.residual, row.subrole, layer_types)
+            weights[row.key] = Weight(
+                value, axes, row.role, row.consumes, row.residual, row.subrole, row.width_power, layer_types
+            )
         return weights
 
     def native(self, weights: Weights, sizes: ModelConfig) -> dict[str, Tensor]:
@@ -188,6 +191,7 @@ class Architecture:
 
     def write(self, weights: Weights, model: nn.Module) -> nn.Module:
         """Copy canonical weights into every parameter of `model`. Raises ValueError if one is missing or misshapen."""
+        _refuse_dead(weights)
         values = self.native(weights, sizes_of(model))
         parameters = dict(model.named_parameters())
         if values.keys() != parameters.keys():
@@ -200,6 +204,14 @@ class Architecture:
                     )
                 parameter.copy_(values[name])
         return model
+
+
+def _refuse_dead(weights: Weights) -> None:
+    """Raise UsageError for a branch between two norms whose gains are both zero: neither would ever get a gradient."""
+    for name, weight in weights.items():
+        behind = weights.get(name.replace(".norm.", ".post_norm."), weight)
+        if behind is not weight and not weight.value.is_meta and not (weight.value.any(-1) | behind.value.any(-1)).all():
+            raise UsageError(f"{name} and the norm behind its branch are both zero in a layer, which would never be trained")
 
 
 @cache

@@ -67,6 +67,12 @@ class Library(Protocol):
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
         """Its tensors, with the names and layout of our models."""
 
+    def from_stored(self, name: str, tensor: Tensor) -> Tensor:
+        """A parameter as our models hold it, from the tensor that the library stores under this name."""
+
+    def to_stored(self, name: str, tensor: Tensor) -> Tensor:
+        """The inverse of `from_stored`."""
+
     def settings(self, model: nn.Module) -> dict[str, float]:
         """The settings of one of our models that a method may change, by names that all architectures share."""
 
@@ -92,8 +98,18 @@ def repeated(values: Sequence[Any], length: int) -> list[Any]:
     return [values[i % period] for i in range(length)]
 
 
+class AsStored:
+    """Our models hold each parameter as their library stores it."""
+
+    def from_stored(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def to_stored(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor
+
+
 @dataclass(frozen=True)
-class Transformers:
+class Transformers(AsStored):
     """An architecture in transformers. `names` maps keys of its configuration to fields of ModelConfig.
 
     `norm_eps`: the key of what its norms add to the variance.
@@ -142,7 +158,7 @@ class Transformers:
 
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
         assert tokenizer is not None
-        config, state = copy.deepcopy(model.config), tensors(model)
+        config, state = copy.deepcopy(model.config), {name: self.to_stored(name, each) for name, each in tensors(model).items()}
         config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id  # type: ignore[union-attr]
         self.to_library(config, state)
         with META:
@@ -184,7 +200,7 @@ class Transformers:
         return stock
 
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
-        state = dict(stock.state_dict())
+        state = {name: self.from_stored(name, tensor) for name, tensor in stock.state_dict().items()}
         self.from_library(stock.config, state)
         return state
 
@@ -225,7 +241,7 @@ class Transformers:
 
 
 @dataclass(frozen=True)
-class Timm:
+class Timm(AsStored):
     """An architecture in timm. `entry`: the registered model that equals ours once it is built with `options`."""
 
     entry: str

@@ -23,6 +23,7 @@ from torch import Tensor
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
 from growbench.growth.carried import Rule, carry
+from growbench.growth.extended import Extended
 from growbench.growth.layer_types import LayerTypes, within_types
 
 
@@ -70,6 +71,7 @@ class Weight:
     output sides. A norm before a tied decoder consumes too, because the tied matrix cannot be divided.
     `residual`: the weight writes to the residual stream (attention output, second FFN matrix, and their biases).
     `subrole`: a finer name where a role has several parts: norm_gain and norm_bias of the role norm.
+    `width_power`: the model multiplies it by this power of the width, for which growing the width must make up.
     `layer_types`: of a weight that repeats in every layer, the types of the layers of a model with so many; None: all are alike.
     """
 
@@ -79,6 +81,7 @@ class Weight:
     consumes: bool = False
     residual: bool = False
     subrole: str = ""
+    width_power: float = 0.0
     layer_types: LayerTypes | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -190,10 +193,10 @@ class Extend:
         if dim == value.dim() - 1:
             batch = matrix.reshape(-1, *matrix.shape[-2:])
             blocks = value.reshape(len(batch), -1, value.shape[-1])
-            return cast(Tensor, _Extended.apply(blocks, batch, -1)).reshape(*value.shape[:-1], -1)
+            return cast(Tensor, Extended.apply(blocks, batch, -1)).reshape(*value.shape[:-1], -1)
         before, after = value.shape[:dim], value.shape[dim + 1 :]
         blocks = value.reshape(before.numel(), value.shape[dim], after.numel())
-        grown = cast(Tensor, _Extended.apply(blocks, matrix.expand(len(blocks), -1, -1), -2))
+        grown = cast(Tensor, Extended.apply(blocks, matrix.expand(len(blocks), -1, -1), -2))
         return grown.reshape(*before, -1, *after)
 
     def consume(self, value: Tensor, dim: int) -> Tensor:
@@ -203,37 +206,6 @@ class Extend:
         copies = (1 + self.matrix.sum(-2)).to(value)  # (n,) or (L, n)
         between = value.dim() - copies.dim()
         return self.produce(value / (copies if copies.dim() == 1 else copies.reshape(-1, *[1] * between, copies.shape[-1])), dim)
-
-
-class _Extended(torch.autograd.Function):
-    """[V; M V] along dimension -2, or [V, V M^T] along -1, without the copy that `cat` and `matmul` need between them.
-
-    V is (B, n, m) or (B, m, n), M is (B, N-n, n). It takes three quarters of the time of `cat` and `matmul`.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, matrix: Tensor, dim: int) -> Tensor:
-        ctx.save_for_backward(value, matrix)
-        ctx.dim = dim
-        old, new = value.shape[dim], matrix.shape[1]
-        shape = list(value.shape)
-        shape[dim] += new
-        out = value.new_empty(shape)
-        out.narrow(dim, 0, old).copy_(value)
-        torch.bmm(*((matrix, value) if dim == -2 else (value, matrix.mT)), out=out.narrow(dim, old, new))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        value, matrix = ctx.saved_tensors
-        old_grad, new_grad = grad.split([value.shape[ctx.dim], matrix.shape[1]], ctx.dim)
-        rows = ctx.dim == -2
-        for_value = for_matrix = None
-        if ctx.needs_input_grad[0]:
-            for_value = torch.baddbmm(old_grad, *((matrix.mT, new_grad) if rows else (new_grad, matrix)))
-        if ctx.needs_input_grad[1]:
-            for_matrix = torch.bmm(*((new_grad, value.mT) if rows else (new_grad.mT, value)))
-        return for_value, for_matrix, None
 
 
 # The map of each growing axis. A map for (axis, subrole) takes precedence over one for (axis, role), that one over the axis's.
@@ -250,7 +222,7 @@ def widen(weights: Weights, maps: Maps) -> Weights:
             if axis_map is not None:
                 consuming = weight.consumes and dim == len(weight.axes) - 1
                 value = axis_map.consume(value, dim) if consuming else axis_map.produce(value, dim)
-        return value
+        return value if (factor := rescaled(weight, value)) == 1 else value * factor
 
     def state(weight: Weight, entry: Tensor, rule: Rule) -> Tensor | None:
         for dim in range(entry.dim()):
@@ -260,12 +232,20 @@ def widen(weights: Weights, maps: Maps) -> Weights:
                 consuming = weight.consumes and dim == len(weight.axes) - 1
                 how: Any = axis_map
                 entry = (how.kept if rule == "kept" else how.produce if consuming else how.gradient)(entry, dim)
-        return entry
+        return entry / rescaled(weight, entry)
 
     return {
         name: replace(weight, value=carry(weight.value, grown(weight), partial(state, weight), "a map without a rule"))
         for name, weight in weights.items()
     }
+
+
+def rescaled(weight: Weight, grown: Tensor) -> float:
+    """The factor by which a weight that the model multiplies by a power of the width becomes smaller as the width grows."""
+    if not weight.width_power:
+        return 1.0
+    dim = weight.axes.index(Axis.WIDTH)
+    return float((weight.value.shape[dim] / grown.shape[dim]) ** weight.width_power)
 
 
 def map_of(maps: Maps, weight: Weight, dim: int) -> AxisMap | None:

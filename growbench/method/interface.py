@@ -37,24 +37,8 @@ from growbench.method.training_state import Grow, Trained, grow_state
 from growbench.method.views import View
 
 __all__ = [
-    "Batch",
-    "CombinedOptimizer",
-    "EntrySchedule",
-    "Grow",
-    "Method",
-    "ModelConfig",
-    "Phase",
-    "Phases",
-    "Schedule",
-    "Task",
-    "Trained",
-    "UsageError",
-    "View",
-    "constant",
-    "cross_entropy",
-    "ligo_paper_construction",
-    "ligo_paper_step",
-    "task_loss",
+    "Batch", "CombinedOptimizer", "EntrySchedule", "Grow", "Method", "ModelConfig", "Phase", "Phases", "Schedule", "Task",
+    "Trained", "UsageError", "View", "constant", "cross_entropy", "ligo_paper_construction", "ligo_paper_step", "task_loss",
     "tunable",
 ]  # fmt: skip
 

@@ -48,7 +48,8 @@ class StreamingTask(Task):
         """The task of growing a checkpoint with these lazy tensors."""
         rng = torch.Generator().manual_seed(seed)
         task = cls(architecture, target, BUDGET.steps, BUDGET, torch.device("cpu"), rng, source)
-        model = task.model_from(architecture.canonical(stored, source), source).requires_grad_(False).eval()
+        ours = {name: architecture.library.from_stored(name, tensor) for name, tensor in stored.items()}
+        model = task.model_from(architecture.canonical(ours, source), source).requires_grad_(False).eval()
         return cast(StreamingTask, task.with_source(model))
 
     def read(self, model: nn.Module) -> Weights:
@@ -100,7 +101,8 @@ def grown(name: str, method: Method, task: StreamingTask) -> Grown:
     except Exception as error:
         raise UsageError(f"{name} cannot grow this checkpoint: {type(error).__name__}: {error}") from error
     _check_shapes(native, phase.model)
-    return Grown({name: lazy(tensor) for name, tensor in native.items()}, task.target_config, changed_settings(phase.model))
+    stored = {name: task.architecture.library.to_stored(name, tensor) for name, tensor in native.items()}
+    return Grown({name: lazy(tensor) for name, tensor in stored.items()}, task.target_config, changed_settings(phase.model))
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -71,7 +71,10 @@ def _grown(architecture: Architecture, trained: Trained, grow: Grow, key: str, m
     state = trained.optimizer.state
     zeros = torch.zeros_like
     kept = {name: state.get(each, {}).get(key, zeros(each)).to(each.device) for name, each in trained.model.named_parameters()}
-    grown = architecture.native(grow(architecture.canonical(kept, sizes_of(trained.model)), key), sizes_of(model))
+    read = architecture.canonical(kept, sizes_of(trained.model))
+    power = -2 if key.endswith("_sq") else -1  # a gradient grows as what it is the gradient of becomes smaller
+    read = {name: replace(weight, width_power=power * weight.width_power) for name, weight in read.items()}
+    grown = architecture.native(grow(read, key), sizes_of(model))
     if key.endswith("_sq") and any(bool((value < 0).any()) for value in grown.values() if not value.is_meta):
         raise UsageError(f"{key} has negative entries after growth: squares of gradients grow by the squares of factors")
     return grown

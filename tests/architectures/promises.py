@@ -64,6 +64,25 @@ FAMILIES = [
     Family("mistral", {**SIZES, "rope_parameters": ROPE["linear"], "sliding_window": 5, "tie_word_embeddings": True}),
     Family("qwen2", {**SIZES, **WINDOW, "max_window_layers": 2, "rope_parameters": ROPE["yarn"], "tie_word_embeddings": False}),
     Family(
+        "gemma3",
+        {
+            **SIZES,
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 6,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1_000.0},
+            },
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "query_pre_attn_scalar": 10,
+            "final_logit_softcapping": 5.0,
+            "sliding_window": 5,
+        },
+        layers=13,
+        changes={"configuration": "transformers holds the embedding's scale, the root of the width, in float32"},
+    ),
+    Family(
         "olmo2",
         {**SIZES, "rope_parameters": ROPE["yarn"], "tie_word_embeddings": False, "attention_bias": True, "hidden_act": "gelu"},
     ),
@@ -254,6 +273,7 @@ def grown(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     architecture = checkpoint.architecture
     native = architecture.native(widen(deeper, maps.tiling(deep, large)), large)
     folder.mkdir()
+    native = {name: architecture.library.to_stored(name, value) for name, value in native.items()}
     (folder / "config.json").write_text(json.dumps(architecture.library.config_json(large)))
     save_file({name: value.contiguous() for name, value in native.items()}, folder / "model.safetensors", {"format": "pt"})
     return Checkpoint(checkpoint.family, folder)

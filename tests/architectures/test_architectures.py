@@ -272,7 +272,8 @@ def logits_of_the_library(name: str, model: Any, inputs: Tensor) -> Tensor:
             mlp_ratio=ratio,
             **({"depth_token_only": sizes.class_layers, "mlp_ratio_token_only": ratio} if name == "cait" else {}),
         )
-    shipped.double().eval().load_state_dict(model.state_dict())
+    library = architectures.get(name).library
+    shipped.double().eval().load_state_dict({key: library.to_stored(key, each) for key, each in model.state_dict().items()})
     # RoBERTa counts positions from 2, past its padding tokens: explicit ones say that there is no padding
     explicit = {"position_ids": torch.arange(2, 2 + inputs.shape[1])[None]} if name == "roberta" else {}
     with torch.no_grad():

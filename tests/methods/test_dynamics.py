@@ -201,6 +201,12 @@ def test_moments_of_staged_training_follow_the_gradients() -> None:
     assert new[c_fc]["step"] == old[c_fc]["step"] == wide.first_step
 
 
+def test_staged_training_refuses_layers_between_two_norms_that_are_zero() -> None:
+    setting = Setting(Cell("gemma3"), **{"target.layers": 2, "target.width": 8})
+    with pytest.raises(UsageError, match=r"layers\.attention\.norm\.weight and the norm behind its branch are both zero"):
+        setting.task.model_from(with_identities(setting.task.read(setting.small), possible=True))
+
+
 @each_cell
 def test_staged_training_preserves_the_function(cell: Cell) -> None:
     """In depth, only where norms come first; the layers that were added are trained in all their parts."""

@@ -44,7 +44,7 @@ RECORD = RunRecord(
 NAMES = architectures.names()
 TEXT = [name for name in NAMES if architectures.get(name).tokenizer]
 EXACT = {"bert", "cait", "roberta", "vit"}  # the same operations; the others have a fused activation or norm, or other masks
-QUERY_NORMS = {"olmo2", "olmo3"}  # norms of queries and keys have the eps of all norms
+QUERY_NORMS = {"gemma3", "olmo2", "olmo3"}  # norms of queries and keys have the eps of all norms
 each_tying = pytest.mark.parametrize(
     ("name", "tied"),
     [(name, tied) for name in NAMES for tied in (True, False) if tied or "tied" in architectures.get(name).options],
@@ -170,7 +170,8 @@ def test_a_saved_model_comes_back_bit_by_bit(name: str, tied: bool, checkpoint: 
     back = taken_over(name, checkpoint(name, model), tied=tied)
     assert type(back) is type(model) and not back.training
     for key, value in model.state_dict().items():
-        assert torch.equal(back.state_dict()[key], value), key
+        rounded = name == "gemma3" and key.endswith("norm.weight")  # Gemma's library stores a gain minus 1
+        torch.testing.assert_close(back.state_dict()[key], value, rtol=0, atol=2**-23 if rounded else 0, msg=key)
     assert not any(parameter.requires_grad for parameter in back.parameters())
 
 
