@@ -20,9 +20,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from docs import picture
 from docs.mistakes import MISTAKES, said
+
+if TYPE_CHECKING:
+    from tests.architectures.promises import Family
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n)(?P<content>.*?)(<!-- end -->)", re.DOTALL)
@@ -316,6 +320,17 @@ def headline() -> str:
     return table([heads[place] for place in shown], [[row[place] for place in shown] for row in rows if row[0] != "scratch"][:3])
 
 
+def promises() -> str:
+    """Every family with every promise, as tests/architectures/test_families.py asserts it: kept, or not and why."""
+    from tests.architectures.promises import FAMILIES, PROMISES
+
+    def cell(family: Family, promise: str) -> str:
+        return f"no: {family.changes[promise]}" if promise in family.changes else "yes"
+
+    rows = [[f"`{family.name}`", *(cell(family, promise) for promise in PROMISES)] for family in FAMILIES]
+    return table(["Family", *PROMISES], sorted(rows))
+
+
 PARTS: dict[str, Callable[..., str]] = {
     each.__name__: each
     for each in (
@@ -326,6 +341,7 @@ PARTS: dict[str, Callable[..., str]] = {
         methods,
         cards,
         weights,
+        promises,
         commands,
         mistakes,
         savings,

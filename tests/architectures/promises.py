@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from growbench import architectures
+from growbench import architectures, cli
 from growbench.architectures import Architecture, sizes_of
 from growbench.config.schema import ModelConfig
 from growbench.growth import maps
@@ -292,6 +292,27 @@ def ties(checkpoint: Checkpoint) -> float:
     return float(tied != sizes_of(model).tied)
 
 
+def typed(checkpoint: Checkpoint) -> float:
+    """The share of layers, of a stacked model, that copy one of another type than their place has."""
+    small, large = checkpoint.sizes, replace(checkpoint.sizes, layers=checkpoint.family.layers)
+    old, new = (checkpoint.architecture.layer_types(sizes) for sizes in (small, large))
+    weights = checkpoint.weights()
+    name = "layers.ffn.down.weight"
+    kinds = list(zip(weights[name].value, old, strict=True))
+    stacked = deepen(weights, maps.stack(small.layers, large.layers))[name].value
+    copied = [next(kind for value, kind in kinds if value.equal(layer)) for layer in stacked]
+    return sum(found != kind for found, kind in zip(copied, new, strict=True)) / len(new)
+
+
+def by_command(checkpoint: Checkpoint) -> float:
+    """`growbench grow` doubles the width of the folder, which then loads in its library and computes the same."""
+    out = checkpoint.folder / "by command"
+    asked = ["--to", f"width={2 * checkpoint.sizes.width}", "--set", "hypercloning.noisy=false", "--out", str(out)]
+    assert cli.main(["grow", str(checkpoint.folder), *asked]) == 0
+    (_, expected), (_, found) = (each.example() for each in (checkpoint, Checkpoint(checkpoint.family, out)))
+    return relative(found, expected)
+
+
 @dataclass(frozen=True)
 class Promise:
     """A number that must be at most `bound`."""
@@ -310,4 +331,6 @@ PROMISES = {
     "depth": Promise(depth, 0.0),
     "ties": Promise(ties, 0.0),
     "configuration": Promise(configuration, 1e-12),
+    "typed layers": Promise(typed, 0.0),
+    "grow": Promise(by_command, 1e-6),
 }
