@@ -33,6 +33,16 @@ DEFAULTS = {"kv_heads": "key_value_heads", "head_dim": "head_size"}  # fields wh
 META = torch.device("meta")
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint as its library loads it, in evaluation mode, and the names of tensors for which files and class disagree."""
+
+    model: nn.Module
+    missing: tuple[str, ...] = ()  # of the class, not in the files
+    extra: tuple[str, ...] = ()  # in the files, not of the class
+    misshapen: tuple[str, ...] = ()  # with both shapes
+
+
 class Library(Protocol):
     """One architecture in its library. An unreadable checkpoint raises UsageError, or an error of the library.
 
@@ -64,6 +74,9 @@ class Library(Protocol):
     def load(self, folder: Path) -> nn.Module:
         """The checkpoint in a folder as a model of the library's class, in float32 and evaluation mode."""
 
+    def examine(self, folder: Path, dtype: torch.dtype) -> Loaded:
+        """As `load`, in this dtype, whatever is missing, extra or of another shape."""
+
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
         """Its tensors, with the names and layout of our models."""
 
@@ -84,6 +97,10 @@ class Library(Protocol):
 
     def example(self, stock: nn.Module, sequence_length: int) -> tuple[Tensor, Tensor]:
         """Random inputs (text: one sequence of `sequence_length`) and the logits (N, vocabulary) of the library's model."""
+
+
+def _misshapen(name: str, stored: torch.Size, own: torch.Size) -> str:
+    return f"{name} has shape {tuple(stored)}, in its class {tuple(own)}"
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -185,19 +202,27 @@ class Transformers(AsStored):
         return ModelConfig(**known, configuration=json.dumps(stored, sort_keys=True), even_heads=self.even_heads)
 
     def load(self, folder: Path) -> nn.Module:
-        found, report = self.stock.from_pretrained(
+        found = self.examine(folder, torch.float32)
+        if found.missing:
+            raise UsageError(f"lacks weights: {', '.join(found.missing[:3])}")
+        if found.misshapen:
+            raise UsageError(found.misshapen[0])
+        return found.model
+
+    def examine(self, folder: Path, dtype: torch.dtype) -> Loaded:
+        stock, report = self.stock.from_pretrained(
             folder,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
             attn_implementation="sdpa",  # a configuration may name a kernel on the hub, which is code
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported
         )
-        if report["missing_keys"]:
-            raise UsageError(f"lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
-        stock: nn.Module = found.eval()
-        return stock
+        misshapen = (_misshapen(name, stored, own) for name, stored, own in sorted(report["mismatched_keys"]))
+        missing, extra = (tuple(sorted(report[key])) for key in ("missing_keys", "unexpected_keys"))
+        return Loaded(stock.eval(), missing, extra, tuple(misshapen))
 
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
         state = {name: self.from_stored(name, tensor) for name, tensor in stock.state_dict().items()}
@@ -290,6 +315,18 @@ class Timm(AsStored):
         stock = self._built(folder)
         stock.load_state_dict(load_file(folder / "model.safetensors"))
         return stock.float().eval()
+
+    def examine(self, folder: Path, dtype: torch.dtype) -> Loaded:
+        from safetensors.torch import load_file
+
+        stock, stored = self._built(folder), load_file(folder / "model.safetensors")
+        own = stock.state_dict()
+        missing, extra = (tuple(sorted(names)) for names in (own.keys() - stored.keys(), stored.keys() - own.keys()))
+        fits = {name: value for name, value in stored.items() if name in own and value.shape == own[name].shape}
+        wrong = sorted(own.keys() & stored.keys() - fits.keys())
+        stock.load_state_dict(fits, strict=False)
+        misshapen = tuple(_misshapen(name, stored[name].shape, own[name].shape) for name in wrong)
+        return Loaded(stock.to(dtype).eval(), missing, extra, misshapen)
 
     def state(self, stock: nn.Module) -> dict[str, Tensor]:
         return dict(stock.state_dict())

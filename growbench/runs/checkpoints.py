@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
 
+from growbench import architectures
 from growbench.architectures import Architecture
+from growbench.config import plain
+from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
 from growbench.files import sha256
 
@@ -101,3 +107,52 @@ def difference(architecture: Architecture, ours: nn.Module, stock: nn.Module, po
     device = next(ours.parameters()).device
     with torch.no_grad():
         return float((ours(inputs.to(device)).cpu() - expected).norm() / expected.norm())
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder, and what its configuration and growbench.json say."""
+
+    name: str  # as it was asked for
+    folder: Path
+    architecture: Architecture
+    sizes: ModelConfig
+    card: dict[str, Any]  # growbench.json; empty if there is none
+
+
+def opened(checkpoint: str, where: str) -> Checkpoint:
+    """The checkpoint in this folder, or of this id on the hub. `where`: as errors name it.
+
+    Raises UsageError if there is none, if growbench does not know its family, or if its weights are quantised.
+    """
+    folder = folder_of(checkpoint, where)
+    architecture = architectures.of_checkpoint(folder)
+    with one_line(where):
+        if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
+            raise UsageError("has quantised weights: only floating-point weights are read")
+        card = folder / CARD
+        known = plain.from_json(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        return Checkpoint(checkpoint, folder, architecture, architecture.library.sizes(folder), known)
+
+
+def dtypes(folder: Path) -> Counter[str]:
+    """How many tensors the safetensors in a folder have of each dtype. Reads no weights.
+
+    Raises UsageError if there are none, if one is damaged, or if the index names a file outside of the folder.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        with one_line(index.name):
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            if outside := sorted(name for name in named if Path(name).name != name):
+                raise UsageError(f"names a file outside of the folder: {outside[0]!r}")
+        files = [folder / name for name in sorted(named)]
+    else:
+        files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise UsageError("holds no safetensors, the only format that is read")
+    found: Counter[str] = Counter()
+    for path in files:
+        with one_line(path.name), safe_open(path, framework="pt") as content:
+            found.update(content.get_slice(name).get_dtype() for name in content.keys())  # noqa: SIM118
+    return found

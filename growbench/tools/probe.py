@@ -1,0 +1,145 @@
+"""What a checkpoint is tried on: a few sequences of text, or random images; and what it makes of them: logits and loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from growbench.architectures import Architecture
+from growbench.config.schema import ModelConfig, TextConfig
+from growbench.data import tokenizer as tokenizers
+from growbench.data.documents import Documents
+from growbench.data.text import Batch, Masking, causal, evenly_spread
+from growbench.errors import UsageError
+from growbench.method.loss import cross_entropy
+from growbench.runs.checkpoints import TOKENIZERS
+
+ROWS, LENGTH = 4, 256  # sequences or images, and tokens of a sequence, at most
+SAMPLE = TextConfig(corpus="wikipedia-sample", sequence_length=LENGTH, vocabulary=1, documents=1)  # held out: see tokens.split_of
+MASK_SHARE = 0.15  # of positions that a masked model predicts
+CHARACTERS = 1_000_000  # of a text, at most
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Inputs and labels, and what they are. `says`: whether the loss on them says anything."""
+
+    batch: Batch
+    what: str
+    says: bool
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model makes of a probe."""
+
+    logits: Tensor  # (N, vocabulary) float32, on the CPU: of all positions, or of all images
+    loss: float  # nats per labelled token or image
+
+    def change(self, before: Outputs) -> float:
+        """The relative change of the logits."""
+        return float((self.logits - before.logits).norm() / before.logits.norm())
+
+
+def outputs(model: nn.Module, probe: Probe) -> Outputs:
+    """Without gradients, sequence by sequence, on the model's device."""
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        logits = torch.cat([logits_of(model, row[None].to(device)).float().cpu() for row in probe.batch.inputs])
+        return Outputs(logits, float(_loss(logits, probe.batch)))
+
+
+def backward(model: nn.Module, probe: Probe) -> None:
+    """One backward pass of the probe's loss: leaves its gradient in the model's parameters."""
+    device, rows = next(model.parameters()).device, len(probe.batch.inputs)
+    for number in range(rows):
+        part = probe.batch.part(number, rows).to(device)
+        (_loss(logits_of(model, part.inputs), part) / rows).backward()
+
+
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """(N, vocabulary) of a library's model."""
+    out = model(inputs)
+    logits: Tensor = getattr(out, "logits", out)
+    return logits.flatten(0, -2)
+
+
+def _loss(logits: Tensor, batch: Batch) -> Tensor:
+    labelled = logits if batch.positions is None else logits[batch.positions]
+    return cross_entropy(labelled, batch.labels)
+
+
+def of(architecture: Architecture, sizes: ModelConfig, folders: Sequence[Path], text: Path | None) -> Probe:
+    """A probe for models of these sizes. `folders`: where a tokenizer may lie, the first one that does is used.
+
+    `text`: a file; None: the English sample. Raises UsageError if the text cannot be read, is too short or has no tokenizer.
+    """
+    rng = torch.Generator().manual_seed(0)
+    if architecture.tokenizer is None:
+        if text is not None:
+            raise UsageError(f"--text {text}: {architecture.name} reads images")
+        side = sizes.patch * math.isqrt(sizes.positions)
+        images = torch.randn(ROWS, 3, side, side, generator=rng)
+        labels = torch.randint(sizes.vocabulary, (ROWS,), generator=rng)
+        return Probe(Batch(images, None, labels), f"{ROWS} random images", False)
+    length = min(LENGTH, sizes.positions)
+    folder = next((each for each in folders if any((each / name).is_file() for name in TOKENIZERS)), None)
+    if folder is not None:
+        return _text(architecture.objective == "masked", sizes, folder, _read(text))
+    if text is not None:
+        raise UsageError(f"--text {text}: there is no tokenizer beside the model")
+    tokens = torch.randint(sizes.vocabulary, (ROWS, length + 1), generator=rng)
+    batch = Batch(tokens[:, :-1].contiguous(), None, tokens[:, 1:].flatten())
+    return Probe(batch, f"{ROWS} x {length} random tokens, because there is no tokenizer beside the model", False)
+
+
+@dataclass(frozen=True)
+class _Text:
+    name: str
+    text: str
+
+
+def _read(file: Path | None) -> _Text:
+    if file is None:
+        return _Text("the English sample", next(iter(Documents(SAMPLE))))
+    try:
+        with file.open(encoding="utf-8") as opened:
+            return _Text(str(file), opened.read(CHARACTERS))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        raise UsageError(f"--text {file}: cannot be read ({reason})") from error
+
+
+def _text(masked: bool, sizes: ModelConfig, folder: Path, text: _Text) -> Probe:
+    tokenizer, vocabulary = tokenizers.named(str(folder), masked)
+    tokens = tokenizer.encode(text.text, add_special_tokens=False).ids
+    if not tokens:
+        raise UsageError(f"{text.name}: holds no tokens")
+    if max(tokens) >= sizes.vocabulary:
+        raise UsageError(f"{folder}: its tokenizer has tokens beyond the model's vocabulary of {sizes.vocabulary}")
+    length, cut = min(LENGTH, sizes.positions), causal
+    # A causal model of a library may need the token that its tokenizer puts before every text.
+    whole = tokenizer.encode(text.text[:100]).ids
+    before = [] if masked else whole[: whole.index(tokens[0])]
+    if masked:
+        cut, width = Masking.of(vocabulary, MASK_SHARE), length - 2
+    else:
+        width = length + 1 - len(before)
+    blocks = _blocks(np.array(tokens), min(width, len(tokens)))
+    batch = cut(np.concatenate([np.tile(np.array(before, np.int64), (len(blocks), 1)), blocks], 1), (0,))
+    if not len(batch.labels):
+        raise UsageError(f"{text.name}: holds a single token, at least 2 are needed")
+    return Probe(batch, f"{text.name}, {len(blocks)} x {batch.inputs.shape[1]} tokens", True)
+
+
+def _blocks(tokens: NDArray[np.int64], width: int) -> NDArray[np.int64]:
+    """(rows, width): at most ROWS blocks, spread evenly over the tokens."""
+    every = sliding_window_view(tokens, width)[::width]
+    return every[evenly_spread(len(every), 1, min(ROWS, len(every)))[0]]
