@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
     _grow(command("grow", commands.grow, "grow a checkpoint of your own, without training it, into a new folder"))
     _export(command("export", commands.export, "give the curves of stored runs to a tracker, or write them as one CSV table"))
+    _verify(command("verify", commands.verify, "whether a grown checkpoint is whole, and what growth has kept of its source"))
     _reproduce(command("reproduce", commands.reproduce, "retrain the beginning of stored runs, and compare with their curves"))
     _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
     _show(command("show", commands.show, "the card of a method, an experiment or an architecture"))
@@ -208,6 +209,20 @@ def _export(export: argparse.ArgumentParser) -> None:
     export.add_argument("folder", type=Path, metavar="DIR", help="one experiment's results, as results/gpt2-tiny")
     export.add_argument("--to", choices=("trackio", "wandb", "tensorboard", "csv"), required=True)
     export.add_argument("--out", type=Path, metavar="FILE", help="with csv; default: DIR/curves.csv")
+
+
+def _verify(verify: argparse.ArgumentParser) -> None:
+    verify.add_argument("grown", metavar="GROWN", help="a folder, or an id on the hub")
+    verify.add_argument(
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="what it was grown from; default: what growbench.json in GROWN names, if it is there",
+    )
+    verify.add_argument(
+        "--text", type=Path, metavar="FILE", help="to measure logits and loss on; default: a sample of English text"
+    )
+    _add_device(verify)
 
 
 def _reproduce(again: argparse.ArgumentParser) -> None:

@@ -294,3 +294,16 @@ def grow(options: argparse.Namespace) -> int:
     )
     print(table(growth) if options.dry_run else growing.grow(growth))
     return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    stages.prepare()
+
+    from growbench.costs.hardware import choose_device
+    from growbench.tools import verify as verification
+
+    request = verification.Request(options.grown, options.source, options.text, choose_device(options.device))
+    if wrong := verification.verify(request):
+        say(f"growbench: {options.grown}: {wrong}")
+        return 1
+    return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +24,11 @@ class NewParts:
     layers: frozenset[int]  # the new ones
 
     @classmethod
-    def of(cls, old: ModelConfig, new: ModelConfig, layer_map: Sequence[int | None] | None) -> NewParts:
-        """`layer_map`: the old layer that each layer copies, or None; its first copy counts as the old layer itself."""
-        if layer_map is None:
+    def of(cls, old: ModelConfig, new: ModelConfig, origins: Sequence[Sequence[int]]) -> NewParts:
+        """`origins`: the old layers that each layer is made of; the first copy of one is the old layer itself. Empty: not known."""
+        if not origins:
             return cls(old, new, frozenset(range(old.layers, new.layers)))
-        first = {layer: place for place, layer in reversed(list(enumerate(layer_map))) if layer is not None}
+        first = {of[0]: place for place, of in reversed(list(enumerate(origins))) if len(of) == 1}
         return cls(old, new, frozenset(range(new.layers)) - frozenset(first.values()))
 
     @property
@@ -57,11 +58,18 @@ class NewParts:
         return slice(axis_length(axis, self.old), None)
 
 
+class Norms(NamedTuple):
+    """Of the gradient of one canonical weight. None: it has no such entries."""
+
+    old: float | None
+    new: float | None
+
+
 @dataclass(frozen=True)
 class Gradients:
     """The gradient of a grown model."""
 
-    norms: dict[str, tuple[float, float]]  # by canonical weight: of the old entries, and of the new ones
+    norms: dict[str, Norms]  # by canonical weight
     dead: list[str]  # new layers and new units none of whose weights has a gradient
 
 
@@ -70,15 +78,15 @@ def gradients(pieces: Iterable[Piece], parts: NewParts) -> Gradients:
 
     Units of new layers do not count as dead: where such a layer begins as the identity, its own first step wakes them.
     """
-    squares: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    squares: dict[str, Norms] = defaultdict(lambda: Norms(None, None))
     layers = dict.fromkeys(sorted(parts.layers), 0.0)
     units: dict[Place, Tensor] = {}  # new ones; the sum over all weights of each
     for piece in pieces:
         row, layer, value = piece
         square = value.detach().cpu().double().square()
         new = parts.mask(piece)
-        squares[row.key][0] += float(square[~new].sum())
-        squares[row.key][1] += float(square[new].sum())
+        before = squares[row.key]
+        squares[row.key] = Norms(_more(before.old, square[~new]), _more(before.new, square[new]))
         if parts.in_new_layer(piece):
             assert layer is not None
             layers[layer] += float(square.sum())
@@ -86,10 +94,14 @@ def gradients(pieces: Iterable[Piece], parts: NewParts) -> Gradients:
             if side.place.layer is None or not parts.in_new_layer(piece):
                 sums = side.weights.sum(1)[parts.units(side.axis)]
                 units[side.place] = units[side.place] + sums if side.place in units else sums
-    norms = {key: (old**0.5, new**0.5) for key, (old, new) in squares.items()}
+    norms = {key: Norms(*(part if part is None else part**0.5 for part in both)) for key, both in squares.items()}
     dead = [f"layer {layer}" for layer, sum_ in layers.items() if not sum_]
     for place, sums in units.items():
         if count := int((sums == 0).sum()):
             where = "" if place.layer is None else f" of layer {place.layer}"
             dead.append(f"{count} of the {len(sums)} new {place.kind}{where}")
     return Gradients(norms, dead)
+
+
+def _more(total: float | None, entries: Tensor) -> float | None:
+    return (total or 0.0) + float(entries.sum()) if len(entries) else total

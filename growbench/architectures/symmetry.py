@@ -73,7 +73,7 @@ class _Units:
 
 
 def symmetric(pieces: Iterable[Piece], sizes: ModelConfig) -> list[Symmetric]:
-    """The symmetric pairs at each place of a model of these sizes. `pieces`: all its weights, as Architecture.pieces gives them."""
+    """The symmetric pairs at each place of a model of these sizes. `pieces`: all its weights."""
     rng = torch.Generator().manual_seed(0)
     found: dict[Place, _Units] = {}
     for piece in pieces:

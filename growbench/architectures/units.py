@@ -1,4 +1,4 @@
-"""The units of a model: FFN neurons and attention heads of each layer, and what all layers share, the units of the residual stream."""
+"""The units of a model: FFN neurons and heads of each layer, and the units of the residual stream, which all layers share."""
 
 from __future__ import annotations
 

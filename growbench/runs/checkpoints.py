@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,7 +109,7 @@ def difference(architecture: Architecture, ours: nn.Module, stock: nn.Module, po
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Described:
     """A checkpoint's folder, and what its configuration and growbench.json say."""
 
     name: str  # as it was asked for
@@ -120,7 +119,7 @@ class Checkpoint:
     card: dict[str, Any]  # growbench.json; empty if there is none
 
 
-def opened(checkpoint: str, where: str) -> Checkpoint:
+def described(checkpoint: str, where: str) -> Described:
     """The checkpoint in this folder, or of this id on the hub. `where`: as errors name it.
 
     Raises UsageError if there is none, if growbench does not know its family, or if its weights are quantised.
@@ -132,27 +131,4 @@ def opened(checkpoint: str, where: str) -> Checkpoint:
             raise UsageError("has quantised weights: only floating-point weights are read")
         card = folder / CARD
         known = plain.from_json(card.read_text(encoding="utf-8")) if card.is_file() else {}
-        return Checkpoint(checkpoint, folder, architecture, architecture.library.sizes(folder), known)
-
-
-def dtypes(folder: Path) -> Counter[str]:
-    """How many tensors the safetensors in a folder have of each dtype. Reads no weights.
-
-    Raises UsageError if there are none, if one is damaged, or if the index names a file outside of the folder.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and not (folder / "model.safetensors").is_file():
-        with one_line(index.name):
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            if outside := sorted(name for name in named if Path(name).name != name):
-                raise UsageError(f"names a file outside of the folder: {outside[0]!r}")
-        files = [folder / name for name in sorted(named)]
-    else:
-        files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise UsageError("holds no safetensors, the only format that is read")
-    found: Counter[str] = Counter()
-    for path in files:
-        with one_line(path.name), safe_open(path, framework="pt") as content:
-            found.update(content.get_slice(name).get_dtype() for name in content.keys())  # noqa: SIM118
-    return found
+        return Described(checkpoint, folder, architecture, architecture.library.sizes(folder), known)

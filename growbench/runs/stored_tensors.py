@@ -139,12 +139,17 @@ def opened(folder: Path) -> Checkpoint:
         if "quantization_config" in config:
             raise UsageError("its weights are quantised (quantization_config): grow the unquantised model")
         sizes = architecture.library.sizes(folder)
-        stored = {name: place for file in _files(folder) for name, place in _header(file).items()}
+        stored = headers(folder)
         names, left_out = _names(architecture, stored, sizes)
         places = {name: stored[own] for name, own in names.items()}
         _check_types(places)
         _check_shapes(architecture, places, sizes)
         return Checkpoint(folder, architecture, sizes, places, left_out)
+
+
+def headers(folder: Path) -> dict[str, Place]:
+    """Where each tensor of a checkpoint is. Raises UsageError if a file is missing, damaged or cut off."""
+    return {name: place for file in _files(folder) for name, place in _header(file).items()}
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

@@ -46,6 +46,7 @@ def about(growth: Growth, digests: Mapping[str, str]) -> dict[str, Any]:
         "sizes": asdict(growth.target),
         "settings": dict(growth.settings),
         "layers": grow_table.layer_map(growth),
+        "layer_origins": grow_table.layer_origins(growth),
         "cost": {unit: {"own": 0.0, "source": cost, "total": cost} for unit, cost in costs.items()},
         "hardware": card.get("hardware", {}),
         "versions": versions(),

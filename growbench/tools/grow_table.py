@@ -53,7 +53,12 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def layer_map(growth: Growth) -> str:
-    """The source's layers that each new one is made of, as in "0-23 from 0-23, 24-29 from 18-23".
+    """The source's layers that the new ones are made of, as in "0-23 from 0-23, 24-29 from 18-23"."""
+    return _as_runs(layer_origins(growth)) or "none"
+
+
+def layer_origins(growth: Growth) -> list[list[int]]:
+    """For each new layer, the source's layers that it is made of. Empty if there are none.
 
     They are found by growing the smallest tensor that every layer has, and looking at what is read for it.
     """
@@ -62,15 +67,15 @@ def layer_map(growth: Growth) -> str:
         row for row in checkpoint.architecture.rows(growth.target) if row.per_layer and row.group == "layers" and not row.first
     ]
     if not rows or not checkpoint.sizes.layers:
-        return "none"
+        return []
     row = min(rows, key=lambda row: growth.tensors[row.natives(growth.target)[0][1]].numel())
     of = {name: layer for layer, name in row.natives(checkpoint.sizes)}
-    origins = []
+    origins: list[list[int]] = []
     for _, name in row.natives(growth.target):
         checkpoint.reads.clear()
         growth.tensors[name].part({})
         origins.append(sorted(layer for each in checkpoint.reads if (layer := of.get(each)) is not None))
-    return _as_runs(origins)
+    return origins
 
 
 def _as_runs(origins: Sequence[Sequence[int]]) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
@@ -16,7 +17,7 @@ from growbench.architectures import Architecture
 from growbench.config.schema import ModelConfig, TextConfig
 from growbench.data import tokenizer as tokenizers
 from growbench.data.documents import Documents
-from growbench.data.text import Batch, Masking, causal, evenly_spread
+from growbench.data.text import Batch, Cut, Masking, causal, evenly_spread
 from growbench.errors import UsageError
 from growbench.method.loss import cross_entropy
 from growbench.runs.checkpoints import TOKENIZERS
@@ -124,7 +125,8 @@ def _text(masked: bool, sizes: ModelConfig, folder: Path, text: _Text) -> Probe:
         raise UsageError(f"{text.name}: holds no tokens")
     if max(tokens) >= sizes.vocabulary:
         raise UsageError(f"{folder}: its tokenizer has tokens beyond the model's vocabulary of {sizes.vocabulary}")
-    length, cut = min(LENGTH, sizes.positions), causal
+    length = min(LENGTH, sizes.positions)
+    cut: Cut = causal
     # A causal model of a library may need the token that its tokenizer puts before every text.
     whole = tokenizer.encode(text.text[:100]).ids
     before = [] if masked else whole[: whole.index(tokens[0])]

@@ -1,12 +1,13 @@
 """`growbench verify`: whether a grown checkpoint is whole, and what growth has kept of its source.
 
-The two models are loaded one after the other, never both at once. The larger one in float32, and its gradient, must fit in memory.
+The models are loaded one after the other, never both at once. The larger one in float32, and its gradient, must fit in memory.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,16 @@ from growbench.architectures.library import Loaded
 from growbench.architectures.new_parts import NewParts, gradients
 from growbench.architectures.symmetry import symmetric
 from growbench.errors import UsageError
-from growbench.formatting import counted
+from growbench.formatting import counted, difference
 from growbench.formatting import settings as listed
-from growbench.runs import checkpoints
-from growbench.runs.checkpoints import SAME, Checkpoint
-from growbench.tools import probe
+from growbench.runs import checkpoints, stored_tensors
+from growbench.runs.checkpoints import SAME, Described
+from growbench.tools import probe, promise
 from growbench.tools.probe import Outputs, Probe
 from growbench.tools.verify_report import Report, gradient_table, symmetry_table
 
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-ROUNDINGS = 2  # a function that is preserved may change by so much of what rounding alone changes: both models are rounded
-EXACT = "exact"  # growbench.json of a grown model: its method preserves the function
+ROUNDINGS = 3  # how much of what rounding changes in SOURCE a kept function may change: SOURCE, GROWN and its weights are rounded
+NOTES = ("_name_or_path", "architectures", "dtype", "transformers_version")  # keys of configurations that are no settings
 SIZES = ("layers", "width", "heads", "key_value_heads", "ffn")  # that grow
 
 
@@ -50,29 +50,31 @@ def verify(request: Request) -> str:
 
     Raises UsageError if a checkpoint cannot be read, if its family is not known, or if the two are no source and its grown model.
     """
-    grown = checkpoints.opened(request.grown, f"GROWN = {request.grown!r}")
+    grown = checkpoints.described(request.grown, f"GROWN = {request.grown!r}")
     source = _source(request.source, grown)
     if source is not None:
         _refuse_unrelated(grown, source)
     report = Report()
+    verification = _Verification(request, grown, source, report)
     try:
-        _Verification(request, grown, source, report).run()
+        verification.run()
     except Broken as broken:
-        report.broken(str(broken))
-    report.end()
+        report.fault(str(broken))
     return report.wrong
 
 
-def _source(asked: str | None, grown: Checkpoint) -> Checkpoint | None:
+def _source(asked: str | None, grown: Described) -> Described | None:
     if asked is not None:
-        return checkpoints.opened(asked, f"SOURCE = {asked!r}")
-    named = grown.card.get("grown", {}).get("from", {}).get("source")
-    return checkpoints.opened(named, f"SOURCE = {named!r}") if named and Path(named).is_dir() else None
+        return checkpoints.described(asked, f"SOURCE = {asked!r}")
+    named = grown.card.get("source", {}).get("checkpoint")
+    return checkpoints.described(named, f"SOURCE = {named!r}") if named and Path(named).is_dir() else None
 
 
-def _refuse_unrelated(grown: Checkpoint, source: Checkpoint) -> None:
+def _refuse_unrelated(grown: Described, source: Described) -> None:
     if grown.architecture is not source.architecture:
-        raise UsageError(f"GROWN is of the family {grown.architecture.name}, SOURCE of {source.architecture.name}: must be the same")
+        raise UsageError(
+            f"GROWN is of the family {grown.architecture.name}, SOURCE of {source.architecture.name}: must be the same"
+        )
     for key in SIZES:
         new, old = getattr(grown.sizes, key), getattr(source.sizes, key)
         if new < old:
@@ -82,8 +84,8 @@ def _refuse_unrelated(grown: Checkpoint, source: Checkpoint) -> None:
 @dataclass(frozen=True)
 class _Verification:
     request: Request
-    grown: Checkpoint
-    source: Checkpoint | None
+    grown: Described
+    source: Described | None
     report: Report
 
     def run(self) -> None:
@@ -92,16 +94,187 @@ class _Verification:
         report.row("GROWN", f"{grown.name}: {_sizes(grown)}")
         if source is not None:
             report.row("SOURCE", f"{source.name}: {_sizes(source)}")
-        report.row("method", _method(grown.card))
+        promised = self._method()
         dtype = self._dtype()
-        loaded = self._loaded(dtype)
+        loaded = self._grown(dtype)
         self._structure(loaded)
+        self._files()
         folders = [each.folder for each in (grown, source) if each is not None]
         tried = probe.of(grown.architecture, grown.sizes, folders, self.request.text)
         report.row("tried on", tried.what)
-        own, exact = self._outputs(loaded.model, tried), None
+        after = {dtype: probe.outputs(loaded.model, tried)}
         del loaded
-        if source is not None:
-            exact = self._function(source, tried, dtype, own)
-        model = self._loaded(torch.float32).model.to(self.request.device)
-        ...
+        before = {} if source is None else self._before(source, tried, dtype)
+        model = self._grown(torch.float32).model
+        after[torch.float32] = probe.outputs(model, tried)
+        self._function(before, after, dtype, promised)
+        self._loss(before, after, tried)
+        self._parts(model, tried)
+
+    def _method(self) -> bool:
+        """Show how the model was grown. Returns whether the method preserves the function."""
+        card = self.grown.card
+        if "source" not in card:  # not written by `growbench grow`
+            self.report.row("method", f"not known: {checkpoints.CARD} names none")
+            return False
+        self.report.row("method", f"{card['method']} ({listed(card['hyperparameters'])}), seed {card['seed']}")
+        self.report.row("", card["preserves"])
+        if self.source is None:
+            return False
+        try:
+            change = promise.change(card, self.grown.architecture, self.source.sizes, self.grown.sizes)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            self.report.row("promise", f"not known: the method cannot be tried on a miniature ({reason})")
+            return False
+        kept = change < SAME
+        what = "so it preserves the function" if kept else "so it does not preserve the function"
+        self.report.row(
+            "promise", f"on a miniature of the same proportions the method changes the logits by {change:.1e}, {what}"
+        )
+        return kept
+
+    def _dtype(self) -> torch.dtype:
+        """The checkpoint's own: that of most of its tensors. Raises Broken."""
+        try:
+            found = Counter(place.dtype for place in stored_tensors.headers(self.grown.folder).values())
+        except UsageError as error:
+            raise Broken(str(error)) from error
+        known = {name: count for name, count in found.items() if name in stored_tensors.TYPES}
+        if not known:
+            raise Broken(f"has no weights of {', '.join(stored_tensors.TYPES)}, but of {', '.join(found)}")
+        return stored_tensors.TYPES[max(known, key=lambda name: known[name])]
+
+    def _grown(self, dtype: torch.dtype) -> Loaded:
+        try:
+            loaded = self.grown.architecture.library.examine(self.grown.folder, dtype)
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise Broken(f"its library cannot load it ({reason})") from error
+        loaded.model.to(self.request.device)
+        return loaded
+
+    def _structure(self, loaded: Loaded) -> None:
+        """Configuration, tensors and ties. Raises Broken."""
+        report, model = self.report, loaded.model
+        report.row("configuration", f"loads as {type(model).__name__}{self._changes(model)}")
+        for what, names in (
+            ("lacks", loaded.missing),
+            ("", loaded.misshapen),
+            ("has a tensor that its class has not:", loaded.extra),
+        ):
+            if names:
+                others = f" (and {counted(len(names) - 1, 'other')})" if len(names) > 1 else ""
+                raise Broken(f"{what} {names[0]}{others}".strip())
+        state = model.state_dict()
+        for name, value in state.items():
+            if not bool(value.isfinite().all()):
+                raise Broken(f"{name} holds {counted(int((~value.isfinite()).sum()), 'value')} that are not finite")
+        report.row("tensors", f"{len(state)}, all present, of the right shape and finite; none extra")
+        self._ties(model)
+
+    def _changes(self, model: Any) -> str:
+        """What differs between the configurations, beside what follows from the sizes."""
+        if self.source is None:
+            return ""
+        library = self.grown.architecture.library
+        expected = library.config_json(replace(self.grown.sizes, configuration=self.source.sizes.configuration))
+        own = json.loads(self.grown.sizes.configuration)
+        if hasattr(model, "config"):  # with the defaults of transformers' class
+            expected, own = (type(model.config).from_dict(each).to_dict() for each in (expected, own))
+        names = sorted(key for key in own.keys() | expected.keys() if own.get(key) != expected.get(key) and key not in NOTES)
+        changed = ", ".join(f"{key} from {json.dumps(expected.get(key))} to {json.dumps(own.get(key))}" for key in names)
+        return f"; besides the sizes, growth changed {changed}" if changed else "; growth changed the sizes alone"
+
+    def _ties(self, model: Any) -> None:
+        """Raises Broken."""
+        grown, source = self.grown.sizes, None if self.source is None else self.source.sizes
+        if "tied" not in self.grown.architecture.options:
+            return
+        if source is not None and source.tied and not grown.tied:
+            raise Broken("is not tied: its configuration gives it a head of its own, SOURCE's is its embedding")
+        if grown.tied and model.get_input_embeddings().weight is not model.get_output_embeddings().weight:
+            raise Broken("is not tied: embedding and head are different tensors, its configuration says that they are one")
+        self.report.row("ties", "embedding and head are one tensor" if grown.tied else "none: the head is a tensor of its own")
+
+    def _files(self) -> None:
+        wrong = checkpoints.damage(self.grown.folder)
+        digests = self.grown.card.get("sha256")
+        self.report.row(
+            "files", f"as {checkpoints.CARD} describes them" if digests else f"no digests: {checkpoints.CARD} has none"
+        )
+        if wrong:
+            self.report.fault(wrong)
+
+    def _before(self, source: Described, tried: Probe, dtype: torch.dtype) -> dict[torch.dtype, Outputs]:
+        """What SOURCE makes of the same, in the grown model's dtype and in float32. Raises UsageError."""
+        found = {}
+        with checkpoints.one_line(f"SOURCE = {source.name!r}"):
+            for each in {dtype, torch.float32}:
+                loaded = source.architecture.library.examine(source.folder, each)
+                if lacking := loaded.missing or loaded.misshapen:
+                    raise UsageError(f"lacks weights: {lacking[0]}")
+                found[each] = probe.outputs(loaded.model.to(self.request.device), tried)
+        return found
+
+    def _function(
+        self, before: dict[torch.dtype, Outputs], after: dict[torch.dtype, Outputs], dtype: torch.dtype, promised: bool
+    ) -> None:
+        if not bool(after[torch.float32].logits.isfinite().all()):
+            raise Broken("its logits are not finite")
+        if not before:
+            return
+        rounding = before[dtype].change(before[torch.float32])  # 0 if that is the dtype
+        bound = max(SAME, ROUNDINGS * rounding)
+        for each in dict.fromkeys((dtype, torch.float32)):
+            change = after[each].change(before[each])
+            self.report.row("logits", f"relative change {change:.1e} in {_name(each)}; {_promise(promised, bound, rounding)}")
+            if promised and not change <= bound:
+                self.report.fault(
+                    f"its function is another: logits change by {change:.1e} in {_name(each)}, at most {bound:.1e} is rounding"
+                )
+
+    def _loss(self, before: dict[torch.dtype, Outputs], after: dict[torch.dtype, Outputs], tried: Probe) -> None:
+        if not tried.says:
+            self.report.row("loss", "not measured: there is no text")
+            return
+        new = after[torch.float32].loss
+        if not before:
+            self.report.row("loss", f"{new:.4f} nats a token")
+            return
+        old = before[torch.float32].loss
+        self.report.row("loss", f"{old:.4f} before, {new:.4f} after ({difference(new - old)}), nats a token")
+
+    def _parts(self, model: nn.Module, tried: Probe) -> None:
+        """Symmetric units, and the gradient of what is new. Leaves the gradient in place of the model's weights."""
+        architecture, sizes, source = self.grown.architecture, self.grown.sizes, self.source
+        library = architecture.library
+        self.report.table(symmetry_table(symmetric(architecture.pieces(library.state(model), sizes), sizes)))
+        probe.backward(model, tried)
+        for parameter in model.parameters():
+            parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parts = NewParts.of(sizes if source is None else source.sizes, sizes, self.grown.card.get("layer_origins", []))
+        found = gradients(architecture.pieces(library.state(model), sizes), parts)
+        self.report.table(gradient_table(found, source is not None))
+        if not parts.heads_first:
+            self.report.row("", "Old and new heads are not told apart: their size, or the number that shares keys, changed.")
+        for dead in found.dead:
+            self.report.fault(f"{dead} have no gradient: no training reaches them")
+
+
+def _promise(promised: bool, bound: float, rounding: float) -> str:
+    if not promised:
+        return "nothing is promised"
+    origin = f"{ROUNDINGS} times what rounding changes in SOURCE" if rounding else "rounding"
+    return f"promised is at most {bound:.1e}, {origin}"
+
+
+def _sizes(checkpoint: Described) -> str:
+    sizes = checkpoint.sizes
+    kept = [f"{key} {getattr(sizes, key)}" for key in SIZES if key != "key_value_heads" or sizes.kv_heads]
+    head = [f"head_dim {sizes.head_dim}"] if sizes.head_dim else []
+    return ", ".join([f"{checkpoint.architecture.name}", *kept, *head])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
