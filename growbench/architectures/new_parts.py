@@ -25,7 +25,7 @@ class NewParts:
 
     @classmethod
     def of(cls, old: ModelConfig, new: ModelConfig, origins: Sequence[Sequence[int]]) -> NewParts:
-        """`origins`: the old layers that each layer is made of; the first copy of one is the old layer itself. Empty: not known."""
+        """`origins`: the old layers that each layer is made of; the first copy of one is the old one. Empty: not known."""
         if not origins:
             return cls(old, new, frozenset(range(old.layers, new.layers)))
         first = {of[0]: place for place, of in reversed(list(enumerate(origins))) if len(of) == 1}

@@ -12,6 +12,7 @@ from torch import nn
 from growbench import registry
 from growbench.architectures import Architecture
 from growbench.config.schema import ModelConfig
+from growbench.errors import UsageError
 from growbench.method import Task
 from growbench.method.streaming import BUDGET
 
@@ -26,6 +27,8 @@ def change(card: dict[str, Any], architecture: Architecture, old: ModelConfig, n
     The miniature has the checkpoint's configuration, all its layers, and grows in the same proportions. Raises any error of the
     method, and of a configuration that no miniature can have.
     """
+    if card["method"] not in registry.names():  # no file that a checkpoint names is run
+        raise UsageError(f"unknown method {card['method']!r}")
     method = registry.get(card["method"], card["hyperparameters"]).method
     small, large = _miniatures(old, new)
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ from growbench.architectures.symmetry import symmetric
 from growbench.errors import UsageError
 from growbench.formatting import counted, difference
 from growbench.formatting import settings as listed
+from growbench.method.options import COMMON_NAMES
 from growbench.runs import checkpoints, stored_tensors
 from growbench.runs.checkpoints import SAME, Described
 from growbench.tools import probe, promise
@@ -117,7 +118,8 @@ class _Verification:
         if "source" not in card:  # not written by `growbench grow`
             self.report.row("method", f"not known: {checkpoints.CARD} names none")
             return False
-        self.report.row("method", f"{card['method']} ({listed(card['hyperparameters'])}), seed {card['seed']}")
+        own = {key: value for key, value in card["hyperparameters"].items() if key not in COMMON_NAMES}
+        self.report.row("method", f"{card['method']} ({listed(own)}), seed {card['seed']}")
         self.report.row("", card["preserves"])
         if self.source is None:
             return False
@@ -137,7 +139,7 @@ class _Verification:
     def _dtype(self) -> torch.dtype:
         """The checkpoint's own: that of most of its tensors. Raises Broken."""
         try:
-            found = Counter(place.dtype for place in stored_tensors.headers(self.grown.folder).values())
+            found = Counter(place.kind for place in stored_tensors.headers(self.grown.folder).values())
         except UsageError as error:
             raise Broken(str(error)) from error
         known = {name: count for name, count in found.items() if name in stored_tensors.TYPES}
@@ -259,7 +261,7 @@ class _Verification:
         if not parts.heads_first:
             self.report.row("", "Old and new heads are not told apart: their size, or the number that shares keys, changed.")
         for dead in found.dead:
-            self.report.fault(f"{dead} have no gradient: no training reaches them")
+            self.report.fault(f"no gradient reaches {dead}: no training changes what is new there")
 
 
 def _promise(promised: bool, bound: float, rounding: float) -> str:
