@@ -30,7 +30,7 @@ def change(card: dict[str, Any], architecture: Architecture, old: ModelConfig, n
     if card["method"] not in registry.names():  # no file that a checkpoint names is run
         raise UsageError(f"unknown method {card['method']!r}")
     method = registry.get(card["method"], card["hyperparameters"]).method
-    small, large = _miniatures(old, new)
+    small, large = _miniatures(old, replace(new, configuration=old.configuration))
     torch.manual_seed(0)
     source = architecture.build(small)
     for parameter in source.parameters():
