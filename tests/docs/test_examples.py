@@ -120,7 +120,7 @@ def test_every_block_is_found_and_of_a_known_language() -> None:
 
 def test_commands_stand_only_where_they_are_tried() -> None:
     """Not in blocks of recorded output."""
-    command = r"^\s*(\$ |(torchrun|growbench (run|tune|report|reproduce|list|check|flops|bench))\b)"
+    command = r"^\s*(\$ |(torchrun|growbench (run|tune|report|grow|verify|reproduce|list|check|flops|bench))\b)"
     hidden = [str(block) for block in of("text") if re.search(command, block.text, re.MULTILINE)]
     assert not hidden
 
@@ -244,6 +244,8 @@ def resolve(options: argparse.Namespace) -> None:
         loading.load(options.aa, options.set)
     elif hasattr(options, "method"):
         registry.get_all(stages.expanded(options.method), loading.load("gpt2-tiny", options.set).methods)
+    elif hasattr(options, "grown"):
+        assert options.grown  # what a command before has written: the scripts beside it read the same folder
     elif hasattr(options, "runs"):
         assert all((ROOT / run / "run.json").is_file() for run in options.runs)
     elif hasattr(options, "name"):  # show
@@ -292,11 +294,15 @@ def test_every_run_can_be_planned(arguments: tuple[str, ...], written: Path, min
 
 
 @pytest.fixture(scope="module")
-def after_a_run(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> Path:
-    """A folder where `growbench run --methods ligo --save` was run; in miniature."""
+def after_a_run(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path], corpus: Path) -> Path:
+    """A folder where `growbench run --methods ligo --save` was run, and its model grown and verified; in miniature."""
     folder = tmp_path_factory.mktemp("after")
     experiment = write_miniature(folder).rename(folder / "gpt2-tiny.toml")
     assert cli.main(["run", str(experiment), "--methods", "ligo", "--save", "--results", str(folder / "results")]) == 0
+    model, grown = folder / "results" / "gpt2-tiny" / "ligo-seed0" / "model", folder / "grown"
+    assert cli.main(["grow", str(model), "--to", "width=64", "--out", str(grown)]) == 0
+    assert cli.main(["verify", str(grown), str(model), "--text", str(corpus)]) == 0
+    (folder / "text.txt").write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
     return folder
 
 
