@@ -113,6 +113,20 @@ def test_rotary_positions_that_depend_on_earlier_sequences_are_refused(tmp_path:
         assert checkpoint.architecture.build(checkpoint.sizes)(torch.zeros(1, LENGTH, dtype=torch.int64)).is_meta
 
 
+def test_configurations_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """As most on the hub are: the base and the scaling of rotary positions stand apart, and there are no types of layers."""
+    checkpoint = written(family("llama"), tmp_path)
+    stated = json.loads((tmp_path / "config.json").read_text())
+    weights, (inputs, expected) = checkpoint.weights(), checkpoint.example()
+    rope = stated.pop("rope_parameters")
+    older = {**stated, "rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "torch_dtype": "bfloat16"}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert equal(checkpoint) <= 1e-10
+    assert relative(logits(checkpoint.model(weights, checkpoint.sizes), inputs), expected) <= 1e-10
+    grown = checkpoint.architecture.library.config_json(replace(checkpoint.sizes, layers=5))
+    assert grown == {**older, "num_hidden_layers": 5}
+
+
 def test_what_a_class_does_not_know_changes_nothing(tmp_path: Path) -> None:
     """Llama has no windows and no types of layers, whatever a configuration states; it passes through to what is grown."""
     checkpoint = written(family("llama"), tmp_path)
