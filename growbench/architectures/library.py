@@ -46,8 +46,12 @@ class Loaded:
 class Library(Protocol):
     """One architecture in its library. An unreadable checkpoint raises UsageError, or an error of the library.
 
+    `left_out`: patterns of names of tensors that checkpoints hold and our models do without, such as another head's.
     `even_heads`: a norm spans all heads of a query or key, so that uneven copies of heads change its mean square.
     """
+
+    @property
+    def left_out(self) -> tuple[str, ...]: ...
 
     @property
     def even_heads(self) -> bool: ...
@@ -116,7 +120,9 @@ def repeated(values: Sequence[Any], length: int) -> list[Any]:
 
 
 class AsStored:
-    """Our models hold each parameter as their library stores it."""
+    """Our models hold each parameter as their library stores it, and all of them."""
+
+    left_out: tuple[str, ...] = ()
 
     def from_stored(self, name: str, tensor: Tensor) -> Tensor:
         return tensor
@@ -139,6 +145,7 @@ class Transformers(AsStored):
     norm_eps: str = "layer_norm_eps"
     rotary: bool = False
     per_layer: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     even_heads: bool = False
 
     def options(self, sizes: ModelConfig) -> dict[str, Any]:
@@ -267,12 +274,16 @@ class Transformers(AsStored):
 
 @dataclass(frozen=True)
 class Timm(AsStored):
-    """An architecture in timm. `entry`: the registered model that equals ours once it is built with `options`."""
+    """An architecture in timm. `entry`: the registered model that equals ours once it is built with `options`.
+
+    `kin`: other modules of timm with models of the same class.
+    """
 
     entry: str
     stock: type[nn.Module]
     options: Callable[[ModelConfig], dict[str, Any]]
     read: Callable[[Any], ModelConfig]
+    kin: tuple[str, ...] = ()
     even_heads: bool = False
 
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -292,7 +303,7 @@ class Timm(AsStored):
         import timm
 
         name = str(config.get("architecture"))
-        return timm.is_model(name) and timm.model_entrypoint(name).__module__ == self.stock.__module__
+        return timm.is_model(name) and timm.model_entrypoint(name).__module__ in (self.stock.__module__, *self.kin)
 
     def sizes(self, folder: Path) -> ModelConfig:
         with META:

@@ -231,7 +231,8 @@ def _names(architecture: Architecture, stored: Mapping[str, Place], sizes: Model
 def _is_left_out(architecture: Architecture, own: str, names: Mapping[str, str], stored: Mapping[str, Place]) -> bool:
     """Whether the library leaves a stored tensor out: it knows that it is of no use, or it is a copy of a tied one."""
     stock = architecture.library.stock
-    if any(re.search(pattern, own) for pattern in getattr(stock, "_keys_to_ignore_on_load_unexpected", None) or ()):
+    ignored = getattr(stock, "_keys_to_ignore_on_load_unexpected", None) or ()
+    if any(re.search(pattern, own) for pattern in (*ignored, *architecture.library.left_out)):
         return True
     partner = (getattr(stock, "_tied_weights_keys", None) or {}).get(own)
     if partner is None or partner not in names:

@@ -91,7 +91,7 @@ def _method(request: Request) -> Found:
 
 
 def grow(growth: Growth) -> str:
-    """Write the grown checkpoint. Returns what was done, in two lines.
+    """Write the grown checkpoint. Returns what was done, in two lines, or three if tensors were left out.
 
     Raises UsageError for a source that turns out to be damaged, and for a disk that fills; nothing is left then.
     """
@@ -108,13 +108,16 @@ def grow(growth: Growth) -> str:
             growth.checkpoint.check_rest()
         about = grow_card.about(growth, digests.result())
         write_text(draft / MODEL_CARD, grow_card.readme(growth, about))
-        others = {path.name: sha256(path) for path in draft.iterdir() if path.name not in weights}
-        write_text(draft / CARD, json.dumps(about | {"sha256": dict(sorted({**weights, **others}.items()))}, indent=1) + "\n")
+        files = {path.name: sha256(path) for path in draft.iterdir() if path.name not in weights}
+        write_text(draft / CARD, json.dumps(about | {"sha256": dict(sorted({**weights, **files}.items()))}, indent=1) + "\n")
         flush_all(draft)
     seconds = time.perf_counter() - begin
+    others = sorted(growth.checkpoint.left_out)
+    others[4:] = [f"and {len(others) - 4} others"] if len(others) > 4 else []
     return (
         f"grown: {out}: {quantity(growth.bytes, 'B')} in {seconds:.1f} s, {quantity(growth.bytes / seconds, 'B')} a second\n"
-        f"next: growbench verify {out} {growth.request.source}"
+        + (f"left out, as {growth.checkpoint.architecture.name} has no use for them: {', '.join(others)}\n" if others else "")
+        + f"next: growbench verify {out} {growth.request.source}"
     )
 
 

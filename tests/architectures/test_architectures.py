@@ -576,6 +576,20 @@ def _stored_config(name: str, sizes: ModelConfig) -> dict[str, Any]:
     return library.config_json(sizes) | ({} if name in IMAGES else {"model_type": library.stock.config_class.model_type})
 
 
+def test_deit_is_timms_vision_transformer_and_the_distilled_one_is_refused(tmp_path: Path) -> None:
+    arguments = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "num_heads": 2, "depth": 1, "num_classes": 3}
+    for name in ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"):
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": {}, "model_args": arguments}))
+        assert architectures.of_checkpoint(tmp_path).name == "vit"
+        if "distilled" in name:
+            with pytest.raises(
+                UsageError, match="is a VisionTransformerDistilled, the experiment's models are VisionTransformer"
+            ):
+                architectures.get("vit").library.sizes(tmp_path)
+        else:
+            assert architectures.get("vit").library.sizes(tmp_path).width == 8
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -44,7 +44,7 @@ RECORD = RunRecord(
 NAMES = architectures.names()
 TEXT = [name for name in NAMES if architectures.get(name).tokenizer]
 EXACT = {"bert", "cait", "roberta", "vit"}  # the same operations; the others have a fused activation or norm, or other masks
-QUERY_NORMS = {"gemma3", "olmo2", "olmo3"}  # norms of queries and keys have the eps of all norms
+QUERY_NORMS = {"gemma3", "olmo2", "olmo3", "qwen3"}  # norms of queries and keys have the eps of all norms
 each_tying = pytest.mark.parametrize(
     ("name", "tied"),
     [(name, tied) for name in NAMES for tied in (True, False) if tied or "tied" in architectures.get(name).options],

@@ -311,6 +311,28 @@ def test_what_the_library_leaves_out_is_left_out(tmp_path: Path) -> None:
     assert "lm_head.weight" not in found
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_an_encoders_other_heads_and_old_names_are_left_out(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As BERT stands on the hub: norms of gamma and beta, a pooler, next-sentence prediction, numbers of positions."""
+    saved(name, tmp_path / "source")
+    path = tmp_path / "source" / "model.safetensors"
+    weights = load_file(path)
+    old = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): weights[key]
+        for key in weights
+    }
+    old |= {f"{name}.pooler.dense.weight": torch.ones(16, 16), f"{name}.pooler.dense.bias": torch.ones(16)}
+    old |= {"cls.seq_relationship.weight": torch.ones(2, 16)} if name == "bert" else {}
+    save_file(old | {f"{name}.embeddings.position_ids": torch.arange(9)[None]}, path)
+    found = tensors(grow(tmp_path / "source", tmp_path / "out", to="layers=3"))
+    norm = f"{name}.embeddings.LayerNorm.weight"
+    assert torch.equal(found[norm], weights[norm])
+    assert f"left out, as {name} has no use for them: " in capsys.readouterr().out
+    assert not any("pooler" in key or "seq_relationship" in key or "position_ids" in key for key in found)
+
+
 SOURCE = {"layers": 24, "width": 2048, "heads": 32, "kv_heads": 8, "ffn": 8192}
 
 

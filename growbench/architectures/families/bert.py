@@ -23,7 +23,9 @@ NAMES = {
     "num_hidden_layers": "layers", "hidden_size": "width", "num_attention_heads": "heads", "intermediate_size": "ffn",
     "vocab_size": "vocabulary", "max_position_embeddings": "positions", "tie_word_embeddings": "tied",
 }  # fmt: skip
-LIBRARY = Transformers(BertForMaskedLM, NAMES)
+# What checkpoints of BERT and RoBERTa hold beside the masked model: the pooler, numbers of positions, next-sentence prediction.
+LEFT_OUT = (r"\.pooler\.", r"\.embeddings\.position_ids$", r"^cls\.seq_relationship\.")
+LIBRARY = Transformers(BertForMaskedLM, NAMES, left_out=LEFT_OUT)
 
 
 def make(config: ModelConfig) -> Bert:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import RobertaForMaskedLM
 
 from growbench.architectures import Architecture, Row
-from growbench.architectures.families.bert import NAMES, encoder_rows
+from growbench.architectures.families.bert import LEFT_OUT, NAMES, encoder_rows
 from growbench.architectures.library import Transformers
 from growbench.config.schema import ModelConfig
 
@@ -47,7 +47,7 @@ class RobertaLibrary(Transformers):
         state[self.table] = state[self.table].roll(FIRST_POSITION - 1 - config.pad_token_id, 0)
 
 
-LIBRARY = RobertaLibrary(RobertaForMaskedLM, NAMES)
+LIBRARY = RobertaLibrary(RobertaForMaskedLM, NAMES, left_out=LEFT_OUT)
 
 
 def make(config: ModelConfig) -> Roberta:

@@ -92,5 +92,5 @@ def block_rows() -> list[Row]:
     ]
 
 
-LIBRARY = Timm("vit_base_patch16_224", VisionTransformer, timm_sizes, read)
+LIBRARY = Timm("vit_base_patch16_224", VisionTransformer, timm_sizes, read, kin=("timm.models.deit",))
 ARCHITECTURE = Architecture("vit", "classes", None, "pre", make, table, ("dropout", "drop_path"), LIBRARY)
