@@ -11,7 +11,7 @@ from torch import Tensor
 from growbench.architectures import Architecture, Row, linear, norm
 from growbench.architectures.families.vit import block_rows, embedding_rows, timm_dropout, timm_sizes
 from growbench.architectures.families.vit import read as read_vit
-from growbench.architectures.library import Timm
+from growbench.architectures.timm_library import Timm
 from growbench.config.schema import ModelConfig
 from growbench.growth.weights import Axis
 

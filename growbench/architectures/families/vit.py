@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from growbench.architectures import Architecture, Row, embedding, fused, linear, norm
-from growbench.architectures.library import Timm
+from growbench.architectures.timm_library import Timm
 from growbench.config.schema import ModelConfig
 from growbench.growth.weights import Axis
 
