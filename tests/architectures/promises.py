@@ -313,6 +313,12 @@ def by_command(checkpoint: Checkpoint) -> float:
     return relative(found, expected)
 
 
+def verified(checkpoint: Checkpoint) -> float:
+    """The exit code of `growbench verify` on what `growbench grow` wrote."""
+    by_command(checkpoint)
+    return cli.main(["verify", str(checkpoint.folder / "by command"), str(checkpoint.folder)])
+
+
 @dataclass(frozen=True)
 class Promise:
     """A number that must be at most `bound`."""
@@ -333,4 +339,5 @@ PROMISES = {
     "configuration": Promise(configuration, 1e-12),
     "typed layers": Promise(typed, 0.0),
     "grow": Promise(by_command, 1e-6),
+    "verify": Promise(verified, 0.0),
 }
