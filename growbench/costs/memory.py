@@ -25,13 +25,18 @@ def keep_freed() -> None:
         LIBRARY.mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def return_freed() -> None:
+    """Return freed memory to the system, if the C library is glibc."""
+    if hasattr(LIBRARY, "malloc_trim"):
+        LIBRARY.malloc_trim(0)
+
+
 def reset_peak(device: torch.device) -> None:
     """Start a new peak: of the device on CUDA, else of the process, if the system allows it (Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif os.access("/proc/self/clear_refs", os.W_OK):
-        if hasattr(LIBRARY, "malloc_trim"):
-            LIBRARY.malloc_trim(0)  # memory freed before is not part of the new peak
+        return_freed()  # memory freed before is not part of the new peak
         Path("/proc/self/clear_refs").write_text("5")
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from growbench.costs import memory
 from growbench.errors import UsageError
 from growbench.files import write_text
 from growbench.growth.lazy import Evaluation, Lazy
@@ -89,6 +90,7 @@ class _Writer:
                 if not is_finite(part):
                     raise UsageError(f"{name} grows to entries that {str(self.dtype).removeprefix('torch.')} cannot hold")
                 self._later(part)
+            memory.return_freed()  # parts of many sizes leave gaps
         while self.waiting:
             self.waiting.popleft().result()
         return self.digest.hexdigest()

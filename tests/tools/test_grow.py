@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from growbench import architectures, registry
 from growbench.architectures.timm_library import Timm
 from growbench.cli import main
-from growbench.config.schema import ModelConfig
+from growbench.config.schema import ModelConfig, Pretrained
 from growbench.errors import UsageError
 from growbench.growth import lazy_draws
 from growbench.method import Task
 from growbench.method.streaming import BUDGET
-from growbench.runs import checkpoints, sharded
+from growbench.runs import checkpoints, saved_models, sharded
+from growbench.runs.records import Cost
 from growbench.tools import grow_sizes
 
 SIZES = ModelConfig(layers=2, width=16, heads=2, ffn=40, vocabulary=60, positions=9)
@@ -162,6 +163,7 @@ def test_shards_in_and_out_and_the_files_beside_them(tmp_path: Path, monkeypatch
     assert (about["method"], about["layers"]) == ("hypercloning", "0-1 from 0-1, 2 from 1")
     assert about["sizes"]["width"] == 32
     assert checkpoints.damage(out) == ""
+    assert saved_models.cost(Pretrained(str(out))) == Cost()  # as an experiment's source; that of its own source is not known
     assert set(about["sha256"]) == {path.name for path in out.iterdir()} - {"growbench.json"}
 
 
