@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from growbench import __version__, commands
+from growbench import __version__, commands, values
 
 EXAMPLES = """examples:
   growbench run                                          all methods on gpt2-tiny: minutes on two CPU cores
@@ -88,7 +86,7 @@ def _run(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--throughput",
-        type=_positive,
+        type=values.positive,
         metavar="FLOP/s",
         help="with --dry-run: the speed that times are estimated from, such as 150e12; default: measured here. With it, the "
         "device of --device need not exist",
@@ -105,14 +103,14 @@ def _jobs(jobs: argparse.ArgumentParser) -> None:
     _add_request(jobs)
     jobs.add_argument(
         "--throughput",
-        type=_positive,
+        type=values.positive,
         metavar="FLOP/s",
         help="the speed that times are estimated from, such as 150e12; default: measured here",
     )
     jobs.add_argument(
         "--slurm",
         action="append",
-        type=_assignment,
+        type=values.assignment,
         default=[],
         metavar="KEY=VALUE",
         help="submit the commands as job arrays with these parameters of sbatch or of submitit, such as partition=gpu or "
@@ -125,7 +123,7 @@ def _add_request(run: argparse.ArgumentParser) -> None:
     _add_experiment(run)
     _add_methods(run)
     _add_device(run)
-    run.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="default: 0")
+    run.add_argument("--seeds", type=values.seeds, default=[0], metavar="0,1,2", help="default: 0")
     _add_results(run)
     run.add_argument(
         "--protocol",
@@ -136,11 +134,13 @@ def _add_request(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--budgets",
-        type=_budgets,
+        type=values.budgets,
         metavar="0.4,0.7,1",
         help="with ladder: shares of the budget, those above 1 for scratch alone; default: 0.4,0.55,0.7,0.85,1",
     )
-    run.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
+    run.add_argument(
+        "--target-loss", type=values.positive, metavar="X", help="default: the loss that scratch ends at, seed by seed"
+    )
     run.add_argument(
         "--stop-at-target", action="store_true", help="end each run at its first evaluation at or below --target-loss"
     )
@@ -165,7 +165,7 @@ def _tune(tune: argparse.ArgumentParser) -> None:
     _add_device(tune)
     tune.add_argument("--trials", type=int, default=10, metavar="N", help="per method; default: 10")
     tune.add_argument(
-        "--seeds", type=_seeds, default=[1000], metavar="1000,1001", help="seeds that no report will use; default: 1000"
+        "--seeds", type=values.seeds, default=[1000], metavar="1000,1001", help="seeds that no report will use; default: 1000"
     )
     _add_results(tune)
 
@@ -173,10 +173,15 @@ def _tune(tune: argparse.ArgumentParser) -> None:
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
-    report.add_argument("--target-loss", type=_positive, metavar="X", help="default: the loss that scratch ends at, seed by seed")
+    report.add_argument(
+        "--target-loss", type=values.positive, metavar="X", help="default: the loss that scratch ends at, seed by seed"
+    )
     report.add_argument("--open", action="store_true", help="open the page in a browser: that of the board, if there is one")
     report.add_argument(
-        "--price", type=_positive, metavar="PER_HOUR", help="of the machine, in any currency: adds what each method's time costs"
+        "--price",
+        type=values.positive,
+        metavar="PER_HOUR",
+        help="of the machine, in any currency: adds what each method's time costs",
     )
 
 
@@ -196,7 +201,7 @@ def _grow(grow: argparse.ArgumentParser) -> None:
         help="a name, ./file.py or ./file.py:Class, of a method that needs no data; default: hypercloning",
     )
     grow.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="such as hypercloning.noisy=false")
-    grow.add_argument("--seed", type=_seed, default=0, metavar="N", help="of what the method draws at random; default: 0")
+    grow.add_argument("--seed", type=values.seed, default=0, metavar="N", help="of what the method draws at random; default: 0")
     grow.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
     grow.add_argument(
         "--dry-run",
@@ -228,7 +233,7 @@ def _verify(verify: argparse.ArgumentParser) -> None:
 def _reproduce(again: argparse.ArgumentParser) -> None:
     again.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a folder, as results/gpt2-tiny/ligo-seed0")
     again.add_argument(
-        "--steps", type=_steps, metavar="N|all", help="how many steps; default: all growth, and two evaluations after it"
+        "--steps", type=values.steps, metavar="N|all", help="how many steps; default: all growth, and two evaluations after it"
     )
 
 
@@ -261,7 +266,9 @@ def _check(check: argparse.ArgumentParser) -> None:
         help="such as ligo.operator_steps=50, or target.width=32 of the small models; with --aa: such as train.steps=200",
     )
     check.add_argument("--only", metavar="A,B", help="architectures, such as gpt2,vit; default: all")
-    check.add_argument("--repetitions", type=_repetitions, metavar="N", help="with --aa: simulated comparisons; default: 2000")
+    check.add_argument(
+        "--repetitions", type=values.repetitions, metavar="N", help="with --aa: simulated comparisons; default: 2000"
+    )
     check.add_argument(
         "--noise", type=Path, metavar="DIR", help="with --aa: results whose noise is simulated; default: results/mini"
     )
@@ -308,63 +315,3 @@ def _add_device(sub: argparse.ArgumentParser) -> None:
 
 def _add_results(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = []
-    if not seeds or not 0 <= min(seeds) <= max(seeds) < 2**32 or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be different whole numbers from 0 to 2^32 - 1, such as 0,1,2")
-    return seeds
-
-
-def _seed(text: str) -> int:
-    if len(seeds := _seeds(text)) > 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be one whole number")
-    return seeds[0]
-
-
-def _budgets(text: str) -> list[float]:
-    try:
-        budgets = [float(part) for part in text.split(",")]
-    except ValueError:
-        budgets = []
-    shares = all(0 < share <= 100 for share in budgets)  # false for NaN
-    if not shares or 1 not in budgets or min(budgets) == 1 or len(set(budgets)) < len(budgets):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: must be different shares above 0 and up to 100, with 1 and a smaller one among them"
-        )
-    return budgets
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not (key.isidentifier() and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be KEY=VALUE, such as partition=gpu")
-    return key, value
-
-
-def _steps(text: str) -> int:
-    if text == "all":
-        return sys.maxsize
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 1, or all")
-    return int(text)
-
-
-def _repetitions(text: str) -> int:
-    if not text.isdecimal() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 2")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a number above 0")
-    return value
