@@ -18,9 +18,10 @@ def seeds(text: str) -> list[int]:
 
 
 def seed(text: str) -> int:
-    if len(seeds := seeds(text)) > 1:
+    first, *others = seeds(text)
+    if others:
         raise argparse.ArgumentTypeError(f"{text!r}: must be one whole number")
-    return seeds[0]
+    return first
 
 
 def budgets(text: str) -> list[float]:
