@@ -29,6 +29,7 @@ class ModelConfig:
     heads: int  # attention heads
     ffn: int = 0  # 0: four times the width
     kv_heads: int = 0  # 0: as many as heads; grouped-query attention has fewer
+    head_dim: int = added_later(0)  # dimensions of a head; 0: width / heads
     class_layers: int = 2  # CaiT: layers of class attention, after the layers that grow
     dropout: float = 0.0  # of embeddings, attention and residual branches
     drop_path: float = 0.0  # stochastic depth: share of residual branches that are dropped
@@ -36,7 +37,6 @@ class ModelConfig:
     vocabulary: int = 0  # tokens, or classes of images
     positions: int = 0  # tokens of a sequence, or patches of an image
     patch: int = 0  # side of an image patch, in pixels
-    head_dim: int = added_later(0)  # dimensions of a head; 0: width / heads
     configuration: str = added_later("")  # config.json of the checkpoint that it comes from; empty: the architecture's usual one
     # What the architecture says, in no file: a norm spans all heads, so that each must be copied as often as the others.
     even_heads: bool = field(default=False, compare=False, repr=False, metadata={"added_later": True})
