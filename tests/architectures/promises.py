@@ -58,8 +58,55 @@ ROPE: dict[str, dict[str, Any]] = {
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1_000_000.0},
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 100.0},
 }
+ENCODER = {
+    "num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20, "vocab_size": 37,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+AFTER = "its norms stand behind the sums, so that a new layer normalises once more"
 BIASES = {"attention_bias": True, "mlp_bias": True}
 FAMILIES = [
+    Family(
+        "bert",
+        {**ENCODER, "max_position_embeddings": 16, "type_vocab_size": 3, "hidden_act": "gelu_new", "layer_norm_eps": 1e-2},
+        changes={"depth": AFTER, "configuration": AFTER},
+    ),
+    Family(
+        "roberta",
+        {**ENCODER, "max_position_embeddings": 18, "type_vocab_size": 1, "hidden_act": "silu", "layer_norm_eps": 1e-2},
+        changes={"depth": AFTER, "configuration": AFTER},
+    ),
+    Family(
+        "modernbert",
+        {
+            **ENCODER,
+            "num_hidden_layers": 4,
+            "max_position_embeddings": 64,
+            "norm_eps": 1e-2,
+            "local_attention": 6,
+            "hidden_activation": "silu",
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+            **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        },
+    ),
+    Family(
+        "gpt2",
+        {
+            "n_layer": 3,
+            "n_embd": 16,
+            "n_head": 4,
+            "n_inner": 20,
+            "vocab_size": 37,
+            "n_positions": 16,
+            "layer_norm_epsilon": 1e-2,
+            "activation_function": "gelu",
+            "tie_word_embeddings": False,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },  # fmt: skip
+    ),
     Family("llama", {**SIZES, **BIASES, "rope_parameters": ROPE["llama3"], "tie_word_embeddings": False}),
     Family("mistral", {**SIZES, "rope_parameters": ROPE["linear"], "sliding_window": 5, "tie_word_embeddings": True}),
     Family("qwen2", {**SIZES, **WINDOW, "max_window_layers": 2, "rope_parameters": ROPE["yarn"], "tie_word_embeddings": False}),
@@ -204,7 +251,7 @@ def written(family: Family, folder: Path) -> Checkpoint:
 
 def doubled(sizes: ModelConfig) -> ModelConfig:
     """Every width twice as large; the heads keep their size."""
-    return replace(sizes, width=2 * sizes.width, heads=2 * sizes.heads, kv_heads=2 * sizes.key_value_heads, ffn=2 * sizes.ffn)
+    return replace(sizes, width=2 * sizes.width, heads=2 * sizes.heads, kv_heads=2 * sizes.kv_heads, ffn=2 * sizes.ffn)
 
 
 def equal(checkpoint: Checkpoint) -> float:
@@ -249,16 +296,16 @@ def identities(checkpoint: Checkpoint) -> tuple[Weights, ModelConfig]:
 def among(old: Sequence[Any], new: Sequence[Any]) -> tuple[list[int], list[bool]]:
     """For each new layer the old one of the same type that it copies, and whether it is added.
 
-    The old layers keep their order, and stand as high as their types allow.
+    The old layers keep their order, and stand as low as their types allow: ModernBERT's first one has no norm of its own.
     """
-    layers, is_new, left = [], [], len(old)
-    for kind in reversed(new):
-        placed = left > 0 and kind == old[left - 1]
-        left -= placed
-        layers.append(left if placed else max(layer for layer, other in enumerate(old) if other == kind))
+    layers, is_new, place = [], [], 0
+    for kind in new:
+        placed = place < len(old) and kind == old[place]
+        layers.append(place if placed else old.index(kind))
         is_new.append(not placed)
-    assert left == 0, f"{old} are not among {new}"
-    return layers[::-1], is_new[::-1]
+        place += placed
+    assert place == len(old), f"{old} are not among {new}"
+    return layers, is_new
 
 
 def depth(checkpoint: Checkpoint) -> float:
