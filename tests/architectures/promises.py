@@ -105,7 +105,7 @@ FAMILIES = [
             "tie_word_embeddings": False,
             "bos_token_id": None,
             "eos_token_id": None,
-        },  # fmt: skip
+        },
     ),
     Family("llama", {**SIZES, **BIASES, "rope_parameters": ROPE["llama3"], "tie_word_embeddings": False}),
     Family("mistral", {**SIZES, "rope_parameters": ROPE["linear"], "sliding_window": 5, "tie_word_embeddings": True}),
