@@ -22,7 +22,8 @@ from growbench.runs.checkpoints import INDEX
 from growbench.runs.stored_tensors import TYPES, is_finite
 
 SHARD = 5 * 10**9  # bytes of tensors in a file
-ROWS = 1 << 22  # bytes of rows that are computed at a time
+ROWS = 1 << 21  # bytes of rows that are computed at a time
+GAPS = 16  # tensors, after which memory is returned that was freed between parts of many sizes
 AHEAD = 4  # such parts that may wait for the disk
 
 KINDS = {dtype: kind for kind, dtype in TYPES.items()}
@@ -83,14 +84,15 @@ class _Writer:
 
     def write(self, shard: Shard) -> str:
         self._put(_header(shard.tensors, self.dtype))
-        for name, tensor in shard.tensors.items():
+        for number, (name, tensor) in enumerate(shard.tensors.items()):
             at = Evaluation()
             for rows in _parts(tensor, self.dtype):
                 part = tensor.part({0: rows} if tensor.dim() else {}, at).to(self.dtype).contiguous()
                 if not is_finite(part):
                     raise UsageError(f"{name} grows to entries that {str(self.dtype).removeprefix('torch.')} cannot hold")
                 self._later(part)
-            memory.return_freed()  # parts of many sizes leave gaps
+            if number % GAPS == 0:
+                memory.return_freed()
         while self.waiting:
             self.waiting.popleft().result()
         return self.digest.hexdigest()
