@@ -124,6 +124,7 @@ def test_a_kernel_that_a_configuration_names_is_not_fetched(model: Path) -> None
     """Kernels of the hub are code."""
     changed(model / "config.json", attn_implementation="someone/kernel", _attn_implementation="someone/kernel")
     assert not use(model)
+    assert "kernel" not in architectures.of_checkpoint(model).library.sizes(model).configuration
 
 
 def test_a_model_of_complex_numbers_is_refused(model: Path) -> None:

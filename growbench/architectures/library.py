@@ -29,6 +29,8 @@ POSITIONS, LAYERS = "max_position_embeddings", "num_hidden_layers"  # keys of tr
 
 DEFAULTS = {"kv_heads": "key_value_heads", "head_dim": "head_size"}  # fields whose 0 stands for the value of another one
 
+KERNELS = ("attn_implementation", "experts_implementation")  # keys that may name a kernel on the hub, which is code
+
 META = torch.device("meta")
 
 
@@ -204,6 +206,7 @@ class Transformers(AsStored):
         if found.get("head_dim") == config.hidden_size // config.num_attention_heads:
             del found["head_dim"]
         stored = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        stored = {key: value for key, value in stored.items() if not key.endswith(KERNELS)}
         known = {name: size for name, size in found.items() if size is not None}
         return ModelConfig(**known, configuration=json.dumps(stored, sort_keys=True), even_heads=self.even_heads)
 

@@ -8,11 +8,13 @@ from typing import Any
 from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.estimator import Verdict
+from growbench.analysis.notes import LEFT_OUT
 from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import counted
 from growbench.registry import SCRATCH
 from growbench.report.cells import saving_of
+from growbench.runs import store
 
 Row = Mapping[str, Any]
 
@@ -36,6 +38,11 @@ def headline(comparison: Comparison) -> str:
         sentences[0] = f"{protocol}, {sentences[0]}"
         sentences[1] = sentences[1][0].upper() + sentences[1][1:]
     return " ".join([*sentences, *_controls(comparison, controls)])
+
+
+def urgent(comparison: Comparison) -> list[str]:
+    """The notes that belong beside every table of savings: what was left out, and costs that are not known."""
+    return [note for note in comparison.notes if store.UNKNOWN_SOURCE in note or note.startswith(LEFT_OUT)]
 
 
 def _sentence(comparison: Comparison, rows: Sequence[Row], ledger: Ledger) -> str:

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from growbench.analysis.comparison import Comparison
-from growbench.analysis.notes import LEFT_OUT
 from growbench.formatting import counted, settings
 from growbench.report import parts, run_tables, savings_tables
 from growbench.report.drawing import Cuts
 from growbench.report.equal_cost import at_equal_cost
-from growbench.report.headline import headline
+from growbench.report.headline import headline, urgent
 from growbench.report.run_tables import distinct
-from growbench.runs import store
 from growbench.runs.records import RunError
 from growbench.runs.store import Run
 
@@ -49,13 +47,12 @@ def html(comparison: Comparison, images: Mapping[str, Cuts]) -> str:
 def markdown(comparison: Comparison) -> str:
     """The savings as a Markdown table, to paste into a README."""
     keeps = f" {parts.MARKS['keeps_source']}" if comparison.where("keeps_source") else ""
-    urgent = [note for note in comparison.notes if store.UNKNOWN_SOURCE in note or note.startswith(LEFT_OUT)]
     whose = "Target loss" if comparison.target_loss_given else "Scratch's curves end at"
     loss = f"{whose} {comparison.target_loss:.4f}."
     below = " ".join(
         [
             f"{loss} In brackets: 95 % intervals over seeds, p-values by Holm's procedure.{keeps}",
-            *map(parts.markdown_text, urgent),
+            *map(parts.markdown_text, urgent(comparison)),
         ]
     )
     return f"{savings_tables.SavingsTable(comparison).markdown()}\n{below}\n"

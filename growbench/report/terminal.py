@@ -13,7 +13,7 @@ from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import NONE
 from growbench.registry import SCRATCH
 from growbench.report.cells import NO_VERDICT, saving_of
-from growbench.report.headline import headline
+from growbench.report.headline import headline, urgent
 
 COLUMNS = 80
 HEADS = ("method", "loss", "ledger", "FLOPs saved", "verdict")
@@ -28,6 +28,7 @@ def text(comparison: Comparison) -> str:
     parts = [textwrap.fill(headline(comparison), COLUMNS, break_on_hyphens=False), _aligned([HEADS, *lines])]
     if any(row["control"] for row in rows):
         parts.append(f"{CONTROL} a control")
+    parts += [textwrap.fill(note, COLUMNS, break_on_hyphens=False) for note in urgent(comparison)]
     return "\n\n".join(parts).replace("\N{NO-BREAK SPACE}", " ") + "\n"
 
 

@@ -43,7 +43,7 @@ from growbench.tools.simulation import NULLS, SEEDS, Noise
 from growbench.training.parallel import Parallel
 
 # A run takes one or two seconds. It ends while the loss still falls: on a plateau, the cost to reach a loss is only noise.
-SIZES = ("layers=2", "width=32", "heads=2", "ffn=0", "kv_heads=0")
+SIZES = ("layers=2", "width=32", "heads=2", "ffn=0", "kv_heads=0", "head_dim=0")
 TRAINING = ("batch=8", "steps=120", "warmup=12", "lr=5e-4")
 TEXT = ("sequence_length=32", "vocabulary=258", 'tokenizer=""', "evaluation_batches=2")
 IMAGES = ("evaluation_batches=2",)
@@ -106,7 +106,7 @@ def miniature(name: str, overrides: Iterable[str]) -> Experiment:
     """The experiment with the settings above and a source as large as its target. `overrides` are applied last."""
     data = IMAGES if isinstance(loading.load(name).data, ImageConfig) else TEXT
     trained = [] if loading.load(name).pretrained else ["source"]
-    small = [f"{which}.{key}" for which in (*trained, "target") for key in SIZES]
+    small = [f"{which}.{key}" for which in ("source", "target") for key in SIZES]
     small += [f"{which}.{key}" for which in (*trained, "train") for key in TRAINING] + [f"data.{key}" for key in data]
     experiment = loading.load(name, [*small, *overrides])
     return replace(experiment, source=experiment.target, source_train=experiment.train, pretrained=None)

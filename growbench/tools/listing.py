@@ -50,8 +50,8 @@ def architectures() -> str:
 
 def duration(file: Path) -> str:
     """How long a shipped experiment takes, as the first line of its file says: `# growbench run NAME   minutes on two cores`."""
-    command, _, said = file.read_text(encoding="utf-8").partition("\n")[0].partition(f"growbench run {file.stem} ")
-    return said.strip() if command == "# " else ""
+    command, _, said = file.read_text(encoding="utf-8").partition("\n")[0].partition("  ")
+    return said.strip() if command.startswith(f"# growbench run {file.stem}") else ""
 
 
 def _sentence(text: str) -> str:
