@@ -83,13 +83,13 @@ def gradients(pieces: Iterable[Piece], parts: NewParts) -> Gradients:
     units: dict[Place, Tensor] = {}  # new ones; the sum over all weights of each
     for piece in pieces:
         row, layer, value = piece
-        square = value.detach().cpu().double().square()
+        square = value.detach().cpu().square()  # of a large embedding a copy in float64 would not fit beside the rest
         new = parts.mask(piece)
         before = squares[row.key]
         squares[row.key] = Norms(_more(before.old, square[~new]), _more(before.new, square[new]))
         if parts.in_new_layer(piece):
             assert layer is not None
-            layers[layer] += float(square.sum())
+            layers[layer] += float(square.sum(dtype=torch.float64))
         for side in sides((row, layer, square), parts.new):
             if side.place.layer is None or not parts.in_new_layer(piece):
                 sums = side.weights.sum(1)[parts.units(side.axis)]
@@ -104,4 +104,4 @@ def gradients(pieces: Iterable[Piece], parts: NewParts) -> Gradients:
 
 
 def _more(total: float | None, entries: Tensor) -> float | None:
-    return (total or 0.0) + float(entries.sum()) if len(entries) else total
+    return (total or 0.0) + float(entries.sum(dtype=torch.float64)) if len(entries) else total

@@ -110,6 +110,7 @@ class _Verification:
         after[torch.float32] = probe.outputs(model, tried)
         self._function(before, after, dtype, promised)
         self._loss(before, after, tried)
+        del before, after  # logits of a large vocabulary take gigabytes
         self._parts(model, tried)
 
     def _method(self) -> bool:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 from transformers import Olmo2Config, Olmo2ForCausalLM
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
-from growbench.architectures import Architecture, Row, check_rotary, decoder, norm
+from growbench.architectures import Architecture, Row, decoder, norm
 from growbench.architectures.decoder import (
+    LAYER,
     NAMES,
-    NO_TOKENS,
     attention_rows,
     ffn_rows,
     head_norm_rows,
     head_rows,
     in_one_kernel,
+    stated,
     token_row,
 )
 from growbench.architectures.library import Transformers
@@ -37,21 +36,19 @@ LIBRARY = Transformers(Olmo2ForCausalLM, NAMES, "rms_norm_eps", rotary=True, eve
 
 
 def make(config: ModelConfig) -> Olmo2:
-    check_rotary(config)
-    return Olmo2(LIBRARY.configuration(config, **NO_TOKENS))
+    return decoder.built(Olmo2, LIBRARY, config)  # type: ignore[no-any-return]
 
 
 def table(config: ModelConfig) -> list[Row]:
     """Of OLMo 2 and OLMo 3."""
-    layer = "model.layers.{}"
-    bias = json.loads(config.configuration or "{}").get("attention_bias", False)
+    bias = stated(config, "attention_bias")
     return [
         token_row(),
-        *attention_rows(layer, bias, bias),
-        *head_norm_rows(layer, Axis.HEADS, Axis.KV_HEADS),
-        *norm("attention.post_norm", f"{layer}.post_attention_layernorm", bias=False),
-        *ffn_rows(layer),
-        *norm("ffn.post_norm", f"{layer}.post_feedforward_layernorm", bias=False),
+        *attention_rows(LAYER, bias, bias),
+        *head_norm_rows(LAYER, Axis.HEADS, Axis.KV_HEADS),
+        *norm("attention.post_norm", f"{LAYER}.post_attention_layernorm", bias=False),
+        *ffn_rows(LAYER),
+        *norm("ffn.post_norm", f"{LAYER}.post_feedforward_layernorm", bias=False),
         *head_rows(config),
     ]
 
