@@ -138,9 +138,7 @@ def _add_request(run: argparse.ArgumentParser) -> None:
         metavar="0.4,0.7,1",
         help="with ladder: shares of the budget, those above 1 for scratch alone; default: 0.4,0.55,0.7,0.85,1",
     )
-    run.add_argument(
-        "--target-loss", type=values.positive, metavar="X", help="default: the loss that scratch ends at, seed by seed"
-    )
+    _add_target_loss(run)
     run.add_argument(
         "--stop-at-target", action="store_true", help="end each run at its first evaluation at or below --target-loss"
     )
@@ -173,9 +171,7 @@ def _tune(tune: argparse.ArgumentParser) -> None:
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", nargs="?", type=Path, default=Path("results"), metavar="DIR", help="default: results")
     report.add_argument("--out", type=Path, metavar="DIR", help="default: DIR/report")
-    report.add_argument(
-        "--target-loss", type=values.positive, metavar="X", help="default: the loss that scratch ends at, seed by seed"
-    )
+    _add_target_loss(report)
     report.add_argument("--open", action="store_true", help="open the page in a browser: that of the board, if there is one")
     report.add_argument(
         "--price",
@@ -311,6 +307,12 @@ def _add_methods(sub: argparse.ArgumentParser) -> None:
 
 def _add_device(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def _add_target_loss(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--target-loss", type=values.positive, metavar="X", help="default: the loss that scratch ends at, seed by seed"
+    )
 
 
 def _add_results(sub: argparse.ArgumentParser) -> None:
