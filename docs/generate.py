@@ -98,7 +98,7 @@ def fields(cls: type) -> list[Field]:
 def keys(name: str) -> str:
     """The keys of one section of an experiment."""
     schema = importlib.import_module("growbench.config.schema")
-    from_data = ("vocabulary", "positions", "patch", "configuration", "even_heads") if name == "ModelConfig" else ()
+    from_data = ("vocabulary", "positions", "patch", "configuration", "even_heads", "causal") if name == "ModelConfig" else ()
     rows = []
     for each in fields(getattr(schema, name)):
         if each.name not in from_data:

@@ -1,6 +1,6 @@
 """bert2BERT: function-preserving and advanced width expansion, then stacking."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -18,6 +18,7 @@ from growbench.method import (
     Select,
     Task,
     UsageError,
+    Weight,
     Weights,
     copying,
     deepen,
@@ -32,23 +33,26 @@ class Bert2Bert(Method):
 
     Formula: FPI: W'[a, b] = W[g(a), g(b)] / copies(g(b)). AKI: the new heads and FFN neurons of layer l are whole heads and
     neurons of layer l + 1 (a head is its query, key and value rows and its output columns; a neuron is its row, bias and
-    column); those of the last layer are its own. Depth: whole copies of the stack, then the remaining layers from its top.
+    column); those of the last layer are its own. The paper's equation, read literally, speaks of each matrix by itself:
+    init = "aki_outputs" takes the new output rows of every matrix from layer l + 1, with their biases, those on the residual
+    axis too, and all columns of the kept rows from layer l. Norms are as in FPI. Depth: whole copies of the stack, then the
+    remaining layers from its top.
     Two-stage pretraining: for `sub_model_share` of the budget, each step picks one sub-model at random. The sub-models have the
     lowest `sub_model_layers` layers, twice as many, and so on. The step trains the sub-model's top `sub_model_layers` layers
     and the head.
     Paper: Chen et al., ACL 2022, section 3.
     Function preserving: FPI preserves the function in width at integer ratios; AKI and stacking do not.
-    Defaults: AKI, which is better in the paper. The residual axis is copied evenly and in the same way in all blocks, so that
-    LayerNorm is preserved. There is no first stage, as in the comparison of LiGO's paper; the paper's best one has 3 layers
-    and takes 5 epochs. Whether it trains embeddings is not known; here they train with the lowest sub-model only, and so does a
-    decoder that is tied to them. With FPI, and on AKI's residual axis, copies have equal gradients, so they stay
-    equal without dropout.
+    Defaults: AKI, which is better in the paper, of whole units. The residual axis is copied evenly and in the same way in all
+    blocks, so that LayerNorm is preserved. There is no first stage, as in the comparison of LiGO's paper; the paper's best one
+    has 3 layers and takes 5 epochs. Whether it trains embeddings is not known; here they train with the lowest sub-model only,
+    and so does a decoder that is tied to them. With FPI, and on the residual axis of AKI of whole units, copies have equal
+    gradients, so they stay equal without dropout.
     Costs beyond training: copying only. The optimizer's state is new, and the learning rate follows the run's schedule from its
     start.
     """
 
     paper: ClassVar[str] = "https://aclanthology.org/2022.acl-long.151"
-    init: Literal["aki", "fpi"] = "aki"
+    init: Literal["aki", "aki_outputs", "fpi"] = "aki"
     sub_model_share: float = 0.0  # of the budget
     sub_model_layers: int = 3
 
@@ -63,8 +67,9 @@ class Bert2Bert(Method):
         maps = copying(small, large, task.rng)
         weights = task.read(task.source)
         grown = widen(weights, maps)
-        if self.init == "aki":
-            grown = with_new_units(grown, widen(upper_layers(weights), maps), maps)
+        if self.init != "fpi":
+            sides = {"aki": sides_of_units, "aki_outputs": output_side}[self.init]
+            grown = with_new_units(grown, widen(upper_layers(weights), maps), maps, sides)
         model = task.model_from(deepen(grown, stack_and_top(small.layers, large.layers)))
         if self.sub_model_share:
             yield self.sub_models(task, model)
@@ -118,15 +123,25 @@ def upper_layers(weights: Weights) -> Weights:
     return weights
 
 
-def with_new_units(kept: Weights, upper: Weights, maps: Maps) -> Weights:
-    """`kept`, with heads and FFN neurons from `upper` in place of all but the first copy of an old one."""
-    whole_units = (Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN)
-    new = {axis: copies.further() for axis in whole_units if isinstance(copies := maps[axis], Select)}
+def sides_of_units(weight: Weight) -> list[int]:
+    """The dimensions of a weight that range over whole heads or FFN neurons."""
+    return [dim for dim, axis in enumerate(weight.axes) if axis in (Axis.HEADS, Axis.KV_HEADS, Axis.HEAD_COUNT, Axis.FFN)]
+
+
+def output_side(weight: Weight) -> list[int]:
+    """The dimension of a layer's matrix or bias that ranges over its outputs. Norms and scales multiply, and have none."""
+    in_layers = weight.axes[0] in (Axis.LAYER, Axis.CLASS_LAYER)
+    return [1] if in_layers and weight.role not in ("norm", "layer_scale") else []
+
+
+def with_new_units(kept: Weights, upper: Weights, maps: Maps, sides: Callable[[Weight], list[int]]) -> Weights:
+    """`kept`, with what `upper` has in place of all but the first copy of an old unit, on these sides of each weight."""
+    new = {axis: copies.further() for axis, copies in maps.items() if isinstance(copies, Select)}
 
     def mixed(name: str) -> Tensor:
         value = kept[name].value
-        for dim, axis in enumerate(kept[name].axes):
-            if axis in new:
+        for dim in sides(kept[name]):
+            if (axis := kept[name].axes[dim]) in new:
                 places = new[axis].to(value.device)
                 value = value.index_copy(dim, places, upper[name].value.index_select(dim, places))
         return value

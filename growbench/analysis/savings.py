@@ -15,6 +15,7 @@ from growbench.analysis.protocols import Question, Reading, scored_rows
 from growbench.analysis.statistics import families, holm
 from growbench.config.schema import Published
 from growbench.costs.accounts import Ledger, Unit
+from growbench.costs.published import MASKED_OUTPUT
 from growbench.registry import SCRATCH
 from growbench.runs.store import Run
 
@@ -171,7 +172,9 @@ def _paper_saving(reading: Reading, run: Run) -> float:
     full = reading.full_cost(seed, Unit.FLOPS)
     share = reference.cost / full if full > 0 else math.nan
     scratch = reading.whole(SCRATCH, seed)
-    whole = share * paper_flops(scratch, math.inf) if scratch else math.nan
+    if scratch is None or paper_output_shares(run) != paper_output_shares(scratch):
+        return math.nan
+    whole = share * paper_flops(scratch, math.inf)
     return 1 - paper_flops(run, until) / whole if whole > 0 and until < math.inf else math.nan
 
 
@@ -184,6 +187,11 @@ def paper_flops(run: Run, steps: float) -> float:
             total += min(phase.steps, left) * (math.nan if each is None else each)
             left -= phase.steps
     return total
+
+
+def paper_output_shares(run: Run) -> set[float]:
+    """At which shares of positions the paper's counter counted the outputs of a run's phases. Others do not compare with it."""
+    return {phase.paper_output_share or MASKED_OUTPUT for phase in run.record.phases}
 
 
 def published(runs: Iterable[Run]) -> dict[str, Published]:

@@ -115,8 +115,8 @@ class Architecture:
         return model
 
     def marked(self, config: ModelConfig) -> ModelConfig:
-        """The same sizes, which say how its heads must be copied."""
-        return replace(config, even_heads=self.library.even_heads)
+        """The same sizes, which say how its heads must be copied, and whether all positions have labels."""
+        return replace(config, even_heads=self.library.even_heads, causal=self.objective == "causal")
 
     def shapes(self, config: ModelConfig) -> dict[str, torch.Size]:
         """The shape of every parameter of a model of these sizes, by name. Raises UsageError as `build` does."""

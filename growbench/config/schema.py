@@ -40,6 +40,8 @@ class ModelConfig:
     configuration: str = added_later("")  # config.json of the checkpoint that it comes from; empty: the architecture's usual one
     # What the architecture says, in no file: a norm spans all heads, so that each must be copied as often as the others.
     even_heads: bool = field(default=False, compare=False, repr=False, metadata={"added_later": True})
+    # Likewise: each position predicts the next token, so that each has a label.
+    causal: bool = field(default=False, compare=False, repr=False, metadata={"added_later": True})
 
     def __post_init__(self) -> None:
         for key, least in ("layers", 0), ("width", 1), ("heads", 1), ("class_layers", 1):

@@ -9,19 +9,27 @@ from torch import nn
 from growbench.architectures import Architecture, sizes_of
 from growbench.config.schema import ModelConfig
 
+MASKED_OUTPUT = 0.15625  # ELECTRA's share of positions at which a masked model has an output
+
+
+def output_share(sizes: ModelConfig) -> float:
+    """The share of positions whose outputs LiGO's paper counts: all of them for a causal model, which learns from each."""
+    return 1.0 if sizes.causal else MASKED_OUTPUT
+
 
 def ligo_paper_step(
     sizes: ModelConfig, batch: int, sequence_length: int, trained_layers: int | None = None, trained_embeddings: bool = True
 ) -> int:
     """FLOPs of a training step as LiGO's paper counts them: by ELECTRA's counter, with a backward pass as costly as a forward.
 
-    The embedding counts as a dense product, the head at 0.15625 of the positions. Frozen layers and embeddings have no backward
-    pass. Source: flop_computation.py of VITA-Group/LiGO.
+    The embedding counts as a dense product, the head at 0.15625 of the positions of a masked model; its code counts no causal
+    models, so there the head counts at all positions. Frozen layers and embeddings have no backward pass. `sizes` are those of
+    a model or a task, which say what they are the sizes of. Source: flop_computation.py of VITA-Group/LiGO.
     """
     h, i, heads, s, v = sizes.width, sizes.ffn, sizes.heads, sequence_length, sizes.vocabulary
     block = 8 * h * h + 4 * h * i + 4 * h * s + 10 * s * heads + 20 * h + 9 * i + 5
     embedding = 2 * h * v + 2 * h * (s + 2) + 2 * h + 5 * h + 4 * h
-    output = 0.15625 * (2 * h * v + 2 * h * h + h + 8 * h + 5 * h + 7 * v)
+    output = output_share(sizes) * (2 * h * v + 2 * h * h + h + 8 * h + 5 * h + 7 * v)
     forward = embedding + sizes.layers * block + output
     backward = trained_embeddings * embedding + (sizes.layers if trained_layers is None else trained_layers) * block + output
     return round(batch * s * (forward + backward))
@@ -57,7 +65,7 @@ def paper_step(
     """
     if architecture.objective == "classes":
         return None
-    taught = ligo_paper_step(teacher, batch, sequence_length) // 2 if teacher else 0
+    taught = ligo_paper_step(architecture.marked(teacher), batch, sequence_length) // 2 if teacher else 0
     if own:
         return own(batch, sequence_length) + taught
     try:

@@ -26,6 +26,7 @@ class PhaseRecord:
     steps: int
     flops_per_step: Mapping[Account, int | float] = field(default_factory=dict)  # the mean over its steps
     paper_flops_per_step: int | None = None  # by the counter of LiGO's paper
+    paper_output_share: float | None = None  # of positions, at which it counts outputs; None: 0.15625, as all earlier versions
     median_step_seconds: float | None = None
     seconds: float | None = None  # of all its steps
     cpu_seconds: float | None = None  # likewise, of all threads of the process, and of its child processes that ended

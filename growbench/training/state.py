@@ -86,6 +86,7 @@ class PhaseState:
     step: Step | None = None  # None before the first step
     flops: dict[int, dict[Account, int]] = field(default_factory=dict)  # of one step, by workload and account
     paper_flops: int | None = None  # of one step, by the counter of LiGO's paper
+    paper_output_share: float | None = None  # of positions, at which that counter counts outputs
     hidden: frozenset[int] = frozenset()  # steps that are probed although the method cannot know it
     skips_parameters: bool = False  # whether some workload leaves some of the trainable parameters without gradients
     done: int = 0  # steps
@@ -184,6 +185,7 @@ class PhaseState:
             steps=self.done,
             flops_per_step={account: flops / self.done for account, flops in spent.items()},
             paper_flops_per_step=self.paper_flops,
+            paper_output_share=self.paper_output_share,
             median_step_seconds=statistics.median(self.step_seconds),
             seconds=sum(self.step_seconds),
             cpu_seconds=self.cpu_seconds,

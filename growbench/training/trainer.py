@@ -13,7 +13,7 @@ import torch
 from growbench.console import say
 from growbench.costs.accounts import Account, Unit
 from growbench.costs.ledger import CpuClock, Stopwatch
-from growbench.costs.published import paper_step
+from growbench.costs.published import output_share, paper_step
 from growbench.data import Batch
 from growbench.data.feed import Feed
 from growbench.errors import Interrupted
@@ -188,7 +188,7 @@ class Trainer:
         """Count the FLOPs of a step of each workload. Then resume the phase, or, if it is new, measure what growth changed."""
         now.hidden = hidden_steps(self.work.seed, now.start.number, now.start.steps)
         now.flops = {workload: self._probe(now, step) for workload, step in now.timetable.first_steps().items()}
-        now.paper_flops = self._paper_flops(now)
+        self._count_as_paper(now)
         newest = self.output.checkpoints.newest(now.start.number, now.check) if self.output.checkpoints else None
         if newest:
             self._restore(now, newest)
@@ -290,13 +290,13 @@ class Trainer:
         now.live.zero_grad()
         return flops
 
-    def _paper_flops(self, now: PhaseState) -> int | None:
-        """FLOPs of a step by the counter of LiGO's paper; None where steps have several workloads."""
-        if now.phase.workload is not None:
-            return None
-        teacher = self.task.source_config if Account.TEACHER in now.flops[0] else None
-        batch, sequence_length = self.training.batch, self.task.target_config.positions
-        return paper_step(self.task.architecture, now.model, batch, sequence_length, teacher, now.phase.paper_step_flops)
+    def _count_as_paper(self, now: PhaseState) -> None:
+        """Count the FLOPs of a step by the counter of LiGO's paper, unless steps have several workloads."""
+        if now.phase.workload is None:
+            teacher = self.task.source_config if Account.TEACHER in now.flops[0] else None
+            sizes, own = self.task.target_config, now.phase.paper_step_flops
+            now.paper_flops = paper_step(self.task.architecture, now.model, self.training.batch, sizes.positions, teacher, own)
+            now.paper_output_share = None if now.paper_flops is None else output_share(sizes)
 
     def _watched(self, now: PhaseState) -> AbstractContextManager[Any]:
         """Show the next step to the observers."""

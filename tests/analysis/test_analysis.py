@@ -168,7 +168,10 @@ def counted(name: str, steps: int, each: float | None, **changes: Any) -> dict[s
 
 
 def test_the_papers_counter_goes_along_the_run_to_its_crossing() -> None:
-    """Scratch: 10 steps of 7. Grown: 4 small steps of 2, then steps of 7, of which it takes half a step to 2.0."""
+    """Scratch: 10 steps of 7. Grown: 4 small steps of 2, then steps of 7, of which it takes half a step to 2.0.
+
+    What was counted at other shares of positions than scratch's outputs has no saving.
+    """
     rows = [
         {**entry, "step": step}
         for entry, step in zip(curve((0, 6.0), (8, 4.0), (8, 3.0), (18, 1.0), (60, 0.5)), (0, 4, 4, 5, 9), strict=True)
@@ -182,10 +185,14 @@ def test_the_papers_counter_goes_along_the_run_to_its_crossing() -> None:
     runs.append(run("unknown", rows, phases=[counted("small", 4, None), phases[1]]))
     runs.append(run("slow", curve((0, 6.0), (300, 2.5)), phases=phases))
     runs.append(run("old", rows))
+    runs.append(run("masked", rows, phases=[{**each, "paper_output_share": 0.15625} for each in phases]))
+    runs.append(run("causal", rows, phases=[{**each, "paper_output_share": 1.0} for each in phases]))
     comparison = compare(runs)
+    assert row(comparison, "masked")["flops_saving_paper_counter"] == found["flops_saving_paper_counter"]
     assert row(comparison, "late")["flops_saving_paper_counter"] == found["flops_saving_paper_counter"]  # it crossed before
     assert all(
-        math.isnan(row(comparison, method)["flops_saving_paper_counter"]) for method in ("scratch", "unknown", "slow", "old")
+        math.isnan(row(comparison, method)["flops_saving_paper_counter"])
+        for method in ("scratch", "unknown", "slow", "old", "causal")
     )
 
 

@@ -76,6 +76,6 @@ def test_defaults_stand_as_an_experiment_file_takes_them(name: str) -> None:
     written = tomllib.loads("\n".join(f"{key} = {default}" for key, default in rows))
     known = {field.name: field.default for field in dataclasses.fields(getattr(schema, name))}
     declared = {key: default for key, default in known.items() if default is not dataclasses.MISSING}
-    from_data = {"vocabulary", "positions", "patch", "configuration", "even_heads"} if name == "ModelConfig" else set()
+    from_data = {"vocabulary", "positions", "patch", "configuration", "even_heads", "causal"} if name == "ModelConfig" else set()
     assert written.keys() == declared.keys() - from_data
     assert all(declared[key] == (tuple(value) if isinstance(value, list) else value) for key, value in written.items())
