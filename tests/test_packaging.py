@@ -75,12 +75,12 @@ def test_a_wheel_holds_growbench_and_nothing_else(wheel: zipfile.ZipFile) -> Non
 
 
 def test_a_wheel_holds_every_source_file(wheel: zipfile.ZipFile) -> None:
-    """Methods and experiments included, which lie elsewhere in the repository; the experiments' TOML, templates too."""
+    """Methods and experiments included, which lie elsewhere in the repository; TOML, templates and scripts too."""
     names = set(wheel.namelist())
     assert {"growbench/methods/ligo.py", "growbench/experiments/gpt2-tiny.toml"} <= names
     assert {"growbench/report/templates/experiment.html", "growbench/report/templates/style.css"} <= names
     for name in SOURCES:
-        for path in (path for kind in ("py", "toml", "html", "css") for path in (ROOT / name).rglob(f"*.{kind}")):
+        for path in (path for kind in ("py", "toml", "html", "css", "js", "txt") for path in (ROOT / name).rglob(f"*.{kind}")):
             inside = path.relative_to(ROOT)
             assert str(inside if name == "growbench" else Path("growbench") / inside) in names
 

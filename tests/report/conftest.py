@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from selenium.webdriver import Chrome
 
 from growbench import report
+from tests.report import browser as browsers
 from tests.report.results import METHODS, change, fail, write_results, write_run
 
 Figures = Callable[[], AbstractContextManager[None]]
@@ -38,3 +41,16 @@ def climbed(tmp_path_factory: pytest.TempPathFactory, figures: Figures) -> Path:
         change(folder / f"ligo-seed{seed}-budget0.7", final_val_loss=4.4)
     with figures():
         return report.make(folder).parent
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Chrome]:
+    """One for all tests that need one; they are skipped where there is none."""
+    with browsers.opened() as driver:
+        yield driver
+
+
+@pytest.fixture
+def javascript(request: pytest.FixtureRequest) -> browsers.Call:
+    """Calls functions of the page's estimator: by node, or else by the browser."""
+    return partial(browsers.call, lambda: request.getfixturevalue("browser"))

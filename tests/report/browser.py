@@ -1,0 +1,61 @@
+"""A real browser without a window, and the page's own scripts run by it or by node."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+ASSETS = resources.files("growbench.report").joinpath("assets")
+NODE = shutil.which("node")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+MISSING = " and ".join(name for name, path in (("Chromium", BROWSER), ("chromedriver", DRIVER)) if not path)
+# JSON has no NaN and no infinity: they travel as text, which float() reads
+ANSWER = '(_, value) => (typeof value === "number" && !isFinite(value) ? String(value) : value)'
+
+Call = Callable[..., Any]
+
+
+@contextmanager
+def opened() -> Iterator[Chrome]:
+    """A browser that keeps what its console says. Skips the test, with the reason, where there is none."""
+    if not BROWSER or not DRIVER:
+        pytest.skip(f"no {MISSING} on this machine")
+    options = ChromeOptions()
+    options.binary_location = BROWSER
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--force-device-scale-factor=1",
+    ):
+        options.add_argument(argument)
+    driver = Chrome(options, ChromeService(DRIVER, env={**os.environ, "SE_AVOID_STATS": "true"}))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def call(driver: Callable[[], Chrome], function: str, *given: Any) -> Any:
+    """What a function in terms of estimator.js and reading.js, written out here, gives for these arguments, of JSON's types."""
+    scripts = "\n".join(ASSETS.joinpath(name).read_text(encoding="utf-8") for name in ("estimator.js", "reading.js"))
+    read = "require('fs').readFileSync(0, 'utf8')" if NODE else "arguments[0]"
+    code = f"{scripts}\nconst answer = JSON.stringify(({function})(...JSON.parse({read})), {ANSWER});\n"
+    text = json.dumps(given, allow_nan=False)
+    if not NODE:
+        return json.loads(driver().execute_script(f"{code}return answer;", text))
+    done = subprocess.run([NODE, "-e", f"{code}process.stdout.write(answer);"], input=text, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
