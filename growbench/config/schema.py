@@ -149,7 +149,7 @@ class Machine:
 class TextConfig:
     """Text to train on."""
 
-    corpus: str  # wikipedia-sample, files:GLOB or hub:NAME[:CONFIG]
+    corpus: str  # wikipedia-sample, tokens:FOLDER, files:GLOB or hub:NAME[:CONFIG]
     sequence_length: int  # tokens
     vocabulary: int = 0  # train a tokenizer of this size on the corpus...
     tokenizer: str = ""  # ...or use this one: a name on the hub, or a folder; `vocabulary`, if given, is at least its size
@@ -159,7 +159,7 @@ class TextConfig:
     mask_share: float = 0.15  # masked models: share of positions that are predicted
 
     def __post_init__(self) -> None:
-        if not (self.vocabulary or self.tokenizer):
+        if not (self.vocabulary or self.tokenizer or self.prepared):
             raise UsageError("vocabulary (a size, to train a tokenizer on the corpus) or tokenizer (a name) is missing")
         if self.vocabulary < 0:
             raise UsageError(f"vocabulary = {self.vocabulary}: must be at least 0")
@@ -169,7 +169,15 @@ class TextConfig:
             raise UsageError(f"sequence_length = {self.sequence_length}: must be at least 4")
         if not 0 < self.mask_share < 1:
             raise UsageError(f"mask_share = {self.mask_share}: must be above 0 and below 1")
-        _check_corpus(self, "wikipedia-sample")
+        _check_corpus(self, "wikipedia-sample", "tokens:FOLDER")
+        if self.prepared and (self.tokenizer or self.documents):
+            raise UsageError(f"corpus = {self.corpus!r}: is read whole and has its own tokenizer: no tokenizer, no documents")
+
+    @property
+    def prepared(self) -> str:
+        """The folder of a corpus whose tokens are there already; empty: they are not."""
+        kind, _, folder = self.corpus.partition(":")
+        return folder if kind == "tokens" else ""
 
     @property
     def positions(self) -> int:
@@ -226,11 +234,14 @@ class ImageConfig:
 DataConfig = TextConfig | ImageConfig
 
 
-def _check_corpus(data: DataConfig, sample: str) -> None:
+def _check_corpus(data: DataConfig, *own: str) -> None:
+    """`own`: the corpora of this kind of data, beside files and datasets of the hub."""
     if data.evaluation_batches < 1:
         raise UsageError(f"evaluation_batches = {data.evaluation_batches}: must be at least 1")
-    if not data.corpus.startswith(("files:", "hub:")) and data.corpus != sample:
-        raise UsageError(f"corpus = {data.corpus!r}: allowed are {sample}, files:GLOB and hub:NAME[:CONFIG]")
+    allowed = [*own, "files:GLOB", "hub:NAME[:CONFIG]"]
+    kind, colon, _ = data.corpus.partition(":")
+    if f"{kind}{colon}" not in {name[: name.find(":") + 1] or name for name in allowed}:
+        raise UsageError(f"corpus = {data.corpus!r}: allowed are {', '.join(allowed[:-1])} and {allowed[-1]}")
 
 
 @dataclass(frozen=True)

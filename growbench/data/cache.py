@@ -52,6 +52,16 @@ def cached(settings: list[Any], fill: Callable[[Path], None], read: Callable[[Pa
         raise UsageError(f"cannot write the cache {folder.parent} (environment GROWBENCH_CACHE): {error}") from error
 
 
+def carried(folder: Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a folder of a cache, wherever it lies now. Raises UsageError if it is missing or damaged."""
+    if not (folder / META).is_file():
+        raise UsageError(f"{folder} holds no prepared data: no {META}")
+    try:
+        return _opened(folder, read)
+    except Damaged as error:
+        raise UsageError(f"prepared data: {error}") from error
+
+
 def memory_map(path: Path, dtype: str) -> NDArray[Any]:
     """A read-only view of a flat file of numbers."""
     if path.stat().st_size == 0:  # an empty file cannot be mapped

@@ -153,8 +153,8 @@ def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: 
     corpus cannot be read, or is too small for one batch of training, validation or test.
     """
     tokens = prepare(config, objective, tokenizer_kind)
-    if config.tokenizer and 0 < config.vocabulary < tokens.vocabulary.size:
-        least = f"tokenizer {config.tokenizer!r} needs at least {tokens.vocabulary.size}"
+    if 0 < config.vocabulary < tokens.vocabulary.size:
+        least = f"tokenizer {config.tokenizer or 'of the corpus'!r} needs at least {tokens.vocabulary.size}"
         raise UsageError(f"vocabulary = {config.vocabulary}: {least}")
     sequence_length = config.sequence_length
     cut: Cut
@@ -180,7 +180,10 @@ def load(config: TextConfig, objective: Objective, tokenizer_kind: Kind, batch: 
         validation_tokens=len(tokens.validation),
         test_tokens=len(tokens.test),
         tokens_per_batch=batch * sequence_length,
-        tokenizer={"name": config.tokenizer or f"{tokenizer_kind}, trained on the corpus", "tokens": tokens.vocabulary.size},
+        tokenizer={
+            "name": config.tokenizer or ("as prepared" if config.prepared else f"{tokenizer_kind}, trained on the corpus"),
+            "tokens": tokens.vocabulary.size,
+        },
         batch=batch,
         evaluation_batches=min(config.evaluation_batches, len(blocks["validation"]) // batch),
         train_blocks=blocks["training"],

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from growbench.config.schema import TextConfig
 from growbench.data import documents, processes, sources
 from growbench.data import tokenizer as tokenizers
-from growbench.data.cache import META, PROGRESS, cached, memory_map
+from growbench.data.cache import META, PROGRESS, cached, carried, memory_map
 from growbench.data.tokenizer import Kind, Vocabulary
 from growbench.errors import UsageError
 from growbench.files import flush, write_text
@@ -61,6 +61,8 @@ def split_of(index: int) -> Split:
 
 def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
     """The corpus as tokens, from the cache if it is there. Raises UsageError if the corpus cannot be read or cached."""
+    if config.prepared:
+        return _carried(config, objective)
     smallest = tokenizers.SMALLEST[kind]
     if not config.tokenizer and config.vocabulary < smallest:
         raise UsageError(f"vocabulary = {config.vocabulary}: a {kind} tokenizer needs at least {smallest}")
@@ -71,6 +73,15 @@ def prepare(config: TextConfig, objective: Objective, kind: Kind) -> Tokens:
     if config.documents:
         settings.append(config.documents)
     return cached(settings, lambda folder: _tokenize(folder, config, objective, kind), lambda folder: _open(folder, fingerprint))
+
+
+def _carried(config: TextConfig, objective: Objective) -> Tokens:
+    """Tokens that were prepared before, perhaps on another machine. Their fingerprint is that of their files."""
+    folder = Path(config.prepared).expanduser()
+    tokens = carried(folder, lambda folder: _open(folder, sources.folder_digest(folder)))
+    if objective == "masked" and tokens.vocabulary.mask is None:
+        raise UsageError(f"corpus = {config.corpus!r}: its tokenizer has no mask token, which a masked language model needs")
+    return tokens
 
 
 def _open(folder: Path, fingerprint: str) -> Tokens:

@@ -80,7 +80,10 @@ BAD_VALUES = [
     ("data.mask_share=0", "data: mask_share = 0.0: must be above 0 and below 1"),
     ("data.mask_share=1", "data: mask_share = 1.0: must be above 0 and below 1"),
     ("data.corpus=3", "data.corpus = 3: must be a valid string"),
-    ("data.corpus=wikipedia", "data: corpus = 'wikipedia': allowed are wikipedia-sample, files:GLOB and hub:NAME[:CONFIG]"),
+    (
+        "data.corpus=wikipedia",
+        "data: corpus = 'wikipedia': allowed are wikipedia-sample, tokens:FOLDER, files:GLOB and hub:NAME[:CONFIG]",
+    ),
     ("published.ligo.flops=many", "published.ligo.flops = 'many': must be a valid number"),
     ("published.ligo.flops=nan", "published.ligo.flops = nan: must be a finite number"),
 ]

@@ -399,6 +399,24 @@ def test_unchanged_corpus_is_read_from_the_cache_and_a_changed_one_is_not(tmp_pa
     assert len(list(own_cache.iterdir())) == 3
 
 
+def test_prepared_tokens_are_carried_to_where_their_corpus_is_not(tmp_path: Path, own_cache: Path) -> None:
+    """Batches are those of the corpus. What is damaged, or is not there, is said in one line."""
+    corpus = write(tmp_path / "a.txt", make_documents())
+    there, causal = masked_data(f"files:{corpus}"), bytes_data(f"files:{corpus}").source.tokenizer_file.parent
+    carried = there.source.tokenizer_file.parent.rename(tmp_path / "carried")
+    corpus.unlink()
+    here = masked_data(f"tokens:{carried}", vocabulary=0)
+    assert same(there.train_batch(3, 0), here.train_batch(3, 0))
+    assert here.vocabulary == there.source.vocabulary.size
+    assert here.fingerprint != there.fingerprint
+    assert "no mask token" in message(config(f"tokens:{causal}"), "masked", "bytes", 4)
+    assert "no prepared data" in message(config("tokens:nowhere"), "masked", "wordpiece", 4)
+    with pytest.raises(UsageError, match="no documents"):
+        config(f"tokens:{carried}", documents=9)
+    (carried / "train.bin").write_bytes((carried / "train.bin").read_bytes()[:-2])
+    assert "train.bin is damaged" in message(config(f"tokens:{carried}"), "masked", "wordpiece", 4)
+
+
 def test_failed_preparation_leaves_nothing(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.txt", make_documents())
 

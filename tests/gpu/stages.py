@@ -1,0 +1,260 @@
+"""What `python -m tests.gpu.session` does, stage by stage. Each stage gives its outcome in one line."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from growbench.runs import store
+from growbench.runs.store import Run
+from tests.gpu.processes import GRACE, Ended, Environment, run, shared_gpu
+
+ROOT = Path(__file__).parents[2]
+COMMITTED = ROOT / "results"
+GROWBENCH = ["-m", "growbench"]
+ALONE = {"OMP_NUM_THREADS": "1"}  # processes that share the cores
+
+PRECISION = "gpt2-tiny", "bert-tiny", "qwen3-tiny"
+LADDER = "gpt2-mini"
+LITE, PAPERS_METHODS = "bert-small-base-lite", "stackbert,mslt,bert2bert,ki,ligo"
+SHORTER = "import sys; from growbench import cli; from growbench.tools import throughput; throughput.SECONDS = {seconds}; "
+SHORTER += "sys.exit(cli.main(sys.argv[1:]))"
+
+
+def settings(values: Sequence[str]) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of each stage is done: whole on a GPU, or cut for a rehearsal on a CPU."""
+
+    seeds: str = "0,1,2,3,4"  # of the comparison of precisions
+    precision: Sequence[str] = ()  # --set
+    bench: Mapping[str, Sequence[str]] = field(default_factory=dict)  # --set of each experiment
+    bench_seconds: float = 1.0
+    sharing: Sequence[int] = (1, 8, 16)  # processes
+    sharing_seconds: float = 4.0
+    ladder: Sequence[str] = ()  # further options
+    lite: Sequence[str] = ()  # --set
+
+
+# GPT-2 Medium and DeiT-B at a smaller batch: a measurement takes seconds, and the micro-batches are the experiments' own
+WHOLE = Sizes(bench={"bert-small-base": [], "gpt2-base-medium": ["train.batch=16"], "deit-s-b": ["train.batch=128"]})
+
+_SMALL = ["target.layers=2", "target.width=48", "target.heads=2", "source.layers=1", "source.width=24", "source.heads=1"]
+_SHORT = ["train.steps=20", "source.steps=10", "train.warmup=2", "train.batch=4", "data.evaluation_batches=1"]
+CUT = Sizes(
+    seeds="0,1",
+    precision=[*_SHORT, "source.warmup=2"],
+    bench={
+        "bert-small-base": [*_SMALL, "train.batch=4", "machine.micro_batch=2"],
+        "gpt2-base-medium": [*_SMALL, "train.batch=2", "machine.micro_batch=2"],
+        "deit-s-b": [*_SMALL, "train.batch=4", "machine.micro_batch=2"],
+    },
+    bench_seconds=0.1,
+    sharing=(1, 2),
+    sharing_seconds=0.5,
+    ladder=["--methods", "bert2bert", "--budgets", "0.5,1", *settings([*_SHORT, "source.warmup=2"])],
+    lite=[*_SMALL, *_SHORT, "source.warmup=2", "machine.micro_batch=2"],
+)
+
+
+@dataclass
+class Session:
+    """What the stages share. `corpus`: a folder of prepared tokens, in place of the hub's text."""
+
+    work: Path  # folder
+    device: str
+    sizes: Sizes
+    corpus: Path | None
+    seeds: str  # of the ladder
+    settings: Sequence[str]  # --set of the last stage
+    processes: int = 1  # that train side by side: the fastest of those that were tried
+    shared: bool = False  # whether by MPS
+
+    @property
+    def results(self) -> Path:
+        return self.work / "results"
+
+    def log(self, name: str) -> Path:
+        return self.work / "logs" / f"{name}.txt"
+
+    @contextmanager
+    def sharing(self) -> Iterator[Environment]:
+        """The environment of processes side by side, as the trial found it to be fastest."""
+        with shared_gpu(self.work / "mps") if self.shared else nullcontext({}) as environment:
+            yield {**ALONE, **environment}
+
+    def text(self) -> list[str]:
+        """--set of an experiment on the hub's text, if prepared tokens take its place."""
+        return [f"data.corpus=tokens:{self.corpus}", "data.tokenizer=", "data.documents=0"] if self.corpus else []
+
+
+def verdict(ended: Sequence[Ended]) -> str:
+    """In words, what of these commands did not end well; empty if all did."""
+    failed = [each for each in ended if each.code and not each.late]
+    late = sum(each.late for each in ended)
+    found = [f"{each.log.stem} ends with {each.code}: {each.last_line}" for each in failed[:2]]
+    return "; ".join([*found, *[f"{late} of {len(ended)} ran out of time"] * bool(late)])
+
+
+def tests(session: Session, seconds: float) -> str:
+    """The tests of tests/gpu; on CUDA those that run on it alone, in one process."""
+    marked = ["-m", "gpu"] if session.device == "cuda" else []
+    command = ["-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "--durations=5", *marked]
+    (ended,) = run({session.log("tests"): command}, seconds)
+    if ended.late:
+        return f"FAILED: {verdict([ended])}"
+    return f"{'FAILED: ' * bool(ended.code)}{ended.last_line.strip('= ')}"
+
+
+def sharing(session: Session, seconds: float) -> str:
+    """Steps a second of processes side by side, all together, with and without MPS. What follows uses the fastest way."""
+    deadline = time.monotonic() + seconds
+    found: dict[tuple[int, bool], float] = {}
+    said = []
+    for shared in [False, True] if session.device == "cuda" else [False]:
+        session.shared = shared
+        try:
+            with session.sharing() as environment:
+                for count in session.sizes.sharing:
+                    if count == 1 and shared:
+                        continue
+                    left = deadline - time.monotonic() - GRACE
+                    speed = _together(session, count, environment, left) if left > 0 else 0.0
+                    found[count, shared] = speed
+                    said.append(f"{count}{' by MPS' * shared}: {speed:.0f}")
+        except OSError as error:
+            said.append(f"no MPS: {error}")
+    session.processes, session.shared = max(found, key=lambda way: found[way])
+    return f"{'FAILED: ' * (not any(found.values()))}steps/s of {LADDER} by processes {', '.join(said)}"
+
+
+def _together(session: Session, count: int, environment: Environment, seconds: float) -> float:
+    """Steps a second of so many processes, all together; 0 if one of them failed."""
+    name = f"sharing-{count}{'-mps' * session.shared}"
+    folder = session.work / name
+    folder.mkdir()
+    command = ["-m", "tests.gpu.sharing", LADDER, "--device", session.device, "--meet", str(folder)]
+    command += ["--seconds", str(session.sizes.sharing_seconds), "--processes", str(count), "--number"]
+    commands = {session.log(f"{name}-{number}"): [*command, str(number)] for number in range(count)}
+    ended = run(commands, seconds, environment)
+    if verdict(ended):
+        print(f"{name}: {verdict(ended)}")
+        return 0.0
+    return sum(float(each.last_line) for each in ended)
+
+
+def precision(session: Session, seconds: float) -> str:
+    """Final losses in bf16 and in float32, beside the spread over seeds: scratch and bert2bert on three small experiments."""
+    commands = {}
+    for kind in "float32", "bf16":
+        for name in PRECISION:
+            options = ["--methods", "bert2bert", "--seeds", session.sizes.seeds, "--device", session.device, "--only", "1/1"]
+            changes = settings([*session.sizes.precision, f"train.precision={kind}"])
+            where = ["--results", str(session.results / "precision" / kind)]
+            commands[session.log(f"precision-{name}-{kind}")] = [*GROWBENCH, "run", name, *options, *changes, *where]
+    with session.sharing() as environment:
+        ended = run(commands, seconds, environment)
+    rows = [line for name in PRECISION for line in _compared(session, name)]
+    (session.work / "precision.txt").write_text("\n".join([COMPARED, *rows, ""]))
+    print("\n".join([COMPARED, *rows]))
+    return f"{'FAILED: ' * bool(verdict(ended))}{verdict(ended) or f'{len(rows)} comparisons'}"
+
+
+COMPARED = f"{'final validation loss':<28} {'seeds':>5} {'float32':>9} {'bf16':>9} {'difference':>11} {'std over seeds':>15}"
+
+
+def _compared(session: Session, experiment: str) -> Iterator[str]:
+    """A line for each method that has finished in both precisions on some seeds: means over these, and the spread in float32."""
+    kinds = [_finished(session.results / "precision" / kind / experiment) for kind in ("float32", "bf16")]
+    for method in sorted({name.rpartition("-seed")[0] for name in kinds[0]}):
+        names = [name for name in kinds[0] if name.startswith(f"{method}-seed") and name in kinds[1]]
+        if len(names) > 1:
+            losses = [[runs[name].final_loss for name in names] for runs in kinds]
+            exact, rounded = map(statistics.fmean, losses)
+            row = f"{f'{experiment} {method}':<28} {len(names):>5} {exact:>9.4f} {rounded:>9.4f}"
+            yield f"{row} {rounded - exact:>+11.4f} {statistics.stdev(losses[0]):>15.4f}"
+
+
+def _finished(folder: Path) -> dict[str, Run]:
+    return {run.name: run for run in store.load_all(folder) if run.finished} if folder.is_dir() else {}
+
+
+def bench(session: Session, seconds: float) -> str:
+    """growbench's loop, a bare one and transformers.Trainer, on three targets of full size, one after the other."""
+    deadline, said, ended = time.monotonic() + seconds, [], []
+    for number, (name, changes) in enumerate(session.sizes.bench.items()):
+        left = (deadline - time.monotonic()) / (len(session.sizes.bench) - number)
+        data = _images(session) if name == "deit-s-b" else session.text()
+        command = ["-c", SHORTER.format(seconds=session.sizes.bench_seconds), "bench", name, "--rounds", "5"]
+        command += ["--device", session.device, *settings([*data, *changes, "machine.compile=off"])]
+        ended += run({session.log(f"bench-{name}"): command}, left)
+        print(ended[-1].log.read_text(errors="replace"))
+        found = re.search(r"^growbench +\d+ +(\S+ ?%) .* (\S+) x$", ended[-1].log.read_text(errors="replace"), re.MULTILINE)
+        said.append(f"{name} {found[1]} of the peak, {found[2]} x Trainer" if found else f"{name}: none")
+    return f"{'FAILED: ' * bool(verdict(ended))}{'; '.join(filter(None, [*said, verdict(ended)]))}"
+
+
+def _images(session: Session) -> list[str]:
+    """--set of an experiment on ImageNet, if random images take its place: as many as batches of training and validation need."""
+    if session.corpus is None:
+        return []
+    import numpy as np
+    from PIL import Image
+
+    folder, rng = session.work / "images", np.random.default_rng(0)
+    batch = next(int(value.partition("=")[2]) for value in session.sizes.bench["deit-s-b"] if value.startswith("train.batch="))
+    if not folder.exists():
+        for number in range(20 * batch + 20):
+            place = folder / f"class-{number % 2}" / f"{number}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if number < 16:
+                Image.fromarray(rng.integers(0, 256, (256, 256, 3), np.uint8)).save(place, quality=90)
+            else:
+                shutil.copy(folder / f"class-{number % 2}" / f"{number % 16}.jpg", place)
+    return [f"data.corpus=files:{folder}"]
+
+
+def ladder(session: Session, seconds: float) -> str:
+    """The runs of results/README.md's command for the ladder that are missing or of earlier code, by processes side by side."""
+    page = (COMMITTED / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^growbench (run {LADDER} .*)$", page, re.MULTILINE)
+    folder = session.results / "mini" / LADDER
+    if not folder.exists():
+        shutil.copytree(COMMITTED / "mini" / LADDER, folder, ignore=shutil.ignore_patterns("report"))
+    before = {name: run.record for name, run in _finished(folder).items()}
+    request = [*GROWBENCH, *shlex.split(line), "--seeds", session.seeds, "--device", session.device]
+    request += ["--results", str(folder.parent), *session.sizes.ladder]
+    parts = [[*request, "--only", f"{number + 1}/{session.processes}"] for number in range(session.processes)]
+    deadline = time.monotonic() + seconds
+    with session.sharing() as environment:
+        ended = run(_logged(session, "ladder", parts), seconds, environment)
+        if deadline > time.monotonic() + GRACE:  # whatever is left, such as runs that branch off another part's
+            ended += run(_logged(session, "ladder", [[*request, "--only", "1/1"]]), deadline - time.monotonic(), environment)
+    after = _finished(folder)
+    new = [name for name, each in after.items() if before.get(name) != each.record]
+    failed = any(each.code and not each.late for each in ended)
+    return f"{'FAILED: ' * failed}{len(new)} runs trained; {verdict(ended) or 'all done'}"
+
+
+def _logged(session: Session, name: str, commands: Sequence[Sequence[str]]) -> dict[Path, Sequence[str]]:
+    return {session.log(f"{name}-{number}"): command for number, command in enumerate(commands)}
+
+
+def lite(session: Session, seconds: float) -> str:
+    """BERT-Small to BERT-Base by the paper's six methods, in one process, as far as the time reaches."""
+    where = ["--results", str(session.results / "lite"), "--device", session.device, "--only", "1/1"]
+    changes = settings([*session.text(), *session.sizes.lite, *session.settings])
+    command = [*GROWBENCH, "run", LITE, "--methods", PAPERS_METHODS, *where, *changes]
+    (ended,) = run({session.log("lite"): command}, seconds)
+    done = _finished(session.results / "lite" / LITE)
+    return f"{'FAILED: ' * bool(ended.code and not ended.late)}finished: {', '.join(done) or 'none'}; {verdict([ended])}"
