@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,15 @@ from growbench.errors import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from growbench.architectures import Row
+
 
 @dataclass(frozen=True)
 class Timm(AsStored):
     """An architecture in timm. `entry`: the registered model that equals ours once it is built with `options`.
 
     `kin`: other modules of timm with models of the same class.
+    `named`: a part of its models' names, where their module has others of the same class.
     """
 
     entry: str
@@ -32,6 +36,7 @@ class Timm(AsStored):
     options: Callable[[ModelConfig], dict[str, Any]]
     read: Callable[[Any], ModelConfig]
     kin: tuple[str, ...] = ()
+    named: str = ""
     even_heads: bool = False
 
     def save(self, model: nn.Module, sizes: ModelConfig, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -39,9 +44,9 @@ class Timm(AsStored):
         from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         from timm.models import save_for_hf
 
-        options, side = self.options(sizes), sizes.patch * math.isqrt(sizes.positions)
+        options, side = self._arguments(sizes), sizes.patch * math.isqrt(sizes.positions)
         with META:
-            stock = timm.create_model(self.entry, **options)
+            stock = timm.create_model(self._entry(sizes), **options)
         stock.load_state_dict(tensors(model), assign=True)
         images = {"input_size": (3, side, side), "interpolation": "bicubic", "crop_pct": 1.0}
         images |= {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
@@ -51,7 +56,32 @@ class Timm(AsStored):
         import timm
 
         name = str(config.get("architecture"))
-        return timm.is_model(name) and timm.model_entrypoint(name).__module__ in (self.stock.__module__, *self.kin)
+        modules = (self.stock.__module__, *self.kin)
+        return self.named in name and timm.is_model(name) and timm.model_entrypoint(name).__module__ in modules
+
+    def build(self, kind: type[nn.Module], sizes: ModelConfig, **more: Any) -> Any:
+        """A freshly initialised model of class `kind`, which adds methods to timm's. `more`: further arguments of timm's class.
+
+        Raises UsageError for sizes that timm does not build as they are asked for.
+        """
+        import timm
+
+        model = timm.create_model(self._entry(sizes), **self._arguments(sizes), **more)
+        found = self.read(model) if sizes.layers else sizes
+        for key in ("head_size", "ffn"):
+            if getattr(found, key) != getattr(sizes, key):
+                raise UsageError(f"{key} = {getattr(sizes, key)}: timm's {self._entry(sizes)} would have {getattr(found, key)}")
+        model.__class__ = kind
+        return model
+
+    def present(self, rows: list[Row], sizes: ModelConfig) -> list[Row]:
+        """Those rows whose parameters a model of this configuration has. Raises UsageError for a parameter without a row."""
+        own = _parameter_names(
+            self._entry(sizes), json.dumps(self._arguments(replace(sizes, layers=1, class_layers=1)), sort_keys=True)
+        )
+        if more := sorted(own - {row.native.format(0) for row in rows}):
+            raise UsageError(f"{self._entry(sizes)} has parameters that no table of growbench names: {', '.join(more[:3])}")
+        return [row for row in rows if row.native.format(0) in own]
 
     def sizes(self, folder: Path) -> ModelConfig:
         with META:
@@ -63,7 +93,7 @@ class Timm(AsStored):
 
     def config_json(self, sizes: ModelConfig) -> dict[str, Any]:
         own: dict[str, Any] = json.loads(sizes.configuration or "{}")
-        return {"architecture": self.entry, **own, "model_args": {**own.get("model_args", {}), **self.options(sizes)}}
+        return {**own, "architecture": self._entry(sizes), "model_args": self._arguments(sizes)}
 
     def layer_types(self, sizes: ModelConfig) -> tuple[Hashable, ...]:
         return ("layer",) * sizes.layers
@@ -106,8 +136,24 @@ class Timm(AsStored):
         with torch.no_grad():
             return inputs, stock(inputs)
 
+    def _entry(self, sizes: ModelConfig) -> str:
+        """The name of the registered model."""
+        return str(json.loads(sizes.configuration or "{}").get("architecture", self.entry))
+
+    def _arguments(self, sizes: ModelConfig) -> dict[str, Any]:
+        """The arguments that it is built with: those of the checkpoint's configuration, with these sizes in place of its own."""
+        return {**json.loads(sizes.configuration or "{}").get("model_args", {}), **self.options(sizes)}
+
     def _built(self, folder: Path) -> nn.Module:
         import timm
 
         stock: nn.Module = timm.create_model(f"local-dir:{folder.resolve()}")
         return stock
+
+
+@cache
+def _parameter_names(entry: str, arguments: str) -> frozenset[str]:
+    import timm
+
+    with META:
+        return frozenset(name for name, _ in timm.create_model(entry, **json.loads(arguments)).named_parameters())

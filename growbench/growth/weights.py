@@ -42,6 +42,7 @@ class Axis(Enum):
     VOCAB = "vocab"  # tokens, or classes of images
     POSITION = "position"
     TYPE = "type"
+    REGISTER = "register"  # tokens that an image model adds to the patches
     PATCH = "patch"  # colours, rows or columns of an image patch
     SINGLE = "single"  # of length one
 

@@ -17,7 +17,7 @@ OWN = re.compile(r"growbench(\.|$)")
 LIBRARIES = re.compile(
     r"(builtins|time|torch|torch\.(autograd|amp|linalg|nn|nn\.(functional|init|attention|utils\.clip_grad|modules\..*)|optim\.\w+"
     r"|_tensor|utils\.flop_counter)|transformers\.(models\..*\.modeling_\w+|masking_utils|activations|pytorch_utils|modeling_layers"
-    r"|integrations\.sdpa_attention)|timm\.(models\.(vision_transformer|cait)|layers\.(attention|mlp|norm|patch_embed|pos_embed)))$"
+    r"|integrations\.sdpa_attention)|timm\.(models\.(vision_transformer|cait|eva)|layers\.(attention|mlp|norm|patch_embed|pos_embed|pos_embed_sincos)))$"
 )
 ROOTS = ("builtins", "torch")  # whose many classes are not watched, torch.Tensor apart
 NOT_WATCHED = re.compile(r"_fused_|_init_group$|SparseAdam$|LBFGS$")  # in torch.optim: torch.compile replaces them

@@ -102,13 +102,13 @@ def _sizes(cell: Cell, table: Mapping[str, Any]) -> dict[str, Any]:
 def cells() -> list[Cell]:
     """Every architecture, with each of the options that it has: untied embeddings, grouped-query attention.
 
-    One whose kin has been through these has one miniature, with a head size of its own.
+    One whose kin has been through these has one miniature: of a text model, with a head size of its own.
     """
     found = []
     for name in architectures.names():
         options, kin = architectures.get(name).options, architectures.get(name).kin
         if kin:
-            found += [Cell(name, settings=OWN_HEAD_SIZE)]
+            found += [Cell(name, settings=OWN_HEAD_SIZE if architectures.get(name).tokenizer else ())]
             continue
         found += [Cell(name, tied) for tied in ([True, False] if "tied" in options else [True])]
         found += [Cell(name, grouped=True)] if "kv_heads" in options else []

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from growbench import architectures, cli
 from growbench.architectures import Architecture, sizes_of
+from growbench.architectures.timm_library import Timm
 from growbench.config.schema import ModelConfig
 from growbench.growth import maps
 from growbench.growth.weights import Axis, Weights, deepen, widen
@@ -63,6 +66,7 @@ ENCODER = {
     "tie_word_embeddings": True,
 }  # fmt: skip
 AFTER = "its norms stand behind the sums, so that a new layer normalises once more"
+IMAGES = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 7}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 FAMILIES = [
     Family(
@@ -170,6 +174,8 @@ FAMILIES = [
             **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id")),  # the usual ones are beyond the vocabulary
         },
     ),
+    Family("vit", {**IMAGES, "model_name": "deit3_small_patch16_224", "mlp_ratio": 2.5, "reg_tokens": 3, "global_pool": "avg"}),
+    Family("dinov3", {**IMAGES, "model_name": "vit_small_plus_patch16_dinov3_qkvb", "rope_temperature": 50.0}),
 ]
 
 
@@ -242,10 +248,15 @@ def written(family: Family, folder: Path) -> Checkpoint:
     """A checkpoint of the family's library with random weights, norms and biases too."""
     stock: Any = architectures.get(family.name).library.stock  # type: ignore[attr-defined]
     torch.manual_seed(0)
-    model = stock(stock.config_class(**family.settings))
+    images = isinstance(architectures.get(family.name).library, Timm)
+    model = timm.create_model(**family.settings) if images else stock(stock.config_class(**family.settings))
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
+    if images:
+        arguments = {key: value for key, value in family.settings.items() if key != "model_name"}
+        save_for_hf(model, str(folder), model_args=arguments, safe_serialization=True)
+    else:
+        model.save_pretrained(folder)
     return Checkpoint(family, folder)
 
 
@@ -269,7 +280,10 @@ def change(checkpoint: Checkpoint, *grown: tuple[Weights, ModelConfig]) -> float
 
 def width(checkpoint: Checkpoint) -> float:
     """Twice the width, heads and neurons copied at random: the most that any of six draws changes the logits."""
-    small, large = checkpoint.sizes, replace(doubled(checkpoint.sizes), ffn=2 * checkpoint.sizes.ffn + 3)
+    small, large = (
+        checkpoint.sizes,
+        replace(doubled(checkpoint.sizes), ffn=2 * checkpoint.sizes.ffn + 8),
+    )  # DINOv3 wants a multiple of 8
     weights = checkpoint.weights()
     draws = [maps.copying(small, large, torch.Generator().manual_seed(seed)) for seed in range(6)]
     return change(checkpoint, *((widen(weights, draw), large) for draw in draws))
@@ -334,9 +348,10 @@ def configuration(checkpoint: Checkpoint) -> float:
 
 def ties(checkpoint: Checkpoint) -> float:
     """The share of tied parameters that are not tied any more after growth."""
-    model: Any = checkpoint.model(*identities(checkpoint))
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    return float(tied != sizes_of(model).tied)
+    model = checkpoint.model(*identities(checkpoint))
+    every, distinct = (len(list(model.named_parameters(remove_duplicate=flag))) for flag in (False, True))
+    asked = "tied" in checkpoint.architecture.options and sizes_of(model).tied
+    return float((every > distinct) != asked)
 
 
 def typed(checkpoint: Checkpoint) -> float:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -181,6 +183,18 @@ def turned(x: Tensor, base: float) -> Tensor:
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
 
+def turned_in_two(x: Tensor, side: int) -> Tensor:
+    """DINOv3: half of the pairs is turned by a patch's row, half by its column, both from -1 to 1; no other token is turned."""
+    quarter = x.shape[-1] // 4
+    places = (torch.arange(side, dtype=x.dtype) + 0.5) / side * 2 - 1
+    grid = torch.cartesian_prod(places, places)  # (patches, 2)
+    angles = (2 * math.pi * grid[:, :, None] / 100 ** (torch.arange(quarter, dtype=x.dtype) / quarter)).flatten(1)
+    others, patches = x.split([x.shape[-2] - side**2, side**2], -2)
+    a, b = patches.chunk(2, -1)
+    patches = torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
+    return torch.cat([others, patches], -2)
+
+
 class ByHand:
     """A transformer layer from its canonical weights, each used for what its name says."""
 
@@ -218,6 +232,8 @@ class ByHand:
         heads = y.unflatten(-1, (-1, self.sizes.head_size)).transpose(1, 2)
         if self.name in ROTARY and part != "value":
             heads = turned(heads, {"olmo3": 5e5, "smollm3": 2e6}.get(self.name, 1e4))
+        if self.name == "dinov3" and part != "value":
+            heads = turned_in_two(heads, math.isqrt(self.sizes.positions))
         return heads if part == "query" else heads.repeat_interleave(self.sizes.heads // self.sizes.key_value_heads, 1)
 
     def attention(self, y: Tensor) -> Tensor:
@@ -251,7 +267,7 @@ def test_canonical_names_say_what_the_library_uses_each_weight_for(name: str, kv
     logits(name, model)
     given, result = seen
     expected = ByHand(name, architectures.get(name).read(model), 1, sizes)(given)
-    precision = 1e-5 if name in ROTARY else 1e-12
+    precision = 1e-5 if name in {*ROTARY, "dinov3"} else 1e-12
     torch.testing.assert_close(result, expected, rtol=precision, atol=precision)
 
 
@@ -262,7 +278,8 @@ def logits_of_the_library(name: str, model: Any, inputs: Tensor) -> Tensor:
         shipped = type(model).__base__(model.config)
     else:
         side, ratio = sizes.patch * math.isqrt(sizes.positions), sizes.ffn / sizes.width
-        shipped = type(model).__base__(
+        made = partial(timm.create_model, "vit_small_patch16_dinov3") if name == "dinov3" else type(model).__base__
+        shipped = made(
             img_size=side,
             patch_size=sizes.patch,
             num_classes=sizes.vocabulary,
@@ -485,7 +502,7 @@ def test_odd_head_sizes_are_refused_where_positions_are_rotary(name: str) -> Non
         architectures.get(name).build(replace(SMALL, width=10))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ROTARY])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in {*ROTARY, "dinov3"}])
 def test_odd_head_sizes_do_elsewhere(name: str) -> None:
     assert logits(name, random_model(name, replace(SMALL, width=10))).isfinite().all()
 
@@ -588,6 +605,60 @@ def test_deit_is_timms_vision_transformer_and_the_distilled_one_is_refused(tmp_p
                 architectures.get("vit").library.sizes(tmp_path)
         else:
             assert architectures.get("vit").library.sizes(tmp_path).width == 8
+
+
+PICTURES = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "num_heads": 2, "depth": 2, "num_classes": 5}
+
+
+def saved_by_timm(name: str, folder: Path, **arguments: Any) -> nn.Module:
+    """One of timm's models, small and with random weights, in a folder."""
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, **{**PICTURES, **arguments}).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    save_for_hf(model, str(folder), model_args={**PICTURES, **arguments}, safe_serialization=True)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("vit_small_patch14_reg4_dinov2", {}),  # register tokens, layer scale
+        ("vit_small_patch14_dinov2", {"num_classes": 0}),  # without a classifier: the logits are features
+        ("vit_base_patch16_clip_224", {}),  # a norm before the layers, patches without bias
+        ("vit_medium_patch16_gap_240", {}),  # no class token, a norm behind the pool
+        ("vit_small_patch16_dinov3", {"global_pool": "token"}),  # no biases of queries and values
+        ("vit_small_patch16_dinov3_qkvb", {}),
+    ],
+)
+def test_timms_vision_transformers_are_read_with_what_they_have(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    stock = saved_by_timm(name, tmp_path, **arguments).double()
+    architecture = architectures.of_checkpoint(tmp_path)
+    sizes = architecture.library.sizes(tmp_path)
+    weights = architecture.canonical(dict(stock.state_dict()), sizes)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(architecture.write(weights, architecture.build(sizes).double().eval())(images), stock(images))
+
+
+def test_a_part_of_an_image_model_that_no_table_names_is_refused(tmp_path: Path) -> None:
+    """Otherwise growth would leave it as it was."""
+    saved_by_timm("vit_base_patch16_siglip_224", tmp_path)
+    library = architectures.of_checkpoint(tmp_path).library
+    with pytest.raises(
+        UsageError, match="vit_base_patch16_siglip_224 has parameters that no table of growbench names: attn_pool"
+    ):
+        architectures.get("vit").rows(library.sizes(tmp_path))
+
+
+def test_sizes_that_timm_rounds_are_refused(tmp_path: Path) -> None:
+    saved_by_timm("vit_small_plus_patch16_dinov3", tmp_path)
+    architecture = architectures.of_checkpoint(tmp_path)
+    sizes = replace(architecture.library.sizes(tmp_path), ffn=61)
+    with pytest.raises(UsageError, match="ffn = 61: timm's vit_small_plus_patch16_dinov3 would have 64"):
+        architecture.build(sizes)
+    with pytest.raises(UsageError, match=r"width / heads = 6: .* a multiple of 4"):
+        architecture.build(replace(sizes, width=12, ffn=64))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def read(model: Any) -> ModelConfig:
 
 
 def table(config: ModelConfig) -> list[Row]:
-    return [
+    rows = [
         *embedding_rows(),
         *block_rows(),
         *linear("attention.talk_before", "blocks.{}.attn.proj_l", Axis.HEAD_COUNT, Axis.HEAD_COUNT, "talking_heads"),
@@ -56,6 +56,7 @@ def table(config: ModelConfig) -> list[Row]:
         *norm("norm", "norm"),
         *linear("head", "head", Axis.VOCAB, Axis.WIDTH, "head"),
     ]
+    return LIBRARY.present(rows, config)
 
 
 def class_rows() -> list[Row]:

@@ -1,4 +1,7 @@
-"""ViT, as DeiT trains it: image patches, a class token, learned positions, pre-norm, fused query-key-value."""
+"""ViT, as DeiT trains it: image patches, a class token, learned positions, pre-norm, fused query-key-value.
+
+Checkpoints may have more: layer scale (DeiT III, DINOv2), register tokens (DINOv2), a norm before the layers (CLIP).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class ViT(VisionTransformer):
 
 
 def make(config: ModelConfig) -> ViT:
-    return ViT(**timm_sizes(config), **timm_dropout(config))
+    return LIBRARY.build(ViT, config, **timm_dropout(config))  # type: ignore[no-any-return]
 
 
 def timm_sizes(config: ModelConfig) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def read(model: Any) -> ModelConfig:
         layers=len(model.blocks),
         width=model.embed_dim,
         heads=block.attn.num_heads,
-        ffn=block.mlp.fc1.out_features,
+        ffn=block.mlp.fc2.in_features,
         vocabulary=model.num_classes,
         positions=patches.num_patches,
         patch=patches.patch_size[0],
@@ -62,16 +65,34 @@ def read(model: Any) -> ModelConfig:
 
 
 def table(config: ModelConfig) -> list[Row]:
-    return [*embedding_rows(), *block_rows(), *norm("norm", "norm"), *linear("head", "head", Axis.VOCAB, Axis.WIDTH, "head")]
+    rows = [
+        *embedding_rows(),
+        *norm("embeddings.norm", "norm_pre"),
+        *block_rows(),
+        Row("attention.scale", "blocks.{}.ls1.gamma", (Axis.WIDTH,), "layer_scale"),
+        Row("ffn.scale", "blocks.{}.ls2.gamma", (Axis.WIDTH,), "layer_scale"),
+        *last_rows(),
+    ]
+    return LIBRARY.present(rows, config)
+
+
+def last_rows() -> list[Row]:
+    """Behind the layers: a norm before the pool or behind it, and the classifier."""
+    return [
+        *norm("norm", "norm"),
+        *norm("pool.norm", "fc_norm"),
+        *linear("head", "head", Axis.VOCAB, Axis.WIDTH, "head"),
+    ]
 
 
 def embedding_rows() -> list[Row]:
-    """Patches, class token and positions."""
+    """Patches, class token, positions, and what may stand beside them: register tokens."""
     return [
         Row("embeddings.patch.weight", "patch_embed.proj.weight", (Axis.WIDTH, *[Axis.PATCH] * 3), "embedding"),
         Row("embeddings.patch.bias", "patch_embed.proj.bias", (Axis.WIDTH,), "embedding"),
         embedding("embeddings.class", "cls_token", Axis.SINGLE, Axis.SINGLE),
         embedding("embeddings.position", "pos_embed", Axis.SINGLE, Axis.POSITION),
+        embedding("embeddings.register", "reg_token", Axis.SINGLE, Axis.REGISTER),
     ]
 
 
