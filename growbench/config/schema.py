@@ -134,8 +134,11 @@ class Machine:
     micro_batch: int = 0  # sequences or images in one forward pass; gradients are summed over the batch. 0: the whole batch
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA
     workers: int = -1  # processes that prepare batches of images; -1: one for each spare core
+    graphs: bool = False  # on CUDA: capture each phase's step as CUDA graphs, where that can be done, and compile nothing
 
     def __post_init__(self) -> None:
+        if self.graphs and self.compile == "on":
+            raise UsageError('graphs = true: must be false with compile = "on"')
         for key, least in ("micro_batch", 0), ("workers", -1):
             if getattr(self, key) < least:
                 raise UsageError(f"{key} = {getattr(self, key)}: must be at least {least}")

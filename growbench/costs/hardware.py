@@ -23,9 +23,10 @@ class Hardware:
     threads: int = 0
     precision: str = ""  # float32 or bf16
     processes: str = ""  # as "4 replicated x 2 tensor-parallel"; empty: one
-    micro_batch: int = 0  # this field and the next two as in growbench.config.schema.Machine
+    micro_batch: int = 0  # this field and the next three as in growbench.config.schema.Machine
     compile: str = "auto"
     workers: int = field(default=-1, compare=False)
+    graphs: bool = False
     stepping: str = field(default="", compare=False)  # of the CPU, as "25.17.1": results of equal ones are bit-identical
     earlier: str = ""  # the other machines that the run was on before it was resumed here, separated by "; "
 

@@ -189,12 +189,13 @@ class Costs:
         """The FLOPs of a step of `account`, with those of teachers in their own accounts."""
         return {account: flops - self.taught.total()} | {key: each for key, each in self.taught.items() if each}
 
-    def compiling(self, step: Callable[[], Any]) -> None:
-        """Run a training step so that torch.compile compiles it. Its time is compilation. The random state is restored."""
+    def compiling(self, step: Callable[[], T]) -> T:
+        """Run a training step so that it is compiled or captured. Its time is compilation. The random state is restored."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), self.clocked(Account.COMPILATION), self.gradients.allowed():
-            step()
+            result = step()
         self.teacher_seconds()
+        return result
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -25,6 +25,7 @@ from growbench.data.shapes import shape_batch, vocabulary_size
 from growbench.planning.plan import META, PlannedPhase, plan, walk
 from growbench.registry import SCRATCH, Found, get_all
 from growbench.tools.throughput import wall_seconds
+from growbench.training.graphs import CapturedStep, capture
 from growbench.training.parallel import Parallel
 from growbench.training.phases import PhaseStart
 from growbench.training.replicas import place
@@ -125,7 +126,7 @@ class PhaseBench:
 class PhaseStep:
     """Training steps of a method's phase, on random data."""
 
-    step: Step
+    step: Step | CapturedStep
     batch: Batch
     workloads: dict[int, float]  # by the first step of each, its share of the phase's steps
 
@@ -140,7 +141,8 @@ class PhaseStep:
         step = Step.of(start.phase, live, experiment.train, experiment.machine, device, start.steps)
         times = start.phase.workloads(range(start.steps))
         firsts = start.phase.first_steps(start.steps)
-        return cls(step, batch, {first: times[workload] / start.steps for workload, first in firsts.items()})
+        done = _captured(step, batch) if experiment.machine.graphs and device.type == "cuda" else step
+        return cls(done, batch, {first: times[workload] / start.steps for workload, first in firsts.items()})
 
     def __call__(self, steps: int) -> None:
         """So many steps of each workload."""
@@ -155,6 +157,12 @@ class PhaseStep:
         for _ in range(steps):
             self.step.backward(self.batch, first)
             self.step.update()
+
+
+def _captured(step: Step, batch: Batch) -> Step | CapturedStep:
+    step.backward(batch, 0)
+    step.update()  # makes the optimizer's state
+    return capture(step, batch)
 
 
 def _start(experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> PhaseStart:

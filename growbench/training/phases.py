@@ -9,7 +9,7 @@ import inspect
 import itertools
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, cast
@@ -74,6 +74,16 @@ class PhaseObserver:
 
     def method_ends(self) -> None:
         """The method has yielded its last phase."""
+
+
+def observed(
+    observers: Sequence[PhaseObserver], start: PhaseStart, number: int, flops: Mapping[Account, int]
+) -> AbstractContextManager[Any]:
+    """Show a step to all observers, as PhaseObserver.step has it."""
+    stack = ExitStack()
+    for observer in observers:
+        stack.enter_context(observer.step(start, number, flops))
+    return stack
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ from torch.optim import Optimizer
 from growbench.architectures import changed_settings
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
-from growbench.method import Phase, Schedule
+from growbench.costs.published import output_share, paper_step
+from growbench.method import Phase, Schedule, Task
 from growbench.method.optimizer import step_flops
 from growbench.training.audit import Timetable
 from growbench.training.checkpoint import Checkpoint, RandomStates
 from growbench.training.evaluation import Evaluation, HeldOutLoss
+from growbench.training.graphs import CapturedStep
 from growbench.training.phases import PhaseStart
 from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.replicas import Replica
@@ -83,7 +85,8 @@ class PhaseState:
     timetable: Timetable
     whole: Replica  # the model and optimizer that the method gave
     live: Replica  # the same while they are trained: replicated or sharded over processes
-    step: Step | None = None  # None before the first step
+    step: Step | CapturedStep | None = None  # None before the first step
+    to_capture: bool = False  # before the next step
     flops: dict[int, dict[Account, int]] = field(default_factory=dict)  # of one step, by workload and account
     paper_flops: int | None = None  # of one step, by the counter of LiGO's paper
     paper_output_share: float | None = None  # of positions, at which that counter counts outputs
@@ -156,6 +159,14 @@ class PhaseState:
         flops = step_flops(self.optimizer, lambda parameter: parameter.grad is not None)
         return {Account.OPTIMIZER: flops} if flops else {}
 
+    def count_as_paper(self, task: Task) -> None:
+        """Count the FLOPs of a step by the counter of LiGO's paper, unless steps have several workloads."""
+        if self.phase.workload is None:
+            teacher = task.source_config if Account.TEACHER in self.flops[0] else None
+            sizes, own = task.target_config, self.phase.paper_step_flops
+            self.paper_flops = paper_step(task.architecture, self.model, task.training.batch, sizes.positions, teacher, own)
+            self.paper_output_share = None if self.paper_flops is None else output_share(sizes)
+
     def reset_rates(self) -> None:
         """Set the learning rates to their peaks, so that the next phase can continue with this optimizer."""
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
@@ -165,7 +176,7 @@ class PhaseState:
         """End training: gather the whole model and optimizer state in this process."""
         self.live.gather()
         self.live.close()
-        self.live = self.whole
+        self.live, self.step = self.whole, None
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Raise an exception for a checkpoint that the phase cannot be resumed from. Changes nothing."""

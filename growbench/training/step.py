@@ -42,7 +42,8 @@ class Step:
 
         A model that is seen through a view is not compiled: its parameters change places in every step.
         """
-        worth = device.type == "cuda" and steps >= WORTH_COMPILING if machine.compile == "auto" else machine.compile == "on"
+        worth = device.type == "cuda" and steps >= WORTH_COMPILING and not machine.graphs
+        worth = worth if machine.compile == "auto" else machine.compile == "on"
         if not (worth and steps and live.compiles and phase.view is None):
             return cls(phase, live, training, machine, device)
         torch.compiler.reset()  # Dynamo keeps at most eight graphs of a `forward`, over all phases, and then stops compiling

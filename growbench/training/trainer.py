@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 
 from growbench.console import say
 from growbench.costs.accounts import Account, Unit
 from growbench.costs.ledger import CpuClock, Stopwatch
-from growbench.costs.published import output_share, paper_step
 from growbench.data import Batch
 from growbench.data.feed import Feed
 from growbench.errors import Interrupted
@@ -21,9 +20,10 @@ from growbench.method import Method
 from growbench.training.audit import Audit, hidden_steps, untouched
 from growbench.training.checkpoint import Checkpoint
 from growbench.training.evaluation import Evaluation, duplicates
+from growbench.training.graphs import capture
 from growbench.training.optimizer_state import parameters_of
 from growbench.training.parallel import Parallel
-from growbench.training.phases import PhaseDriver, PhaseObserver
+from growbench.training.phases import PhaseDriver, PhaseObserver, observed
 from growbench.training.replicas import place
 from growbench.training.state import Outcome, PhaseState, TrainingFailed, charge, pack, refuse_not_finite, unpack
 from growbench.training.step import Step, autocast
@@ -41,6 +41,7 @@ class Due(NamedTuple):
     interruption: bool
     stop: bool  # as many steps are done as were asked for
     probe: bool  # of the next step
+    capture: bool  # likewise
 
 
 class Trainer:
@@ -127,6 +128,8 @@ class Trainer:
             if due.probe:
                 with untouched(now.model, self.task.rng):
                     self._check_work(now, now.done)
+            if due.capture:
+                self._capture(now)
             self._step(now, clock_stopped=any(due))
         now.join()
         return False
@@ -138,7 +141,7 @@ class Trainer:
         interruption, late = self.parallel.any_process(self.stop.interrupted(), late)
         stop = self.stop.is_due(self.outcome)
         checkpoint = interruption or stop or late
-        return Due(evaluation, branch, checkpoint=checkpoint, interruption=interruption, stop=stop, probe=now.next_is_hidden)
+        return Due(evaluation, branch, checkpoint, interruption, stop, probe=now.next_is_hidden, capture=now.to_capture)
 
     def _step(self, now: PhaseState, clock_stopped: bool) -> None:
         """One training step, on the clock."""
@@ -149,7 +152,7 @@ class Trainer:
             self.costs.energy.start()
             self.cpu.start()
             self.watch.mark()
-        with self._watched(now):
+        with observed(self.observers, now.start, now.done, now.flops[now.timetable.workloads[now.done]]):
             now.set_rates()
             self.parallel.seed(self.work.seed, now.start.first_step + now.done)
             batch = self._batch(now, now.done)
@@ -173,8 +176,17 @@ class Trainer:
             for first in now.timetable.first_steps().values():
                 self.costs.compiling(lambda: step.backward(self._batch(now, first), first))  # noqa: B023
             now.live.zero_grad()
+        now.to_capture = self.work.machine.graphs and not self.observers
         self.feed.waited = 0.0
         return step
+
+    def _capture(self, now: PhaseState) -> None:
+        """Have CUDA graphs do the phase's steps from now on, if they can."""
+        step, batch = now.step, self._batch(now, now.done)
+        assert isinstance(step, Step)
+        with untouched(now.model, self.task.rng):
+            now.step = self.costs.compiling(lambda: capture(step, batch))
+        now.to_capture, self.feed.waited = False, 0.0
 
     def _announce(self, now: PhaseState) -> None:
         outcome, start = self.outcome, now.start
@@ -188,7 +200,7 @@ class Trainer:
         """Count the FLOPs of a step of each workload. Then resume the phase, or, if it is new, measure what growth changed."""
         now.hidden = hidden_steps(self.work.seed, now.start.number, now.start.steps)
         now.flops = {workload: self._probe(now, step) for workload, step in now.timetable.first_steps().items()}
-        self._count_as_paper(now)
+        now.count_as_paper(self.task)
         newest = self.output.checkpoints.newest(now.start.number, now.check) if self.output.checkpoints else None
         if newest:
             self._restore(now, newest)
@@ -289,23 +301,6 @@ class Trainer:
         flops = {account: each * self.parallel.dp_degree for account, each in flops.items()} | now.optimizer_flops()
         now.live.zero_grad()
         return flops
-
-    def _count_as_paper(self, now: PhaseState) -> None:
-        """Count the FLOPs of a step by the counter of LiGO's paper, unless steps have several workloads."""
-        if now.phase.workload is None:
-            teacher = self.task.source_config if Account.TEACHER in now.flops[0] else None
-            sizes, own = self.task.target_config, now.phase.paper_step_flops
-            now.paper_flops = paper_step(self.task.architecture, now.model, self.training.batch, sizes.positions, teacher, own)
-            now.paper_output_share = None if now.paper_flops is None else output_share(sizes)
-
-    def _watched(self, now: PhaseState) -> AbstractContextManager[Any]:
-        """Show the next step to the observers."""
-        if not self.observers:
-            return nullcontext()
-        stack = ExitStack()
-        for observer in self.observers:
-            stack.enter_context(observer.step(now.start, now.done, now.flops[now.timetable.workloads[now.done]]))
-        return stack
 
     def _duplicates(self, now: PhaseState) -> float | None:
         """The share of duplicated FFN units; None for a model that is not of the target's sizes."""
