@@ -198,7 +198,7 @@ def _grow(grow: argparse.ArgumentParser) -> None:
     )
     grow.add_argument("--set", action="append", default=[], metavar="METHOD.KEY=VALUE", help="such as hypercloning.noisy=false")
     grow.add_argument("--seed", type=values.seed, default=0, metavar="N", help="of what the method draws at random; default: 0")
-    grow.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    grow.add_argument("--out", type=Path, metavar="DIR", help="a folder that does not exist yet; not needed with --dry-run")
     grow.add_argument(
         "--dry-run",
         action="store_true",

@@ -281,18 +281,22 @@ def bench(options: argparse.Namespace) -> int:
 
 
 def grow(options: argparse.Namespace) -> int:
+    if options.out is None and not options.dry_run:
+        raise UsageError("--out DIR: where to write the grown checkpoint; only --dry-run does without")
     stages.prepare()
 
     from growbench.tools import grow as growing
     from growbench.tools.grow_table import table
 
+    request = growing.Request(options.source, options.to, options.method, options.set, options.seed)
+    if options.dry_run:
+        print(table(growing.planned(request)))
+        return 0
     again = ["growbench", "grow", options.source, "--to", options.to, "--method", options.method]
     again += [part for each in options.set for part in ("--set", each)]
     command = shlex.join([*again, "--seed", str(options.seed), "--out", str(options.out)])
-    growth = growing.planned(
-        growing.Request(options.source, options.to, options.method, options.set, options.seed, options.out, command)
-    )
-    print(table(growth) if options.dry_run else growing.grow(growth))
+    destination = growing.Destination(options.out, command)
+    print(growing.grow(growing.planned(request), destination))
     return 0
 
 

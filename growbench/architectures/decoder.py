@@ -35,13 +35,27 @@ def library(stock: Any, *per_layer: str) -> Transformers:
     return Transformers(stock, NAMES, "rms_norm_eps", rotary=True, per_layer=per_layer)
 
 
-def built(kind: type[nn.Module], library: Transformers, sizes: ModelConfig) -> Any:
-    """A model of class `kind`. Raises UsageError for an odd head size."""
+def built(kind: type[nn.Module], library: Transformers, sizes: ModelConfig, **usual: Any) -> Any:
+    """A model of class `kind`. `usual`: as in Transformers.configuration. Raises UsageError for an odd head size."""
     check_rotary(sizes)
-    model: Any = kind(library.configuration(sizes, **NO_TOKENS))
-    if model.model.rotary_emb.rope_type == DYNAMIC:
-        model.model.rotary_emb.rope_type = "default"  # the same within its positions, and no question to the device
+    model: Any = kind(library.configuration(sizes, **NO_TOKENS, **usual))
+    rotary = model.model.rotary_emb
+    if isinstance(rotary.rope_type, dict):  # by type of layer
+        rotary.rope_type = {layer: _without_questions(each) for layer, each in rotary.rope_type.items()}
+    else:
+        rotary.rope_type = _without_questions(rotary.rope_type)
     return model
+
+
+def _without_questions(rope_type: str) -> str:
+    """Type dynamic is the default one within its positions, but asks the device how long the longest sequence was."""
+    return "default" if rope_type == DYNAMIC else rope_type
+
+
+def _is_dynamic(config: Any) -> bool:
+    """Whether any rotary positions of a configuration, which may be of each type of layer, are of type dynamic."""
+    found = config.rope_parameters
+    return any(each.get("rope_type") == DYNAMIC for each in ([found] if "rope_type" in found else found.values()))
 
 
 def forward(self: Any, inputs: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -57,7 +71,7 @@ def hidden_states(base: Any, inputs: Tensor) -> Tensor:
     Raises UsageError for a sequence whose rotary positions depend on the sequences before it.
     """
     config, length = base.config, inputs.shape[1]
-    if length > config.max_position_embeddings and config.rope_parameters.get("rope_type") == DYNAMIC:
+    if length > config.max_position_embeddings and _is_dynamic(config):
         most = f"max_position_embeddings = {config.max_position_embeddings}"
         raise UsageError(f"a sequence of {length} tokens: rotary positions of type {DYNAMIC!r} are known up to {most}")
     places = torch.arange(length, device=inputs.device)

@@ -42,8 +42,21 @@ class Request:
     method: str
     settings: list[str]  # of the method, as on the command line
     seed: int
+
+
+@dataclass(frozen=True)
+class Destination:
+    """The folder that the grown checkpoint is written to, and the command that does it.
+
+    Raises UsageError if the folder exists.
+    """
+
     out: Path
     command: str
+
+    def __post_init__(self) -> None:
+        if self.out.exists():
+            raise UsageError(f"--out {self.out}: exists already; choose another folder")
 
 
 @dataclass(frozen=True)
@@ -70,8 +83,6 @@ class Growth:
 def planned(request: Request) -> Growth:
     """Read the headers of the source, and follow the method up to its first training. Raises UsageError for a wrong request."""
     sizes = grow_sizes.asked(request.to)
-    if request.out.exists():
-        raise UsageError(f"--out {request.out}: exists already; choose another folder")
     found = _method(request)
     checkpoint = stored_tensors.opened(folder_of(request.source, f"SOURCE = {request.source!r}"))
     target = grow_sizes.target(checkpoint.sizes, sizes, checkpoint.architecture)
@@ -90,12 +101,12 @@ def _method(request: Request) -> Found:
     return found
 
 
-def grow(growth: Growth) -> str:
+def grow(growth: Growth, to: Destination) -> str:
     """Write the grown checkpoint. Returns what was done, in two lines, or three if tensors were left out.
 
     Raises UsageError for a source that turns out to be damaged, and for a disk that fills; nothing is left then.
     """
-    out, source = growth.request.out, growth.checkpoint.folder
+    out, source = to.out, growth.checkpoint.folder
     begin = time.perf_counter()
     with _draft(out, growth.bytes) as draft:
         for path in sorted({path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}):
@@ -106,8 +117,8 @@ def grow(growth: Growth) -> str:
             digests: Future[dict[str, str]] = thread.submit(growth.checkpoint.digests)
             weights = sharded.write(draft, growth.tensors, growth.checkpoint.dtype, written)
             growth.checkpoint.check_rest()
-        about = grow_card.about(growth, digests.result())
-        write_text(draft / MODEL_CARD, grow_card.readme(growth, about))
+        about = grow_card.about(growth, to.command, digests.result())
+        write_text(draft / MODEL_CARD, grow_card.readme(growth, to, about))
         files = {path.name: sha256(path) for path in draft.iterdir() if path.name not in weights}
         write_text(draft / CARD, json.dumps(about | {"sha256": dict(sorted({**weights, **files}.items()))}, indent=1) + "\n")
         flush_all(draft)

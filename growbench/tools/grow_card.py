@@ -20,12 +20,12 @@ from growbench.tools.cards import parts
 from growbench.tools.grow_sizes import SIZES
 
 if TYPE_CHECKING:
-    from growbench.tools.grow import Growth
+    from growbench.tools.grow import Destination, Growth
 
 PRESERVING = "Function preserving"  # how the part of a method's description begins that says what growth keeps
 
 
-def about(growth: Growth, digests: Mapping[str, str]) -> dict[str, Any]:
+def about(growth: Growth, command: str, digests: Mapping[str, str]) -> dict[str, Any]:
     """What growbench.json says, but for the sha256 of its files. `digests`: the sha256 of the source's files.
 
     Growth costs nothing; what the source cost is known if it has a growbench.json.
@@ -39,7 +39,7 @@ def about(growth: Growth, digests: Mapping[str, str]) -> dict[str, Any]:
         "origin": found.origin,
         "hyperparameters": asdict(found.method),  # type: ignore[call-overload]
         "seed": growth.request.seed,
-        "command": growth.request.command,
+        "command": command,
         "preserves": preserves(growth),
         "source": {"checkpoint": growth.request.source, "sha256": source_digest(digests), "files": dict(digests)},
         "architecture": checkpoint.architecture.name,
@@ -71,10 +71,10 @@ def preserves(growth: Growth) -> str:
     return next(said, f"{PRESERVING}: the method does not say.")
 
 
-def readme(growth: Growth, about: Mapping[str, Any]) -> str:
+def readme(growth: Growth, to: Destination, about: Mapping[str, Any]) -> str:
     """The model card."""
     request, checkpoint, found = growth.request, growth.checkpoint, growth.found
-    name, source = request.out.name, request.source
+    name, source = to.out.name, request.source
     dtype = str(checkpoint.dtype).removeprefix("torch.")
     fields = type(found.method).__dataclass_fields__
     kind = "timm" if "architecture" in growth.config() else "transformers"
@@ -96,7 +96,7 @@ def readme(growth: Growth, about: Mapping[str, Any]) -> str:
             *(f"- {part}" for part in parts(found.method) if part.startswith("Formula")),
             f"- Paper: {found.method.paper}",
             f"- Layers: {about['layers']}",
-            f"- Command: `{request.command}`",
+            f"- Command: `{to.command}`",
             f"- Source: `{source}`, sha256 `{about['source']['sha256']}` of its configuration and weights",
             "",
             "## What is preserved",

@@ -100,10 +100,20 @@ def test_other_settings_are_noticed(tmp_path: Path) -> None:
         assert relative(logits(checkpoint.model(weights, other), inputs), expected) > 1e-4, key
 
 
-def test_rotary_positions_that_depend_on_earlier_sequences_are_refused(tmp_path: Path) -> None:
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("name", "rope"),
+    [
+        ("llama", DYNAMIC),
+        ("olmo3", {FULL: DYNAMIC, SLIDING: {"rope_type": "default", "rope_theta": 1e3}}),
+        ("gemma3", {FULL: DYNAMIC, SLIDING: {"rope_type": "default", "rope_theta": 1e3}}),
+    ],
+)
+def test_rotary_positions_that_depend_on_earlier_sequences_are_refused(name: str, rope: Any, tmp_path: Path) -> None:
     """Those of type dynamic beyond the model's positions. Within them nothing asks the device: FLOPs are counted without one."""
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
-    checkpoint = written(family("llama", rope_parameters=rope, max_position_embeddings=LENGTH), tmp_path)
+    checkpoint = written(family(name, rope_parameters=rope, max_position_embeddings=LENGTH), tmp_path)
     assert equal(checkpoint) <= 1e-10
     model = checkpoint.ours()
     message = "a sequence of 13 tokens: rotary positions of type 'dynamic' are known up to max_position_embeddings = 12"

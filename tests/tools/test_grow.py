@@ -190,7 +190,8 @@ def test_changed_settings_are_in_the_configuration(tmp_path: Path) -> None:
 def test_a_dry_run_shows_every_tensor_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved("llama", tmp_path / "source", torch.bfloat16)
     before = sorted(tmp_path.rglob("*"))
-    grow(tmp_path / "source", tmp_path / "out", "--dry-run", "--method", "depth_map", to="layers=5,width=32")
+    asked = ["grow", str(tmp_path / "source"), "--to", "layers=5,width=32", "--method", "depth_map"]
+    assert main([*asked, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "model.layers.{0..4}.mlp.gate_proj.weight" in shown
     assert "40 x 16" in shown and "80 x 32" in shown
@@ -198,6 +199,8 @@ def test_a_dry_run_shows_every_tensor_and_writes_nothing(tmp_path: Path, capsys:
     total = 60 * 32 + 32 + 5 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 80 * 32 + 2 * 32)
     assert f"{total / 1000:.1f} k" in shown
     assert sorted(tmp_path.rglob("*")) == before
+    assert main(asked) == 2
+    assert "--out DIR: where to write the grown checkpoint" in capsys.readouterr().err
 
 
 def refused(source: Path, *options: str, to: str = "layers=3", capsys: pytest.CaptureFixture[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import torch
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm, Gemma3TextScaledWordEmbedding
 
-from growbench.architectures import Architecture, Row, check_rotary, decoder, norm
-from growbench.architectures.decoder import NAMES, NO_TOKENS, attention_rows, ffn_rows, head_norm_rows, head_rows, token_row
+from growbench.architectures import Architecture, Row, decoder, norm
+from growbench.architectures.decoder import NAMES, attention_rows, ffn_rows, head_norm_rows, head_rows, stated, token_row
 from growbench.architectures.library import Transformers
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
@@ -55,20 +54,18 @@ LIBRARY = Gemma3Library(Gemma3ForCausalLM, NAMES, "rms_norm_eps", rotary=True, p
 
 
 def make(config: ModelConfig) -> Gemma3:
-    check_rotary(config)
     if config.width % config.heads:
         raise UsageError(f"width = {config.width}: transformers' Gemma 3 wants a multiple of heads = {config.heads}")
-    usual = {} if config.configuration else {"query_pre_attn_scalar": config.head_size}
-    found = LIBRARY.configuration(config, **NO_TOKENS, **usual)
-    if found.use_bidirectional_attention:
+    if stated(config, "use_bidirectional_attention"):
         raise UsageError("use_bidirectional_attention = true: gemma3 is causal here")
-    return Gemma3(found)
+    usual = {} if config.configuration else {"query_pre_attn_scalar": config.head_size}
+    return decoder.built(Gemma3, LIBRARY, config, **usual)  # type: ignore[no-any-return]
 
 
 def table(config: ModelConfig) -> list[Row]:
     """The embedding is multiplied by the root of the width; as a tied decoder it is not, which the last norm makes up for."""
     layer = "model.layers.{}"
-    bias = json.loads(config.configuration or "{}").get("attention_bias", False)
+    bias = bool(stated(config, "attention_bias"))
     last, *head = head_rows(config)
     return [
         replace(token_row(), width_power=0.5),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from transformers import Olmo3Config, Olmo3ForCausalLM
 from transformers.models.olmo3.modeling_olmo3 import Olmo3RMSNorm
 
-from growbench.architectures import Architecture, check_rotary, decoder
-from growbench.architectures.decoder import NAMES, NO_TOKENS, in_one_kernel
+from growbench.architectures import Architecture, decoder
+from growbench.architectures.decoder import NAMES, in_one_kernel
 from growbench.architectures.families.olmo2 import table
 from growbench.architectures.library import Transformers
 from growbench.config.schema import ModelConfig
@@ -26,8 +26,7 @@ LIBRARY = Transformers(Olmo3ForCausalLM, NAMES, "rms_norm_eps", rotary=True, per
 
 
 def make(config: ModelConfig) -> Olmo3:
-    check_rotary(config)
-    return Olmo3(LIBRARY.configuration(config, **NO_TOKENS))
+    return decoder.built(Olmo3, LIBRARY, config)  # type: ignore[no-any-return]
 
 
 ARCHITECTURE = Architecture(
