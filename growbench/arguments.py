@@ -50,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
+    _freeze(command("freeze", commands.freeze, "make a track of an experiment's finished runs, which later entries compare with"))
+    _submit(command("submit", commands.submit, "check a method's runs against a track, and lay them out for a pull request"))
     _grow(command("grow", commands.grow, "grow a checkpoint of your own, without training it, into a new folder"))
     _export(command("export", commands.export, "give the curves of stored runs to a tracker, or write them as one CSV table"))
     _verify(command("verify", commands.verify, "whether a grown checkpoint is whole, and what growth has kept of its source"))
@@ -179,6 +181,26 @@ def _report(report: argparse.ArgumentParser) -> None:
         metavar="PER_HOUR",
         help="of the machine, in any currency: adds what each method's time costs",
     )
+
+
+def _freeze(freeze: argparse.ArgumentParser) -> None:
+    _add_experiment(freeze)
+    _add_results(freeze)
+    freeze.add_argument("--as", dest="series", metavar="NAME", help="of the track; default: the experiment's")
+    _add_track_folder(freeze)
+
+
+def _submit(submit: argparse.ArgumentParser) -> None:
+    submit.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="as results/gpt2-tiny/mine-seed0; all of one method")
+    submit.add_argument("--to", required=True, metavar="TRACK", help="such as gpt2-tiny@1")
+    submit.add_argument("--code", metavar="FILE", help="of a method of your own: ./mine.py or ./mine.py:Class")
+    _add_track_folder(submit)
+    submit.add_argument("--out", type=Path, metavar="DIR", help="write the entry there; default: into the track")
+
+
+def _add_track_folder(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--by", required=True, type=values.person, metavar="NAME", help="who made the runs, as the board shows it")
+    sub.add_argument("--tracks", type=Path, default=Path("results/tracks"), metavar="DIR", help="default: results/tracks")
 
 
 def _grow(grow: argparse.ArgumentParser) -> None:

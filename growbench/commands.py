@@ -149,6 +149,24 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def freeze(options: argparse.Namespace) -> int:
+    from growbench.tools import freeze as freezing
+
+    request = freezing.Request(options.experiment, options.set, options.results, options.series, options.by)
+    print(freezing.freeze(request, options.tracks).text())
+    return 0
+
+
+def submit(options: argparse.Namespace) -> int:
+    stages.prepare()
+
+    from growbench.tools import submit as submission
+
+    request = submission.Request(options.runs, options.to, options.tracks, options.code, options.by, options.out)
+    print(submission.submit(request))
+    return 0
+
+
 def export(options: argparse.Namespace) -> int:
     if options.out and options.to != "csv":
         raise UsageError("--out: only with --to csv; a tracker's own settings say where it stores runs")

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,3 +113,16 @@ def check_folder(folder: Path) -> None:
         probe.unlink(missing_ok=True)  # another process may have removed it
     except OSError as error:
         raise UsageError(f"cannot write results to {folder}: {error.strerror}; choose another folder with --results") from error
+
+
+def small_file(path: Path, largest: int) -> bytes:
+    """The content of a file that others may have made. Raises UsageError for a link, what is no plain file, and a larger one."""
+    try:
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"{path}: must be a plain file, and no link")
+        if found.st_size > largest:
+            raise UsageError(f"{path}: is larger than {largest:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error

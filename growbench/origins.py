@@ -29,22 +29,30 @@ def digest(cls: type, wrapped: Iterable[str] = ()) -> str:
     Docstrings, comments and formatting do not count. Import statements are followed to modules that are in no installed package,
     to the rest of the method's own package, and to growbench.methods. Raises UsageError if the method's code is in no file.
     """
+    code = {name: _parsed(file.read_bytes()).plain for name, file in files(cls).items()}
+    whole = json.dumps([cls.__qualname__, sorted(code.items()), list(wrapped)])
+    return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()[:DIGITS]}"
+
+
+def files(cls: type) -> dict[str, Path]:
+    """The files of a method's code by module; its own has no name, as a loose file may have any.
+
+    Raises UsageError if the method is in no file.
+    """
     module = sys.modules[cls.__module__]
     path = Path(module.__file__ or "")
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{cls.__qualname__} is in no Python file, so no digest of its code can be made")
-    parsed = _parsed(path.read_bytes())
-    code = {"": parsed.plain}  # by module; a loose file may have any name
-    waiting = list(_imported(parsed.imports, module.__package__ or "", cls.__module__))
+    found = {"": path}
+    waiting = list(_imported(_parsed(path.read_bytes()).imports, module.__package__ or "", cls.__module__))
     while waiting:
         name = waiting.pop()
-        file = None if name in code else _file(name)
+        file = None if name in found else _file(name)
         if file is not None:
-            parsed = _parsed(file.read_bytes())
-            code[name] = parsed.plain
-            waiting += _imported(parsed.imports, name if file.name == "__init__.py" else name.rpartition(".")[0], cls.__module__)
-    whole = json.dumps([cls.__qualname__, sorted(code.items()), list(wrapped)])
-    return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()[:DIGITS]}"
+            found[name] = file
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            waiting += _imported(_parsed(file.read_bytes()).imports, package, cls.__module__)
+    return found
 
 
 class _Parsed(NamedTuple):

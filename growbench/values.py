@@ -52,6 +52,12 @@ def steps(text: str) -> int:
     return int(text)
 
 
+def person(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > 100:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a name of up to 100 printable characters")
+    return text.strip()
+
+
 def repetitions(text: str) -> int:
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, at least 2")

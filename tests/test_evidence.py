@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from growbench import arguments, registry
+from growbench.analysis.standing import Standing
 from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.data import Data
 from growbench.planning.budgets import LADDER, Budgets
-from growbench.runs import store
+from growbench.runs import store, tracks
 from growbench.runs.jobs import Job, Setting
 from growbench.runs.store import Run
 from growbench.tools import stages
@@ -27,9 +28,14 @@ from growbench.training.parallel import Parallel
 RESULTS = Path(__file__).parents[1] / "results"
 PAGE = (RESULTS / "README.md").read_text(encoding="utf-8")
 EARLIER = "\n## Made by earlier code\n"
-NOT_KEPT = RESULTS / "aa_test"  # runs that the A/A test leaves beside its tables
+TRACKS = RESULTS / tracks.FOLDER  # entries may hold runs of people's own methods
+NOT_MADE_HERE = {RESULTS / "aa_test", TRACKS}  # the A/A test leaves runs beside its tables
 FOLDERS = sorted(
-    {path.parents[1].relative_to(RESULTS).as_posix() for path in RESULTS.rglob("run.json") if NOT_KEPT not in path.parents}
+    {
+        path.parents[1].relative_to(RESULTS).as_posix()
+        for path in RESULTS.rglob("run.json")
+        if NOT_MADE_HERE.isdisjoint(path.parents)
+    }
 )
 
 
@@ -98,3 +104,17 @@ def test_committed_runs_are_made_by_todays_code_or_said_not_to_be(folder: str) -
     stale = [run.name for run in runs if not command.holds(run)]
     assert bool(stale) == (folder in made_by_earlier_code()), stale
     assert len({run.record.config.experiment["fingerprint"] for run in runs}) == 1
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in TRACKS.glob(f"*/{tracks.FILE}")), ids=lambda folder: folder.name
+)
+def test_committed_tracks_are_as_they_were_entered(folder: Path) -> None:
+    """Their chains, their runs and their target; and the command of each entry is one that this growbench takes."""
+    standing = Standing.of(tracks.load(folder))
+    assert set(standing.comparison.methods) == {registry.SCRATCH, *standing.track.current}
+    for entry in standing.track.current.values():
+        options = arguments.parser().parse_args(shlex.split(entry.command)[1:])
+        assert (
+            loading.load(options.experiment, options.set).train.steps == standing.track.definition.configuration["train"]["steps"]
+        )

@@ -99,6 +99,22 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def fault(path: Path) -> str:
+    """What is wrong with the first line that is no evaluation, or does not follow the one before; empty if there is none."""
+    last: dict[str, Any] | None = None
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = plain.from_json(line)
+        except ValueError as error:
+            return f"line {number}: {error}"
+        if not _is_evaluation(row):
+            return f"line {number} is not an evaluation"
+        if last is not None and not _follows(row, last):
+            return f"line {number}, step {row['step']}, does not follow step {last['step']}"
+        last = row
+    return ""
+
+
 def _is_evaluation(row: Any) -> bool:
     """Whether it holds what an evaluation holds: values of the right types, and numbers that a sum of them still can be."""
     if not isinstance(row, dict) or not ROW.keys() <= row.keys():

@@ -95,7 +95,7 @@ class Run:
                 return None
             if self.record.sha256.get(DOCUMENTS, found := sha256(file)) != found:
                 raise ValueError("is damaged (sha256 differs)")
-            return _documents(file, self.record.final_val_loss)
+            return read_documents(file, self.record.final_val_loss)
         except Exception as error:  # numpy has many for a damaged file: EOFError, ValueError, zipfile.BadZipFile
             say_once(f"{file} cannot be read, and counts as not recorded: {' '.join(str(error).split())}")
             return None
@@ -109,7 +109,7 @@ class Run:
         return self.record.cost.of(unit, Account.SOURCE)
 
 
-def _documents(file: Path, final_loss: float | None) -> NDArray[np.float64]:
+def read_documents(file: Path, final_loss: float | None) -> NDArray[np.float64]:
     """The content of documents.npy. Raises an exception if it is damaged, or of another run than one with that final loss."""
     with file.open("rb") as content:
         found = np.lib.format.read_array(content, allow_pickle=False)

@@ -21,6 +21,7 @@ from markdown_it import MarkdownIt
 from docs.generate import ROOT, pages
 from growbench import cli, registry
 from growbench.config import loading
+from growbench.runs import tracks
 from growbench.tools import check, miniatures, stages
 from growbench.tools.miniatures import Cell
 
@@ -120,7 +121,7 @@ def test_every_block_is_found_and_of_a_known_language() -> None:
 
 def test_commands_stand_only_where_they_are_tried() -> None:
     """Not in blocks of recorded output."""
-    command = r"^\s*(\$ |(torchrun|growbench (run|tune|report|grow|verify|reproduce|list|check|flops|bench))\b)"
+    command = r"^\s*(\$ |(torchrun|growbench (run|tune|report|freeze|submit|grow|verify|reproduce|list|check|flops|bench))\b)"
     hidden = [str(block) for block in of("text") if re.search(command, block.text, re.MULTILINE)]
     assert not hidden
 
@@ -233,7 +234,7 @@ def resolve(options: argparse.Namespace) -> None:
     """Find the experiment with its overrides, the methods with theirs, and the paths that the commands before would have made."""
     if hasattr(options, "experiment"):
         experiment = loading.load(options.experiment, options.set)
-        if options.methods:
+        if getattr(options, "methods", None):
             registry.get_all(stages.specs_of(options.methods, experiment), experiment.methods)
         if getattr(options, "tuned", None):
             assert options.tuned == Path("results") / experiment.name / "tuning" / "tuned.toml"
@@ -246,6 +247,10 @@ def resolve(options: argparse.Namespace) -> None:
         registry.get_all(stages.expanded(options.method), loading.load("gpt2-tiny", options.set).methods)
     elif hasattr(options, "grown"):
         assert options.grown  # what a command before has written: the scripts beside it read the same folder
+    elif hasattr(options, "tracks"):  # submit: runs that the command before makes, or would
+        definition = tracks.load(ROOT / options.tracks / options.to).definition
+        assert all(run.parent == Path("results") / definition.experiment for run in options.runs)
+        assert all(run.name.removesuffix("-seed*") in registry.names() for run in options.runs)
     elif hasattr(options, "runs"):
         assert all((ROOT / run / "run.json").is_file() for run in options.runs)
     elif hasattr(options, "name"):  # show

@@ -1,0 +1,217 @@
+"""Tracks: frozen runs of scratch under one configuration and protocol, and the entries that are compared with them.
+
+A track is a folder, as results/tracks/gpt2-tiny@1, which holds
+    track.toml            configuration, protocol, seeds, target, and the digests of the frozen runs, which lie elsewhere
+    entries/ligo@1.toml   an entry: the origin of its method, the digests of its runs, who made them, and how
+    entries/ligo@1/       its runs and its method's file, where they lie nowhere else
+    chain.txt             the digests of these files, see growbench.runs.chain
+Its files are never edited. ligo@2 supersedes ligo@1, gpt2-tiny@2 supersedes gpt2-tiny@1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from growbench.config import plain
+from growbench.config.loading import parse
+from growbench.config.schema import T
+from growbench.errors import UsageError, check_name, did_you_mean
+from growbench.files import small_file
+from growbench.registry import SCRATCH, SOURCE
+from growbench.runs import chain, curve, store
+from growbench.runs.store import Run
+
+FOLDER = "tracks"  # in results
+FILE, ENTRIES = "track.toml", "entries"
+VERSIONED = re.compile(r"(.+)@([1-9]\d{0,5})")
+EVIDENCE = (store.RECORD, curve.FILE, store.DOCUMENTS)  # of a run: the files that its digest is made from
+LARGEST = 2**26  # bytes of one of them
+
+
+@dataclass(frozen=True)
+class Definition:
+    """The content of track.toml: what every entry shares with the frozen runs."""
+
+    title: str
+    experiment: str  # as `growbench run` takes it
+    overrides: tuple[str, ...]  # its --set
+    protocol: Literal["single", "ladder"]
+    budgets: tuple[float, ...]  # of scratch; those up to 1 of every method
+    seeds: tuple[int, ...]
+    target_loss: float  # nats: the mean loss that the frozen runs of scratch end at
+    frozen_by: str
+    date: str  # YYYY-MM-DD
+    runs: str  # the folder of the frozen runs, seen from the track's
+    configuration_sha256: str
+    sha256: Mapping[str, str]  # of each frozen run, by its folder's name
+    configuration: Mapping[str, Any]  # all that decides the outcome of scratch's runs, as run.json has it
+
+    def run_names(self, method: str) -> list[str]:
+        """The runs that a method must have: every seed at every budget."""
+        shares = [share for share in self.budgets if share <= 1 or method == SCRATCH]
+        return [store.name(method, seed, share) for seed in self.seeds for share in sorted(shares, reverse=True)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The content of an entry's file: runs of one method on a track."""
+
+    method: str
+    number: int  # 1, and one more for each that supersedes the one before
+    origin: str  # of the method's code: its owner, and the digest
+    hyperparameters: Mapping[str, Any]
+    made_by: str
+    date: str  # YYYY-MM-DD
+    command: str  # that makes the runs
+    runs: str  # their folder, seen from the track's
+    sha256: Mapping[str, str]  # of each run, by its folder's name
+    variant_of: str = ""  # the method's own name, if `method` is that of a variant
+    code: str = ""  # the method's file beside the runs; empty for one of growbench's own
+    code_sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}@{self.number}"
+
+    @property
+    def file(self) -> str:
+        """Its place in the track's folder."""
+        return f"{ENTRIES}/{self.name}.toml"
+
+
+@dataclass(frozen=True)
+class Track:
+    """A track as it is stored. Its files are as they were written; so are its runs once they have been read."""
+
+    folder: Path
+    definition: Definition
+    entries: Sequence[Entry] = field(default_factory=tuple)  # in the order in which they came
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def version(self) -> int:
+        return int(self.name.rpartition("@")[2])
+
+    @property
+    def series(self) -> str:
+        """The name that its versions share."""
+        return self.name.rpartition("@")[0]
+
+    @property
+    def head(self) -> str:
+        """The digest that names all of its files."""
+        return chain.head(self.folder)
+
+    @cached_property
+    def current(self) -> dict[str, Entry]:
+        """The entries that count, by method: those that none supersedes."""
+        return {entry.method: entry for entry in self.entries}  # the later one stays
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The frozen runs, and those of the entries that count. Raises UsageError for one that is not as it was entered."""
+        frozen = self.frozen
+        return [*frozen, *(run for entry in self.current.values() for run in self.runs_of(entry))]
+
+    @cached_property
+    def frozen(self) -> list[Run]:
+        """Scratch and its small models."""
+        return list(self._read(self.definition.runs, self.definition.sha256))
+
+    def runs_of(self, entry: Entry) -> list[Run]:
+        """An entry's. Raises UsageError for one that is not as it was entered, and if the method's file is not."""
+        if entry.code and hashlib.sha256(small_file(self.place(entry.code), chain.LARGEST)).hexdigest() != entry.code_sha256:
+            raise UsageError(f"{self.folder / entry.code} is not the code that {entry.name} was entered with: its sha256 differs")
+        return list(self._read(entry.runs, entry.sha256))
+
+    def place(self, named: str) -> Path:
+        """What a file of the track names. Raises UsageError if it is not within the results that the track belongs to."""
+        root = self.folder.resolve().parents[1]
+        place = (self.folder / named).resolve()
+        if not place.is_relative_to(root):
+            raise UsageError(f"{self.folder}: {named!r} leads out of {root}")
+        return place
+
+    def _read(self, runs: str, digests: Mapping[str, str]) -> Iterator[Run]:
+        place = self.place(runs)
+        for name, digest in digests.items():
+            check_name("a run", name)
+            if digest_of(place / name) != digest:
+                raise UsageError(f"{place / name} is not the run that {self.name} holds: its sha256 differs")
+            run = store.load(place / name)
+            if run is None or not run.finished or run.name != name:
+                raise UsageError(f"{place / name} is no finished run of this name, as {self.name} demands")
+            yield run
+
+
+def digest_of(run: Path) -> str:
+    """The sha256 of all that a run's folder says of it. Raises UsageError for links and for files that are too large."""
+    if run.is_symlink():
+        raise UsageError(f"{run}: must be a folder, and no link")
+    lines = []
+    for name in EVIDENCE:
+        if name != store.DOCUMENTS or os.path.lexists(run / name):
+            lines.append(f"{name} {hashlib.sha256(small_file(run / name, LARGEST)).hexdigest()}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def digest_of_configuration(configuration: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
+
+
+def text(content: Definition | Entry) -> str:
+    """As TOML."""
+    return tomli_w.dumps(asdict(content), multiline_strings=False)
+
+
+def load(folder: Path) -> Track:
+    """The track in a folder, its runs still unread. Raises UsageError for what is none, and for files that were changed."""
+    if not VERSIONED.fullmatch(folder.name):
+        raise UsageError(f"{folder}: a track's folder is named NAME@VERSION, as gpt2-tiny@1")
+    definition, *entries = chain.contents(folder).items()
+    track = Track(folder, _parsed(Definition, folder, *definition), [_parsed(Entry, folder, *entry) for entry in entries])
+    if digest_of_configuration(track.definition.configuration) != track.definition.configuration_sha256:
+        raise UsageError(f"{folder / FILE}: the configuration has another sha256 than configuration_sha256")
+    numbers: dict[str, int] = {}
+    for entry, (name, _) in zip(track.entries, entries, strict=True):
+        check_name("a method", entry.method)
+        numbers[entry.method] = numbers.get(entry.method, 0) + 1
+        if entry.file != name or entry.number != numbers[entry.method]:
+            raise UsageError(f"{folder / name}: holds {entry.name}; numbers rise by one, and the file has the entry's name")
+        if entry.method in (SCRATCH, SOURCE) or set(entry.sha256) != set(track.definition.run_names(entry.method)):
+            raise UsageError(f"{folder / name}: must have every seed and budget of the track, and none of scratch")
+    return track
+
+
+def load_all(folder: Path) -> list[Track]:
+    """The tracks in a folder, by name and version. Raises UsageError if one of them is not as it was written."""
+    places = [path.parent for path in folder.glob(f"*/{FILE}") if VERSIONED.fullmatch(path.parent.name)]
+    return sorted(map(load, places), key=lambda track: (track.series, track.version))
+
+
+def named(folder: Path, name: str) -> Track:
+    """The track of that name. Raises UsageError if there is none."""
+    known = [path.parent.name for path in folder.glob(f"*/{FILE}")]
+    if name not in known:
+        raise UsageError(f"no track {name!r} in {folder}: {did_you_mean(name, known)}")
+    return load(folder / name)
+
+
+def _parsed(cls: type[T], folder: Path, name: str, content: bytes) -> T:
+    try:
+        return parse(cls, plain.from_toml(content.decode("utf-8")))
+    except (UsageError, ValueError) as error:
+        raise UsageError(f"{folder / name}: {error}") from None
