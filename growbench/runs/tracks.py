@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from growbench.errors import UsageError, check_name, did_you_mean
 from growbench.files import small_file
 from growbench.registry import SCRATCH, SOURCE
 from growbench.runs import chain, curve, store
+from growbench.runs.records import RunRecord
 from growbench.runs.store import Run
 
 FOLDER = "tracks"  # in results
@@ -154,7 +155,12 @@ class Track:
             run = store.load(place / name)
             if run is None or not run.finished or run.name != name:
                 raise UsageError(f"{place / name} is no finished run of this name, as {self.name} demands")
-            yield run
+            yield as_stored(run)
+
+
+def as_stored(run: Run) -> Run:
+    """A run with the origin and the configuration that it was stored with, whatever the stamp of a reproduction says."""
+    return replace(run, record=RunRecord.read((run.folder / store.RECORD).read_text(encoding="utf-8")))
 
 
 def digest_of(run: Path) -> str:

@@ -142,15 +142,15 @@ def _complete(definition: Definition, method: str, runs: Sequence[Run]) -> list[
     found = {run.name: run for run in runs if run.name in needed and run.finished}
     if missing := [name for name in needed if name not in found]:
         raise UsageError(f"{len(missing)} of {len(needed)} runs are missing: {', '.join(missing)}")
-    own = [found[name] for name in needed]
+    if earlier := made_by_earlier_code(found.values()):
+        raise UsageError(f"{earlier[0].name} was made by earlier code")
+    own = [tracks.as_stored(found[name]) for name in needed]
     for run in own:
         if key := submitted.difference(definition.configuration, run.record.config.experiment):
             raise UsageError(f"{run.name} has another configuration than scratch: {key}")
     for run in own:
         if (run.record.origin, run.record.config.method) != (own[0].record.origin, own[0].record.config.method):
             raise UsageError(f"{run.name} has other code or hyperparameters than {own[0].name}")
-    if earlier := made_by_earlier_code(own):
-        raise UsageError(f"{earlier[0].name} was made by earlier code")
     if registry.is_foreign(own[0].record.method_itself) or own[0].record.method_itself not in registry.names():
         raise UsageError("its code is not growbench's own: enter it with growbench submit")
     return own

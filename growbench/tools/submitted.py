@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def read(folder: Path) -> Run:
     run = store.load(folder)
     if run is None:
         raise UsageError(f"{folder}: cannot be read")
-    return replace(run, record=record)  # as the run says: no stamp of a later reproduction counts
+    return tracks.as_stored(run)
 
 
 def _damaged_documents(folder: Path, record: RunRecord) -> str:

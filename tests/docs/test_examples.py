@@ -247,16 +247,20 @@ def resolve(options: argparse.Namespace) -> None:
         registry.get_all(stages.expanded(options.method), loading.load("gpt2-tiny", options.set).methods)
     elif hasattr(options, "grown"):
         assert options.grown  # what a command before has written: the scripts beside it read the same folder
-    elif hasattr(options, "tracks"):  # submit: runs that the command before makes, or would
-        definition = tracks.load(ROOT / options.tracks / options.to).definition
-        assert all(run.parent == Path("results") / definition.experiment for run in options.runs)
-        assert all(run.name.removesuffix("-seed*") in registry.names() for run in options.runs)
     elif hasattr(options, "runs"):
-        assert all((ROOT / run / "run.json").is_file() for run in options.runs)
+        assert all(is_run(run, options) for run in options.runs)
     elif hasattr(options, "name"):  # show
         assert options.name in {*registry.names(), *loading.available(), *registry.architecture_summaries()}
     else:
         assert hasattr(options, "what")  # list
+
+
+def is_run(run: Path, options: argparse.Namespace) -> bool:
+    """Whether it is a committed run, or one to submit, which the command before would have made."""
+    if not hasattr(options, "tracks"):
+        return (ROOT / run / "run.json").is_file()
+    experiment = tracks.load(ROOT / options.tracks / options.to).definition.experiment
+    return run.parent == Path("results") / experiment and run.name.removesuffix("-seed*") in registry.names()
 
 
 @pytest.mark.parametrize(("block", "arguments"), with_place(GROWBENCH))
