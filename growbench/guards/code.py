@@ -6,7 +6,7 @@ import inspect
 import operator
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from types import FunctionType, ModuleType
 from typing import Any
@@ -100,6 +100,7 @@ class Namespace:
         self.inherited = {key for base in holder.__mro__[1:-1] for key in vars(base)} if inspect.isclass(holder) else set()
         self.names = frozenset(vars(holder))
         self.values = {key: value for key, value in vars(holder).items() if self._counts(key, value)}
+        self.read = _reader(self.values)
         self.functions = {key: function for key, value in self.values.items() if (function := _function(value))}
         self.parts = {key: _parts(function, own) for key, function in self.functions.items()}
         self.closed = [key for key, function in self.functions.items() if own and function.__closure__]
@@ -147,14 +148,21 @@ class Namespace:
 
 
 class Pairs:
-    """What is watched in some namespaces, as it was: in flat lists, as it is compared before and after every phase."""
+    """What is watched in some namespaces, as it was: in flat lists, as it is compared before and after every phase.
+
+    Lists and tuples of the same objects are equal without a look into these. Others that say they are equal count as the same.
+    """
 
     def __init__(self, spaces: Iterable[Namespace]) -> None:
-        entries = [(vars(space.holder), key, value) for space in spaces for key, value in space.values.items()]
-        self.tables, self.keys, self.values = _columns(entries, 3)
-        functions = [(function, *space.parts[key][:2]) for space in spaces for key, function in space.functions.items()]
-        self.functions, self.codes, self.defaults = _columns(functions, 3)
-        self.closed = [(space, key) for space in spaces for key in space.closed]
+        spaces = list(spaces)
+        self.tables = [(space.read, vars(space.holder), tuple(space.values.values())) for space in spaces if space.values]
+        self.functions = [function for space in spaces for function in space.functions.values()]
+        self.codes = [parts[0] for space in spaces for parts in space.parts.values()]
+        self.defaults = [parts[1] for space in spaces for parts in space.parts.values()]
+        closed = [(space.functions[key], space.parts[key]) for space in spaces for key in space.closed]
+        self.keywords = [(function, parts[2]) for function, parts in closed]
+        self.cells = [cell for function, _ in closed for cell in function.__closure__ or ()]
+        self.contents = [content for _, parts in closed for content in parts[3:]]
         self.containers = [(space.values[key], content) for space in spaces for key, content in space.containers.items()]
         self.sizes = [(vars(space.holder), len(space.names)) for space in spaces if space.inherited]
 
@@ -162,19 +170,22 @@ class Pairs:
         """Whether nothing has changed."""
         try:
             return (
-                all(map(operator.is_, map(operator.getitem, self.tables, self.keys), self.values))
-                and all(map(operator.is_, map(CODE, self.functions), self.codes))
-                and all(map(operator.is_, map(DEFAULTS, self.functions), self.defaults))
-                and not any(space.alters(key) for space, key in self.closed)
+                all(read(table) == values for read, table, values in self.tables)
+                and list(map(CODE, self.functions)) == self.codes
+                and list(map(DEFAULTS, self.functions)) == self.defaults
+                and list(map(_content, self.cells)) == self.contents
+                and all(function.__kwdefaults__ is keywords for function, keywords in self.keywords)
                 and all(_holds(value, content) for value, content in self.containers)
                 and all(len(table) == size for table, size in self.sizes)
             )
-        except KeyError:  # a name is gone
+        except Exception:  # a name is gone, or a new value cannot be compared
             return False
 
 
-def _columns(rows: list[Any], number: int) -> Iterable[tuple[Any, ...]]:
-    return zip(*rows, strict=True) if rows else [()] * number
+def _reader(keys: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """What reads the values of these keys from a table, at once."""
+    keys = tuple(keys)
+    return operator.itemgetter(*keys) if len(keys) > 1 else lambda table: tuple(table[key] for key in keys)
 
 
 def _function(value: Any) -> FunctionType | None:
