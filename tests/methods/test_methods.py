@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -173,7 +173,10 @@ def in_turns(number: int) -> list[Cell]:
     return [cells[0 if name == compared else (number // 2) % len(cells)] for name, cells in of_each.items()]
 
 
-TYPES = "layer 2 of 2 is of type sliding_attention, and with 1 layer there is only full_attention to copy: grow from at least 2 layers"
+TYPES = (
+    "layer 2 of 2 is of type sliding_attention, and with 1 layer there is only full_attention to copy: "
+    "grow from at least 2 layers"
+)
 DEAD = "layers.attention.norm.weight and the norm behind its branch are both zero in a layer, which would never be trained"
 REFUSED = {
     **{(name, "modernbert"): TYPES for name in ("midas", "mslt", "stackbert")},
