@@ -68,8 +68,8 @@ class PhaseCosts:
 class PhaseBench:
     """Measures phases of one experiment, each in alternation with the plain step. Data and source are random.
 
-    Memory is measured in a process of its own for each phase: the peak of its second and third step, minus what the process held
-    before the first.
+    Memory is the peak of a phase's second and third step, minus what was held before the first. On the CPU each phase is measured
+    in a process of its own.
     """
 
     def __init__(self, experiment: Experiment, device: torch.device, rounds: int) -> None:
@@ -93,7 +93,7 @@ class PhaseBench:
     def scratch(self) -> PhaseCosts:
         """The plain step itself, from all alternations."""
         (planned,) = plan(self.experiment, found(self.experiment, SCRATCH), self.vocabulary)
-        peak = memory_alone(self.experiment, SCRATCH, 0, self.vocabulary, self.device)
+        peak = memory_of(self.experiment, SCRATCH, 0, self.vocabulary, self.device)
         (growth,) = growth_seconds(self.experiment, SCRATCH, self.vocabulary, self.device)
         return PhaseCosts(planned, peak, Median(1.0), growth)
 
@@ -104,7 +104,7 @@ class PhaseBench:
     def _phases(self, experiment: Experiment, spec: str) -> Iterator[PhaseCosts]:
         growth = growth_seconds(experiment, spec, self.vocabulary, self.device)
         for number, planned in enumerate(plan(experiment, found(experiment, spec), self.vocabulary)):
-            peak = memory_alone(experiment, spec, number, self.vocabulary, self.device)
+            peak = memory_of(experiment, spec, number, self.vocabulary, self.device)
             ratios = self._ratios(PhaseStep.of(experiment, spec, number, self.vocabulary, self.device))
             yield PhaseCosts(planned, peak, Median.of(ratios), growth[number])
 
@@ -185,16 +185,23 @@ def found(experiment: Experiment, spec: str) -> Found:
     return get_all([spec], experiment.methods)[0]
 
 
+def memory_of(experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> int:
+    """Bytes that steps of a phase add to the peak memory."""
+    if device.type == "cuda":  # whose allocator knows what is in use
+        return step_memory(experiment, spec, number, vocabulary, device)
+    return memory_alone(experiment, spec, number, vocabulary, device)
+
+
 def memory_alone(*arguments: Any) -> int:
-    """What step_memory measures in a process of its own."""
+    """What step_memory measures in a process of its own: what a process holds does not shrink."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(step_memory, torch.get_num_threads(), *arguments).result()
+        pool.submit(torch.set_num_threads, torch.get_num_threads()).result()
+        pool.submit(memory.keep_freed).result()
+        return pool.submit(step_memory, *arguments).result()
 
 
-def step_memory(threads: int, experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> int:
+def step_memory(experiment: Experiment, spec: str, number: int, vocabulary: int, device: torch.device) -> int:
     """Bytes that steps of a phase add to the peak memory of this process."""
-    torch.set_num_threads(threads)
-    memory.keep_freed()
     PhaseStep.of(experiment, "scratch", 0, vocabulary, META)  # so that all is imported before memory is measured
     memory.reset_peak(device)
     before = memory.peak(device)

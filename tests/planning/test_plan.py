@@ -127,7 +127,7 @@ def test_the_estimate_is_near_the_measured_peak(method: str, phase: int) -> None
     measured: list[int] = []
     while len(measured) < 4 and (not measured or planned != pytest.approx(measured[-1], rel=0.25)):
         with ProcessPoolExecutor(1, FORKED) as alone:
-            measured.append(alone.submit(phase_costs.step_memory, 1, experiment, method, phase, 2048, CPU).result())
+            measured.append(alone.submit(phase_costs.step_memory, experiment, method, phase, 2048, CPU).result())
     assert planned == pytest.approx(measured[-1], rel=0.25), measured
 
 
