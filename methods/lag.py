@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from growbench.method import Batch, Method, Phase, Phases, Schedule, Task, UsageError, tunable
+from growbench.method import Batch, Method, Phase, Phases, Schedule, Task, UsageError, first_phase, tunable
 from growbench.registry import get_all
 
 
@@ -21,8 +21,8 @@ class Lag(Method):
     Claim: finds the best of several stacking operators for BERT and UL2; no saving of its own.
     Defaults: three layer maps of depth_map, at 2 % of the budget each; the paper gives numbers of steps for its own budgets. All
     candidates must grow the source, and train the grown model in one phase that takes the whole budget. options are their
-    hyperparameters, by the candidate's name. The optimizer's state after growth is an option of lag for all of them: in options,
-    state, rewarm_steps, rewarm_peak and values of [train] have no effect.
+    hyperparameters, by the candidate's name: also state, rewarm_steps and rewarm_peak, and values of [train] such as
+    {mid = {train = {lr = 1e-3}}}. A state or a re-warm of lag itself holds for all of them, and then none has its own.
     Costs beyond training: the steps of all candidates, those of the chosen one too, are charged to `operator`. Its budget is
     shorter by its own, so that the others are what the choice costs. All grown models and their optimizers are in memory. The
     curve shows each trial's losses.
@@ -51,24 +51,27 @@ class Lag(Method):
         for found in get_all(list(self.candidates), self.options):
             if not found.method.uses_source or found.method.keeps_source:
                 raise UsageError(f"lag: {found.name} must be a method that grows a source, and does not keep it")
-            whole = next(found.method.phases(task))
+            if all(method.state != "new" or method.rewarm_steps for method in (self, found.method)):
+                raise UsageError(f"lag: {found.name} has a state or a re-warm of its own, so lag must have none")
+            whole = first_phase(found.method, task, found.training)
             if not whole.scored or whole.steps is not None or whole.share is not None:
                 raise UsageError(f"lag: {found.name} must train the grown model in one phase that takes the whole budget")
-            trial = part_of(whole, 0, task)
+            trial = part_of(whole, 0, task.budget)
             tried = with_mean_loss(trial, steps)
             trained = yield replace(tried, steps=steps, account="operator", name=f"try {found.name}")
             del whole.model.trial_losses
             trials.append((trained.loss, whole, trained.optimizer))
         _, whole, optimizer = min(trials, key=lambda trial: trial[0])
         share = 1 - steps / task.budget
-        yield replace(part_of(whole, steps, task), share=share, optimizer=optimizer, name="go on with the best")
+        yield replace(part_of(whole, steps, task.budget), share=share, optimizer=optimizer, name="go on with the best")
 
 
-def part_of(phase: Phase, begin: int, task: Task) -> Phase:
-    """A phase that takes the whole budget, from its step `begin` on."""
+def part_of(phase: Phase, begin: int, budget: int) -> Phase:
+    """A phase that has a schedule and takes the whole budget, from its step `begin` on."""
+    assert phase.schedule is not None
 
     def later(schedule: Schedule) -> Schedule:
-        return lambda step, steps: schedule(begin + step, task.budget)
+        return lambda step, steps: schedule(begin + step, budget)
 
     def loss(model: nn.Module, batch: Batch, step: int) -> Tensor:
         return phase.loss(model, batch, begin + step)
@@ -77,10 +80,10 @@ def part_of(phase: Phase, begin: int, task: Task) -> Phase:
     return replace(
         phase,
         loss=loss,
-        schedule=later(phase.schedule or task.schedule),
+        schedule=later(phase.schedule),
         group_schedules=[each and later(each) for each in phase.group_schedules],
         entry_schedules=[replace(each, schedule=later(each.schedule)) for each in phase.entry_schedules],
-        view=view and (lambda model, step, steps: view(model, begin + step, task.budget)),
+        view=view and (lambda model, step, steps: view(model, begin + step, budget)),
         workload=workload and (lambda step: workload(begin + step)),
     )
 

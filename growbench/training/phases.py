@@ -25,9 +25,9 @@ from growbench.costs.ledger import Costs
 from growbench.errors import Interrupted, UsageError
 from growbench.guards import Guard
 from growbench.method import Method, Phase, Phases, Task, Trained
+from growbench.method.growth_options import GrowthOptions
 from growbench.method.interface import MethodError
 from growbench.training import entries
-from growbench.training.growth_options import GrowthOptions
 from growbench.training.views import with_view
 
 MOST_PHASES = 1000  # of a method: a generator that yields more is taken for an endless one

@@ -316,7 +316,7 @@ def test_all_that_depends_on_the_step_goes_on_where_the_trial_ended() -> None:
 
     entries = [EntrySchedule({}, schedule)]
     whole = Phase(model=task.build(), schedule=schedule, group_schedules=[schedule, None], entry_schedules=entries, view=view)
-    part = part_of(replace(whole, workload=lambda step: step, loss=lambda model, batch, step: torch.tensor(step)), 4, task)
+    part = part_of(replace(whole, workload=lambda step: step, loss=lambda model, batch, step: torch.tensor(step)), 4, 20)
     assert part.schedule and part.view and part.group_schedules[0] and part.group_schedules[1] is None
     for of_step in (part.schedule, part.group_schedules[0], part.entry_schedules[0].schedule):
         of_step(3, 16)

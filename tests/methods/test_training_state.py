@@ -294,3 +294,32 @@ def test_every_growth_of_layers_and_units_can_carry_state(name: str, state: str)
     """By plans, which train nothing: on the architecture with fused and transposed matrices, and that with class layers."""
     for architecture in ("gpt2", "cait"):
         plan(Cell(architecture).experiment, get(name, {"state": state}), 32)
+
+
+# --- a method that wraps others
+
+
+CANDIDATES = {"candidates": ["own=depth_map", "plain=depth_map"], "lag": 0.4}
+
+
+def test_lags_candidates_have_the_state_the_rate_and_the_rewarm_that_they_ask_for() -> None:
+    """Each trial begins as its candidate alone does; what one asks for, the other does not have."""
+    own = {"state": "grown", "rewarm_steps": 3, "rewarm_peak": 2.0}
+    tried = iter(walked("lag", **CANDIDATES, options={"own": {**own, "train": {"lr": 0.5}}}))
+    first = next(tried)
+    alone = next(walked("depth_map", **own))
+    assert {group["lr"] for group in first.optimizer.param_groups} == {0.5} and first.phase.name == "try own"
+    for (name, parameter), expected in zip(first.model.named_parameters(), alone.model.parameters(), strict=True):
+        state, wanted = first.optimizer.state[parameter], alone.optimizer.state[expected]
+        assert state.keys() == wanted.keys() and all(torch.equal(state[key], wanted[key]) for key in wanted), name
+    second = next(tried)
+    assert not second.optimizer.state and {group["lr"] for group in second.optimizer.param_groups} == {1e-3}
+    assert first.phase.schedule and second.phase.schedule and alone.lr_factor
+    for step in range(first.steps):
+        usual = second.phase.schedule(step, second.steps)
+        assert first.phase.schedule(step, first.steps) == usual * alone.lr_factor(step) != usual
+
+
+def test_lag_refuses_states_of_its_own_and_of_a_candidate_together() -> None:
+    with pytest.raises(UsageError, match="lag: own has a state or a re-warm of its own, so lag must have none"):
+        next(walked("lag", **CANDIDATES, options={"own": {"rewarm_steps": 2}}, state="kept"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 from weakref import WeakSet
@@ -15,10 +16,10 @@ from torch.optim import Optimizer
 
 from growbench.errors import UsageError
 from growbench.growth.carried import Carrier, Lost
-from growbench.method import Method, Task
+from growbench.method.interface import Method, Phase, Task
 from growbench.method.optimizer import refuse_foreign_state
 from growbench.method.options import State
-from growbench.method.schedule import rewarm
+from growbench.method.schedule import Schedule, rewarm
 
 Numbers = dict[str, Any]  # of a parameter's state, by key: what is not kept for each entry, such as a count of steps
 
@@ -131,6 +132,27 @@ class GrowthOptions:
             return None
         entries = {key: torch.empty_like(parameter).copy_(each) for key, each in state.items()}
         return {**copy.deepcopy(self.numbers[frozenset(entries)]), **entries}
+
+
+def first_phase(method: Method, task: Task, training: Mapping[str, Any]) -> Phase:
+    """The first phase of a method, for another one that wraps it, with an optimizer and a schedule.
+
+    Its `state`, `rewarm_steps` and `rewarm_peak` are carried out. `training`: its own values of [train]. Raises UsageError for a
+    state that it cannot have.
+    """
+    task = replace(task, training=replace(task.training, **training))
+    options = GrowthOptions(method, task)
+    with options.following():
+        phase = next(method.phases(task))
+    optimizer = options.with_state(phase.optimizer or task.optimizer(phase.model), phase.model)
+    factor = options.phase_begins(phase.model, 0) if phase.scored else None
+    options.refuse_unused()
+
+    def rewarmed(schedule: Schedule) -> Schedule:
+        return (lambda step, steps: schedule(step, steps) * factor(step)) if factor else schedule
+
+    schedules = [each and rewarmed(each) for each in phase.group_schedules]
+    return replace(phase, optimizer=optimizer, schedule=rewarmed(phase.schedule or task.schedule), group_schedules=schedules)
 
 
 def _factor(since: int, steps: int, peak: float, step: int) -> float:
