@@ -17,11 +17,12 @@ from growbench.costs.flops import count
 from growbench.costs.ledger import Costs
 from growbench.errors import UsageError
 from growbench.growth.weights import deepen
-from growbench.method import EntrySchedule, Phase, Task, Trained, task_loss
+from growbench.method import Batch, EntrySchedule, Phase, Task, Trained, task_loss
+from growbench.planning.plan import plan
 from growbench.registry import get
 from growbench.runs.store import CurveFile
 from growbench.tools.check import broken_promises
-from growbench.tools.miniatures import CPU, Cell
+from growbench.tools.miniatures import CPU, VOCABULARY, Cell
 from growbench.training.checkpoint import Checkpoints
 from growbench.training.trainer import Output, Trainer, Work
 from growbench.training.work import Stop
@@ -266,6 +267,55 @@ def test_salts_teacher_is_charged_for_the_first_part_alone() -> None:
     first_part, rest = outcome.phases
     assert first_part.steps == 5 and first_part.flops_per_step["teacher"] > 0  # type: ignore[index]
     assert "teacher" not in rest.flops_per_step and rest.steps == 5
+
+
+def selected_by_hand(task: Task, batch: Batch, likeliest: int, kept: int) -> list[int]:
+    """Label by label: the sequences with the highest median loss of what the teacher finds likely, in their order."""
+    with torch.no_grad():
+        logs = task.source(*batch[:2]).log_softmax(-1)
+    scores, each = [], len(batch.labels) // len(batch.inputs)
+    for sequence in range(len(batch.inputs)):
+        found = range(sequence * each, (sequence + 1) * each)
+        rows = [(logs[place], int(batch.labels[place])) for place in found]
+        losses = sorted(-row[label].item() for row, label in rows if (row > row[label]).sum() < likeliest)
+        scores.append(losses[(len(losses) - 1) // 2] if losses else -1.0)
+    return sorted(sorted(range(len(scores)), key=lambda sequence: -scores[sequence])[:kept])
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bert", "vit"])
+def test_salts_first_part_trains_on_what_is_hard_for_the_small_model_yet_learnable(architecture: str) -> None:
+    """Of causal, masked and image batches: its loss is that of the batch which these sequences make."""
+    experiment = experiment_of(architecture, batch=6)
+    task, batch = task_of(experiment), data_of(experiment).train_batch(0, 0)
+    options = {"selected": 0.5, "likeliest": 8}
+    phase = first(get("salt", options).method, task)
+    kept = selected_by_hand(task, batch, 8, 3)
+    parts = [batch.rows(row, row + 1) for row in kept]
+    length = batch.inputs.shape[1]
+    moved = None if batch.positions is None else torch.cat([part.positions + n * length for n, part in enumerate(parts)])  # type: ignore[operator]
+    alone = Batch(torch.cat([part.inputs for part in parts]), moved, torch.cat([part.labels for part in parts]))
+    plain = first(get("salt").method, task_of(experiment))
+    plain.model.load_state_dict(phase.model.state_dict())
+    with Costs(CPU).keeping(), torch.no_grad():
+        torch.testing.assert_close(phase.loss(phase.model, batch, 0), plain.loss(plain.model, alone, 0))
+
+
+def test_salts_selection_costs_the_whole_batchs_teacher_and_the_kept_ones_training() -> None:
+    experiment = experiment_of("gpt2", steps=4)
+    (guided, _), (whole, _) = (plan(experiment, get("salt", {"selected": share}), VOCABULARY) for share in (0.5, 1.0))
+    assert guided.flops_per_step["teacher"] == whole.flops_per_step["teacher"]
+    assert guided.flops_per_step["train"] == whole.flops_per_step["train"] / 2
+
+
+def test_a_sequence_without_a_learnable_label_comes_last() -> None:
+    from growbench.methods.salt import median_learnable_loss
+
+    taught = torch.tensor([[9.0, 1, 0], [0, 1, 9], [9, 1, 0], [9, 1, 0], [1, 9, 0], [9, 1, 0]])
+    labels = torch.tensor([2, 1, 1, 0, 0, 0])  # sequences of two labels, of which the two likeliest tokens count
+    losses = -taught.log_softmax(-1).gather(-1, labels[:, None]).view(3, 2)
+    found = median_learnable_loss(taught, labels, 2, 3)
+    torch.testing.assert_close(found, torch.stack([losses[0, 1], losses[1].min(), losses[2].min()]))
+    assert median_learnable_loss(taught[:1], labels[:1], 1, 1).item() == -1.0
 
 
 # --- LAG

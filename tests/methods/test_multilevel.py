@@ -84,3 +84,50 @@ def test_the_phases_are_those_of_the_authors_script() -> None:
 def test_shares_and_mixtures_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be"):
         get("multilevel", options)
+
+
+def by_hand(value: torch.Tensor, layers: int) -> torch.Tensor:
+    """A second-matrix-like (LAYER, FFN, WIDTH) weight of twice the sizes and `layers` layers, coalesced to half of each."""
+    _, ffn, width = value.shape
+    blocks = value.reshape(layers, 2, ffn // 2, 2, width // 2).mean(1).sum(2)
+    return (blocks[: layers // 2] + blocks[layers // 2 :]) / 2
+
+
+def test_three_levels_go_down_and_up_one_at_a_time() -> None:
+    """By hand, from 4 layers of width 64 to 2 of 32, to 1 of 16, and back."""
+    large = replace(times(SMALL, 4), layers=4)
+    experiment = experiment_of("gpt2", replace(SMALL, layers=1), large, steps=100)
+    middle = {"layers": 2, "width": 32, "heads": 4}
+    options = {"alpha": 0.25, "first": 0.05, "small": 0.2, "between": [middle]}
+    task = task_of(experiment)
+    seen = []
+    for phase in driven(get("multilevel", options).method, task, data_of(experiment)):
+        seen.append((phase, task.read(phase.model)["layers.ffn.up.weight"].value))
+    names = ["target", "level 2", "coalesced", "level 2 interpolated", "interpolated"]
+    assert [(phase.name, phase.length(100, 0)) for phase, _ in seen[:4]] == list(zip(names, [5, 5, 20, 20], strict=False))
+    assert seen[4][0].name == "interpolated" and seen[4][0].steps is None
+    assert [sizes_of(phase.model).width for phase, _ in seen] == [64, 32, 16, 32, 64]
+    assert sizes_of(seen[1][0].model).ffn == 128
+    assert [phase.optimizer and phase.optimizer.param_groups[0]["lr"] for phase, _ in seen] == [None, *[4e-3] * 3, None]
+    trained = [task.read(phase.model)["layers.ffn.up.weight"].value for phase, _ in seen]
+    torch.testing.assert_close(seen[1][1], by_hand(trained[0], 4))
+    torch.testing.assert_close(seen[2][1], by_hand(trained[1], 2))
+    for down, small, up in ((1, 2, 3), (0, 3, 4)):
+        copied = trained[small].repeat(2, 2, 2) / 2
+        torch.testing.assert_close(seen[up][1], 0.75 * trained[down] + 0.25 * copied)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"between": [{}]}, "must be above 0, their sum below 1 / 2"),
+        (
+            {"small": 0.2, "between": [{"depth": 2}]},
+            "between has depth: allowed are layers, width, heads, kv_heads, ",
+        ),
+        ({"small": 0.2, "between": [{"layers": 2}]}, "between: layers = 3 beneath 2: each level must be at most as large"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan(experiment_of("gpt2", SMALL, times(SMALL, 2)), get("multilevel", options), VOCABULARY)
