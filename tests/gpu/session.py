@@ -4,7 +4,7 @@
 
 Stages, in this order:
     tests      the tests of tests/gpu that need CUDA
-    sharing    the speed of processes that share the GPU, with and without NVIDIA's MPS; what follows uses the fastest way
+    sharing    the speed of processes that share the GPU, with NVIDIA's MPS, with CUDA graphs; what follows uses the fastest way
     precision  final losses in bf16 against float32
     bench      growbench bench of three targets of full size
     ladder     the ladder of results/README.md, as far as its runs are missing or of earlier code
@@ -31,7 +31,7 @@ from growbench.costs.hardware import choose_device, device_name
 from growbench.runs import store
 from tests.gpu import stages
 from tests.gpu.processes import GRACE
-from tests.gpu.stages import ROOT, Session
+from tests.gpu.stages import ROOT, Session, Way
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ def main() -> int:
         corpus=corpus,
         seeds=options.seeds,
         settings=options.set,
-        processes=options.processes,
-        shared=options.mps,
+        way=options.way,
     )
     for folder in work, options.out:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +106,13 @@ def _options() -> argparse.Namespace:
         "--corpus", type=Path, metavar="FOLDER", help="prepared tokens, in place of the texts of the hub; images are then random"
     )
     parser.add_argument("--seeds", default="0,1,2", help="of the ladder; default: 0,1,2")
-    parser.add_argument("--processes", type=int, default=1, help="that train side by side, if the stage sharing is left out")
-    parser.add_argument("--mps", action="store_true", help="have them share the GPU by MPS, likewise")
+    parser.add_argument(
+        "--way",
+        type=_way,
+        default=Way(),
+        metavar="N[,mps][,graphs]",
+        help="of training side by side, if the stage sharing is left out",
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of bert-small-base-lite")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--cut", action="store_true", help="a rehearsal: all stages with small models and few steps")
@@ -122,6 +126,13 @@ def _options() -> argparse.Namespace:
 def _limit(text: str) -> tuple[str, float]:
     name, _, seconds = text.partition("=")
     return name, float(seconds)
+
+
+def _way(text: str) -> Way:
+    count, *named = text.split(",")
+    if unknown := {*named} - {"mps", "graphs"}:
+        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; allowed are mps and graphs")
+    return Way(int(count), "mps" in named, "graphs" in named)
 
 
 def _outcome(stage: Stage, session: Session, seconds: float) -> str:

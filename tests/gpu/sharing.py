@@ -15,6 +15,7 @@ from growbench import architectures, data
 from growbench.config import loading
 from growbench.costs.hardware import choose_device
 from growbench.tools.throughput import WARM_UP, BareLoop
+from growbench.training.graphs import capture
 
 WAIT = 60.0  # seconds for the other processes
 
@@ -29,13 +30,14 @@ def main() -> None:
     )
     parser.add_argument("--number", type=int, required=True, help="of this process")
     parser.add_argument("--processes", type=int, required=True, help="that are waited for")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     print(f"{steps_per_second(options):.2f}")
 
 
 def steps_per_second(options: argparse.Namespace) -> float:
     device = choose_device(options.device)
-    experiment = loading.load(options.experiment)
+    experiment = loading.load(options.experiment, [*options.set, "machine.compile=off"])
     architecture = architectures.of(experiment)
     texts = data.load(experiment.data, architecture.objective, architecture.tokenizer, experiment.train.batch)
     torch.manual_seed(0)
@@ -43,6 +45,8 @@ def steps_per_second(options: argparse.Namespace) -> float:
         model = architecture.build(experiment.sizes("target", texts.vocabulary))
     loop = BareLoop(experiment, texts, device, model)
     loop.train(WARM_UP)
+    if experiment.machine.graphs:
+        loop.step = capture(loop.step, next(loop.batches))  # type: ignore[arg-type, assignment]
     (options.meet / str(options.number)).touch()
     deadline = time.monotonic() + WAIT
     while len(list(options.meet.iterdir())) < options.processes:

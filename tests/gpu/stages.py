@@ -32,6 +32,22 @@ def settings(values: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How processes train side by side."""
+
+    processes: int = 1
+    mps: bool = False
+    graphs: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.processes}{' by MPS' * self.mps}{' with graphs' * self.graphs}"
+
+    @property
+    def settings(self) -> list[str]:
+        return ["machine.graphs=true"] * self.graphs
+
+
+@dataclass(frozen=True)
 class Sizes:
     """How much of each stage is done: whole on a GPU, or cut for a rehearsal on a CPU."""
 
@@ -39,7 +55,7 @@ class Sizes:
     precision: Sequence[str] = ()  # --set
     bench: Mapping[str, Sequence[str]] = field(default_factory=dict)  # --set of each experiment
     bench_is: str = "throughput.SECONDS = 1.0"
-    sharing: Sequence[int] = (1, 8, 16)  # processes
+    ways: Sequence[Way] = (Way(16), Way(1, graphs=True), Way(8, graphs=True), Way(16, mps=True), Way(16, mps=True, graphs=True))
     sharing_seconds: float = 4.0
     ladder: Sequence[str] = ()  # further options
     lite: Sequence[str] = ()  # --set
@@ -59,7 +75,7 @@ CUT = Sizes(
         "deit-s-b": [*_SMALL, "train.batch=4", "machine.micro_batch=2"],
     },
     bench_is="throughput.SECONDS, throughput.matrix_peak = 0.1, lambda *_: 1e12",  # the peak of a CPU takes minutes
-    sharing=(1, 2),
+    ways=(Way(1), Way(2), Way(2, mps=True)),
     sharing_seconds=0.5,
     ladder=["--methods", "bert2bert", "--budgets", "0.5,1", *settings([*_SHORT, "source.warmup=2"])],
     lite=[*_SMALL, *_SHORT, "source.warmup=2", "machine.micro_batch=2"],
@@ -76,8 +92,7 @@ class Session:
     corpus: Path | None
     seeds: str  # of the ladder
     settings: Sequence[str]  # --set of the last stage
-    processes: int = 1  # that train side by side: the fastest of those that were tried
-    shared: bool = False  # whether by MPS
+    way: Way = Way()  # the fastest of those that were tried
 
     @property
     def results(self) -> Path:
@@ -87,9 +102,9 @@ class Session:
         return self.work / "logs" / f"{name}.txt"
 
     @contextmanager
-    def sharing(self) -> Iterator[Environment]:
-        """The environment of processes side by side, as the trial found it to be fastest."""
-        with shared_gpu(self.work / "mps") if self.shared else nullcontext({}) as environment:
+    def environment(self, mps: bool) -> Iterator[Environment]:
+        """Of processes side by side. Raises OSError where there is no MPS."""
+        with shared_gpu(self.work / "mps") if mps else nullcontext({}) as environment:
             yield {**ALONE, **environment}
 
     def text(self) -> list[str]:
@@ -116,35 +131,33 @@ def tests(session: Session, seconds: float) -> str:
 
 
 def sharing(session: Session, seconds: float) -> str:
-    """Steps a second of processes side by side, all together, with and without MPS. What follows uses the fastest way."""
+    """Steps a second of processes side by side, all together, in several ways. What follows uses the fastest."""
     deadline = time.monotonic() + seconds
-    found: dict[tuple[int, bool], float] = {}
+    found: dict[Way, float] = {}
     said = []
-    for shared in [False, True] if session.device == "cuda" else [False]:
-        session.shared = shared
+    for mps in False, True:
         try:
-            with session.sharing() as environment:
-                for count in session.sizes.sharing:
-                    if count == 1 and shared:
-                        continue
+            with session.environment(mps) as environment:
+                for way in [way for way in session.sizes.ways if way.mps == mps]:
                     left = deadline - time.monotonic() - GRACE
-                    speed = _together(session, count, environment, left) if left > 0 else 0.0
-                    found[count, shared] = speed
-                    said.append(f"{count}{' by MPS' * shared}: {speed:.0f}")
+                    if left > 0:
+                        found[way] = _together(session, way, environment, left)
+                        said.append(f"{way}: {found[way]:.0f}")
         except OSError as error:
             said.append(f"no MPS: {error}")
-    session.processes, session.shared = max(found, key=lambda way: found[way])
+    session.way = max(found, key=lambda way: found[way])
     return f"{'FAILED: ' * (not any(found.values()))}steps/s of {LADDER} by processes {', '.join(said)}"
 
 
-def _together(session: Session, count: int, environment: Environment, seconds: float) -> float:
-    """Steps a second of so many processes, all together; 0 if one of them failed."""
-    name = f"sharing-{count}{'-mps' * session.shared}"
-    folder = session.work / name
-    folder.mkdir()
-    command = ["-m", "tests.gpu.sharing", LADDER, "--device", session.device, "--meet", str(folder)]
-    command += ["--seconds", str(session.sizes.sharing_seconds), "--processes", str(count), "--number"]
-    commands = {session.log(f"{name}-{number}"): [*command, str(number)] for number in range(count)}
+def _together(session: Session, way: Way, environment: Environment, seconds: float) -> float:
+    """Steps a second of all processes together; 0 if one of them failed."""
+    name = f"sharing-{way}".replace(" ", "-")
+    meet = session.work / name
+    shutil.rmtree(meet, ignore_errors=True)
+    meet.mkdir()
+    command = ["-m", "tests.gpu.sharing", LADDER, "--device", session.device, *settings(way.settings), "--meet", str(meet)]
+    command += ["--seconds", str(session.sizes.sharing_seconds), "--processes", str(way.processes), "--number"]
+    commands = {session.log(f"{name}-{number}"): [*command, str(number)] for number in range(way.processes)}
     ended = run(commands, seconds, environment)
     if verdict(ended):
         print(f"{name}: {verdict(ended)}")
@@ -158,10 +171,10 @@ def precision(session: Session, seconds: float) -> str:
     for kind in "float32", "bf16":
         for name in PRECISION:
             options = ["--methods", "bert2bert", "--seeds", session.sizes.seeds, "--device", session.device, "--only", "1/1"]
-            changes = settings([*session.sizes.precision, f"train.precision={kind}"])
+            changes = settings([*session.sizes.precision, *session.way.settings, f"train.precision={kind}"])
             where = ["--results", str(session.results / "precision" / kind)]
             commands[session.log(f"precision-{name}-{kind}")] = [*GROWBENCH, "run", name, *options, *changes, *where]
-    with session.sharing() as environment:
+    with session.environment(session.way.mps) as environment:
         ended = run(commands, seconds, environment)
     rows = [line for name in PRECISION for line in _compared(session, name)]
     (session.work / "precision.txt").write_text("\n".join([COMPARED, *rows, ""]))
@@ -232,10 +245,11 @@ def ladder(session: Session, seconds: float) -> str:
         shutil.copytree(COMMITTED / "mini" / LADDER, folder, ignore=shutil.ignore_patterns("report"))
     before = {name: run.record for name, run in _finished(folder).items()}
     request = [*GROWBENCH, *shlex.split(line), "--seeds", session.seeds, "--device", session.device]
-    request += ["--results", str(folder.parent), *session.sizes.ladder]
-    parts = [[*request, "--only", f"{number + 1}/{session.processes}"] for number in range(session.processes)]
+    request += ["--results", str(folder.parent), *session.sizes.ladder, *settings(session.way.settings)]
+    count = session.way.processes
+    parts = [[*request, "--only", f"{number + 1}/{count}"] for number in range(count)]
     deadline = time.monotonic() + seconds
-    with session.sharing() as environment:
+    with session.environment(session.way.mps) as environment:
         ended = run(_logged(session, "ladder", parts), seconds, environment)
         if deadline > time.monotonic() + GRACE:  # whatever is left, such as runs that branch off another part's
             ended += run(_logged(session, "ladder", [[*request, "--only", "1/1"]]), deadline - time.monotonic(), environment)

@@ -14,6 +14,7 @@ from torch import nn
 
 from growbench import architectures, registry
 from growbench.console import Progress
+from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.data.shapes import shape_batch
 from growbench.method import Task, Trained, task_loss
@@ -73,7 +74,7 @@ def test_every_method_trains_as_on_the_cpu(name: str) -> None:
     """The same FLOPs by account, and the same losses but for rounding."""
     architecture = OTHER_ARCHITECTURE.get(name, "gpt2")
     (there, expected), (here, found) = (trained(name, architecture, device) for device in (CPU, CUDA))
-    assert here.costs.flops == there.costs.flops and here.costs.flops["train"] > 0
+    assert here.costs.flops == there.costs.flops and here.costs.flops[Account.TRAIN] > 0
     assert found == pytest.approx(expected, rel=1e-4)
 
 
