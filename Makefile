@@ -2,11 +2,14 @@
 # make test       lint, layers, types, the manual, tests
 # make docs       build the manual: build/docs/index.html
 # make generated  write what is generated in README.md and docs/: tables of results, commands, keys, methods
+# make gpu        what a GPU is needed for: its tests, speeds, and the results made on one; in OUT, within MINUTES
 # Each sets up .venv first if it is not there, from pyproject.toml with the exact versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+OUT := build/gpu
+MINUTES := 60
 
-.PHONY: run test tests checks docs generated
+.PHONY: run test tests checks docs generated gpu
 
 run: .venv/ready
 	$(BIN)/growbench run --methods stackbert,mslt,bert2bert,ki,ligo
@@ -34,6 +37,9 @@ generated: .venv/ready
 	$(BIN)/growbench report results/reference/gpt2-tiny
 	$(BIN)/growbench report results/mini
 	$(BIN)/python -m docs.generate
+
+gpu: .venv/ready
+	$(BIN)/python -m tests.gpu.session --minutes $(MINUTES) --out $(OUT)
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

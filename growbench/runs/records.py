@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -210,10 +211,13 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The commit of growbench's code, with "-dirty" if it was changed since; "unknown" outside of its repository."""
+    """The commit of growbench's code, with "-dirty" if it was changed since; "unknown" outside of its repository.
+
+    Of a copy without its repository it is what the environment says: GROWBENCH_COMMIT.
+    """
     package = Path(growbench.__file__).parent
     if _git("ls-files", "--error-unmatch", str(package / "__init__.py")) is None:  # perhaps in another repository
-        return "unknown"
+        return os.environ.get("GROWBENCH_COMMIT", "unknown")
     changed = _git("status", "--porcelain", "--", str(package), str(package.parent / "methods"))
     return f"{_git('rev-parse', 'HEAD')}{'-dirty' if changed else ''}"
 

@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,7 +104,8 @@ class Session:
     @contextmanager
     def environment(self, mps: bool) -> Iterator[Environment]:
         """Of processes side by side. Raises OSError where there is no MPS."""
-        with shared_gpu(self.work / "mps") if mps else nullcontext({}) as environment:
+        sharing: AbstractContextManager[Environment] = shared_gpu(self.work / "mps") if mps else nullcontext({})
+        with sharing as environment:
             yield {**ALONE, **environment}
 
     def text(self) -> list[str]:
@@ -121,13 +122,12 @@ def verdict(ended: Sequence[Ended]) -> str:
 
 
 def tests(session: Session, seconds: float) -> str:
-    """The tests of tests/gpu; on CUDA those that run on it alone, in one process."""
-    marked = ["-m", "gpu"] if session.device == "cuda" else []
-    command = ["-m", "pytest", "tests/gpu", "-p", "no:cacheprovider", "-p", "no:xdist", "--durations=5", *marked]
-    (ended,) = run({session.log("tests"): command}, seconds)
-    if ended.late:
-        return f"FAILED: {verdict([ended])}"
-    return f"{'FAILED: ' * bool(ended.code)}{ended.last_line.strip('= ')}"
+    """The tests of tests/gpu, one process for each file; on CUDA those that run on it alone."""
+    options = ["-p", "no:cacheprovider", "-p", "no:xdist", "--durations=5", *(["-m", "gpu"] if session.device == "cuda" else [])]
+    files = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+    ended = run({session.log(file.stem): ["-m", "pytest", str(file), *options] for file in files}, seconds, ALONE)
+    said = [f"{each.log.stem.removeprefix('test_')}: {'no time' if each.late else each.last_line.strip('= ')}" for each in ended]
+    return f"{'FAILED: ' * any(each.code for each in ended)}{'; '.join(said)}"
 
 
 def sharing(session: Session, seconds: float) -> str:

@@ -156,6 +156,9 @@ def test_the_commit_is_that_of_growbenchs_repository(tmp_path: Path, monkeypatch
     (package / "__init__.py").write_text("")
     monkeypatch.setattr(records.growbench, "__file__", str(package / "__init__.py"))
     assert commit() == "unknown"
+    with monkeypatch.context() as patch:
+        patch.setenv("GROWBENCH_COMMIT", "of the copy")
+        assert commit() == "of the copy"
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "first")
     assert commit() == "unknown"
