@@ -71,6 +71,14 @@ def parser() -> argparse.ArgumentParser:
 def _run(run: argparse.ArgumentParser) -> None:
     _add_request(run)
     run.add_argument(
+        "--workers",
+        type=values.count,
+        default=1,
+        metavar="N",
+        help="train so many runs at once, each in a process with its share of the threads, or all on one GPU; their seconds are "
+        "marked as shared, and no report compares them; default: 1",
+    )
+    run.add_argument(
         "--tensor-parallel",
         type=int,
         default=1,

@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
     _check_request(options)
     if options.only is not None and options.dry_run:
         raise UsageError("--only: not with --dry-run")
+    if options.workers > 1 and (options.dry_run or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        raise UsageError("--workers: not with --dry-run, and not with torchrun, whose processes train one run together")
     if options.throughput and not options.dry_run:
         raise UsageError("--throughput: only with --dry-run")
     experiment = loading.load(options.experiment, options.set)

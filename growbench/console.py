@@ -77,6 +77,11 @@ def byte_bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
+def time_left(spent: float, done: int, left: int) -> str:
+    """How long the steps that are left take, after `done` steps in `spent` seconds."""
+    return duration(spent / done * left) if done else "-"
+
+
 class Progress:
     """The progress of the run `label`, of at least `steps` steps, towards a target loss (nats; None: not known)."""
 
@@ -114,9 +119,7 @@ class Progress:
             return
         if not self.shown:
             return
-        spent = time.perf_counter() - self.started
-        now = self.done - self.resumed
-        left = duration(spent / now * (self.steps - self.done)) if now else "-"
+        left = time_left(time.perf_counter() - self.started, self.done - self.resumed, self.steps - self.done)
         say(
             f"{self.label:<18} {self.phase:<16} step {self.done:>6}/{self.steps:<6} loss {val_loss:8.4f}{goal}"
             f"  {quantity(flops, 'FLOP'):>11}  {left:>8} left"

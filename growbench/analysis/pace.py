@@ -80,7 +80,8 @@ def paces(runs: Sequence[Run]) -> Mapping[Place, Pace]:
                 names.setdefault(place, phase.name or "")
                 for clock, each in sums[place].items():
                     each.add(phase, beside, clock)
-    repeat = variation_of(run for run in runs if is_scratch(run) and run.finished) < LARGEST_VARIATION
+    finished = [run for run in runs if is_scratch(run) and run.finished]
+    repeat = variation_of(finished) < LARGEST_VARIATION and not any(run.record.hardware.shared for run in finished)
     found = {
         place: Pace(names[place], each["seconds"].ratio if repeat else math.nan, each["cpu_seconds"].ratio)
         for place, each in sums.items()

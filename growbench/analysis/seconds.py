@@ -1,7 +1,7 @@
 """Which seconds a report compares: measured ones, reference seconds, or none.
 
-Measured seconds compare where scratch repeats its own and all its runs were on one kind of machine. Reference seconds are a run's
-steps times the step times that `growbench bench` measured alone on such a machine, plus the growth that it measured.
+Measured seconds compare where scratch repeats its own and all its runs were alone on one kind of machine. Reference seconds are a
+run's steps times the step times that `growbench bench` measured alone on such a machine, plus the growth that it measured.
 """
 
 from __future__ import annotations
@@ -202,6 +202,8 @@ def _varies(variation: float) -> str:
 
 def _why_not_measured(scratch: Sequence[Run]) -> str:
     """Why measured seconds do not compare, as the beginning of a sentence; empty if they may."""
+    if any(run.record.hardware.shared for run in scratch):
+        return "Scratch ran beside other runs on the same machine (--workers)"
     if len({run.record.hardware for run in scratch}) > 1:
         return "Scratch ran on different hardware in different seeds"
     variation = variation_of(scratch)
@@ -222,12 +224,17 @@ def _reference(
     refused = "the reference seconds are of other hardware"
     for machine in machines:
         for reference in references:
-            if reference.hardware == replace(machine, earlier=""):
+            if reference.hardware == _alone(machine, reference.hardware.threads):
                 reasons = [reason for run in scratch if (reason := why_not(reference, run))]
                 if not reasons:
                     return reference, ""
                 refused = f"the reference seconds are not used: {SCRATCH} {reasons[0]}"
     return None, refused
+
+
+def _alone(machine: Hardware, threads: int) -> Hardware:
+    """The machine with one run on it. A run beside others has a share of the threads, and would have all of them alone."""
+    return replace(machine, earlier="", at_once=1, threads=threads if machine.at_once > 1 else machine.threads)
 
 
 def _described(reference: StepSeconds, runs: Sequence[Run]) -> str:

@@ -28,11 +28,17 @@ class Hardware:
     workers: int = field(default=-1, compare=False)
     graphs: bool = False
     stepping: str = field(default="", compare=False)  # of the CPU, as "25.17.1": results of equal ones are bit-identical
+    at_once: int = 1  # runs on this machine at the same time, as `growbench run --workers` trains them
     earlier: str = ""  # the other machines that the run was on before it was resumed here, separated by "; "
 
     def settings(self) -> dict[str, Any]:
         """The fields that are not at their defaults."""
         return {f.name: value for f in dataclasses.fields(self) if (value := getattr(self, f.name)) != f.default}
+
+    @property
+    def shared(self) -> bool:
+        """Whether other runs took a part of the machine, so that seconds say little about one run."""
+        return self.at_once > 1 or "at_once" in self.earlier
 
     def __str__(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.settings().items())

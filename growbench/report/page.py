@@ -73,6 +73,8 @@ def _machine(run: Run) -> str:
         details.append(f"micro-batches of {hardware.micro_batch}")
     if hardware.compile != "auto":
         details.append(f"compile {hardware.compile}")
+    if hardware.at_once > 1:
+        details.append(f"{hardware.at_once} runs at once")
     if hardware.earlier:
         details.append(f"begun on {hardware.earlier}")
     return f"{hardware.name} ({', '.join(filter(None, details))})"

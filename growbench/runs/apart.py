@@ -99,8 +99,12 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
         raise error(value)
     if asked:
         raise Interrupted
-    code = process.exitcode or 0
-    raise Died(f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended by itself, with exit code {code}")
+    raise Died(how_it_ended(process.exitcode or 0))
+
+
+def how_it_ended(code: int) -> str:
+    """A process with this exit code, in words."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended by itself, with exit code {code}"
 
 
 def _carry_out(sending: Connection, surroundings: Surroundings, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -64,28 +64,47 @@ class Benchmark:
         cannot be carried out.
         """
         methods, seeds = list(methods), list(seeds)
-        if self.follows:
-            data = self.setting.load_data("target")
-        else:
-            data = self.check(methods)
-            if self.setting.parallel.is_main_process:
-                check_folder(self.setting.folder)
-            self._announce(data)
+        data = self.setting.load_data("target") if self.follows else self.prepare(methods)
         foreign = [found for found in methods if found.foreign and found.name != SCRATCH]
         scratch = [found for found in methods if found.name == SCRATCH]
         others = [found for found in methods if not (found.foreign or found.name == SCRATCH)]
-        first = Round(self.setting, self.claims, self.sources, data, self.target_loss)
+        first = self.round(data)
         succeeded = first.finish(self._ladders(scratch, seeds))
-        target_loss = self._scratch_loss(seeds) if self.target_loss is None else self.target_loss
-        rest = replace(first, target_loss=target_loss)
+        rest = replace(first, target_loss=self.shown_target(seeds))
         succeeded &= rest.finish(self._ladders(others, seeds))
-        named = [seed for seed in seeds if store.name(SOURCE, seed) in (self.only or ())]
+        named = self._named_sources(seeds)
         for seed in sorted({*sources_of, *named, *(self.growing(foreign, seeds, data) if foreign else ())}):
             succeeded &= self.sources.of(seed) is not None or seed not in named
         if foreign:
             self.sources.trains = False
             succeeded &= rest.finish(self._ladders(foreign, seeds))
         return succeeded
+
+    def prepare(self, methods: Iterable[Found]) -> Data:
+        """Load the data, and say what is unusual. Raises UsageError for a request that cannot be carried out."""
+        data = self.check(methods)
+        if self.setting.parallel.is_main_process:
+            check_folder(self.setting.folder)
+        self._announce(data)
+        return data
+
+    def round(self, data: Data, target_loss: float | None = None) -> Round:
+        """`target_loss`: if the request has none."""
+        return Round(self.setting, self.claims, self.sources, data, self.target_loss or target_loss)
+
+    def shown_target(self, seeds: Iterable[int]) -> float | None:
+        """The target loss that progress is shown with: by default what scratch has reached; None if it is not known yet."""
+        return self._scratch_loss(seeds) if self.target_loss is None else self.target_loss
+
+    def sources_left(self, methods: Iterable[Found], seeds: Sequence[int], data: Data) -> list[int]:
+        """The seeds whose source is trained here, or is to be there before a run is trained."""
+        if self.setting.experiment.pretrained:
+            return []
+        return sorted({*self._named_sources(seeds), *self.growing(methods, seeds, data)})
+
+    def _named_sources(self, seeds: Iterable[int]) -> list[int]:
+        """The seeds whose source is among the runs to train."""
+        return [seed for seed in seeds if store.name(SOURCE, seed) in (self.only or ())]
 
     def _ladders(self, methods: Iterable[Found], seeds: Iterable[int]) -> list[Ladder]:
         """The runs to do of each method on each seed, at every budget, the longest first."""

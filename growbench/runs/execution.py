@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from growbench import architectures
 from growbench.config.schema import Training
-from growbench.console import Progress, say
+from growbench.console import say
 from growbench.costs import memory
 from growbench.costs.accounts import Account, Unit
 from growbench.costs.energy import counters
@@ -130,7 +130,7 @@ class Execution:
         parallel, name = self.setting.parallel, self.job.name
         folder = self._open()
         interruption = Interruption()
-        progress = Progress(name, self.training.steps, target_loss, shown=parallel.is_main_process)
+        progress = self.setting.progress(name, self.training.steps, target_loss, shown=parallel.is_main_process)
         live = self._live(folder) if folder and self.setting.track else None
         output = Output(live or (folder.curve if folder else []), progress, self.checkpoints, self.branches)
         trainer = self.trainer(output, Stop(interrupted=interruption))
@@ -197,7 +197,8 @@ class Execution:
         """The training loop of this run, with an empty ledger. Seeds torch's generators. It also stops at the run's own loss."""
         job, setting, device = self.job, self.setting, self.setting.parallel.device
         torch.manual_seed(job.seed)
-        costs = Costs(device, counters(device, setting.parallel.processes))
+        alone = setting.at_once == 1  # a counter is that of the whole machine
+        costs = Costs(device, counters(device, setting.parallel.processes) if alone else [])
         experiment = setting.experiment.at(job.budget_share, job.found.training)
         task = Task.of(experiment, job.which, self.data.vocabulary, device, job.seed)
         if self.source:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 
 from growbench import architectures
 from growbench.config.schema import PROTOCOL, Experiment, Training
-from growbench.console import say
+from growbench.console import Progress, say
 from growbench.costs.hardware import Hardware, cpu_stepping, device_name
 from growbench.data import Data, Which, load
 from growbench.method.options import settings as hyperparameters
@@ -64,6 +64,8 @@ class Setting:
     stop_at_loss: float | None = None  # each method's run ends at its first evaluation at or below it
     save: bool = False  # keep the trained models
     track: str | None = None  # the tracker that shows each run while it goes on
+    at_once: int = 1  # runs that are trained on this machine at the same time
+    progress: Callable[..., Progress] = Progress  # what shows a run while it goes on
 
     def folder_of(self, job: Job) -> Path:
         return self.folder / job.name
@@ -90,6 +92,7 @@ class Setting:
             precision=self.training(which).precision_on(device.type),
             processes=self.parallel.describe(),
             stepping=cpu_stepping() if device.type == "cpu" else "",
+            at_once=self.at_once,
             **dataclasses.asdict(self.experiment.machine),
         )
 

@@ -310,7 +310,7 @@ def other_machine(record: RunRecord, here: Hardware, torch_version: str) -> str:
     there = record.hardware
     if there.earlier:
         return "it was resumed on other hardware"
-    if there != here:
+    if replace(there, at_once=here.at_once) != here:
         return f"it ran on {there}"
     if record.versions.get("torch") != torch_version:
         return f"it ran with torch {record.versions.get('torch', 'unknown')}"

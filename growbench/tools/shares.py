@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from growbench import registry
 from growbench.config.schema import Experiment
@@ -25,6 +25,11 @@ class Unit:
     def runs(self) -> list[str]:
         """The names of its runs."""
         return [store.name(self.method, self.seed, share) for share in self.shares]
+
+    def within(self, only: Collection[str] | None) -> Unit:
+        """The part of it that is to be trained; None: all."""
+        kept = (share for share, run in zip(self.shares, self.runs, strict=True) if only is None or run in only)
+        return replace(self, shares=tuple(kept))
 
 
 def units(experiment: Experiment, methods: Iterable[str], seeds: Sequence[int], budgets: Budgets) -> list[Unit]:

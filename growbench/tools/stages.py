@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from growbench.planning.budgets import Budgets, MethodCost
     from growbench.registry import Found
     from growbench.runs.benchmark import Benchmark
+    from growbench.runs.jobs import Setting
 
 
 def train(options: argparse.Namespace, specs: Sequence[str], experiment: Experiment) -> bool:
     """Train the methods that these specs name. False if one failed. Raises UsageError before any training."""
     own, foreign = split(specs, experiment)
     options.only = _selected(options, specs, experiment)
+    if options.workers > 1:
+        from growbench.tools import at_once
+
+        return at_once.train(options, own, foreign)
     return _train_apart(options, own, foreign) if foreign else _train(options, own)
 
 
@@ -59,12 +64,7 @@ def _train_apart(options: argparse.Namespace, own: Sequence[str], foreign: Seque
     """
     from growbench.runs.apart import Died, apart
 
-    checked = {}
-    for spec in foreign:
-        try:
-            checked[spec] = apart(_check_alone, options, spec)
-        except Died as error:
-            raise UsageError(f"{spec}: its process {error} while the method was loaded and planned") from None
+    checked = check_apart(options, foreign)
     seeds = sorted({seed for each in checked.values() for seed in each.sources})
     costs = {each.name: each.cost for each in checked.values() if each.cost}
     succeeded = apart(_train, options, own, seeds, costs)
@@ -75,6 +75,19 @@ def _train_apart(options: argparse.Namespace, own: Sequence[str], foreign: Seque
             say(f"{each.name:<18} failed: its process {error} before its runs were finished")
             succeeded = False
     return succeeded
+
+
+def check_apart(options: argparse.Namespace, foreign: Sequence[str]) -> dict[str, Checked]:
+    """What is known of plugins, each of which is checked in a process of its own. Raises UsageError if one cannot run."""
+    from growbench.runs.apart import Died, apart
+
+    checked = {}
+    for spec in foreign:
+        try:
+            checked[spec] = apart(_check_alone, options, spec)
+        except Died as error:
+            raise UsageError(f"{spec}: its process {error} while the method was loaded and planned") from None
+    return checked
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ def _check_alone(options: argparse.Namespace, spec: str) -> Checked:
     from growbench.planning.budgets import method_cost
 
     experiment, (found,) = asked(options, [spec])
-    benchmark = _benchmark(options, experiment, f"check {spec}")
+    benchmark = benchmark_of(options, setting_of(options, experiment, f"check {spec}"))
     data = benchmark.check([found])
     cost = None
     if options.protocol == "equal-cost":
@@ -102,7 +115,8 @@ def _check_alone(options: argparse.Namespace, spec: str) -> Checked:
 def _train_alone(options: argparse.Namespace, spec: str) -> bool:
     """Train a method that has been checked. False if it failed."""
     experiment, methods = asked(options, [spec])
-    return _benchmark(options, experiment, f"train {spec}", follows=True).run(methods, options.seeds)
+    setting = setting_of(options, experiment, f"train {spec}")
+    return benchmark_of(options, setting, follows=True).run(methods, options.seeds)
 
 
 def _train(
@@ -113,7 +127,7 @@ def _train(
 ) -> bool:
     """Train methods, and the source of these seeds. `costs`: of methods that are trained elsewhere. False if a method failed."""
     experiment, methods = asked(options, specs)
-    benchmark = _benchmark(options, experiment)
+    benchmark = benchmark_of(options, setting_of(options, experiment))
     benchmark.budgets = budgets_of(options, experiment, methods, benchmark.setting.parallel.dp_degree, costs)
     return benchmark.run(methods, options.seeds, sources_of)
 
@@ -131,17 +145,22 @@ def asked(options: argparse.Namespace, specs: Sequence[str]) -> tuple[Experiment
     return experiment, methods
 
 
-def _benchmark(options: argparse.Namespace, experiment: Experiment, stage: str = "", follows: bool = False) -> Benchmark:
-    """The benchmark, with the budgets that all methods share."""
+def setting_of(options: argparse.Namespace, experiment: Experiment, stage: str = "") -> Setting:
+    """What all runs share. `stage`: of the processes that torchrun started, if there are any."""
     from growbench.costs.hardware import choose_device
-    from growbench.runs.benchmark import Benchmark
     from growbench.runs.jobs import Setting
     from growbench.training import parallel
 
     processes = parallel.start(choose_device(options.device), options.tensor_parallel, options.shard, stage)
     stop_at_loss = options.target_loss if options.stop_at_target else None
-    setting = Setting(experiment, options.results / experiment.name, processes, stop_at_loss, options.save, options.track)
-    return Benchmark(setting, _shared_budgets(options, experiment), options.target_loss, follows, options.only)
+    return Setting(experiment, options.results / experiment.name, processes, stop_at_loss, options.save, options.track)
+
+
+def benchmark_of(options: argparse.Namespace, setting: Setting, follows: bool = False) -> Benchmark:
+    """The benchmark, with the budgets that all methods share."""
+    from growbench.runs.benchmark import Benchmark
+
+    return Benchmark(setting, _shared_budgets(options, setting.experiment), options.target_loss, follows, options.only)
 
 
 def _shared_budgets(options: argparse.Namespace, experiment: Experiment) -> Budgets:
