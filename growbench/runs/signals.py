@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Self
 
 from growbench.errors import Interrupted
 
@@ -30,7 +31,7 @@ class Interruption:
     def __call__(self) -> bool:
         return self._asked > 0
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> Self:
         main = threading.current_thread() is threading.main_thread()  # Python allows signal handlers only there
         heeded = [number for number in SIGNALS if main and not _ignored_on_purpose(number)]
         self._before = {number: signal.signal(number, self._ask) for number in heeded}

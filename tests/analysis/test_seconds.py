@@ -206,6 +206,18 @@ def test_one_seed_takes_reference_seconds_or_says_that_nothing_shows_that_they_r
     assert found.kind == SecondsKind.MEASURED and "nothing shows that they repeat" in found.note
 
 
+def test_runs_beside_others_have_no_measured_seconds_but_reference_seconds_of_the_whole_machine() -> None:
+    """Their share of the threads says nothing: alone they would have all."""
+    beside = {**HERE, "threads": 1, "at_once": 2}
+    runs = scratch(100, 100, hardware=beside)
+    found = choose(runs)
+    assert found.kind == SecondsKind.NONE and found.note.startswith("Scratch ran beside other runs on the same machine")
+    assert choose(runs, [REFERENCE]).timed(runs[0]).cost(Unit.SECONDS, Ledger.REUSE) == 50
+    assert choose(scratch(100, 100, hardware={**HERE, "threads": 1}), [REFERENCE]).kind == SecondsKind.MEASURED
+    begun_so = scratch(100, 100, hardware={**HERE, "earlier": str(Hardware(**beside))})
+    assert choose(begun_so).kind == SecondsKind.NONE
+
+
 def test_a_damaged_file_counts_for_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "step_seconds.json").write_text("{")
     assert seconds.references_of(tmp_path) == []
