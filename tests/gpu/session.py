@@ -63,18 +63,20 @@ def main() -> int:
     device = choose_device(options.device)
     sizes = stages.CUT if options.cut else stages.WHOLE
     work = (options.work or options.out / "work").resolve()
-    corpus = options.corpus and options.corpus.resolve()
     session = Session(
         work=work,
         device=device.type,
         sizes=sizes,
-        corpus=corpus,
+        corpus=options.corpus,
         seeds=options.seeds,
         settings=options.set,
-        way=options.way,
+        anew=options.anew,
+        way=options.way or Way(),
     )
     for folder in work, options.out:
         folder.mkdir(parents=True, exist_ok=True)
+    if not options.way and session.way_file.exists():
+        session.way = Way.of(session.way_file.read_text())
     named = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout if device.type == "cuda" else ""
     rows = [f"{named.strip() or device_name(device)}, torch {torch.__version__}, {options.minutes:g} minutes"]
     failed = False
@@ -107,12 +109,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--seeds", default="0,1,2", help="of the ladder; default: 0,1,2")
     parser.add_argument(
-        "--way",
-        type=_way,
-        default=Way(),
-        metavar="N[,mps][,graphs]",
-        help="of training side by side, if the stage sharing is left out",
+        "--way", type=Way.of, metavar="N[,mps][,graphs]", help="of training side by side; default: the fastest one that was found"
     )
+    parser.add_argument("--anew", action="store_true", help="train the whole ladder, not only what is missing or of earlier code")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of bert-small-base-lite")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--cut", action="store_true", help="a rehearsal: all stages with small models and few steps")
@@ -126,13 +125,6 @@ def _options() -> argparse.Namespace:
 def _limit(text: str) -> tuple[str, float]:
     name, _, seconds = text.partition("=")
     return name, float(seconds)
-
-
-def _way(text: str) -> Way:
-    count, *named = text.split(",")
-    if unknown := {*named} - {"mps", "graphs"}:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; allowed are mps and graphs")
-    return Way(int(count), "mps" in named, "graphs" in named)
 
 
 def _outcome(stage: Stage, session: Session, seconds: float) -> str:

@@ -39,8 +39,16 @@ class Way:
     mps: bool = False
     graphs: bool = False
 
+    @classmethod
+    def of(cls, text: str) -> Way:
+        """From a number of processes and what they use, as in 16,mps,graphs. Raises ValueError."""
+        count, *named = text.split(",")
+        if {*named} - {"mps", "graphs"}:
+            raise ValueError(text)
+        return cls(int(count), "mps" in named, "graphs" in named)
+
     def __str__(self) -> str:
-        return f"{self.processes}{' by MPS' * self.mps}{' with graphs' * self.graphs}"
+        return f"{self.processes}{',mps' * self.mps}{',graphs' * self.graphs}"
 
     @property
     def settings(self) -> list[str]:
@@ -92,11 +100,17 @@ class Session:
     corpus: Path | None
     seeds: str  # of the ladder
     settings: Sequence[str]  # --set of the last stage
-    way: Way = Way()  # the fastest of those that were tried
+    anew: bool  # whether the ladder's committed runs are trained again
+    way: Way  # of the processes of a stage that trains several runs
 
     @property
     def results(self) -> Path:
         return self.work / "results"
+
+    @property
+    def way_file(self) -> Path:
+        """Holds the fastest way, once it was found."""
+        return self.work / "way.txt"
 
     def log(self, name: str) -> Path:
         return self.work / "logs" / f"{name}.txt"
@@ -146,12 +160,13 @@ def sharing(session: Session, seconds: float) -> str:
         except OSError as error:
             said.append(f"no MPS: {error}")
     session.way = max(found, key=lambda way: found[way])
-    return f"{'FAILED: ' * (not any(found.values()))}steps/s of {LADDER} by processes {', '.join(said)}"
+    session.way_file.write_text(str(session.way))
+    return f"{'FAILED: ' * (not any(found.values()))}steps/s of {LADDER} together: {'; '.join(said)}"
 
 
 def _together(session: Session, way: Way, environment: Environment, seconds: float) -> float:
     """Steps a second of all processes together; 0 if one of them failed."""
-    name = f"sharing-{way}".replace(" ", "-")
+    name = f"sharing-{way}"
     meet = session.work / name
     shutil.rmtree(meet, ignore_errors=True)
     meet.mkdir()
@@ -172,7 +187,7 @@ def precision(session: Session, seconds: float) -> str:
         for name in PRECISION:
             options = ["--methods", "bert2bert", "--seeds", session.sizes.seeds, "--device", session.device, "--only", "1/1"]
             changes = settings([*session.sizes.precision, *session.way.settings, f"train.precision={kind}"])
-            where = ["--results", str(session.results / "precision" / kind)]
+            where = ["--results", str(session.work / "precision" / kind)]
             commands[session.log(f"precision-{name}-{kind}")] = [*GROWBENCH, "run", name, *options, *changes, *where]
     with session.environment(session.way.mps) as environment:
         ended = run(commands, seconds, environment)
@@ -187,7 +202,7 @@ COMPARED = f"{'final validation loss':<28} {'seeds':>5} {'float32':>9} {'bf16':>
 
 def _compared(session: Session, experiment: str) -> Iterator[str]:
     """A line for each method that has finished in both precisions on some seeds: means over these, and the spread in float32."""
-    kinds = [_finished(session.results / "precision" / kind / experiment) for kind in ("float32", "bf16")]
+    kinds = [_finished(session.work / "precision" / kind / experiment) for kind in ("float32", "bf16")]
     for method in sorted({name.rpartition("-seed")[0] for name in kinds[0]}):
         names = [name for name in kinds[0] if name.startswith(f"{method}-seed") and name in kinds[1]]
         if len(names) > 1:
@@ -237,11 +252,11 @@ def _images(session: Session) -> list[str]:
 
 
 def ladder(session: Session, seconds: float) -> str:
-    """The runs of results/README.md's command for the ladder that are missing or of earlier code, by processes side by side."""
+    """The runs of results/README.md's command that are missing or of earlier code, or all, by processes side by side."""
     page = (COMMITTED / "README.md").read_text(encoding="utf-8")
     (line,) = re.findall(rf"^growbench (run {LADDER} .*)$", page, re.MULTILINE)
     folder = session.results / "mini" / LADDER
-    if not folder.exists():
+    if not (folder.exists() or session.anew):
         shutil.copytree(COMMITTED / "mini" / LADDER, folder, ignore=shutil.ignore_patterns("report"))
     before = {name: run.record for name, run in _finished(folder).items()}
     request = [*GROWBENCH, *shlex.split(line), "--seeds", session.seeds, "--device", session.device]
