@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +89,12 @@ def summaries() -> dict[str, str]:
     """Each built-in method's first line, and each installed one's owner, without importing any."""
     lines = {name: _first_line(path) for name, path in built_in().items()}
     return {**lines, **{name: f"of {_owner(point)}" for name, point in installed().items()}}
+
+
+@cache
+def papers() -> dict[str, str]:
+    """The address of each built-in method's paper, without importing any."""
+    return {name: paper for name, path in built_in().items() if (paper := _paper(path))}
 
 
 def architecture_summaries() -> dict[str, str]:
@@ -342,6 +349,15 @@ def _first_line(path: Path) -> str:
     for node in _parsed(path).body:
         if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases):
             return (ast.get_docstring(node) or "").partition("\n")[0]
+    return ""
+
+
+def _paper(path: Path) -> str:
+    """What the method class says in `paper`, read without running the file."""
+    for node in ast.walk(_parsed(path)):
+        named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "paper"
+        if named and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return node.value.value
     return ""
 
 

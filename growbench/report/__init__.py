@@ -76,7 +76,9 @@ def _compare(folders: list[Path], price: float | None) -> dict[str, Comparison]:
     return comparisons
 
 
-def _write(comparison: Comparison, out: Path) -> Path:
+def _write(comparison: Comparison, out: Path, board: Path | None) -> Path:
+    """`board`: the page that this one links back to, if there is one."""
+    home = _address(board, out) if board else ""
     with _writing(out) as folder:
         sheets.write(comparison.outcomes, folder / "savings_by_seed.csv")
         sheets.write(tables.phases(comparison), folder / "phases.csv")
@@ -88,7 +90,7 @@ def _write(comparison: Comparison, out: Path) -> Path:
         (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8", errors="backslashreplace")
         (folder / VERDICT).write_text(terminal.text(comparison), encoding="utf-8", errors="backslashreplace")
         images = plots.save(comparison, folder)
-        (folder / "index.html").write_text(page.html(comparison, images), encoding="utf-8", errors="backslashreplace")
+        (folder / "index.html").write_text(page.html(comparison, images, home), encoding="utf-8", errors="backslashreplace")
         for name in set(plots.PLOTS) - set(images):  # of an earlier report, which had data for it
             for kind in ("csv", "png", "svg"):
                 (out / f"{name}.{kind}").unlink(missing_ok=True)
@@ -96,10 +98,15 @@ def _write(comparison: Comparison, out: Path) -> Path:
 
 
 def _write_board(comparisons: Mapping[str, Comparison], pages: Mapping[str, Path], out: Path) -> Path:
-    links = {name: quote(os.fsencode(Path(os.path.relpath(page, out)).as_posix())) for name, page in pages.items()}
+    links = {name: _address(page, out) for name, page in pages.items()}
     with _writing(out) as folder:
         (folder / "index.html").write_text(board.save(comparisons, links, folder), encoding="utf-8", errors="backslashreplace")
     return out / "index.html"
+
+
+def _address(page: Path, folder: Path) -> str:
+    """Of a page, for a link in a page in `folder`."""
+    return quote(os.fsencode(Path(os.path.relpath(page, folder)).as_posix()))
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from growbench.analysis.estimator import Verdict
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import counted, ratio
 from growbench.registry import SCRATCH
-from growbench.report import drawing, parts, sheets
+from growbench.report import drawing, inline, parts, sheets
 from growbench.report.cells import saving_of
-from growbench.report.drawing import LEDGER_TITLES, WIDE
+from growbench.report.drawing import LEDGER_TITLES
+from growbench.report.looks import looks
 from growbench.report.parts import MethodName, MethodRows, TableByMethod
 
 Row = Mapping[str, Any]
@@ -68,12 +69,13 @@ class Experiment:
 def _names(comparisons: Mapping[str, Comparison]) -> dict[str, MethodName]:
     """All methods, scratch first; marked if they kept their source, or were a control, in any experiment."""
     methods = sorted({method for found in comparisons.values() for method in found.methods} - {SCRATCH})
-    looks = drawing.looks(methods)
+    found = looks(methods)
     keep, controls = (
         {method for found in comparisons.values() for method in found.where(mark)} for mark in ("keeps_source", "control")
     )
     return {
-        method: MethodName(method + KEEPS * (method in keep), looks[method], method in controls) for method in (SCRATCH, *methods)
+        method: MethodName(method, method + KEEPS * (method in keep), found[method], method in controls)
+        for method in (SCRATCH, *methods)
     }
 
 
@@ -129,26 +131,27 @@ def performance_profile(labels: Mapping[str, str], data: pd.DataFrame, width: fl
     """For each method the share of experiments in which its cost is at most tau times the best method's."""
     methods = list(data["method"].unique())
     names = [labels[method] for method in methods]
-    height = drawing.high_enough(2.8 if width == WIDE else 2.5, names)
-    figure, both = drawing.panels(width, [height] * 2, 0.75, 0.25 + drawing.room(names))
-    looks = drawing.looks(labels)
+    height = drawing.high_enough(2.8 if drawing.is_wide(width) else 2.5, names)
+    figure, both = drawing.panels(width, [height], 2, drawing.Frame(0.6, 0.25 + drawing.room(names), 0.4))
+    drawn = looks(labels)
     for axes, ledger in zip(both, Ledger, strict=True):
         axes.set_xscale("log")
         axes.set_xlim(1, profiles.FURTHEST)
         axes.set_ylim(-0.06, 1.06)
         ends = []
         for place, method in enumerate(methods):
-            steps, look = data[(data["method"] == method) & (data["ledger"] == ledger)], looks[method]
+            steps, look = data[(data["method"] == method) & (data["ledger"] == ledger)], drawn[method]
             if steps.empty:  # the cost of its source is not known
                 continue
             shares = steps["share"] + min(0.008, 0.08 / len(methods)) * (place - (len(methods) - 1) / 2)
-            axes.plot(steps["tau"], shares, look.line, color=look.colour, linewidth=1.4, markersize=4, drawstyle="steps-post")
-            ends.append((profiles.FURTHEST, shares.iloc[-1], labels[method], look))
+            inline.tag(drawing.line(axes, steps["tau"], shares, look, linewidth=1.4, drawstyle="steps-post"), method)
+            ends.append(drawing.End(profiles.FURTHEST, shares.iloc[-1], method, labels[method], look))
         drawing.label_ends(axes, ends)
         drawing.percent_axis(axes.yaxis)
+        axes.grid(axis="y")
         axes.xaxis.set_major_locator(FixedLocator([1, 1.5, 2, 3, 4]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tau, _: f"{tau:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("FLOPs until scratch is met, over the best, log scale", loc="left")
-        drawing.title(axes, "Share of experiments, " + LEDGER_TITLES[ledger])
+        drawing.title(axes, LEDGER_TITLES[ledger])
     return figure

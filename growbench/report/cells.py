@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from growbench.analysis import columns
+from growbench.analysis.estimator import Verdict
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import Scale, p_value, saving, scale
 from growbench.registry import SCRATCH
@@ -46,6 +47,11 @@ def verdict_of(row: Mapping[str, Any], ledger: Ledger) -> str:
     p = row[columns.adjusted_p_value(ledger)]
     text = row[columns.verdict(ledger)]
     return f"{NO_VERDICT} ({text})" if math.isnan(p) else f"{text} (p\N{NO-BREAK SPACE}{p_value(p, equals=True)})"
+
+
+def claimed(row: Mapping[str, Any], ledger: Ledger) -> Verdict:
+    """The same without its p-value, and without a reason where there is no verdict."""
+    return next((verdict for verdict in Verdict if row[columns.verdict(ledger)] == verdict), Verdict.NONE)
 
 
 def source_unknown(row: Mapping[str, Any], unit: Unit, ledger: Ledger) -> bool:

@@ -7,68 +7,98 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_rgb
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from growbench.analysis import columns, tables
+from growbench.analysis import columns
 from growbench.analysis.comparison import Comparison
 from growbench.costs.accounts import Account
+from growbench.report import inline
 from growbench.report.cells import cost_scale
-from growbench.report.drawing import GREY, TITLES, human_axis, labels, looks, name_rows, panels, room, title
+from growbench.report.drawing import (
+    SMALL,
+    TITLES,
+    Frame,
+    Name,
+    human_axis,
+    is_wide,
+    labels,
+    left_edge,
+    panels,
+    room,
+    title,
+    write_name,
+)
+from growbench.report.looks import SOFT, looks
+
+STRENGTHS = {  # of the method's colour, in the order of a bar; the source's part is an outline
+    Account.SOURCE: 0.0,
+    Account.GROWTH: 1.0,
+    Account.OPERATOR: 0.5,
+    Account.TEACHER: 0.25,
+    Account.TRAIN: 0.75,
+}
 
 
 @dataclass(frozen=True)
-class Fill:
-    """How an account's part of a bar is filled: the strength of the method's colour, and a hatching."""
+class Bar:
+    """What one method's whole run cost by account, at a height from above."""
 
-    strength: float
-    hatch: str = ""
+    method: str
+    place: int
+    costs: dict[str, float]
 
-
-FILLS = {  # in the order of a bar
-    Account.SOURCE: Fill(0.0),
-    Account.GROWTH: Fill(1.0),
-    Account.OPERATOR: Fill(0.35, "///"),
-    Account.TEACHER: Fill(0.35, "xxx"),
-    Account.TRAIN: Fill(0.75),
-}
+    @property
+    def total(self) -> float:
+        return float(np.nansum(list(self.costs.values())))
 
 
 def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
     """What each method's whole run cost, stacked by account; the source model's own training, outlined, comes first."""
     methods = [method for method in comparison.methods if method in set(data[columns.METHOD])]
-    height = 0.36 * len(methods) + 0.1
-    figure, both = panels(width, [height] * len(comparison.units), room(labels(comparison)), 0.6)
+    names = room(labels(comparison)) - 0.1
+    height = 0.25 * len(methods) + 0.1
+    figure, both = panels(width, [height], len(comparison.units), Frame(names, 0.7, 0.2 if is_wide(width) else 0.0))
     drawn = looks(comparison.methods)
-    for axes, unit in zip(both, comparison.units, strict=True):
-        costs = {
-            (row[columns.METHOD], row[columns.ACCOUNT]): row[columns.COST]
-            for row in tables.records(data[data[columns.UNIT] == unit])
-        }
-        totals = [np.nansum([costs[method, account] for account in FILLS]) for method in methods]
-        scale = cost_scale(max(totals, default=0.0), unit)
-        for place, method in enumerate(reversed(methods)):
-            total = 0.0
-            for account in FILLS:
-                if (cost := costs[method, account]) > 0:  # not of a source whose cost is not known
-                    axes.barh(place, cost, left=total, height=0.62, **_fill(account, drawn[method].colour))
-                    total += cost
-            text = scale.text(total) + " + source" * bool(np.isnan(costs[method, Account.SOURCE]))
-            axes.annotate(text, (total, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        name_rows(axes, [comparison.label(method) for method in methods], [drawn[method] for method in methods])
+    for number, (axes, unit) in enumerate(zip(both, comparison.units, strict=True)):
+        costs = data[data[columns.UNIT] == unit].pivot(index=columns.METHOD, columns=columns.ACCOUNT, values=columns.COST)
+        bars = [Bar(method, place, dict(costs.loc[method])) for place, method in enumerate(methods)]
+        scale = cost_scale(max((bar.total for bar in bars), default=0.0), unit)
+        for bar in bars:
+            text = scale.text(bar.total) + " + source" * bool(np.isnan(bar.costs[Account.SOURCE]))
+            inline.tag([*_parts(axes, bar, drawn[bar.method].colour), _total(axes, bar, text)], bar.method)
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.set_yticks([])
+        if number == 0 or not is_wide(width):
+            for bar in bars:
+                write_name(axes, left_edge(axes), bar.place, Name(bar.method, comparison.label(bar.method), drawn[bar.method]))
         title(axes, f"{TITLES[unit]} of a whole run ({scale.name})")
         human_axis(axes, scale)
     paid = set(data.loc[data[columns.COST] > 0, columns.ACCOUNT])
-    patches = [Patch(label=account, **_fill(account, GREY)) for account in FILLS if account in paid]
+    patches = [Patch(label=account, **_fill(account, SOFT.light)) for account in STRENGTHS if account in paid]
+    left = (names - 0.1) / width if is_wide(width) else 0.0
     figure.legend(
-        handles=patches, loc="lower left", bbox_to_anchor=(0.1 / width, 0), ncols=len(patches), frameon=False,
-        fontsize=8, handlelength=1.2, handletextpad=0.5, columnspacing=1.0,
+        handles=patches, loc="lower left", bbox_to_anchor=(left, 0), ncols=len(patches), frameon=False, fontsize=SMALL,
+        handlelength=1.2, handletextpad=0.5, columnspacing=1.0, labelcolor=SOFT.light,
     )  # fmt: skip
     return figure
 
 
+def _parts(axes: Axes, bar: Bar, colour: str) -> list[Any]:
+    """A bar's parts one after another; none of a source whose cost is not known."""
+    total, drawn = 0.0, []
+    for account in STRENGTHS:
+        if (cost := bar.costs[account]) > 0:
+            drawn += axes.barh(bar.place, cost, left=total, height=0.62, **_fill(account, colour)).patches
+            total += cost
+    return drawn
+
+
+def _total(axes: Axes, bar: Bar, text: str) -> Any:
+    return axes.annotate(text, (bar.total, bar.place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=SMALL)
+
+
 def _fill(account: Account, colour: str) -> dict[str, Any]:
-    fill = FILLS[account]
-    tint = [1 - fill.strength * (1 - channel) for channel in to_rgb(colour)]
-    return {"facecolor": tint, "hatch": fill.hatch, "edgecolor": colour, "linewidth": 0.8}
+    return {"facecolor": to_rgba(colour, STRENGTHS[account]), "edgecolor": colour, "linewidth": 0.8}

@@ -1,9 +1,7 @@
-"""What all figures share: a method's look, room for text in a wide and a narrow cut, labels at the lines themselves."""
+"""What all figures share: room for text in a wide and a narrow cut, labels at the lines themselves, the files of a figure."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,109 +13,88 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
-from growbench import registry
 from growbench.analysis.comparison import Comparison
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import Scale, percent
-from growbench.registry import SCRATCH
-from growbench.report import sheets
+from growbench.report import inline, sheets
+from growbench.report.inline import Drawn
+from growbench.report.looks import GREY, INK, PAPER, RULE, SOFT, Look
 
-GREY, INK = "#4d4d4d", "#222222"
-# Okabe and Ito's palette without black and yellow, the indigo and the wine of Paul Tol's muted one, and his dark brown:
-# apart from one another, and from scratch's ink, in deuteranopia and protanopia too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#332288", "#882255", "#661100")
-MARKERS = {  # the second round of colours carries the second marker
-    "": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚", "X": "✖", "p": "⬟", "*": "★", "h": "⬢", "d": "♦", "H": "⬣",
-}  # fmt: skip
-FIRST = (  # built-in methods in the order in which they came: a later one takes no earlier one's look
-    "bert2bert", "direct_copy", "interpolation", "ki", "ligo", "mslt", "net2net", "progressive_net", "random_source",
-    "scratch_restart", "scratch_short", "shuffled_source", "stackbert",
-)  # fmt: skip
-WIDE, NARROW = 8.6, 4.3  # inches
+WIDE, NARROW = 11.4, 4.3  # inches; a page shows the wide cut at up to 1113 pixels, the narrow one on phones
 TITLES = {Unit.FLOPS: "Training FLOPs", Unit.SECONDS: "Wall time"}
-LEDGER_TITLES = {Ledger.REUSE: "reuse ledger: source model free", Ledger.BUILD: "build ledger: source model charged"}
+LEDGER_TITLES = {Ledger.REUSE: "Reuse ledger: source model free", Ledger.BUILD: "Build ledger: source model charged"}
+SMALL = 8.5  # points
 PARAMETERS: dict[str, Any] = {
     "font.size": 9.5,
-    "axes.edgecolor": "#888888",
+    "axes.edgecolor": GREY.light,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "hatch.linewidth": 0.8,
+    "axes.labelcolor": SOFT.light,
+    "axes.labelsize": 9,
+    "axes.titlecolor": INK.light,
+    "grid.color": RULE.light,
+    "grid.linewidth": 0.6,
+    "text.color": INK.light,
+    "xtick.color": GREY.light,
+    "ytick.color": GREY.light,
+    "xtick.labelcolor": SOFT.light,
+    "ytick.labelcolor": SOFT.light,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "axes.axisbelow": True,
     "svg.hashsalt": "growbench",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",  # text stays text
+    "path.simplify_threshold": 0.4,
     "text.parse_math": False,  # a method's name may hold a dollar sign
 }
 
 
+# Layout: in inches, so that text keeps its room in both cuts.
+
+
+def is_wide(width: float) -> bool:
+    """Whether panels have room beside one another."""
+    return width >= 0.7 * WIDE
+
+
 @dataclass(frozen=True)
-class Look:
-    """How one method is drawn, in every figure."""
+class Frame:
+    """The room around a figure's panels. `inner`: between panels beside one another, for the ticks of the next."""
 
-    colour: str
-    marker: str = ""
-
-    @property
-    def dot(self) -> str:
-        return self.marker or "o"
-
-    @property
-    def glyph(self) -> str:
-        """The marker as text."""
-        return MARKERS[self.marker]
-
-    @property
-    def line(self) -> str:
-        return f"-{self.marker}"
-
-    @property
-    def text(self) -> str:
-        """The colour, dark enough to read as text on white."""
-        red, green, blue = to_rgb(self.colour)
-        return to_hex((0.72 * red, 0.72 * green, 0.72 * blue))
+    left: float
+    right: float
+    inner: float = 0.5
+    above: float = 0.36
+    below: float = 0.55
 
 
-def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look for every method: scratch in ink, the others in turn; when colours repeat, they carry another marker.
+def panels(width: float, heights: Sequence[float], columns: int, frame: Frame) -> tuple[Figure, list[Axes]]:
+    """A figure with rows of panels, `heights[i]` inches high, by row and column. In the narrow cut all are below one another.
 
-    Built-in methods come first, present or not, so that each looks the same in every report; then plugins by name.
+    Each panel has room for a title above and an axis below.
     """
-    others = [*FIRST, *sorted(set(registry.built_in()) - {*FIRST, SCRATCH})]
-    others += sorted(set(methods) - {*others, SCRATCH})
-    markers = list(MARKERS)
-    found = {
-        method: Look(COLOURS[index % len(COLOURS)], markers[index // len(COLOURS) % len(markers)])
-        for index, method in enumerate(others)
-    }
-    return {SCRATCH: Look(INK), **found}
-
-
-# Layout: margins in inches, so that text keeps its room in both cuts.
-
-
-def panels(
-    width: float, heights: Sequence[float], left: float, right: float, above: float = 0.36, below: float = 0.55
-) -> tuple[Figure, list[Axes]]:
-    """A figure of panels below one another, each `heights[i]` inches high, with room for a title above and an axis below."""
-    total = sum(heights) + len(heights) * (above + below)
+    across = columns if is_wide(width) else 1
+    tall = list(heights) if across == columns else [height for height in heights for _ in range(columns)]
+    total = sum(tall) + len(tall) * (frame.above + frame.below)
+    each = (width - frame.left - frame.right * across - frame.inner * (across - 1)) / across
     figure = Figure(figsize=(width, total))
     FigureCanvasAgg(figure)
     axes, top = [], total
-    for height in heights:
-        top -= above + height
-        axes.append(figure.add_axes((left / width, top / total, (width - left - right) / width, height / total)))
-        top -= below
+    for height in tall:
+        top -= frame.above + height
+        for column in range(across):
+            left = frame.left + column * (each + frame.right + frame.inner)
+            axes.append(figure.add_axes((left / width, top / total, each / width, height / total)))
+        top -= frame.below
     return figure, axes
 
 
@@ -133,7 +110,7 @@ def brief(label: str) -> str:
 
 def room(labels: Iterable[str]) -> float:
     """The inches that the longest of the methods' labels takes beside an axis."""
-    return 0.35 + 0.08 * max(len(brief(label)) for label in labels)
+    return 0.45 + 0.08 * max((len(brief(label)) for label in labels), default=0)
 
 
 LINE = 11.5  # points between two labels
@@ -144,58 +121,91 @@ def high_enough(height: float, labels: Sequence[str]) -> float:
     return max(height, (len(labels) + 1) * LINE / 72)
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Look]]) -> None:
-    """Write each line's name right of the axes at the height of its end (x, y), pushed apart where names would overlap.
+class End(NamedTuple):
+    """Where a line ends, and the method that it is of."""
+
+    x: float
+    y: float
+    method: str
+    label: str
+    look: Look
+
+
+def label_ends(axes: Axes, ends: Sequence[End]) -> None:
+    """Write each line's name right of the axes at the height of its end, pushed apart where names would overlap.
 
     A line whose end is not known, as that of a method without seconds that compare, gets no name.
     """
-    ends = sorted((end for end in ends if np.isfinite(end[:2]).all()), key=lambda end: end[1])
+    ends = sorted((end for end in ends if np.isfinite(end[:2]).all()), key=lambda end: end.y)
     if not ends:
         return
     box = axes.get_window_extent()
     width, height = (side / axes.figure.dpi * 72 for side in (box.width, box.height))  # points
     gap = min(LINE / height, 1 / len(ends))
-    wanted = axes.transAxes.inverted().transform(axes.transData.transform([(x, y) for x, y, _, _ in ends]))[:, 1]
+    wanted = axes.transAxes.inverted().transform(axes.transData.transform([(end.x, end.y) for end in ends]))[:, 1]
     offsets = gap * np.arange(len(ends))
     # The nearest heights that keep `gap` between neighbours: least squares in order, inside the axes.
     spread = np.clip(isotonic_regression(wanted - offsets).x, 0, 1 - offsets[-1]) + offsets
-    for (x, y, text, look), place in zip(ends, spread, strict=True):
-        axes.annotate(
-            brief(text),
-            xy=(x, y),
-            xytext=(1 + 22 / width, place),
+    for end, place in zip(ends, spread, strict=True):
+        leader = {"arrowstyle": "-", "color": GREY.light, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 11, "shrinkB": 2}
+        name = axes.annotate(
+            brief(end.label),
+            xy=(end.x, end.y),
+            xytext=(1 + 26 / width, place),
             textcoords="axes fraction",
             va="center",
-            color=look.text,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": look.colour,
-                "linewidth": 0.6,
-                "patchA": None,
-                "relpos": (0, 0.5),
-                "shrinkA": 10 if look.marker else 3,
-                "shrinkB": 0,
-            },
+            color=end.look.colour,
+            arrowprops={**leader, "patchA": None},
             annotation_clip=False,
         )
-        if look.marker:
-            axes.plot(
-                1 + 16 / width, place, look.marker, color=look.colour, markersize=4, transform=axes.transAxes, clip_on=False
-            )
+        (dot,) = axes.plot(
+            1 + 19 / width, place, end.look.marker, color=end.look.colour, markersize=4.5, transform=axes.transAxes, clip_on=False
+        )
+        inline.tag((name, dot), end.method)
 
 
-def name_rows(axes: Axes, labels: Sequence[str], drawn: Sequence[Look]) -> None:
-    """Methods from top to bottom along the left edge, in their colours."""
-    axes.set_yticks(range(len(labels)), [brief(label) for label in reversed(labels)])
-    axes.tick_params(axis="y", length=0, pad=7)
-    for label, look in zip(axes.get_yticklabels(), reversed(drawn), strict=True):
-        label.set_color(look.text)
+class Name(NamedTuple):
+    """A method's name as figures write it. `paper`: the address that it links to."""
+
+    method: str
+    label: str
+    look: Look
+    paper: str | None = None
+
+
+def write_name(axes: Axes, at: float, height: float, name: Name) -> None:
+    """The marker and the name, from a share of the axes' width on, at a height of the data."""
+    across = axes.get_yaxis_transform()
+    marked = at + 0.1 / inches_wide(axes)
+    (dot,) = axes.plot(
+        marked, height, name.look.marker, transform=across, clip_on=False, color=name.look.colour, markersize=6, zorder=3
+    )
+    text = axes.text(
+        marked + 0.11 / inches_wide(axes), height, brief(name.label), transform=across, va="center", color=name.look.colour,
+        url=name.paper,
+    )  # fmt: skip
+    inline.tag((dot, text), name.method)
+
+
+def inches_wide(axes: Axes) -> float:
+    return float(axes.get_window_extent().width / axes.figure.dpi)
+
+
+def left_edge(axes: Axes) -> float:
+    """The figure's left edge, in shares of the axes' width."""
+    box = axes.get_position()
+    return -float(box.x0 / box.width)
+
+
+def last_seen(axes: Axes, xs: pd.Series, ys: pd.Series) -> list[tuple[float, float]]:
+    """Where a line ends or leaves the axes' heights for good: one point, or none if it is never seen."""
+    low, high = axes.get_ylim()
+    return [(x, y) for x, y in zip(xs, ys, strict=True) if low <= y <= high][-1:]
 
 
 def title(axes: Axes, text: str) -> None:
-    """A panel's title, from the figure's left edge, so that it has the whole width."""
-    box = axes.get_position()
-    axes.set_title(text, x=(0.015 - box.x0) / box.width, pad=9)
+    """In the narrow cut from the figure's left edge, so that it has the whole width."""
+    axes.set_title(text, pad=9, x=0 if is_wide(axes.figure.get_figwidth()) else left_edge(axes) + 0.03 / inches_wide(axes))
 
 
 class ScaledLocator(MaxNLocator):
@@ -224,25 +234,26 @@ def percent_axis(axis: Axis) -> None:
 
 
 def target_line(axes: Axes, target: float) -> None:
-    axes.axhline(target, color=INK, linewidth=0.8, linestyle=(0, (5, 3)), zorder=1)
+    axes.axhline(target, color=INK.light, linewidth=0.8, linestyle=(0, (1.5, 2.5)), zorder=1)
     axes.annotate(
         f"target loss {target:.3f}", (0.01, target), xycoords=("axes fraction", "data"),
-        xytext=(0, 3), textcoords="offset points", fontsize=8.5, zorder=7,
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        xytext=(0, 3), textcoords="offset points", fontsize=SMALL, zorder=7,
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": PAPER.light, "edgecolor": "none", "alpha": 0.8},
     )  # fmt: skip
 
 
-def last_seen(axes: Axes, xs: pd.Series, ys: pd.Series) -> list[tuple[float, float]]:
-    """Where a line ends or leaves the axes' heights for good: one point, or none if it is never seen."""
-    low, high = axes.get_ylim()
-    return [(x, y) for x, y in zip(xs, ys, strict=True) if low <= y <= high][-1:]
+def line(axes: Axes, xs: pd.Series, ys: pd.Series, look: Look, **options: Any) -> Line2D:
+    """A method's line with its dashes, and its marker unless `options` say otherwise."""
+    options = {"linewidth": 1.6, "marker": look.marker, "markersize": 4.5, "linestyle": look.linestyle, **options}
+    (drawn,) = axes.plot(xs, ys, color=look.colour, **options)
+    return drawn
 
 
 class Cuts(NamedTuple):
-    """A figure's SVG for wide and for narrow screens."""
+    """A figure for wide and for narrow screens."""
 
-    wide: bytes
-    narrow: bytes
+    wide: Drawn
+    narrow: Drawn
 
 
 def save(name: str, data: pd.DataFrame, draw: Callable[[pd.DataFrame, float], Figure], out: Path) -> Cuts:
@@ -250,15 +261,8 @@ def save(name: str, data: pd.DataFrame, draw: Callable[[pd.DataFrame, float], Fi
     sheets.write(data, out / f"{name}.csv")
     with style.context(["default", PARAMETERS]):
         wide = draw(data, WIDE)
-        wide.savefig(out / f"{name}.png", dpi=160, metadata={"Software": None})
-        cuts = Cuts(svg(wide), svg(draw(data, NARROW)))
-    (out / f"{name}.svg").write_bytes(cuts.wide)
+        wide.savefig(out / f"{name}.png", dpi=144, metadata={"Software": None})
+        whole = inline.svg(wide)
+        cuts = Cuts(inline.drawn(whole, f"{name}-w"), inline.drawn(inline.svg(draw(data, NARROW)), f"{name}-n"))
+    (out / f"{name}.svg").write_bytes(whole)
     return cuts
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes every time, with coordinates to a hundredth of a point."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    short = re.sub(rb"\s*\n\s*", b"\n", buffer.getvalue())
-    return re.sub(rb'(?<= d=")[^"]+', lambda path: re.sub(rb"(\.\d\d)\d+", rb"\1", path[0]), short)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -13,9 +14,12 @@ from matplotlib.ticker import MaxNLocator
 from growbench.analysis import tables
 from growbench.analysis.comparison import Comparison
 from growbench.analysis.equal_cost import EqualCost, table
+from growbench.analysis.estimator import Saving
 from growbench.costs.accounts import Ledger
 from growbench.formatting import NONE, difference, p_value
-from growbench.report.drawing import GREY, INK, WIDE, labels, looks, name_rows, panels, room, title
+from growbench.report import inline
+from growbench.report.drawing import LEDGER_TITLES, title
+from growbench.report.forest import Forest, Line
 from growbench.report.parts import GroupedTable, MethodRow, method_names
 
 HEADS = ("scratch's budget", "scratch's loss", "difference", "p")
@@ -74,26 +78,21 @@ def data(comparison: Comparison) -> pd.DataFrame:
 
 
 def differences(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
-    """Differences in final loss with their intervals: full dots with the source free, open ones with the source charged."""
+    """Differences in final loss with their intervals: full markers with the source free, open ones with the source charged."""
     known = data.dropna(subset="difference")
     methods = list(dict.fromkeys(known["method"]))
-    figure, (axes,) = panels(width, [0.46 * len(methods) + 0.1], room(labels(comparison)), 2.5 if width == WIDE else 1.3)
-    drawn, places = looks(comparison.methods), dict(zip(reversed(methods), range(len(methods)), strict=True))
-    for row in tables.records(known):
-        look, reuse = drawn[row["method"]], row["ledger"] == Ledger.REUSE
-        place = places[row["method"]] + (0.17 if reuse else -0.17)
-        axes.plot([row["low"], row["high"]], [place] * 2, color=look.colour, linewidth=1.6)
-        face = look.colour if reuse else "white"
-        axes.plot(row["difference"], place, look.dot, color=look.colour, markerfacecolor=face, markersize=7.5)
-        interval = (row["low"], row["high"]) if width == WIDE else (math.nan, math.nan)  # the narrow cut has no room for it
-        text = f"{row['ledger']}  {difference(row['difference'], *interval)}"
-        axes.annotate(text, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=INK)
-    axes.axvline(0, color=GREY, linewidth=1.2)
-    axes.set_ylim(-0.55, len(methods) - 0.45)
-    axes.margins(x=0.06)
-    name_rows(axes, [comparison.label(method) for method in methods], [drawn[method] for method in methods])
-    axes.spines["left"].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6 if width == WIDE else 3, steps=[1, 2, 5, 10]))
-    axes.set_xlabel("nats; left of 0 the method ends lower", loc="left")
-    title(axes, "Final loss minus scratch's at the same FLOPs")
+    shown = Forest(comparison, [Line(comparison.label(method), method) for method in methods], width)
+    figure, both = shown.panels(1, 2.0)
+    ends = known[["low", "difference", "high"]].to_numpy(float)
+    low, high = min(np.nanmin(ends), 0), max(np.nanmax(ends), 0)
+    for axes, ledger in zip(both, Ledger, strict=True):
+        axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+        for row in tables.records(known[known["ledger"] == ledger]):
+            place, found = methods.index(row["method"]), Saving(row["difference"], row["low"], row["high"])
+            drawn = shown.interval(axes, place, found, ledger)
+            drawn += shown.write(axes, place, difference(row["difference"], row["low"], row["high"]))
+            inline.tag(drawn, row["method"])
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.set_xlabel("final loss minus scratch's at the same FLOPs (nats)", loc="left")
+        title(axes, LEDGER_TITLES[ledger])
     return figure

@@ -11,24 +11,33 @@ from growbench.report import parts, run_tables, savings_tables
 from growbench.report.drawing import Cuts
 from growbench.report.equal_cost import at_equal_cost
 from growbench.report.headline import headline, urgent
+from growbench.report.ranking import named
 from growbench.report.run_tables import distinct
+from growbench.report.words import described
 from growbench.runs.records import RunError
 from growbench.runs.store import Run
 
 
-def html(comparison: Comparison, images: Mapping[str, Cuts]) -> str:
-    """The whole page. `images`: by the plot's name."""
+def html(comparison: Comparison, images: Mapping[str, Cuts], home: str = "") -> str:
+    """The whole page. `images`: by the plot's name. `home`: the address of the board, if there is one."""
     unfinished = [run for run in (*comparison.runs, *comparison.shorter) if not run.finished]
     return parts.render(
         "experiment.html",
         title=comparison.title,
         setting=_setting(comparison),
+        home=home,
+        contents=_contents(comparison, images, bool(unfinished)),
         headline=headline(comparison),
+        urgent=urgent(comparison),
+        deciding="savings" if comparison.ladder.empty else "ladder_savings",
+        words=described(comparison),
+        unnamed=[comparison.label(method) for method in comparison.methods if method not in named(comparison)],
+        live="",
         savings=savings_tables.SavingsTable(comparison).grouped(),
         target=f"{comparison.target_loss:.4f}",
         target_given=comparison.target_loss_given,
         marks=parts.footnotes([comparison]),
-        notes=comparison.notes,
+        notes=[note for note in comparison.notes if note not in urgent(comparison)],
         ladder=savings_tables.ladder(comparison),
         images=images,
         equal_cost=at_equal_cost(comparison),
@@ -42,6 +51,20 @@ def html(comparison: Comparison, images: Mapping[str, Cuts]) -> str:
         tuning=run_tables.tuning(comparison),
         provenance=_provenance(comparison.runs),
     )
+
+
+def _contents(comparison: Comparison, images: Mapping[str, Cuts], failed: bool) -> dict[str, str]:
+    """The sections by their ids, in the page's order."""
+    shown = {
+        "verdict": ("Verdict", True),
+        "curves": ("Curves", "loss_vs_flops" in images),
+        "ladder": ("Ladder", not comparison.ladder.empty),
+        "cost": ("Cost", "cost_breakdown" in images),
+        "failures": ("Failures", failed),
+        "behind": ("Tables and details", True),
+        "reading": ("How to read this", True),
+    }
+    return {id: name for id, (name, there) in shown.items() if there}
 
 
 def markdown(comparison: Comparison) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from growbench.analysis.comparison import KEEPS, Comparison
 from growbench.formatting import counted
-from growbench.report import drawing
-from growbench.report.drawing import Look
+from growbench.report import looks
+from growbench.report.looks import Look
+from growbench.report.ranking import papers
 
 MARKS = {
     "keeps_source": f"{KEEPS} keeps its source: the final model contains the small one and is larger than the target.",
@@ -25,11 +25,13 @@ MARKS = {
 
 @dataclass(frozen=True)
 class MethodName:
-    """A method as a reader sees it: its label behind its marker, and whether it is tagged as a control."""
+    """A method as a reader sees it: its label behind its marker, whether it is tagged as a control, its paper's address."""
 
+    name: str
     label: str
     look: Look
     control: bool
+    paper: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,11 @@ class PlainTable:
 
 def method_names(comparison: Comparison) -> dict[str, MethodName]:
     """The methods of one experiment, as a reader sees them."""
-    looks, controls = drawing.looks(comparison.methods), comparison.where("control")
-    return {method: MethodName(comparison.label(method), looks[method], method in controls) for method in comparison.methods}
+    found, controls, links = looks.looks(comparison.methods), comparison.where("control"), papers(comparison)
+    return {
+        method: MethodName(method, comparison.label(method), found[method], method in controls, links.get(method, ""))
+        for method in comparison.methods
+    }
 
 
 def footnotes(comparisons: Collection[Comparison]) -> list[str]:
@@ -130,10 +135,5 @@ def render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["data_uri"] = _data_uri
-    environment.globals |= {"counted": counted, "zip": partial(zip, strict=True)}
+    environment.globals |= {"counted": counted, "zip": partial(zip, strict=True), "palette": looks.css}
     return environment.get_template(template).render(content)
-
-
-def _data_uri(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")

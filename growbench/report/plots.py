@@ -17,7 +17,8 @@ from growbench.costs.accounts import Unit
 from growbench.report import drawing, equal_cost
 from growbench.report.cost_plots import cost_breakdown
 from growbench.report.curve_plots import curves, ladder
-from growbench.report.savings_plots import amortised, savings, savings_curve
+from growbench.report.forest import savings
+from growbench.report.savings_plots import amortised, savings_curve
 
 
 @dataclass(frozen=True)

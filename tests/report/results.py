@@ -149,11 +149,12 @@ class Cell:
 
 @dataclass
 class Page(HTMLParser):
-    """A page's tags, links, text, and the rows of its tables by the tables' ids."""
+    """A page's tags, links, ids, text without its figures', and the rows of its tables by the tables' ids."""
 
     source: str
     tags: set[str] = field(default_factory=set)
     links: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
     tables: dict[str, list[list[Cell]]] = field(default_factory=dict)
     text: str = ""
     title: str = ""
@@ -167,6 +168,8 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.tags |= {tag, *(f"{tag} {name}" for name in values)}
+        if "id" in values:
+            self.ids.append(values["id"] or "")
         self.links += [link for name in ("src", "srcset", "href") if (link := values.get(name)) is not None]
         if tag == "table":
             self.rows = self.tables.setdefault(values.get("id") or f"table {len(self.tables)}", [])
@@ -177,18 +180,18 @@ class Page(HTMLParser):
         elif tag == "small" or values.get("class") == "tag":
             self.handle_data(" ")
         if tag not in ("meta", "img", "source"):
-            self.open.append("dot" if values.get("class") == "dot" else tag)
+            self.open.append("mark" if values.get("class") == "mark" else tag)
 
     def handle_endtag(self, tag: str) -> None:
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open:
+        if {"style", "svg"} & set(self.open):
             return
         self.text += data
         if self.open and self.open[-1] == "title":
             self.title += data
-        if self.open and self.open[-1] != "dot" and {"td", "th"} & set(self.open):
+        if self.open and self.open[-1] != "mark" and {"td", "th"} & set(self.open):
             self.rows[-1][-1].text += data
 
     def body(self, table: str) -> list[list[Cell]]:

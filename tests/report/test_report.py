@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from growbench import report
+from growbench import registry, report
 from growbench.analysis import tables
 from growbench.analysis.comparison import Comparison, analyse
 from growbench.costs.accounts import Ledger, Unit
@@ -52,10 +52,16 @@ def test_savings_table_has_the_promised_columns(made: Path) -> None:
 
 
 def test_page_stands_alone(made: Path) -> None:
+    """It loads nothing; it links to its own parts, to the files beside it, and to papers."""
     page = read(made / "index.html")
-    assert "script" not in page.tags
-    assert page.links and all(link.startswith("data:") for link in page.links)
-    assert not re.search(r"url\(|@import", page.source)
+    assert not {"script", "img", "link", "iframe"} & page.tags
+    papers = {link for link in page.links if link.startswith("https://")}
+    parts = {link for link in page.links if link.startswith("#")}
+    files = set(page.links) - papers - parts
+    assert papers == {registry.papers()[method] for method in METHODS}
+    assert parts and {part.removeprefix("#") for part in parts} <= set(page.ids) and len(set(page.ids)) == len(page.ids)
+    assert files and files <= {f"{name}.{kind}" for name in TEXT_PLOTS for kind in ("csv", "png", "svg")}
+    assert not re.search(r"url\((?!#)|@import", page.source)
 
 
 def test_page_says_what_was_not_reached_and_why(made: Path) -> None:
@@ -125,7 +131,7 @@ def test_an_image_experiment_has_accuracy_in_table_and_plot(tmp_path: Path, figu
     assert (curve["val_accuracy_low"] <= curve["val_accuracy"]).all()
     page = (out / "index.html").read_text(encoding="utf-8")
     shown = percent(sum(finals) / 2)
-    assert f'data-head="final accuracy">{shown}</td>' in page and '<figure id="accuracy_vs_flops">' in page
+    assert f'data-head="final accuracy">{shown}</td>' in page and 'id="fig-accuracy_vs_flops"' in page
     assert f"| {shown} |" in (out / "savings.md").read_text(encoding="utf-8")
     assert (out / "accuracy_vs_flops.png").stat().st_size and (out / "accuracy_vs_flops.svg").stat().st_size
 
@@ -167,8 +173,10 @@ def test_controls_and_kept_sources_are_marked(tmp_path: Path) -> None:
     page, table = ((out / name).read_text(encoding="utf-8") for name in ("index.html", "savings.md"))
     note = "keeps its source: the final model contains the small one and is larger than the target"
     assert page.count(note) == 1 and table.count(note) == 1
-    assert re.findall(r">([^<>]*)<span class=\"tag\">control", page) == ["bert2bert"] * 4  # savings, equal cost, growth, phases
-    assert ">ligo†</td>" in page and "| ligo† |" in table and "| bert2bert (control) |" in table
+    assert (
+        re.findall(r">([^<>]*)</a><span class=\"tag\">control", page) == ["bert2bert"] * 4
+    )  # savings, equal cost, growth, phases
+    assert ">ligo†</a></td>" in page and "| ligo† |" in table and "| bert2bert (control) |" in table
     assert "stackbert†" not in page and "scratch†" not in page
     assert "No control is shown to save (bert2bert)." in page and "no method is shown to save FLOPs; the best estimate is" in page
 

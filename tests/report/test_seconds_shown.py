@@ -144,7 +144,7 @@ def test_a_method_without_seconds_that_compare_has_no_line_over_seconds(results:
     with style.context(["default", drawing.PARAMETERS]):
         figure = plot.draw(comparison, plot.data(comparison), drawing.WIDE)
         figure.savefig(io.BytesIO(), format="png")
-    texts = {text.get_text() for text in figure.axes[0].texts}
+    texts = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert "scratch" in texts and "ligo" not in texts
 
 
