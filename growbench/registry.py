@@ -355,9 +355,8 @@ def _first_line(path: Path) -> str:
 def _paper(path: Path) -> str:
     """What the method class says in `paper`, read without running the file."""
     for node in ast.walk(_parsed(path)):
-        named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "paper"
-        if named and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            return node.value.value
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "paper":
+            return str(ast.literal_eval(node.value)) if node.value else ""
     return ""
 
 

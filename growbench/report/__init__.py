@@ -32,7 +32,8 @@ def make(folder: Path, out: Path | None = None, target_loss: float | None = None
     `price`: of an hour; with it, the page says what methods cost. Raises UsageError when there is nothing to compare, or `out`
     cannot be written.
     """
-    return _write(_analyse(folder, target_loss, price), out or folder / "report")
+    above = folder.parent / "report" / "index.html"
+    return _write(_analyse(folder, target_loss, price), out or folder / "report", above if above.is_file() else None)
 
 
 def make_all(folder: Path, out: Path | None = None, target_loss: float | None = None, price: float | None = None) -> list[Path]:
@@ -50,10 +51,12 @@ def make_all(folder: Path, out: Path | None = None, target_loss: float | None = 
         names = ", ".join(map(str, experiments))
         raise UsageError(f"--target-loss: {folder} holds {len(experiments)} experiments; name one of them: {names}")
     comparisons = _compare(folders, price)
+    above = out or folder / "report"
     pages = {
-        name: _write(comparison, out / name if out else folder / name / "report") for name, comparison in comparisons.items()
+        name: _write(comparison, out / name if out else folder / name / "report", above / "index.html")
+        for name, comparison in comparisons.items()
     }
-    return [*pages.values(), _write_board(comparisons, pages, out or folder / "report")]
+    return [*pages.values(), _write_board(comparisons, pages, above)]
 
 
 def _analyse(folder: Path, target_loss: float | None, price: float | None) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ class Bar:
 
     method: str
     place: int
-    costs: dict[str, float]
+    costs: Mapping[Any, float]
 
     @property
     def total(self) -> float:
@@ -63,8 +64,9 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
     figure, both = panels(width, [height], len(comparison.units), Frame(names, 0.7, 0.2 if is_wide(width) else 0.0))
     drawn = looks(comparison.methods)
     for number, (axes, unit) in enumerate(zip(both, comparison.units, strict=True)):
-        costs = data[data[columns.UNIT] == unit].pivot(index=columns.METHOD, columns=columns.ACCOUNT, values=columns.COST)
-        bars = [Bar(method, place, dict(costs.loc[method])) for place, method in enumerate(methods)]
+        rows = data[data[columns.UNIT] == unit]
+        costs = rows.pivot(index=columns.ACCOUNT, columns=columns.METHOD, values=columns.COST).to_dict()
+        bars = [Bar(method, place, costs[method]) for place, method in enumerate(methods)]
         scale = cost_scale(max((bar.total for bar in bars), default=0.0), unit)
         for bar in bars:
             text = scale.text(bar.total) + " + source" * bool(np.isnan(bar.costs[Account.SOURCE]))

@@ -205,7 +205,9 @@ def last_seen(axes: Axes, xs: pd.Series, ys: pd.Series) -> list[tuple[float, flo
 
 def title(axes: Axes, text: str) -> None:
     """In the narrow cut from the figure's left edge, so that it has the whole width."""
-    axes.set_title(text, pad=9, x=0 if is_wide(axes.figure.get_figwidth()) else left_edge(axes) + 0.03 / inches_wide(axes))
+    axes.set_title(
+        text, pad=9, x=0 if is_wide(axes.get_figure(root=True).get_figwidth()) else left_edge(axes) + 0.03 / inches_wide(axes)
+    )
 
 
 class ScaledLocator(MaxNLocator):
