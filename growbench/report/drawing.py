@@ -191,6 +191,11 @@ def inches_wide(axes: Axes) -> float:
     return float(axes.get_window_extent().width / axes.figure.dpi)
 
 
+def figure_width(axes: Axes) -> float:
+    """In inches."""
+    return inches_wide(axes) / float(axes.get_position().width)
+
+
 def left_edge(axes: Axes) -> float:
     """The figure's left edge, in shares of the axes' width."""
     box = axes.get_position()
@@ -205,9 +210,7 @@ def last_seen(axes: Axes, xs: pd.Series, ys: pd.Series) -> list[tuple[float, flo
 
 def title(axes: Axes, text: str) -> None:
     """In the narrow cut from the figure's left edge, so that it has the whole width."""
-    axes.set_title(
-        text, pad=9, x=0 if is_wide(axes.get_figure(root=True).get_figwidth()) else left_edge(axes) + 0.03 / inches_wide(axes)
-    )
+    axes.set_title(text, pad=9, x=0 if is_wide(figure_width(axes)) else left_edge(axes) + 0.03 / inches_wide(axes))
 
 
 class ScaledLocator(MaxNLocator):
