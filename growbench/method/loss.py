@@ -1,20 +1,22 @@
-"""Cross-entropy whose backward pass writes the gradient of the logits, a small model's largest tensor, only once."""
+"""Cross-entropy that reads and writes the logits and their gradient, often a model's largest tensors, as few times as it can."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+PART, CPU_PART = 2**26, 2**17  # elements of logits that are computed at a time: few launches; on a CPU, what its caches hold
+
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        log_probabilities = torch.log_softmax(logits, -1, dtype=torch.float32 if logits.dtype.itemsize < 4 else None)
+        log_probabilities = torch.log_softmax(logits, -1)
         ctx.save_for_backward(log_probabilities, labels)
-        ctx.dtype = logits.dtype
         return -log_probabilities.gather(-1, labels[:, None]).mean()
 
     @staticmethod
@@ -24,17 +26,48 @@ class _CrossEntropy(torch.autograd.Function):
         # softmax - one-hot, written over the saved tensor; autograd refuses a second backward pass
         gradient = log_probabilities.exp_().mul_(scale)
         gradient.scatter_add_(-1, labels[:, None], (-scale).expand(len(labels), 1))
-        return gradient.to(ctx.dtype), None
+        return gradient, None
+
+
+class _HalfCrossEntropy(torch.autograd.Function):
+    """Of logits in half precision. They are never in float32 as a whole: it computes in float32 by parts."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        picked, normalisers = [], []  # of each row: the label's log-probability, and what all logits exceed theirs by
+        for part, label in _parts(logits, labels[:, None]):
+            log_probabilities = torch.log_softmax(part, -1, dtype=torch.float32)
+            picked.append(log_probabilities.gather(-1, label))
+            normalisers.append(part[:, :1] - log_probabilities[:, :1])
+        ctx.save_for_backward(logits, labels[:, None], torch.cat(normalisers))
+        return -torch.cat(picked).mean()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
+        logits, labels, normalisers = ctx.saved_tensors
+        scale, gradient = scale / len(labels), torch.empty_like(logits)
+        for part, label, normaliser, result in _parts(logits, labels, normalisers, gradient):
+            slope = (part - normaliser).exp_().mul_(scale)
+            result.copy_(slope.scatter_add_(-1, label, (-scale).expand(label.shape)))  # softmax - one-hot
+        return gradient, None
+
+
+def _parts(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of N rows part by part, so that a part of the logits has about as many elements as PART says."""
+    elements = CPU_PART if logits.device.type == "cpu" else PART
+    rows = max(1, elements // logits.shape[-1])
+    return zip(*(each.split(rows) for each in (logits, *others)), strict=True)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean negative log-likelihood of `labels` under `logits` (N, classes), in nats.
+    """Mean negative log-likelihood of `labels` under `logits` (N, classes), in nats. Computed in float32 at least.
 
     `labels` are (N,) int64, or (N, classes) probabilities.
     """
+    half = logits.dtype.itemsize < 4
     if labels.dim() == 2:
-        return functional.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, labels)
-    loss: Tensor = _CrossEntropy.apply(logits, labels)
+        return functional.cross_entropy(logits.float() if half else logits, labels)
+    loss: Tensor = (_HalfCrossEntropy if half else _CrossEntropy).apply(logits, labels)
     return loss
 
 
