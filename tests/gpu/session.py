@@ -6,8 +6,8 @@ Stages, in this order:
     tests      the tests of tests/gpu that need CUDA
     sharing    the speed of processes that share the GPU, with NVIDIA's MPS, with CUDA graphs; what follows uses the fastest way
     precision  final losses in bf16 against float32
-    bench      growbench bench of three targets of full size
     ladder     the ladder of results/README.md, as far as its runs are missing or of earlier code
+    bench      growbench bench of three targets of full size
     lite       bert-small-base-lite by the paper's six methods, as far as the rest of the time reaches
 
 A stage that fails does not stop the others. OUT gets summary.txt, logs.tar.gz and results.tar.gz, which holds finished runs, to
@@ -50,8 +50,8 @@ STAGES = [
     Stage(stages.tests, 110),
     Stage(stages.sharing, 100),
     Stage(stages.precision, 75),
-    Stage(stages.bench, 150),
     Stage(stages.ladder, 300),
+    Stage(stages.bench, 180),
     Stage(stages.lite, float("inf")),
 ]
 KEPT = (store.RECORD, store.DOCUMENTS, "curve.jsonl")  # of a finished run: what is committed

@@ -70,7 +70,9 @@ class Sizes:
 
 
 # GPT-2 Medium and DeiT-B at a smaller batch: a measurement takes seconds, and the micro-batches are the experiments' own
-WHOLE = Sizes(bench={"bert-small-base": [], "gpt2-base-medium": ["train.batch=16"], "deit-s-b": ["train.batch=128"]})
+WHOLE = Sizes(
+    bench={"bert-small-base": [], "gpt2-base-medium": ["train.batch=16"], "deit-s-b": ["train.batch=128", "machine.workers=8"]}
+)
 
 _SMALL = ["target.layers=2", "target.width=48", "target.heads=2", "source.layers=1", "source.width=24", "source.heads=1"]
 _SHORT = ["train.steps=20", "source.steps=10", "train.warmup=2", "train.batch=4", "data.evaluation_batches=1"]
@@ -263,19 +265,13 @@ def ladder(session: Session, seconds: float) -> str:
     request += ["--results", str(folder.parent), *session.sizes.ladder, *settings(session.way.settings)]
     count = session.way.processes
     parts = [[*request, "--only", f"{number + 1}/{count}"] for number in range(count)]
-    deadline = time.monotonic() + seconds
+    commands = {session.log(f"ladder-{number}"): command for number, command in enumerate(parts)}
     with session.environment(session.way.mps) as environment:
-        ended = run(_logged(session, "ladder", parts), seconds, environment)
-        if deadline > time.monotonic() + GRACE:  # whatever is left, such as runs that branch off another part's
-            ended += run(_logged(session, "ladder", [[*request, "--only", "1/1"]]), deadline - time.monotonic(), environment)
+        ended = run(commands, seconds, environment)
     after = _finished(folder)
     new = [name for name, each in after.items() if before.get(name) != each.record]
     failed = any(each.code and not each.late for each in ended)
     return f"{'FAILED: ' * failed}{len(new)} runs trained; {verdict(ended) or 'all done'}"
-
-
-def _logged(session: Session, name: str, commands: Sequence[Sequence[str]]) -> dict[Path, Sequence[str]]:
-    return {session.log(f"{name}-{number}"): command for number, command in enumerate(commands)}
 
 
 def lite(session: Session, seconds: float) -> str:
