@@ -107,7 +107,7 @@ class Architecture:
             if key not in self.options and getattr(config, key) != default:
                 raise UsageError(f"{self.name} has no {key}: its options are {', '.join(self.options)}")
         model = self.make(config)
-        model.sizes = self.marked(config)  # type: ignore[assignment]
+        model.sizes, model.family = self.marked(config), self.name  # type: ignore[assignment]
         usual = self.library.settings(model)
         changed = {key: value for key, value in (settings or {}).items() if value != usual.get(key)}
         self.library.change(model, changed)
@@ -117,6 +117,12 @@ class Architecture:
     def marked(self, config: ModelConfig) -> ModelConfig:
         """The same sizes, which say how its heads must be copied, and whether all positions have labels."""
         return replace(config, even_heads=self.library.even_heads, causal=self.objective == "causal")
+
+    def _sizes(self, model: nn.Module) -> ModelConfig:
+        """Raises UsageError for a model of another architecture, whose weights are not known here."""
+        if (family := getattr(model, "family", self.name)) != self.name:
+            raise UsageError(f"a source of {family} has other weights than {self.name}: it can teach, but not be grown")
+        return sizes_of(model)
 
     def shapes(self, config: ModelConfig) -> dict[str, torch.Size]:
         """The shape of every parameter of a model of these sizes, by name. Raises UsageError as `build` does."""
@@ -132,7 +138,7 @@ class Architecture:
 
     def read(self, model: nn.Module) -> Weights:
         """The model's parameters as canonical weights, detached from autograd. Tied parameters are read once."""
-        return self.canonical({name: parameter.detach() for name, parameter in model.named_parameters()}, sizes_of(model))
+        return self.canonical({name: parameter.detach() for name, parameter in model.named_parameters()}, self._sizes(model))
 
     def canonical(self, stored: Mapping[str, Tensor], sizes: ModelConfig) -> Weights:
         """Canonical weights from tensors that have the names and shapes of the parameters of a model of these sizes."""
@@ -174,7 +180,7 @@ class Architecture:
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, int | None, nn.Parameter]]:
         """Canonical name, layer (None if it does not repeat) and parameter. A fused parameter comes once for each part."""
-        sizes = sizes_of(model)
+        sizes = self._sizes(model)
         for row in self.rows(sizes):
             for layer, native in row.natives(sizes):
                 yield row.key, layer, model.get_parameter(native)
@@ -185,20 +191,20 @@ class Architecture:
         No embedding, head, norm, bias or convolution is one of them.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        rows = [row for row in self.table(sizes_of(model)) if row.per_layer and row.consumes and len(row.axes) == 2]
-        names = dict.fromkeys(name for row in rows for _, name in row.natives(sizes_of(model)))  # a fused one has several rows
+        rows = [row for row in self.table(self._sizes(model)) if row.per_layer and row.consumes and len(row.axes) == 2]
+        names = dict.fromkeys(name for row in rows for _, name in row.natives(self._sizes(model)))  # a fused one has several rows
         return [parameters[name] for name in names if name in parameters]
 
     def stack(self, model: nn.Module) -> tuple[nn.Module, str]:
         """The module that holds the list of growing layers, and the name of that list in it."""
-        row = next(row for row in self.table(sizes_of(model)) if row.per_layer and row.group == "layers")
+        row = next(row for row in self.table(self._sizes(model)) if row.per_layer and row.group == "layers")
         path, _, name = row.native.partition(".{}")[0].rpartition(".")
         return model.get_submodule(path), name
 
     def write(self, weights: Weights, model: nn.Module) -> nn.Module:
         """Copy canonical weights into every parameter of `model`. Raises ValueError if one is missing or misshapen."""
         _refuse_dead(weights)
-        values = self.native(weights, sizes_of(model))
+        values = self.native(weights, self._sizes(model))
         parameters = dict(model.named_parameters())
         if values.keys() != parameters.keys():
             raise ValueError(f"weights and model differ in {sorted(values.keys() ^ parameters.keys())}")
@@ -319,9 +325,16 @@ def of_checkpoint(folder: Path) -> Architecture:
     )
 
 
-def of(experiment: Experiment) -> Architecture:
-    """The experiment's architecture. Raises UsageError if it is unknown, or cannot be trained on the experiment's data."""
-    architecture = get(experiment.architecture)
+def of(experiment: Experiment, which: Literal["source", "target"] = "target") -> Architecture:
+    """The architecture of an experiment's target, or source.
+
+    Raises UsageError if it is unknown, cannot be trained on the experiment's data, or if the two are trained on other batches.
+    """
+    small, large = get(experiment.architecture_of("source")), get(experiment.architecture)
+    if (small.objective, small.tokenizer) != (large.objective, large.tokenizer):
+        batches = " and ".join(f"{each.name} ({each.objective}, {each.tokenizer or 'images'})" for each in (large, small))
+        raise UsageError(f"target.architecture = {large.name!r}: {batches} are trained on different batches")
+    architecture = small if which == "source" else large
     images = isinstance(experiment.data, ImageConfig)
     if images != (architecture.objective == "classes"):
         wanted = "images: data.image_size is missing" if not images else "text: data.sequence_length is missing"

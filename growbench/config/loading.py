@@ -127,16 +127,20 @@ def _experiment(name: str, file: File) -> Experiment:
                 )
     if file.target.get("layers") == 0:
         raise UsageError("target.layers = 0: must be at least 1; only a source may have none")
+    target = {key: value for key, value in file.target.items() if key != "architecture"}
+    architecture = file.target.get("architecture", file.architecture)
+    if not isinstance(architecture, str):
+        raise UsageError(f"target.architecture = {_short(architecture)}: must be a text")
     pretrained = _pretrained(file.source) if "checkpoint" in file.source else None
-    source = file.target if pretrained and not pretrained.stated else file.source
+    source = target if pretrained and not pretrained.stated else file.source
     training_keys = {f.name for f in dataclasses.fields(Training)}
     others = training_keys | set(CHECKPOINT if pretrained else ())
     return Experiment(
         name=name,
         title=file.title,
-        architecture=file.architecture,
+        architecture=architecture,
         source=parse(ModelConfig, {key: source[key] for key in source if key not in others}, "source", training_keys),
-        target=parse(ModelConfig, file.target, "target"),
+        target=parse(ModelConfig, target, "target"),
         data=parse(ImageConfig, file.data, "data") if "image_size" in file.data else parse(TextConfig, file.data, "data"),
         train=parse(Training, file.train, "train"),
         source_train=parse(Training, file.train | {key: source[key] for key in source if key in training_keys}, "source"),
@@ -144,6 +148,7 @@ def _experiment(name: str, file: File) -> Experiment:
         methods=file.methods,
         published={method: parse(Published, row, f"published.{method}") for method, row in file.published.items()},
         pretrained=pretrained,
+        source_architecture="" if architecture == file.architecture else file.architecture,
     )
 
 

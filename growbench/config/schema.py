@@ -287,8 +287,18 @@ class Experiment:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # [methods.NAME]: hyperparameters
     published: Mapping[str, Published] = field(default_factory=dict)
     pretrained: Pretrained | None = None  # the source, if it is not trained here
+    source_architecture: str = ""  # empty: the target's; a source of another one can teach, but not grow
 
     def __post_init__(self) -> None:
+        if not self.source_architecture:
+            self._check_growth()
+        for training in (self.train, self.source_train):
+            if training.batch % self.machine.micro_batch_size(training.batch):
+                raise UsageError(
+                    f"batch = {training.batch}: must be divisible by machine.micro_batch = {self.machine.micro_batch}"
+                )
+
+    def _check_growth(self) -> None:
         for key in ("layers", "width", "heads", "ffn", "key_value_heads"):
             source, target = getattr(self.source, key), getattr(self.target, key)
             if source > target:
@@ -297,11 +307,9 @@ class Experiment:
             source, target = getattr(self.source, key), getattr(self.target, key)
             if source != target:
                 raise UsageError(f"source.{key} = {source} differs from target.{key} = {target}: it does not grow")
-        for training in (self.train, self.source_train):
-            if training.batch % self.machine.micro_batch_size(training.batch):
-                raise UsageError(
-                    f"batch = {training.batch}: must be divisible by machine.micro_batch = {self.machine.micro_batch}"
-                )
+
+    def architecture_of(self, which: Literal["source", "target"]) -> str:
+        return (self.source_architecture if which == "source" else "") or self.architecture
 
     def sizes(self, which: Literal["source", "target"], vocabulary: int) -> ModelConfig:
         """The source's or the target's sizes, complete with what follows from the data."""
@@ -319,6 +327,8 @@ class Experiment:
         if self.pretrained is None:
             sections["source_train"] = self.source_train.in_steps()
         identity: dict[str, Any] = {"protocol": PROTOCOL, "architecture": self.architecture}
+        if self.source_architecture:
+            identity["source_architecture"] = self.source_architecture
         identity |= {key: _identity(section) for key, section in sections.items()}
         if self.pretrained:
             identity["pretrained"] = {key: getattr(self.pretrained, key) for key in ("checkpoint", "sha256")}

@@ -162,7 +162,7 @@ class Task:
         """The task of training the experiment's target, given `source`, or of training its source."""
         training = experiment.train if which == "target" else experiment.source_train
         return cls(
-            architecture=architectures.of(experiment),
+            architecture=architectures.of(experiment, which),
             target_config=experiment.sizes(which, vocabulary),
             budget=training.steps,
             training=training,

@@ -103,7 +103,7 @@ def check_sizes(experiment: Experiment, vocabulary: int) -> None:
     """Raise UsageError if the architecture cannot build the source's or the target's sizes."""
     sizes: tuple[Literal["source", "target"], ...] = ("source", "target")
     for which in sizes:
-        architectures.of(experiment).shapes(experiment.sizes(which, vocabulary))
+        architectures.of(experiment, which).shapes(experiment.sizes(which, vocabulary))
 
 
 def walk(
@@ -113,7 +113,8 @@ def walk(
     source = None
     if method.uses_source:
         with costs.device:
-            source = architectures.of(experiment).build(experiment.sizes("source", vocabulary)).requires_grad_(False).eval()
+            small = architectures.of(experiment, "source").build(experiment.sizes("source", vocabulary))
+        source = small.requires_grad_(False).eval()
     task, own = (Task.of(experiment, which, vocabulary, costs.device) for which in ("target", "source"))
     if source:
         task = task.with_source(source, None if experiment.pretrained else partial(_resumed, own))

@@ -235,4 +235,4 @@ def _check_parallelism(setting: Setting) -> None:
         )
     if tp_degree > 1:
         for which in ("source", "target"):
-            tensor_parallel.check(architectures.of(experiment), experiment.sizes(which, 1), tp_degree)
+            tensor_parallel.check(architectures.of(experiment, which), experiment.sizes(which, 1), tp_degree)

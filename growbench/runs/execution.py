@@ -284,7 +284,7 @@ def save(setting: Setting, job: Job, data: Data, model: nn.Module, record: RunRe
         say(f"{job.name:<18} has a model that is not saved: it contains the source, and so is of no library's class")
     elif not folder.is_dir():
         sizes = setting.experiment.sizes(job.which, data.vocabulary)
-        trained = TrainedModel(architectures.of(setting.experiment), model, sizes, tokenizer_to_save(data))
+        trained = TrainedModel(architectures.of(setting.experiment, job.which), model, sizes, tokenizer_to_save(data))
         try:
             trained.save(folder, record)
         except UsageError as error:

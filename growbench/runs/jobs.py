@@ -154,7 +154,9 @@ def _difference(job: Job, run: Run) -> str:
 
 
 def _of_source(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: experiment[key] for key in OF_SOURCE if key in experiment}
+    """The parts that decide its source, which is trained as one of an experiment of its own architecture."""
+    own = {key: experiment[key] for key in OF_SOURCE if key in experiment}
+    return own | ({"architecture": experiment["source_architecture"]} if "source_architecture" in experiment else {})
 
 
 def _plain(value: Any) -> Any:

@@ -114,7 +114,7 @@ def resolved(experiment: Experiment) -> Experiment:
     pretrained = experiment.pretrained
     if pretrained is None:
         return experiment
-    where, architecture = _where(pretrained), architectures.of(experiment)
+    where, architecture = _where(pretrained), architectures.of(experiment, "source")
     folder = folder_of(pretrained.checkpoint, where)
     with one_line(where):
         sizes = architecture.library.sizes(folder)
@@ -126,8 +126,9 @@ def resolved(experiment: Experiment) -> Experiment:
     _check_data(where, sizes, experiment, folder)
     sha256 = digest("", files)
     source = replace(sizes, vocabulary=0, positions=0, patch=0)
-    # What growth does not change passes through to the target.
-    target = replace(experiment.target, configuration=sizes.configuration, head_dim=experiment.target.head_dim or sizes.head_dim)
+    target = experiment.target
+    if not experiment.source_architecture:  # what growth does not change passes through to the target
+        target = replace(target, configuration=sizes.configuration, head_dim=target.head_dim or sizes.head_dim)
     return replace(experiment, source=source, target=target, pretrained=replace(pretrained, sha256=sha256))
 
 
@@ -138,7 +139,7 @@ def load(experiment: Experiment, device: torch.device) -> nn.Module:
     """
     pretrained = experiment.pretrained
     assert pretrained is not None
-    where, architecture = _where(pretrained), architectures.of(experiment)
+    where, architecture = _where(pretrained), architectures.of(experiment, "source")
     folder, library = folder_of(pretrained.checkpoint, where), architecture.library
     with one_line(where):
         found = library.sizes(folder)

@@ -126,6 +126,7 @@ class Sources:
 
     def _read(self, job: Job, data: Data) -> nn.Module:
         with self.setting.parallel.device:
-            model = architectures.of(self.setting.experiment).build(self.setting.experiment.sizes("source", data.vocabulary))
+            experiment = self.setting.experiment
+            model = architectures.of(experiment, "source").build(experiment.sizes("source", data.vocabulary))
         load_model(model, self.setting.folder_of(job) / store.MODEL, device=str(self.setting.parallel.device))
         return model

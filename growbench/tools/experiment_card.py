@@ -20,7 +20,7 @@ def card(name: str) -> str:
     experiment = loading.load(name)
     lines = {
         "takes": duration(loading.available().get(name, Path(name))),
-        "source": _source(experiment),
+        "source": f"{experiment.source_architecture}: {_source(experiment)}".removeprefix(": "),
         "target": f"{experiment.architecture}: {_model(experiment.target)}",
         "data": settings(_own(experiment.data)),
         "training": settings(_own(experiment.train)),

@@ -47,7 +47,7 @@ def compare_with_fvcore(experiment: Experiment) -> tuple[str, bool]:
 
 def fvcore_check(experiment: Experiment, which: Literal["source", "target"], vocabulary: int) -> tuple[int, int]:
     """FLOPs of a forward pass of the source or target on one sequence or image, by our counter and by fvcore's."""
-    architecture = architectures.of(experiment)
+    architecture = architectures.of(experiment, which)
     model = architecture.build(experiment.sizes(which, vocabulary)).eval()
     batch = shape_batch(experiment.data, architecture.objective, 1, vocabulary, torch.device("cpu"))
     with torch.no_grad():

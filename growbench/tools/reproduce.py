@@ -246,6 +246,7 @@ def experiment_of(record: RunRecord) -> Experiment:
         name=record.experiment,
         title=record.title,
         architecture=stored.pop("architecture", ""),
+        source_architecture=stored.pop("source_architecture", ""),
         source=parse(ModelConfig, source, "source"),
         target=parse(ModelConfig, stored.pop("target", source), "target"),
         data=parse(kind, data, "data"),

@@ -190,6 +190,16 @@ def test_sizes_are_read_from_the_checkpoint(name: str, options: dict[str, Any], 
     assert resolved.target.configuration == stored.configuration
 
 
+def test_a_checkpoint_of_another_architecture_keeps_its_configuration_to_itself(checkpoint: Checkpoint) -> None:
+    """A GPT-2 that teaches a Llama: read by its own table, and larger than the target where it happens to be."""
+    folder = checkpoint("gpt2", random_model("gpt2", sizes_for("gpt2", layers=5)))
+    experiment = replace(experiment_from("gpt2", folder), architecture="llama", source_architecture="gpt2")
+    resolved = saved_models.resolved(experiment)
+    assert resolved.source.layers == 5 and resolved.source.configuration and resolved.target == experiment.target
+    model = saved_models.load(resolved, torch.device("cpu"))
+    assert type(model) is type(architectures.get("gpt2").build(sizes_for("gpt2")))
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])
 def test_of_more_positions_the_first_are_taken(name: str, checkpoint: Checkpoint) -> None:
     """As transformers does: on a shorter text it computes the same."""
