@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from growbench import __version__, commands, values
+from growbench import __version__, values
 
 EXAMPLES = """examples:
   growbench run                                          all methods on gpt2-tiny: minutes on two CPU cores
@@ -37,34 +36,27 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"growbench {__version__}")
     group = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+    def command(name: str, help: str, function: str = "") -> argparse.ArgumentParser:
+        """`function`: its name in growbench.commands, which --help need not import; default: the command's own."""
         sub = group.add_parser(name, help=help, description=help)
-        sub.set_defaults(command=function)
+        sub.set_defaults(command=function or name)
         return sub
 
-    _run(command("run", commands.run, "train every method, then make the report"))
-    _jobs(command("jobs", commands.jobs, "print a command for each run, for many machines; or submit them to Slurm"))
-    _tune(
-        command(
-            "tune", commands.tune, "search learning rate, warm-up and hyperparameters of every method, with as many trials each"
-        )
-    )
-    _report(command("report", commands.report, "tables, figures and a page of stored runs; for several experiments also a board"))
-    _freeze(command("freeze", commands.freeze, "make a track of an experiment's finished runs, which later entries compare with"))
-    _submit(command("submit", commands.submit, "check a method's runs against a track, and lay them out for a pull request"))
-    _grow(command("grow", commands.grow, "grow a checkpoint of your own, without training it, into a new folder"))
-    _export(command("export", commands.export, "give the curves of stored runs to a tracker, or write them as one CSV table"))
-    _verify(command("verify", commands.verify, "whether a grown checkpoint is whole, and what growth has kept of its source"))
-    _reproduce(command("reproduce", commands.reproduce, "retrain the beginning of stored runs, and compare with their curves"))
-    _list(command("list", commands.list_known, "the known methods, experiments and architectures, or an architecture's weights"))
-    _show(command("show", commands.show, "the card of a method, an experiment or an architecture"))
-    _check(command("check", commands.check, "check on small models that a method keeps the promises of the plugin interface"))
-    _flops(command("flops", commands.flops, "FLOPs per step of every method by two cost models, checked against fvcore"))
-    _bench(
-        command(
-            "bench", commands.bench, "tokens per second of growbench, a bare loop and transformers.Trainer; or costs per phase"
-        )
-    )
+    _run(command("run", "train every method, then make the report"))
+    _jobs(command("jobs", "print a command for each run, for many machines; or submit them to Slurm"))
+    _tune(command("tune", "search learning rate, warm-up and hyperparameters of every method, with as many trials each"))
+    _report(command("report", "tables, figures and a page of stored runs; for several experiments also a board"))
+    _freeze(command("freeze", "make a track of an experiment's finished runs, which later entries compare with"))
+    _submit(command("submit", "check a method's runs against a track, and lay them out for a pull request"))
+    _grow(command("grow", "grow a checkpoint of your own, without training it, into a new folder"))
+    _export(command("export", "give the curves of stored runs to a tracker, or write them as one CSV table"))
+    _verify(command("verify", "whether a grown checkpoint is whole, and what growth has kept of its source"))
+    _reproduce(command("reproduce", "retrain the beginning of stored runs, and compare with their curves"))
+    _list(command("list", "the known methods, experiments and architectures, or an architecture's weights", "list_known"))
+    _show(command("show", "the card of a method, an experiment or an architecture"))
+    _check(command("check", "check on small models that a method keeps the promises of the plugin interface"))
+    _flops(command("flops", "FLOPs per step of every method by two cost models, checked against fvcore"))
+    _bench(command("bench", "tokens per second of growbench, a bare loop and transformers.Trainer; or costs per phase"))
     return top
 
 

@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from growbench import commands
 from growbench.arguments import parser
 from growbench.console import lasting_streams, say
 from growbench.errors import FailedAlone, UsageError
@@ -48,7 +47,9 @@ def _carry_out(options: argparse.Namespace) -> int:
 
 
 def _do(options: argparse.Namespace) -> int:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.command is not commands.run:
+    from growbench import commands  # --help does without it
+
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and options.command != "run":
         raise UsageError("torchrun starts several processes: only growbench run works with them")
-    code: int = options.command(options)
+    code: int = getattr(commands, options.command)(options)
     return code

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from growbench.formatting import duration, quantity
 
 
@@ -73,6 +71,8 @@ def lasting_streams() -> Iterator[Lasting]:
 @contextmanager
 def byte_bar(label: str, total: int) -> Iterator[Callable[[int], object]]:
     """The progress of writing so many bytes, in a terminal. Gives the function that is told how many more were written."""
+    from tqdm import tqdm
+
     with tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, leave=False, dynamic_ncols=True) as bar:
         yield bar.update
 
@@ -89,6 +89,8 @@ class Progress:
         self.label, self.steps, self.target_loss, self.shown = label, steps, target_loss, shown
         self.started = time.perf_counter()
         self.done = self.resumed = 0  # steps done, and those of them before the run was resumed
+        from tqdm import tqdm  # --help does without it
+
         form = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left]{postfix}"
         self.bar = tqdm(
             total=steps, desc=label, disable=None if shown else True, leave=False, bar_format=form, dynamic_ncols=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -293,7 +294,7 @@ def test_a_process_that_fails_alone_ends_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["list"], ["list", "methods"]])
-def test_help_and_list_import_no_torch(arguments: list[str]) -> None:
+def test_help_and_list_import_nothing_heavy(arguments: list[str]) -> None:
     """They answer at once."""
     code = """
 import sys
@@ -302,9 +303,17 @@ try:
     main(sys.argv[1:])
 except SystemExit as exit:
     assert not exit.code
-assert not {"torch", "transformers", "numpy", "pandas"} & set(sys.modules)
+heavy = {"torch", "transformers", "numpy", "pandas", "matplotlib", "pydantic", "tqdm", "huggingface_hub"} & set(sys.modules)
+assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_every_command_has_its_function() -> None:
+    """They are known to the parser by name alone."""
+    groups = (action for action in cli.parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for sub in next(groups).choices.values():
+        assert callable(getattr(commands, sub.get_default("command")))
 
 
 def test_list_names_everything_with_a_line() -> None:

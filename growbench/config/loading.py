@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import tomllib
@@ -10,10 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
-
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
-from pydantic_core import ErrorDetails
+from typing import TYPE_CHECKING, Any, cast
 
 from growbench.config import plain
 from growbench.config.schema import (
@@ -30,12 +28,14 @@ from growbench.config.schema import (
 )
 from growbench.errors import UsageError, check_name, did_you_mean
 
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
+
 MOST_SECTIONS = 4  # of a key, as methods.ligo.train of methods.ligo.train.lr
 CHECKPOINT = ("checkpoint", "flops", "seconds")  # keys of [source], if it is a trained model; its sizes may stand beside them
 SIZES = ("layers", "width", "heads", "ffn", "kv_heads", "head_dim", "class_layers", "tied")
 RESERVED = ("report", "tuning", "replaced")  # folders of results that are not an experiment's
-
-STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
 def available() -> dict[str, Path]:
@@ -76,7 +76,7 @@ def published() -> set[str]:
 def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """An experiment file's table, merged into that of the experiment it extends: a shipped one, or a file beside it."""
     try:
-        table = plain.from_toml(path.read_text(encoding="utf-8"))
+        table = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read experiment {path}: {error}") from error
     name = table.pop("extends", None)
@@ -91,6 +91,12 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     if isinstance(source := table.get("source"), dict) and "checkpoint" in source:
         below.pop("source", None)  # a pretrained source replaces one that is trained
     return _merged(below, table)
+
+
+@lru_cache(64)
+def _parsed(text: str) -> dict[str, Any]:
+    """Experiments extend others, so that a list of all would parse some of them many times."""
+    return plain.from_toml(text)
 
 
 def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
@@ -169,6 +175,8 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: 
     """
     if not isinstance(values, Mapping):
         raise UsageError(f"{where} = {_short(values)}: must be a table")
+    from pydantic import PydanticUserError, ValidationError
+
     _refuse_unknown(values, [*(f.name for f in dataclasses.fields(cls) if f.init), *other_keys], where)  # type: ignore[arg-type]
     try:
         # in JSON, a list stands for a tuple, and a string for a path or a date
@@ -183,7 +191,9 @@ def parse(cls: type[T], values: Mapping[str, Any], where: str = "", other_keys: 
 
 @lru_cache(256)
 def _parser(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(with_config(STRICT)(cls))
+    from pydantic import ConfigDict, TypeAdapter, with_config
+
+    return TypeAdapter(with_config(ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True))(cls))
 
 
 def own_training(options: Mapping[str, Any], method: str) -> tuple[dict[str, Any], dict[str, Any]]:
