@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MOST_SECTIONS = 4  # of a key, as methods.ligo.train of methods.ligo.train.lr
 CHECKPOINT = ("checkpoint", "flops", "seconds")  # keys of [source], if it is a trained model; its sizes may stand beside them
 SIZES = ("layers", "width", "heads", "ffn", "kv_heads", "head_dim", "class_layers", "tied")
-RESERVED = ("report", "tuning", "replaced")  # folders of results that are not an experiment's
+RESERVED = ("report", "tuning", "replaced", "tracks")  # folders of results that are not an experiment's
 
 
 def available() -> dict[str, Path]:

@@ -16,14 +16,20 @@ from urllib.parse import quote
 from growbench.analysis import equal_cost, tables
 from growbench.analysis.comparison import Comparison, analyse
 from growbench.analysis.protocols import Protocol
+from growbench.analysis.standing import Standing
 from growbench.config import plain
 from growbench.console import say
 from growbench.errors import UsageError
-from growbench.report import board, page, plots, sheets, terminal
-from growbench.runs import store
+from growbench.report import board, board_tracks, page, plots, sheets, terminal
+from growbench.runs import store, tracks
 
 VERDICT = "verdict.txt"  # of a report, for a terminal
-NO_EXPERIMENTS = ("report", store.TUNING, store.REPLACED)  # folders among experiments, or among runs, that are neither
+NO_EXPERIMENTS = (
+    "report",
+    store.TUNING,
+    store.REPLACED,
+    tracks.FOLDER,
+)  # folders among experiments, or among runs, that are neither
 
 
 def make(folder: Path, out: Path | None = None, target_loss: float | None = None, price: float | None = None) -> Path:
@@ -37,9 +43,38 @@ def make(folder: Path, out: Path | None = None, target_loss: float | None = None
 
 
 def make_all(folder: Path, out: Path | None = None, target_loss: float | None = None, price: float | None = None) -> list[Path]:
+    """The reports of the experiments in `folder`, and of the tracks there: gives the pages, a board last.
+
+    `out` is the board's folder, and the experiments' reports are in folders there. Raises UsageError as `make` does.
+    """
+    within = folder if tracks.are_in(folder) else folder / tracks.FOLDER
+    if not tracks.are_in(within):
+        return make_experiments(folder, out, target_loss, price)
+    elsewhere = out and (out if within == folder else out / tracks.FOLDER)
+    pages = []
+    if any(folder.glob("*/run.json")) or any(folder.glob("*/*-seed*/run.json")):
+        pages = make_experiments(folder, out, target_loss, price)
+    elif target_loss is not None or price is not None:
+        raise UsageError("--target-loss and --price: not for tracks, whose target is frozen")
+    return [*pages, make_tracks(within, elsewhere or within / "report")]
+
+
+def make_tracks(folder: Path, out: Path) -> Path:
+    """Write the board of the tracks in `folder` to `out`, and give the path of its index.html.
+
+    Raises UsageError for a track that is not as it was written, and if `out` cannot be written.
+    """
+    standings = [Standing.of(track) for track in tracks.load_all(folder)]
+    with _writing(out) as draft:
+        for name, text in board_tracks.save(standings, draft, out).items():
+            (draft / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+    return out / "index.html"
+
+
+def make_experiments(folder: Path, out: Path | None, target_loss: float | None, price: float | None) -> list[Path]:
     """The report of `folder`; if it holds several experiments, that of each one, and last their board. Gives the pages.
 
-    `out` is then the board's folder, and the experiments' reports are in folders there. Raises UsageError as `make` does.
+    Raises UsageError as `make` does.
     """
     folders = [path for path in sorted(folder.glob("*")) if path.is_dir() and path.name not in NO_EXPERIMENTS]
     experiments = [path for path in folders if any(path.glob("*/run.json"))]

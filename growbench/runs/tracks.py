@@ -208,6 +208,11 @@ def load_all(folder: Path) -> list[Track]:
     return sorted(map(load, places), key=lambda track: (track.series, track.version))
 
 
+def are_in(folder: Path) -> bool:
+    """Whether a folder holds tracks."""
+    return any(VERSIONED.fullmatch(path.parent.name) for path in folder.glob(f"*/{FILE}"))
+
+
 def named(folder: Path, name: str) -> Track:
     """The track of that name. Raises UsageError if there is none."""
     known = [path.parent.name for path in folder.glob(f"*/{FILE}")]

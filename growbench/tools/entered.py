@@ -92,7 +92,8 @@ def _usual(definition: Definition, record: RunRecord) -> dict[str, Any]:
         return {}
     experiment = loading.load(definition.experiment, definition.overrides)
     found = registry.get(record.method_itself, experiment.methods.get(record.method_itself))
-    return {**settings(found.method), **{f"train.{key}": value for key, value in found.training.items()}}
+    values = {**settings(found.method), **{f"train.{key}": value for key, value in found.training.items()}}
+    return dict(json.loads(json.dumps(values)))  # as a record has them
 
 
 def _text(value: Any) -> str:
