@@ -24,12 +24,8 @@ from growbench.report import board, board_tracks, page, plots, sheets, terminal
 from growbench.runs import store, tracks
 
 VERDICT = "verdict.txt"  # of a report, for a terminal
-NO_EXPERIMENTS = (
-    "report",
-    store.TUNING,
-    store.REPLACED,
-    tracks.FOLDER,
-)  # folders among experiments, or among runs, that are neither
+# folders among experiments, or among runs, that are neither
+NO_EXPERIMENTS = ("report", store.TUNING, store.REPLACED, tracks.FOLDER)
 
 
 def make(folder: Path, out: Path | None = None, target_loss: float | None = None, price: float | None = None) -> Path:
