@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from growbench import cli, report
 from growbench.analysis.comparison import analyse
 from growbench.analysis.standing import Standing, pareto
 from growbench.costs.accounts import Ledger
+from growbench.errors import UsageError
 from growbench.formatting import percent
 from growbench.report import board_front, board_tracks, drawing, looks
 from growbench.runs import chain, store, tracks
@@ -106,7 +108,7 @@ def test_the_board_has_a_page_for_each_track_and_ways_there_and_back(results: Pa
     for name, page in pages.items():
         for link in (unquote(link) for link in page.links if not link.startswith("https://")):
             place, _, anchor = link.partition("#")
-            assert (board.parent / place).exists()
+            assert (board.parent / place).exists() or place.endswith((".png", ".svg"))  # which are not drawn here
             assert not anchor or anchor in pages[place or name].ids, link
         assert name == "index.html" or page.links[0] == "index.html"
     assert "../../three/report/index.html" in pages["three@2.html"].links
@@ -157,7 +159,8 @@ def test_a_stamp_is_shown_and_changes_no_entry(results: Path, tmp_path: Path) ->
     run = next(iter(store.load_all(results / "three")))
     stamp = {
         "date": "2026-12-01", "versions": {"commit": "0123456789"}, "hardware": {"device": "cpu", "name": "Other CPU"},
-        "steps": 400, "evaluations": 9, "largest_difference": 0.0, "origin": run.record.origin, "config": {"experiment": {}, "method": {}},
+        "steps": 400, "evaluations": 9, "largest_difference": 0.0, "origin": run.record.origin,
+        "config": {"experiment": {}, "method": {}},
     }  # fmt: skip
     (results / "three" / "bert2bert-seed0" / "reproduced.json").write_text(json.dumps(stamp))
     index = report.make_tracks(results / "tracks", tmp_path / "out")
@@ -166,11 +169,17 @@ def test_a_stamp_is_shown_and_changes_no_entry(results: Path, tmp_path: Path) ->
     (results / "three" / "bert2bert-seed0" / "reproduced.json").unlink()
 
 
-def test_experiments_beside_tracks_are_reported_too(results: Path, tmp_path: Path) -> None:
-    pages = report.make_all(results, tmp_path / "out")
-    assert [str(page.relative_to(tmp_path / "out")) for page in pages] == [
-        "one/index.html", "three/index.html", "index.html", "tracks/index.html"
-    ]  # fmt: skip
+def test_experiments_beside_tracks_are_reported_too(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The board of tracks comes last, and has a folder of its own."""
+    asked = []
+    monkeypatch.setattr(report, "make_experiments", lambda *given: asked.append(given) or [tmp_path / "index.html"])
+    pages = report.make_all(results, tmp_path, None, 2.0)
+    assert asked == [(results, tmp_path, None, 2.0)] and pages == [tmp_path / "index.html", tmp_path / "tracks/index.html"]
+    (tmp_path / "others").mkdir()
+    shutil.copytree(results / "tracks", tmp_path / "others/tracks")
+    with pytest.raises(UsageError, match=r"scratch-seed0.*No such file"):  # not of a run beside them
+        report.make_all(tmp_path / "others")
+    assert len(asked) == 1
 
 
 def test_an_edited_entry_makes_no_board(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
