@@ -73,4 +73,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def each_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """(N,) float32: the loss of each label by itself, in nats. `logits`: (N, classes); `labels`: (N,) int64. No gradients."""
+    if logits.dtype.itemsize < 4:
+        return torch.cat([each_cross_entropy(part.float(), label) for part, label in _parts(logits, labels)])
     return functional.cross_entropy(logits.float(), labels, reduction="none")

@@ -35,6 +35,7 @@ from growbench.training.trainer import Output, Trainer, Work
 
 SECONDS = 3.0  # approximate length of one measurement
 WARM_UP = 3  # steps before each measurement
+PRECISE = "growbench in float32"
 
 
 def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> str:
@@ -44,12 +45,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     gradient clipping, all compiled or none. transformers.Trainer trains the model class that its library ships. Raises
     UsageError for another optimizer than AdamW, or if accelerate, which transformers.Trainer needs, is not installed.
     """
-    if experiment.train.optimizer != "adamw":
-        raise UsageError(f"train.optimizer = {experiment.train.optimizer!r}: the loops are compared with 'adamw' alone")
-    try:
-        import accelerate  # noqa: F401
-    except ImportError as error:
-        raise UsageError('transformers.Trainer needs accelerate: pip install "growbench[bench]"') from error
+    _refuse_incomparable(experiment)
     architecture = architectures.of(experiment)
     training = experiment.train
     data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
@@ -86,6 +82,9 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
         "growbench": ours,
         "transformers.Trainer": lambda n: trainer_seconds(experiment, data, device, shipped(), n, compiled),
     }
+    precise = replace(experiment, train=replace(training, precision="float32"))
+    if precision == "bf16" and device.type == "cpu":  # where bf16 must be asked for
+        loops[PRECISE] = lambda n: growbench_seconds(precise, data, device, n, compiled)[0]
     per_step: dict[str, list[float]] = {name: [] for name in loops}
     peaks = []
     for loop in loops.values():
@@ -102,7 +101,8 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
         f"matrix-product peak: {quantity(peak, 'FLOP/s')} (largest of {rounds})",
         f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
     ]
-    for name in loops:
+    gain = _gain_of_bf16(per_step["growbench"], per_step.pop(PRECISE, []), data)
+    for name in per_step:
         middle = statistics.median(per_step[name])
         ratios = [other / own for own, other in zip(per_step[name], per_step["transformers.Trainer"], strict=True)]
         share = percent(flops_per_step / middle / peak)
@@ -111,6 +111,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
             f" {statistics.median(ratios):>14.2f} x"
         )
     overhead = [own / base - 1 for own, base in zip(per_step["growbench"], per_step["bare loop"], strict=True)]
+    lines += gain
     flags = ", ".join(f"{key} {value}" for key, value in trainer_flags(experiment, device, compiled).items())
     lines.append(f"transformers.Trainer: {type(shipped()).__name__} as its library ships it, {flags}")
     lines.append(f"growbench's loop over the bare loop: {percent(statistics.median(overhead), signed=True)} time per step")
@@ -118,6 +119,23 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
         f"growbench waits for data {percent(statistics.median(waited))} of the time; peak memory {data_size(max(largest))}"
     )
     return "\n".join(lines)
+
+
+def _refuse_incomparable(experiment: Experiment) -> None:
+    if experiment.train.optimizer != "adamw":
+        raise UsageError(f"train.optimizer = {experiment.train.optimizer!r}: the loops are compared with 'adamw' alone")
+    try:
+        import accelerate  # noqa: F401
+    except ImportError as error:
+        raise UsageError('transformers.Trainer needs accelerate: pip install "growbench[bench]"') from error
+
+
+def _gain_of_bf16(bf16: list[float], float32: list[float], data: Data) -> list[str]:
+    """A line of the table, from the seconds of growbench's steps in both precisions; none if there are none in float32."""
+    if not float32:
+        return []
+    ratio = statistics.median(slow / fast for fast, slow in zip(bf16, float32, strict=True))
+    return [f"{PRECISE}: {data.tokens_per_batch / statistics.median(float32):.0f} tokens/s; bf16 is {ratio:.2f} x as fast"]
 
 
 class Labelled(nn.Module):

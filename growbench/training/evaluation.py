@@ -117,9 +117,9 @@ class Evaluation:
         return ((self._outputs(model) - self.before).norm() / self.before.norm()).item()
 
     def _outputs(self, model: nn.Module) -> Tensor:
-        """Logits (up to OUTPUTS, vocabulary) of the first validation batch, in evaluation mode."""
+        """Logits (up to OUTPUTS, vocabulary) of the first validation batch, in evaluation mode, not in half precision."""
         batch, mode = self.batches[0], model.training
-        with torch.no_grad(), self.autocast:
+        with torch.no_grad():
             logits = self.costs.charged(Account.EVALUATION, lambda: model.eval()(batch.inputs, batch.positions))
         model.train(mode)
         return logits[:OUTPUTS].float()
