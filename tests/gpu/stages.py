@@ -24,6 +24,7 @@ ALONE = {"OMP_NUM_THREADS": "1"}  # processes that share the cores
 PRECISION = "gpt2-tiny", "bert-tiny", "qwen3-tiny"
 LADDER = "gpt2-mini"
 LITE, PAPERS_METHODS = "bert-small-base-lite", "stackbert,mslt,bert2bert,ki,ligo"
+LITTLE_ELSE = "machine.compile=off", "data.evaluation_batches=1"  # in the benches, beside steps
 SHORTER = "import sys; from growbench import cli; from growbench.tools import throughput; {}; sys.exit(cli.main(sys.argv[1:]))"
 
 
@@ -225,7 +226,7 @@ def bench(session: Session, seconds: float) -> str:
         left = (deadline - time.monotonic()) / (len(session.sizes.bench) - number)
         data = _images(session) if name == "deit-s-b" else session.text()
         command = ["-c", SHORTER.format(session.sizes.bench_is), "bench", name, "--rounds", "5"]
-        command += ["--device", session.device, *settings([*data, *changes, "machine.compile=off"])]
+        command += ["--device", session.device, *settings([*data, *changes, *LITTLE_ELSE])]
         ended += run({session.log(f"bench-{name}"): command}, left)
         print(ended[-1].log.read_text(errors="replace"))
         found = re.search(r"^growbench +\d+ +(\S+ ?%) .* (\S+) x$", ended[-1].log.read_text(errors="replace"), re.MULTILINE)
