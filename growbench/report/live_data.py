@@ -29,6 +29,7 @@ def _run(run: Run) -> dict[str, Any]:
         "budget": record.budget_share,
         "finished": run.finished,
         "final": _number(run.final_loss),
+        "tokens": record.tokens,
         "charged": {unit: _number(run.cost(unit, Ledger.REUSE)) for unit in Unit},
         "source": {unit: _number(run.source_cost(unit)) for unit in Unit},
         "curve": _curve(run.curve) if record.budget_share == 1 else None,

@@ -36,9 +36,12 @@ const reading = (() => {
       return this.groups.get(`${method}\n${seed}`) ?? [];
     }
 
+    all(method) {
+      return [...this.groups.values()].flat().filter((run) => run.method === method);
+    }
+
     seeds(method) {
-      const own = [...this.groups.values()].flat().filter((run) => run.method === method);
-      return [...new Set(own.map((run) => run.seed))].sort((a, b) => a - b);
+      return [...new Set(this.all(method).map((run) => run.seed))].sort((a, b) => a - b);
     }
 
     whole(method, seed) {
@@ -80,6 +83,11 @@ const reading = (() => {
       if (this.target === null || !curves.length) return { ...E.NO_SAVING, mean: 0 };
       const full = curves.map(([seed]) => this.#fullCost(seed, unit));
       return E.estimate(curves.map(([, curve]) => curve), full.map(() => this.target), full).saving;
+    }
+
+    // Of scratch's runs at the full budget.
+    meanFullCost(unit) {
+      return E.mean(this.scratchCurves(unit).map(([seed]) => this.#fullCost(seed, unit)));
     }
 
     #fullCost(seed, unit) {

@@ -1,0 +1,236 @@
+// The interactive layer of an experiment's page: its controls, its state in the address, and what they show.
+"use strict";
+(() => {
+  const { SCRATCH, Runs, Reading, unpacked } = reading;
+  const { made } = savings;
+  const AXES = { flops: "FLOPs", seconds: "seconds", tokens: "tokens" };
+  const TITLES = { flops: "Training FLOPs", seconds: "Wall time", tokens: "Tokens of training" };
+  const SYMBOLS = { flops: "FLOP", seconds: "s", tokens: " tokens" };
+  const LEDGERS = { reuse: "free (reuse)", build: "charged (build)" };
+  const PROTOCOLS = { ladder: "ladder", single: "one run's curve" };
+  const SCALES = { log: "log", linear: "linear" };
+
+  const data = JSON.parse(document.getElementById("live-data").textContent);
+  for (const { curve } of data.runs.filter((run) => run.curve)) {
+    for (const key of ["step", "tokens", "flops", "seconds", "loss", "scored", "phase"]) curve[key] = unpacked(curve[key]);
+  }
+  const protocols = data.climbers.length ? PROTOCOLS : { single: PROTOCOLS.single };
+  const axes = Object.fromEntries(Object.entries(AXES).filter(([axis]) => axis === "tokens" || data.units.includes(axis)));
+  const runs = {
+    single: new Runs("single", data.runs.filter((run) => run.budget === 1)),
+    ...(data.climbers.length ? { ladder: new Runs("ladder", data.runs) } : {}),
+  };
+  const methodsOf = (protocol) => data.methods.filter((method) => protocol === "single" || data.climbers.includes(method.name));
+
+  // State, and the address that keeps it
+
+  const START = { target: null, axis: "flops", scale: "log", ledger: "reuse", protocol: Object.keys(protocols)[0], near: false, hide: [] };
+  const CHOICES = { axis: axes, scale: SCALES, ledger: LEDGERS, protocol: protocols };
+  let state = { ...START };
+
+  function address() {
+    const parts = new URLSearchParams();
+    if (state.target !== null) parts.set("target", state.target);
+    for (const key of Object.keys(CHOICES)) if (state[key] !== START[key]) parts.set(key, state[key]);
+    if (state.near) parts.set("near", "1");
+    if (state.hide.length) parts.set("hide", state.hide.join(","));
+    return parts.toString();
+  }
+
+  // Null for an address that names a place in the page.
+  function read(hash) {
+    if (hash.length > 1 && !hash.includes("=")) return null;
+    const parts = new URLSearchParams(hash.slice(1)), found = { ...START }, target = parseFloat(parts.get("target"));
+    for (const [key, choices] of Object.entries(CHOICES)) if (parts.get(key) in choices) found[key] = parts.get(key);
+    const names = data.methods.map((method) => method.name);
+    return { ...found, target: target > 0 && isFinite(target) ? target : null, near: parts.get("near") === "1",
+      hide: (parts.get("hide") ?? "").split(",").filter((name) => names.includes(name)) };
+  }
+
+  // `lasting`: with an entry of its own in the browser's history.
+  function change(changes, lasting = true) {
+    state = { ...state, ...changes };
+    history[lasting ? "pushState" : "replaceState"](null, "", `#${address()}`);
+    show();
+  }
+
+  // What the state means
+
+  const estimates = () => new Reading(runs[state.protocol], state.target ?? data.target);
+  const unit = () => (state.axis === "tokens" ? "flops" : state.axis);
+
+  function meanTarget(read) {
+    if (read.target !== null) return read.target;
+    return estimator.mean([...read.references("flops").values()].map((reference) => reference.loss));
+  }
+
+  // From the lowest loss that a run ends at to that of scratch at 5 % of its cost, or at the ladder's smallest budget.
+  function limits() {
+    const ended = methodsOf(state.protocol).flatMap(({ name }) => runs[state.protocol].finished(name).map(
+      (seed) => runs[state.protocol].curve(name, seed, "flops", "reuse")).filter((curve) => curve.costs.length));
+    const scratch = runs[state.protocol].finished(SCRATCH).map((seed) => runs[state.protocol].curve(SCRATCH, seed, "flops", "reuse"));
+    const low = Math.min(...ended.map((curve) => Math.min(...curve.losses)));
+    const high = Math.max(...scratch.map((curve) => estimator.lossAt(curve, 0.05 * curve.costs[curve.costs.length - 1])));
+    return [Math.floor(100 * low) / 100, Math.max(Math.ceil(100 * high) / 100, Math.floor(100 * low) / 100 + 0.1)];
+  }
+
+  // Controls
+
+  const number = made("input", { type: "number", id: "live-number", step: "0.001", min: "0" });
+  const slider = made("input", { type: "range", id: "live-slider", step: "0.001", "aria-describedby": "live-said" });
+  const reset = made("button", { type: "button" }, "Scratch's final loss");
+  const near = made("input", { type: "checkbox", id: "live-near" });
+  const view = made("div", { class: "live-chart", tabindex: "0", role: "application", "aria-roledescription": "chart",
+    "aria-describedby": "live-keys", "aria-label": "Validation loss against cost" });
+  const readout = made("p", { class: "live-readout", role: "status" });
+  const said = made("p", { class: "live-said", id: "live-said", role: "status" });
+  const legend = made("div", { class: "live-legend", role: "group", "aria-label": "Methods shown" });
+  const head = made("table", { class: "live-table", id: "live-table" });
+  const radios = {};
+
+  function choice(title, key, choices) {
+    radios[key] = Object.entries(choices).map(([value, text]) => {
+      const button = made("input", { type: "radio", name: `live-${key}`, id: `live-${key}-${value}`, value });
+      button.addEventListener("change", () => change(key === "protocol" ? { protocol: value, target: null } : { [key]: value }));
+      return [button, made("label", { for: button.id }, text)];
+    });
+    return made("fieldset", { class: "live-choice" }, made("legend", {}, title), ...radios[key].flat());
+  }
+
+  function toggle(method) {
+    const button = made("button", { type: "button", "data-method": method.name }, ...savings.name(method));
+    button.addEventListener("click", () => change({
+      hide: state.hide.includes(method.name) ? state.hide.filter((name) => name !== method.name) : [...state.hide, method.name],
+    }));
+    for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => drawing.highlight(method.name));
+    for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => drawing.highlight(null));
+    return button;
+  }
+
+  function several(text, hidden) {
+    const button = made("button", { type: "button", class: "live-several" }, text);
+    button.addEventListener("click", () => change({ hide: data.methods.filter(hidden).map((method) => method.name) }));
+    return button;
+  }
+
+  function build(host) {
+    slider.addEventListener("input", () => change({ target: slider.valueAsNumber }, false));
+    slider.addEventListener("change", () => change({ target: slider.valueAsNumber }));
+    number.addEventListener("change", () => change({ target: number.valueAsNumber > 0 ? number.valueAsNumber : null }));
+    reset.addEventListener("click", () => change({ target: null }));
+    near.addEventListener("change", () => change({ near: near.checked }));
+    const choices = [
+      choice("Cost in", "axis", axes), choice("Axis of cost", "scale", SCALES), choice("Small model", "ledger", LEDGERS),
+      ...(data.climbers.length ? [choice("Read off", "protocol", PROTOCOLS)] : []),
+    ];
+    legend.append(...data.methods.map(toggle));
+    const all = made("div", { class: "live-all" }, several("all", () => false), several("none", (method) => method.name !== SCRATCH),
+      ...(data.methods.some((method) => method.control) ? [several("no controls", (method) => method.control)] : []));
+    host.append(
+      made("div", { class: "live-choices" }, ...choices, made("span", { class: "live-check" }, near, made("label", { for: near.id }, "only near the target"))),
+      made("div", { class: "live-target" }, made("label", { for: slider.id }, "Target loss"), slider,
+        made("label", { for: number.id, class: "live-unseen" }, "Target loss, in nats"), number, reset),
+      readout, view,
+      made("p", { class: "live-keys soft", id: "live-keys" }, "Point at a line, or walk along it with the arrow keys: left and right ",
+        "along a line, up and down to the next method. Names below show and hide lines."),
+      made("div", { class: "live-names" }, all, legend), said, made("div", { class: "scroll" }, head));
+  }
+
+  // What is shown
+
+  function show() {
+    const read = estimates(), target = meanTarget(read);
+    showControls(target);
+    const judged = Object.fromEntries(Object.keys(LEDGERS).map(
+      (ledger) => [ledger, read.judged(methodsOf(state.protocol), unit(), ledger)]));
+    showChart(target, judged[state.ledger]);
+    showSavings(read, target, judged);
+  }
+
+  function showControls(target) {
+    const [low, high] = limits();
+    Object.assign(slider, { min: low, max: high, value: target });
+    slider.setAttribute("aria-valuetext", `${format.loss(target)} nats`);
+    if (document.activeElement !== number) number.value = target.toFixed(3);
+    reset.disabled = state.target === null;
+    near.checked = state.near;
+    for (const [key, buttons] of Object.entries(radios)) {
+      for (const [button] of buttons) button.checked = state[key] === button.value;
+    }
+    const present = methodsOf(state.protocol).map((method) => method.name);
+    for (const button of legend.children) {
+      button.setAttribute("aria-pressed", String(!state.hide.includes(button.dataset.method)));
+      button.hidden = !present.includes(button.dataset.method);
+    }
+  }
+
+  function showChart(target, judged) {
+    const { axis, ledger, protocol, near: cropped } = state, ladder = protocol === "ladder", log = state.scale === "log";
+    const lines = methodsOf(protocol).filter((method) => !state.hide.includes(method.name)).map((method) => {
+      const { seeds, points } = curves.ofMethod(runs[protocol].all(method.name), protocol, ledger);
+      return { method, seeds, points: points.map((point) => ({ ...point, x: point[axis] })).filter((point) => isFinite(point.x)) };
+    }).filter((line) => line.points.length);
+    const dots = axis === "tokens" ? [] : lines.flatMap(({ method }) => {
+      const cost = judged.get(method.name)?.cost;
+      return isFinite(cost) ? [{ method, x: cost }] : [];
+    });
+    const { x, y } = curves.ranges(lines, { target, log, ladder, cropped, scratch: SCRATCH });
+    const scale = format.scale(x[1], SYMBOLS[axis]);
+    const title = `${TITLES[axis]}${ladder ? " of a whole run" : ""} (${scale.name.trim()})${log ? ", log scale" : ""}`;
+    drawing.draw(lines, { x, y, log, scale, title, target, dots, open: ledger === "build", ladder });
+    view.setAttribute("aria-label", `Validation loss against ${TITLES[axis].toLowerCase()}: lines of ${lines.length} methods`);
+  }
+
+  // Of a chosen point.
+  function tell(method, point, line) {
+    if (!point) {
+      readout.textContent = "";
+      return;
+    }
+    const band = point.seeds > 1 ? ` (${format.loss(point.low)} to ${format.loss(point.high)} over seeds ${line.seeds.join(", ")})` :
+      ` (seed ${line.seeds.join(", ")})`;
+    const where = point.step === undefined ? `budget ${format.digits(100 * point.budget)} %` : `step ${point.step}, phase ${point.phase}`;
+    const uncounted = point.scored ? "" : ", not scored";
+    readout.replaceChildren(...savings.name(method),
+      ` loss ${format.loss(point.loss)}${band}, ${where}${uncounted}, ${format.quantity(point.x, SYMBOLS[state.axis])}`);
+  }
+
+  function showSavings(read, target, judged) {
+    const methods = methodsOf(state.protocol).filter((method) => method.name !== SCRATCH), kept = runs[state.protocol];
+    const rows = methods.map((method) => {
+      const found = Object.fromEntries(Object.keys(LEDGERS).map((ledger) => [ledger, judged[ledger].get(method.name)]));
+      return savings.row(method, found, read.reached(method.name), kept.seeds(method.name).length, data.chips);
+    });
+    head.replaceChildren(made("caption", { class: "live-unseen" }, "Savings at the target loss"), savings.table(unit()), made("tbody", {}, ...rows));
+    head.className = `live-table live-by-${state.ledger}`;
+    said.textContent = summary(read, target, judged);
+  }
+
+  function summary(read, target, judged) {
+    const cost = read.meanReference(unit()), full = read.meanFullCost(unit()), count = (ledger) =>
+      [...judged[ledger].values()].filter((found) => found.verdict === estimator.SAVES).length;
+    const own = read.target === null ? `scratch's final loss with the same seed (mean ${format.loss(target)})` : format.loss(target);
+    const relation = read.target === null ? estimator.EQUAL : read.scratchSaving(unit()).relation;
+    const met = {
+      [estimator.EQUAL]: `scratch meets it at ${format.quantity(cost, SYMBOLS[unit()])}, ${format.percent(cost / full)} of its cost`,
+      [estimator.BELOW]: "scratch never meets it, and savings are lower bounds",
+      [estimator.ABOVE]: "scratch meets it at its smallest cost already, and nothing compares",
+    }[relation];
+    return `Target: ${own}; ${met}. ${count("reuse")} of ${judged.reuse.size} methods are shown to save with the small model free, ` +
+      `${count("build")} with its training charged.`;
+  }
+
+  const host = document.getElementById(data.climbers.length ? "fig-ladder" : "fig-curves"), section = made("section", { class: "live", "aria-label": "Explore the runs" });
+  const drawing = new chart.Chart(view, tell);
+  build(section);
+  host.prepend(section);
+  host.classList.add("live-on");
+  window.addEventListener("popstate", () => {
+    const found = read(location.hash);
+    if (!found) return;
+    state = found;
+    show();
+  });
+  state = read(location.hash) ?? state;
+  show();
+})();

@@ -1,0 +1,222 @@
+"""The page in a real browser: what its interactive layer shows, by pointer and by keyboard, and that everybody can read it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import ActionChains, Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from growbench.analysis import columns, tables
+from growbench.analysis.comparison import analyse
+from growbench.costs.accounts import Ledger, Unit
+from growbench.formatting import p_value
+from growbench.registry import SCRATCH
+from growbench.report.cells import saving_of
+
+AXE = (Path(__file__).parent / "axe" / "axe-4.14.1.min.js").read_text(encoding="utf-8")
+ROWS = """return [...document.querySelectorAll('#live-table tbody tr')].map((row) => [row.dataset.method,
+    ...[...row.cells].slice(1).map((cell) => cell.textContent)])"""
+
+Open = Callable[..., Chrome]
+
+
+@pytest.fixture
+def opened(browser: Chrome) -> Iterator[Open]:
+    """Opens a report's page at an address. Whatever a test does with it, its console stays silent."""
+
+    def open_(report: Path, state: str = "", width: int = 1200, scheme: str = "light", medium: str = "") -> Chrome:
+        browser.get("about:blank")
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": medium, "features": features})
+        browser.get(f"{(report / 'index.html').as_uri()}{state}")
+        return browser
+
+    browser.get_log("browser")
+    yield open_
+    assert browser.get_log("browser") == []
+
+
+def named(page: Chrome, id: str) -> WebElement:
+    return page.find_element(By.ID, id)
+
+
+def state(page: Chrome) -> str:
+    return page.execute_script("return location.hash")
+
+
+def press(page: Chrome, *keys: str) -> None:
+    """To what has the focus."""
+    page.switch_to.active_element.send_keys(*keys)
+
+
+def cells(folder: Path, target: float | None, protocol: str) -> dict[str, list[str]]:
+    """By method what Python's tables say: how many seeds met scratch, by ledger the saving, and the p-value if there is one."""
+    comparison, found = analyse(folder, target), {}
+    for row in tables.records(comparison.savings if protocol == "single" else comparison.ladder):
+        if row["method"] != SCRATCH:
+            found[row["method"]] = [f"{row['reached']} of {row['seeds']}"]
+            for ledger in Ledger:
+                p = row[columns.adjusted_p_value(ledger)]
+                found[row["method"]] += [saving_of(row, Unit.FLOPS, ledger), f"p {p_value(p, equals=True)}" if p >= 0 else ""]
+    return found
+
+
+def shown(page: Chrome) -> dict[str, list[str]]:
+    """The same, of the page's table."""
+    plain = str.maketrans("\N{NO-BREAK SPACE}", " ")
+    found = {}
+    for method, reached, *ledgers in page.execute_script(ROWS):
+        saved, verdicts = ledgers[::2], [text.translate(plain) for text in ledgers[1::2]]
+        p = [text[text.index("p ") :] if "p = 0." in text or "p < 0." in text else "" for text in verdicts]
+        found[method] = [reached, *(value for pair in zip(saved, p, strict=True) for value in pair)]
+    return found
+
+
+def spaced(table: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Without blanks, which the page puts in other places, and without the count of seeds that did not finish."""
+    return {name: ["".join(cell.split("(1 of")[0].split()) for cell in row] for name, row in table.items()}
+
+
+def test_it_stands_in_the_figures_place_and_says_what_the_tables_say(opened: Open, made: Path) -> None:
+    page = opened(made)
+    figure = named(page, "fig-curves")
+    assert (
+        not figure.find_element(By.CLASS_NAME, "drawn").is_displayed()
+        and figure.find_element(By.CLASS_NAME, "files").is_displayed()
+    )
+    assert figure.find_element(By.TAG_NAME, "canvas").size["width"] > 800
+    assert spaced(shown(page)) == spaced(cells(made.parent, None, "single"))
+    assert "100.0" in named(page, "live-said").text and state(page) == ""
+
+
+def test_of_a_ladder_it_reads_the_ladder_first(opened: Open, climbed: Path) -> None:
+    page = opened(climbed)
+    assert named(page, "fig-ladder").find_elements(By.CLASS_NAME, "live")
+    assert spaced(shown(page)) == spaced(cells(climbed.parent, None, "ladder"))
+    named(page, "live-protocol-single").find_element(By.XPATH, "following-sibling::label").click()
+    assert state(page) == "#protocol=single"
+    assert spaced(shown(page)) == spaced(cells(climbed.parent, None, "single"))
+
+
+def test_the_slider_recomputes_the_savings_and_stands_in_the_address(opened: Open, made: Path) -> None:
+    page = opened(made)
+    slider, before = named(page, "live-slider"), shown(page)
+    target = float(slider.get_property("value"))
+    slider.send_keys(Keys.ARROW_RIGHT * 12)
+    moved = float(state(page).removeprefix("#target="))
+    assert moved == pytest.approx(target + 0.012, abs=1e-3)
+    assert shown(page) != before
+    assert spaced(shown(page)) == spaced(cells(made.parent, moved, "single"))
+    number = named(page, "live-number")
+    number.clear()
+    number.send_keys("5.25", Keys.ENTER)
+    assert state(page) == "#target=5.25" and slider.get_property("value") == "5.25"
+    assert spaced(shown(page)) == spaced(cells(made.parent, 5.25, "single"))
+    page.find_element(By.XPATH, '//button[text()="Scratch\'s final loss"]').click()
+    assert state(page) == "#" and shown(page) == before
+
+
+def test_reload_and_back_restore_what_was_shown(opened: Open, made: Path) -> None:
+    address = "#target=5.1&axis=tokens&scale=linear&ledger=build&near=1&hide=ligo"
+    page = opened(made, address)
+    at_target = shown(page)
+
+    def chosen() -> list[str]:
+        return page.execute_script("return [...document.querySelectorAll('.live input:checked')].map((each) => each.id)")
+
+    expected = ["live-axis-tokens", "live-scale-linear", "live-ledger-build", "live-near"]
+    assert chosen() == expected and named(page, "live-number").get_property("value") == "5.100"
+    page.refresh()
+    assert chosen() == expected and shown(page) == at_target and state(page) == address
+    named(page, "live-near").click()
+    page.find_element(By.CSS_SELECTOR, ".live-legend [data-method=ligo]").click()
+    assert state(page) == "#target=5.1&axis=tokens&scale=linear&ledger=build"
+    page.back()
+    page.back()
+    assert state(page) == address and chosen() == expected
+    page.execute_script("location.hash = 'behind'")  # a place in the page
+    assert chosen() == expected
+
+
+def test_a_broken_address_shows_the_start(opened: Open, made: Path) -> None:
+    page = opened(made, "#target=<x>&axis=toString&hide=nobody,__proto__&scale=")
+    assert spaced(shown(page)) == spaced(cells(made.parent, None, "single"))
+    assert named(page, "live-axis-flops").is_selected()
+
+
+def test_the_legend_hides_lines_and_the_pointer_reads_them(opened: Open, made: Path) -> None:
+    page = opened(made)
+    chart = page.find_element(By.CLASS_NAME, "live-chart")
+    picture = "return document.querySelector('.live canvas').toDataURL()"
+    drawn, lines = page.execute_script(picture), chart.get_attribute("aria-label")
+    ligo = page.find_element(By.CSS_SELECTOR, ".live-legend [data-method=ligo]")
+    ligo.click()
+    ActionChains(page).move_to_element(named(page, "live-said")).perform()
+    assert ligo.get_attribute("aria-pressed") == "false" and state(page) == "#hide=ligo"
+    assert page.execute_script(picture) != drawn and chart.get_attribute("aria-label") != lines
+    over = page.find_element(By.CLASS_NAME, "u-over")
+    ActionChains(page).move_to_element_with_offset(over, over.size["width"] // 3, over.size["height"] // 4).perform()
+    text = page.find_element(By.CLASS_NAME, "live-readout").text
+    assert "over seeds" in text and "step" in text and "TFLOP" in text and "ligo" not in text
+
+
+def test_the_keyboard_alone_suffices(opened: Open, made: Path) -> None:
+    """By Tab through every control in turn; arrows within groups and along lines."""
+    page = opened(made)
+    page.execute_script("document.querySelector('#fig-curves').tabIndex = -1; document.querySelector('#fig-curves').focus()")
+    reached = []
+    for _ in range(16):
+        ActionChains(page).send_keys(Keys.TAB).perform()
+        focus = page.switch_to.active_element
+        reached.append(
+            focus.get_attribute("id") or focus.get_attribute("data-method") or focus.text or focus.get_attribute("class")
+        )
+        if reached[-1] == "live-axis-flops":
+            press(page, Keys.ARROW_RIGHT)
+            assert state(page) == "#axis=seconds"
+        elif reached[-1] == "live-chart":
+            press(page, Keys.HOME, Keys.ARROW_DOWN, Keys.ARROW_RIGHT)
+            said = page.find_element(By.CLASS_NAME, "live-readout").text
+            press(page, Keys.ARROW_LEFT)
+            assert said and page.find_element(By.CLASS_NAME, "live-readout").text != said
+        elif reached[-1] in ("live-near", "ligo"):
+            press(page, Keys.SPACE)
+    controls = ["live-axis-flops", "live-scale-log", "live-ledger-reuse", "live-near", "live-slider", "live-number", "live-chart"]
+    assert [id for id in reached if id in controls] == controls
+    assert {"scratch", "bert2bert", "ligo", "stackbert", "all", "none"} <= set(reached)
+    assert state(page) == "#axis=seconds&near=1&hide=ligo"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["made", "climbed"])
+def test_everybody_can_read_it(opened: Open, request: pytest.FixtureRequest, kind: str, scheme: str) -> None:
+    """axe-core finds nothing serious, in either colour scheme, on a page without and with a ladder."""
+    page = opened(request.getfixturevalue(kind), scheme=scheme)
+    page.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    page.execute_script(AXE)
+    found: list[dict[str, Any]] = page.execute_async_script("axe.run().then((found) => arguments[0](found.violations))")
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert not serious, json.dumps(
+        [(each["id"], [node["html"][:300] for node in each["nodes"]][:5]) for each in serious], indent=1
+    )
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(opened: Open, made: Path) -> None:
+    page = opened(made, width=400)
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 400
+    assert page.find_element(By.CSS_SELECTOR, ".live canvas").size["width"] <= 400
+
+
+def test_on_paper_the_static_figure_stands(opened: Open, made: Path) -> None:
+    page = opened(made, medium="print")
+    figure = named(page, "fig-curves")
+    assert figure.find_element(By.CLASS_NAME, "drawn").is_displayed()
+    assert not figure.find_element(By.CLASS_NAME, "live").is_displayed()
