@@ -11,6 +11,7 @@ from growbench.report import parts, run_tables, savings_tables
 from growbench.report.drawing import Cuts
 from growbench.report.equal_cost import at_equal_cost
 from growbench.report.headline import headline, urgent
+from growbench.report.live import layer
 from growbench.report.ranking import named
 from growbench.report.run_tables import distinct
 from growbench.report.words import described
@@ -32,7 +33,7 @@ def html(comparison: Comparison, images: Mapping[str, Cuts], home: str = "") -> 
         deciding="savings" if comparison.ladder.empty else "ladder_savings",
         words=described(comparison),
         unnamed=[comparison.label(method) for method in comparison.methods if method not in named(comparison)],
-        live="",
+        live=layer(comparison),
         savings=savings_tables.SavingsTable(comparison).grouped(),
         target=f"{comparison.target_loss:.4f}",
         target_given=comparison.target_loss_given,
