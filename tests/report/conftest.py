@@ -20,17 +20,23 @@ Figures = Callable[[], AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, figures: Figures) -> Path:
-    """The report of three seeds of four methods, one of whose runs failed."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seeds of four methods, one of whose runs failed."""
     folder = write_results(tmp_path_factory.mktemp("results"), seeds=3)
     fail(folder / "stackbert-seed1", "loss is <nan>")
-    with figures():
-        return report.make(folder).parent
+    return folder
 
 
 @pytest.fixture(scope="session")
-def climbed(tmp_path_factory: pytest.TempPathFactory, figures: Figures) -> Path:
-    """The report of a ladder: two seeds at three budgets; stackbert misses the target in one seed, ligo is ahead at once."""
+def made(results: Path, figures: Figures) -> Path:
+    """Their report."""
+    with figures():
+        return report.make(results).parent
+
+
+@pytest.fixture(scope="session")
+def ladder_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ladder: two seeds at three budgets; stackbert misses the target in one seed, ligo is ahead at once."""
     folder = write_results(tmp_path_factory.mktemp("climbed"), 2)
     for index, (method, growth) in enumerate(METHODS.items()):
         for seed, budget in itertools.product(range(2), (0.4, 0.7)):
@@ -39,8 +45,14 @@ def climbed(tmp_path_factory: pytest.TempPathFactory, figures: Figures) -> Path:
     for seed in range(2):
         change(folder / f"ligo-seed{seed}-budget0.4", final_val_loss=4.5)
         change(folder / f"ligo-seed{seed}-budget0.7", final_val_loss=4.4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def climbed(ladder_results: Path, figures: Figures) -> Path:
+    """Its report."""
     with figures():
-        return report.make(folder).parent
+        return report.make(ladder_results).parent
 
 
 @pytest.fixture(scope="session")

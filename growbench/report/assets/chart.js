@@ -50,8 +50,8 @@ const chart = (() => {
     #options() {
       const { view, width } = this, narrow = width < NARROW;
       this.named = !narrow;
-      const room = narrow ? 12 : 22 + 7.2 * Math.max(4, ...this.lines.map((line) => line.method.label.length + 2));
-      const height = Math.max(narrow ? 300 : 380, this.named ? LABEL_HEIGHT * this.lines.length + 70 : 0);
+      const room = narrow ? 12 : 22 + 7.2 * Math.max(4, ...this.lines.map((line) => (line.grey ? 0 : line.method.label.length + 2)));
+      const height = Math.max(narrow ? 300 : 380, this.named ? LABEL_HEIGHT * this.lines.filter((line) => !line.grey).length + 70 : 0);
       const axis = { stroke: () => colour("--ink"), grid: { stroke: () => colour("--rule"), width: 1 },
         ticks: { stroke: () => colour("--grey"), width: 1, size: 5 }, font: "12px system-ui, sans-serif",
         labelFont: "12px system-ui, sans-serif", labelSize: 22 };
@@ -70,11 +70,16 @@ const chart = (() => {
       };
     }
 
-    #series({ method }) {
-      const stroke = () => colour(method.variable), width = 1.7;
+    #series(line) {
+      const { method } = line, stroke = () => this.#colour(line), width = line.grey ? 1.1 : 1.7;
       const dash = method.dashes.map((length) => length * width);
       return [{ stroke, width, dash, points: { show: this.view.ladder, size: 7, fill: stroke, stroke } },
         { stroke, width: 1.2, dash: [1.5, 2], points: { show: false } }];
+    }
+
+    // Grey lines have their own colour while they stand out.
+    #colour(line) {
+      return colour(line.grey && this.lines[this.lit] !== line ? "--grey" : line.method.variable);
     }
 
     #clipped(paint) {
@@ -95,9 +100,10 @@ const chart = (() => {
     #drawBands() {
       this.#clipped((ctx) => {
         ctx.globalAlpha = 0.15;
-        for (const { method, points } of this.lines) {
+        for (const line of this.lines) {
+          const { points } = line;
           if (points.every((point) => point.low === point.high)) continue;
-          ctx.fillStyle = colour(method.variable);
+          ctx.fillStyle = this.#colour(line);
           ctx.beginPath();
           points.forEach((point) => ctx.lineTo(...this.#at(point.x, point.high)));
           [...points].reverse().forEach((point) => ctx.lineTo(...this.#at(point.x, point.low)));
@@ -134,7 +140,7 @@ const chart = (() => {
     #drawNames() {
       if (!this.named) return;
       const { ctx, bbox } = this.plot, ratio = devicePixelRatio, gap = LABEL_HEIGHT * ratio;
-      const ends = this.lines.flatMap(({ method, points }) => {
+      const ends = this.lines.filter((line) => !line.grey).flatMap(({ method, points }) => {
         const seen = points.filter((point) => point.x <= this.view.x[1] && point.loss <= this.view.y[1] && point.loss >= this.view.y[0]);
         if (!seen.length) return [];
         const [x, y] = this.#at(seen[seen.length - 1].x, seen[seen.length - 1].loss);

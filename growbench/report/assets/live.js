@@ -41,7 +41,7 @@
   function read(hash) {
     if (hash.length > 1 && !hash.includes("=")) return null;
     const parts = new URLSearchParams(hash.slice(1)), found = { ...START }, target = parseFloat(parts.get("target"));
-    for (const [key, choices] of Object.entries(CHOICES)) if (parts.get(key) in choices) found[key] = parts.get(key);
+    for (const [key, choices] of Object.entries(CHOICES)) if (Object.hasOwn(choices, parts.get(key))) found[key] = parts.get(key);
     const names = data.methods.map((method) => method.name);
     return { ...found, target: target > 0 && isFinite(target) ? target : null, near: parts.get("near") === "1",
       hide: (parts.get("hide") ?? "").split(",").filter((name) => names.includes(name)) };
@@ -133,7 +133,7 @@
       readout, view,
       made("p", { class: "live-keys soft", id: "live-keys" }, "Point at a line, or walk along it with the arrow keys: left and right ",
         "along a line, up and down to the next method. Names below show and hide lines."),
-      made("div", { class: "live-names" }, all, legend), said, made("div", { class: "scroll" }, head));
+      made("div", { class: "live-names" }, all, legend), said, made("div", { class: "scroll", tabindex: "0" }, head));
   }
 
   // What is shown
@@ -164,17 +164,24 @@
     }
   }
 
-  function showChart(target, judged) {
-    const { axis, ledger, protocol, near: cropped } = state, ladder = protocol === "ladder", log = state.scale === "log";
-    const lines = methodsOf(protocol).filter((method) => !state.hide.includes(method.name)).map((method) => {
+  // Of many lines only those of named methods have colours and names; grey ones lie below them.
+  function linesShown() {
+    const { axis, ledger, protocol, hide } = state;
+    const lines = methodsOf(protocol).filter((method) => !hide.includes(method.name)).map((method) => {
       const { seeds, points } = curves.ofMethod(runs[protocol].all(method.name), protocol, ledger);
       return { method, seeds, points: points.map((point) => ({ ...point, x: point[axis] })).filter((point) => isFinite(point.x)) };
     }).filter((line) => line.points.length);
-    const dots = axis === "tokens" ? [] : lines.flatMap(({ method }) => {
+    const many = lines.length > data.few;
+    return lines.map((line) => ({ ...line, grey: many && !line.method.named })).sort((a, b) => b.grey - a.grey);
+  }
+
+  function showChart(target, judged) {
+    const { axis, ledger, protocol, near: cropped } = state, ladder = protocol === "ladder", log = state.scale === "log";
+    const lines = linesShown(), { x, y } = curves.ranges(lines, { target, log, ladder, cropped, scratch: SCRATCH });
+    const dots = lines.filter((line) => !line.grey && axis !== "tokens").flatMap(({ method }) => {
       const cost = judged.get(method.name)?.cost;
       return isFinite(cost) ? [{ method, x: cost }] : [];
     });
-    const { x, y } = curves.ranges(lines, { target, log, ladder, cropped, scratch: SCRATCH });
     const scale = format.scale(x[1], SYMBOLS[axis]);
     const title = `${TITLES[axis]}${ladder ? " of a whole run" : ""} (${scale.name.trim()})${log ? ", log scale" : ""}`;
     drawing.draw(lines, { x, y, log, scale, title, target, dots, open: ledger === "build", ladder });
