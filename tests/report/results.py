@@ -149,12 +149,13 @@ class Cell:
 
 @dataclass
 class Page(HTMLParser):
-    """A page's tags, links, ids, text without its figures', and the rows of its tables by the tables' ids."""
+    """A page's tags, links, ids, scripts, text without its figures', and the rows of its tables by the tables' ids."""
 
     source: str
     tags: set[str] = field(default_factory=set)
     links: list[str] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
+    scripts: list[str] = field(default_factory=list)
     tables: dict[str, list[list[Cell]]] = field(default_factory=dict)
     text: str = ""
     title: str = ""
@@ -186,6 +187,9 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+            return
         if {"style", "svg"} & set(self.open):
             return
         self.text += data

@@ -19,6 +19,7 @@ from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import p_value
 from growbench.registry import SCRATCH
 from growbench.report.cells import saving_of
+from tests.report.results import METHODS, change, write_results
 
 AXE = (Path(__file__).parent / "axe" / "axe-4.14.1.min.js").read_text(encoding="utf-8")
 ROWS = """return [...document.querySelectorAll('#live-table tbody tr')].map((row) => [row.dataset.method,
@@ -160,9 +161,21 @@ def test_reload_and_back_restore_what_was_shown(opened: Open, made: Path) -> Non
 
 
 def test_a_broken_address_shows_the_start(opened: Open, made: Path, results: Path) -> None:
-    page = opened(made, "#target=<x>&axis=toString&hide=nobody,__proto__&scale=")
+    page = opened(made, "#target=<x>&axis=toString&hide=nobody&hide=__proto__&scale=")
     assert spaced(shown(page)) == spaced(cells(results, None, "single"))
     assert named(page, "live-axis-flops").is_selected()
+
+
+def test_names_of_methods_stay_text(opened: Open, tmp_path: Path) -> None:
+    name = """</script><img src=x onerror="alert('1')">&amp;, #hide=%20"""
+    folder = write_results(tmp_path, seeds=1, methods={"scratch": METHODS["scratch"], "mine": METHODS["ligo"]})
+    change(folder / "mine-seed0", method=name)
+    page = opened(report.make(folder).parent)
+    button = page.find_elements(By.CSS_SELECTOR, ".live-legend button")[1]
+    assert name in button.text and not page.find_elements(By.CSS_SELECTOR, ".live img")
+    button.click()
+    page.refresh()
+    assert page.find_elements(By.CSS_SELECTOR, ".live-legend button")[1].get_attribute("aria-pressed") == "false"
 
 
 def test_the_legend_hides_lines_and_the_pointer_reads_them(opened: Open, made: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from growbench import report
-from growbench.report import parts
+from growbench.report import live, parts
 from tests.report.results import METHODS, Page, fail, read, write_results
 
 HOSTILE = """</style></title></pre>"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}{% raw %}&amp;"""
@@ -18,7 +18,7 @@ TAGS = """html lang|head|meta charset|meta name|meta content|title|style|body|h1
 |span style|div|div class|table|table id|table class|thead|tbody|tr|tr class|th|th class|th colspan|td|td class|td data-head|small
 |figure|figure id|figure class|figure data-figure|figcaption|details|details class|summary|pre|dl|dt|dd|nav aria-label|nav class
 |main|h2 id|a href|a class|a aria-label|p id|div id|div tabindex|tr data-method|svg|svg class|svg viewbox|svg role|td colspan
-|svg aria-labelledby|svg aria-describedby|title id|desc id"""
+|svg aria-labelledby|svg aria-describedby|title id|desc id|script|script id|script type"""
 KNOWN = {tag for entry in TAGS.replace("\n", "").split("|") for tag in (entry, entry.split()[0])}
 
 
@@ -64,7 +64,14 @@ def test_hostile_text_stays_text(pages: list[Path]) -> None:
     shown = [read(page) for page in pages]
     for page in shown:
         assert page.tags <= KNOWN
+        assert [script.strip() for script in page.scripts[1:]] == [
+            live.asset(name).strip() for name in live.SCRIPTS if page.scripts
+        ]
     (bad,) = [page for page in shown if HOSTILE in page.title]
+    assert {method["name"] for method in json.loads(bad.scripts[0])["methods"]} == {
+        "scratch",
+        *(name + HOSTILE for name in METHODS if name != "scratch"),
+    }
     for what in ("hyperparameters", "values"):
         assert any(cell.head == what and HOSTILE in cell.text for rows in bad.tables.values() for row in rows for cell in row)
     assert set(METHODS) - {"scratch"} == {name.removesuffix(HOSTILE) for name in bad.methods("savings-table")} - {"scratch"}

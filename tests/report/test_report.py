@@ -22,7 +22,7 @@ from growbench.analysis.comparison import Comparison, analyse
 from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
 from growbench.formatting import p_value, percent
-from growbench.report import page, sheets
+from growbench.report import live, page, sheets
 from growbench.report.cells import saving_of
 from growbench.report.headline import headline
 from tests.report.results import METHODS, STEP_FLOPS, STEPS, TEXT_PLOTS, Page, change, fail, of_images, read, write_results
@@ -52,9 +52,9 @@ def test_savings_table_has_the_promised_columns(made: Path) -> None:
 
 
 def test_page_stands_alone(made: Path) -> None:
-    """It loads nothing; it links to its own parts, to the files beside it, and to papers."""
+    """It loads nothing; its scripts are inside; it links to its own parts, to the files beside it, and to papers."""
     page = read(made / "index.html")
-    assert not {"script", "img", "link", "iframe"} & page.tags
+    assert not {"script src", "img", "link", "iframe"} & page.tags and len(page.scripts) == 1 + len(live.SCRIPTS)
     papers = {link for link in page.links if link.startswith("https://")}
     parts = {link for link in page.links if link.startswith("#")}
     files = set(page.links) - papers - parts

@@ -33,7 +33,7 @@
     if (state.target !== null) parts.set("target", state.target);
     for (const key of Object.keys(CHOICES)) if (state[key] !== START[key]) parts.set(key, state[key]);
     if (state.near) parts.set("near", "1");
-    if (state.hide.length) parts.set("hide", state.hide.join(","));
+    for (const name of state.hide) parts.append("hide", name);
     return parts.toString();
   }
 
@@ -44,7 +44,7 @@
     for (const [key, choices] of Object.entries(CHOICES)) if (Object.hasOwn(choices, parts.get(key))) found[key] = parts.get(key);
     const names = data.methods.map((method) => method.name);
     return { ...found, target: target > 0 && isFinite(target) ? target : null, near: parts.get("near") === "1",
-      hide: (parts.get("hide") ?? "").split(",").filter((name) => names.includes(name)) };
+      hide: parts.getAll("hide").filter((name) => names.includes(name)) };
   }
 
   // `lasting`: with an entry of its own in the browser's history.
