@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -20,12 +21,13 @@ class Feed:
     """The batches of a run in order of steps, each a pure function of (seed, step), or part number `part` of each batch.
 
     `workers`: the number of processes that prepare costly batches; -1: one per spare core; 0: none, a batch is made when it is
-    needed.
+    needed. What workers prepare is also copied to a CUDA device ahead, while it computes.
     """
 
     def __init__(self, data: Data, seed: int, device: torch.device, workers: int = -1, part: int = 0, parts: int = 1) -> None:
         self.waited = 0.0  # seconds that the caller has waited for batches
         self._device, self._steps = device, _Steps()
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._step: int | None = None
         self._batches = self._from(0)
         count = 0 if not data.costly else spare(device) if workers < 0 else workers
@@ -49,7 +51,7 @@ class Feed:
             if self._step is None or step != self._step + 1:
                 self._batches.close()
                 self._batches = self._from(step)
-            self._batch = next(self._batches).to(self._device)
+            self._batch = next(self._batches)
             self._step = step
             self.waited += time.perf_counter() - started
         return self._batch
@@ -60,17 +62,32 @@ class Feed:
         del self._loader
 
     def _from(self, step: int) -> Generator[Batch]:
-        """All batches from a step on."""
+        """All batches from a step on, on the device."""
         self._steps.first = step
         batches = iter(self._loader)
         if not self._loader.num_workers:
-            yield from batches
+            yield from (batch.to(self._device) for batch in batches)
         with ThreadPoolExecutor(1, "feed") as thread:  # fetching even a finished batch takes milliseconds
-            coming = thread.submit(next, batches)
+            coming = thread.submit(self._fetch, batches)
             while True:
-                batch = coming.result()
-                coming = thread.submit(next, batches)
+                batch = self._for_this_stream(coming.result())
+                coming = thread.submit(self._fetch, batches)
                 yield batch
+
+    def _fetch(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch, on its way to the device."""
+        with torch.cuda.stream(self._copies) if self._copies else nullcontext():
+            return next(batches).to(self._device)
+
+    def _for_this_stream(self, batch: Batch) -> Batch:
+        """The batch, whose copy the caller's stream waits for, and whose memory is kept until that stream has read it."""
+        if self._copies:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_stream(self._copies)
+            for each in batch:
+                if each is not None:
+                    each.record_stream(stream)
+        return batch
 
 
 def spare(device: torch.device) -> int:
