@@ -96,7 +96,8 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     peak = max(peaks)
     lines = [
         f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {device_name(device)}, "
-        f"{torch.get_num_threads()} threads, {precision}{', compiled' * compiled}; "
+        f"{torch.get_num_threads()} threads, {precision}{', compiled' * compiled}"
+        f"{', growbench by CUDA graphs' * experiment.machine.graphs}; "
         f"medians of {rounds} alternations of {steps} steps",
         f"matrix-product peak: {quantity(peak, 'FLOP/s')} (largest of {rounds})",
         f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
