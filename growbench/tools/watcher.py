@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -75,13 +75,13 @@ class Sparing(Costs):
 
 @dataclass
 class WatchedTask(Task):
-    """A task that records whether its source is read."""
+    """A task that records whether its source is read, by itself or by a copy of it."""
 
-    source_is_read: bool = False
+    reads: set[str] = field(default_factory=set, repr=False)
 
     @property
     def source(self) -> nn.Module:
-        self.source_is_read = True
+        self.reads.add("source")
         return super().source
 
 
@@ -110,7 +110,7 @@ class Watcher(PhaseObserver):
             self.check_source()
 
     def method_begins(self) -> None:
-        self.task.source_is_read = False  # the loop has read it, to evaluate it
+        self.task.reads.clear()  # the loop has read it, to evaluate it
 
     def phase_begins(self, start: PhaseStart) -> None:
         self.check_source()
@@ -229,7 +229,7 @@ class Run:
             kind = "" if isinstance(self.error, (MethodError, TrainingFailed, Escaped)) else f"{type(self.error).__name__}: "
             told = f"{where_raised(self.error, self.method)}{kind}{text_of(self.error)}"
             broken.append(told if told.startswith(watcher.place) else f"{watcher.place}: {told}")
-        elif self.method.uses_source and not self.task.source_is_read:
+        elif self.method.uses_source and not self.task.reads:
             broken.append(
                 "uses_source is True, so the source is charged, but task.source is never read: write uses_source = False"
             )
