@@ -52,8 +52,13 @@ class Bar:
     costs: Mapping[Any, float]
 
     @property
+    def known(self) -> bool:
+        """Whether it is known but for its source. Seconds that do not compare are not."""
+        return not any(np.isnan(cost) for account, cost in self.costs.items() if account != Account.SOURCE)
+
+    @property
     def total(self) -> float:
-        return float(np.nansum(list(self.costs.values())))
+        return float(np.nansum(list(self.costs.values()))) if self.known else 0.0
 
 
 def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
@@ -69,7 +74,7 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
         bars = [Bar(method, place, costs[method]) for place, method in enumerate(methods)]
         scale = cost_scale(max((bar.total for bar in bars), default=0.0), unit)
         for bar in bars:
-            text = scale.text(bar.total) + " + source" * bool(np.isnan(bar.costs[Account.SOURCE]))
+            text = scale.text(bar.total) + " + source" * bool(np.isnan(bar.costs[Account.SOURCE])) if bar.known else "not known"
             inline.tag([*_parts(axes, bar, drawn[bar.method].colour), _total(axes, bar, text)], bar.method)
         axes.set_ylim(len(methods) - 0.4, -0.6)
         axes.set_yticks([])
@@ -89,9 +94,9 @@ def cost_breakdown(comparison: Comparison, data: pd.DataFrame, width: float) -> 
 
 
 def _parts(axes: Axes, bar: Bar, colour: str) -> list[Any]:
-    """A bar's parts one after another; none of a source whose cost is not known."""
+    """A bar's parts one after another; none whose cost is not known."""
     total, drawn = 0.0, []
-    for account in STRENGTHS:
+    for account in STRENGTHS if bar.known else ():
         if (cost := bar.costs[account]) > 0:
             drawn += axes.barh(bar.place, cost, left=total, height=0.62, **_fill(account, colour)).patches
             total += cost

@@ -97,9 +97,9 @@ class Curves:
         ends = []
         for (method, _, status), curve in self.data.groupby([columns.METHOD, columns.SEEDS, columns.STATUS], sort=False):
             look, finished = self.looks[str(method)], status == "finished"
-            before = len(axes.get_children())
-            _curve(axes, curve, self.unit, self.measure, look, finished)
-            inline.tag(axes.get_children()[before - len(axes.get_children()) :], str(method))
+            before = {*axes.get_children()}
+            _curve(axes, _part_within(axes, curve, self.unit, self.measure), self, look, finished)
+            inline.tag({*axes.get_children()} - before, str(method))
             if finished and look != REST:
                 seen = last_seen(axes, curve[self.unit], curve[self.measure])
                 ends += [End(x, y, str(method), self.comparison.label(str(method)), look) for x, y in seen]
@@ -161,7 +161,17 @@ def _loss_limits(axes: Axes, shown: pd.DataFrame, data: pd.DataFrame, target: fl
     axes.set_ylim(low - 0.06 * (top - low), top + 0.03 * (top - low))
 
 
-def _curve(axes: Axes, curve: pd.DataFrame, unit: str, measure: str, look: Look, finished: bool) -> None:
+def _part_within(axes: Axes, curve: pd.DataFrame, unit: str, measure: str) -> pd.DataFrame:
+    """From the row before the first that the axes show to the row after the last."""
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    seen = np.flatnonzero(curve[unit].between(left, right) & curve[measure].between(low, high))
+    return curve.iloc[max(seen[0] - 1, 0) : seen[-1] + 2] if len(seen) else curve.iloc[:0]
+
+
+def _curve(axes: Axes, curve: pd.DataFrame, shown: Curves, look: Look, finished: bool) -> None:
+    if curve.empty:
+        return
+    unit, measure = shown.unit, shown.measure
     values, rest = curve[measure], look == REST
     scored, unscored = values.where(curve[columns.SCORED]), values.where(_touches_unscored(curve[columns.SCORED]))
     order = 1.5 if rest else 3

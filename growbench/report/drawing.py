@@ -30,7 +30,8 @@ TITLES = {Unit.FLOPS: "Training FLOPs", Unit.SECONDS: "Wall time"}
 LEDGER_TITLES = {Ledger.REUSE: "Reuse ledger: source model free", Ledger.BUILD: "Build ledger: source model charged"}
 SMALL = 8.5  # points
 PARAMETERS: dict[str, Any] = {
-    "font.size": 9.5,
+    "font.size": inline.FONT_SIZE,
+    "axes.facecolor": "none",
     "axes.edgecolor": GREY.light,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,

@@ -82,7 +82,7 @@ def differences(comparison: Comparison, data: pd.DataFrame, width: float) -> Fig
     known = data.dropna(subset="difference")
     methods = list(dict.fromkeys(known["method"]))
     shown = Forest(comparison, [Line(comparison.label(method), method) for method in methods], width)
-    figure, both = shown.panels(1, 2.0)
+    figure, both = shown.panels(1)
     ends = known[["low", "difference", "high"]].to_numpy(float)
     low, high = min(np.nanmin(ends), 0), max(np.nanmax(ends), 0)
     for axes, ledger in zip(both, Ledger, strict=True):

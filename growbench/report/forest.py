@@ -38,7 +38,7 @@ from growbench.report.drawing import (
     write_name,
 )
 from growbench.report.looks import CHIPS, INK, PAPER, RULE, SOFT, Look, looks
-from growbench.report.ranking import Group, groups, papers
+from growbench.report.ranking import FEW, Group, groups, papers
 
 ARROWS = {Relation.BELOW: "<", Relation.ABOVE: ">"}  # markers
 PITCH = {True: 0.27, False: 0.42}  # inches from row to row, in the wide and in the narrow cut
@@ -69,6 +69,7 @@ class Forest:
     comparison: Comparison
     lines: Sequence[Line]
     width: float
+    beside: float = 2.0  # inches for what stands right of each panel in the wide cut
 
     @property
     def wide(self) -> bool:
@@ -82,11 +83,11 @@ class Forest:
     def papers(self) -> dict[str, str]:
         return papers(self.comparison)
 
-    def panels(self, rows: int, beside: float) -> tuple[Figure, list[Axes]]:
-        """Empty panels, two in a row. `beside`: inches for what stands right of each in the wide cut."""
+    def panels(self, rows: int) -> tuple[Figure, list[Axes]]:
+        """Empty panels, two in a row."""
         height = PITCH[self.wide] * (len(self.lines) + 0.2)
-        names = room(labels(self.comparison)) - 0.1
-        frame = Frame(names, beside, 0.2, below=0.5) if self.wide else Frame(0.12, 0.12, below=0.5)
+        names = max(room(labels(self.comparison)) - 0.1, 1.4)
+        frame = Frame(names, self.beside, 0.2, below=0.5) if self.wide else Frame(0.12, 0.12, below=0.5)
         figure, axes = panels(self.width, [height] * rows, 2, frame)
         for place, each in enumerate(axes):
             self._frame(each, named=self.wide and place % 2 == 0)
@@ -96,7 +97,8 @@ class Forest:
         axes.set_ylim(-len(self.lines) + 0.3, 0.7)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.axvline(0, color=INK.light, linewidth=0.9, zorder=1)
+        if self.wide:
+            axes.axvline(0, color=INK.light, linewidth=0.9, zorder=1)
         for place, each in enumerate(self.lines):
             if each.method is None:
                 if named or not self.wide:
@@ -106,6 +108,8 @@ class Forest:
             if named or not self.wide:
                 self._name(axes, place, each)
             axes.axhline(-place - (0.5 if self.wide else 0.42), color=RULE.light, linewidth=0.6, zorder=0)
+            if not self.wide:  # not through the names
+                axes.plot([0, 0], [-place - 0.42, -place + 0.08], color=INK.light, linewidth=0.9, zorder=1)
 
     def _name(self, axes: Axes, place: int, each: Line) -> None:
         assert each.method is not None
@@ -154,16 +158,19 @@ def _beside(axes: Axes, x: float, y: float, text: str, **options: Any) -> Any:
 def savings(protocol: Protocol) -> Callable[[Comparison, pd.DataFrame, float], Figure]:
     """How to draw savings over scratch with their intervals: full markers with the source free, open ones with it charged.
 
-    An arrow stands where a value is only a bound, or an interval has an open end. Beside the FLOPs is what the test says.
+    An arrow stands where a value is only a bound, or an interval has an open end. Beside the FLOPs is what the test says. Time is
+    below them where methods are few.
     """
 
     def draw(comparison: Comparison, data: pd.DataFrame, width: float) -> Figure:
         found = groups(data) or [Group("", tables.records(data))]
-        forest = Forest(comparison, lines(comparison, found), width)
         rows = [row for group in found for row in group.rows]
-        figure, axes = forest.panels(len(comparison.units), 2.75)
+        units = comparison.units if len(rows) < FEW else [Unit.FLOPS]
+        intervals = any(columns.saving_in(row, Unit.FLOPS, ledger).has_interval for row in rows for ledger in Ledger)
+        forest = Forest(comparison, lines(comparison, found), width, 2.75 if intervals else 1.85)
+        figure, axes = forest.panels(len(units))
         own = comparison.own_savings(protocol)
-        both = [(unit, ledger) for unit in comparison.units for ledger in Ledger]
+        both = [(unit, ledger) for unit in units for ledger in Ledger]
         for each, (unit, ledger) in zip(axes, both, strict=True):
             _saving_limits(each, rows, own, unit)
             for place, shown in enumerate(forest.lines):
@@ -207,7 +214,7 @@ def _saving_row(axes: Axes, forest: Forest, place: int, cell: Cell) -> None:
 def _chip(axes: Axes, forest: Forest, place: int, verdict: Verdict) -> Any:
     text, ground, ink = CHIPS[verdict]
     inches = inches_wide(axes)
-    at, height = (1 + 2.25 / inches, -place) if forest.wide else (1 - 0.53 / inches, -place + 0.3)
+    at, height = (1 + (forest.beside - 0.5) / inches, -place) if forest.wide else (1 - 0.53 / inches, -place + 0.3)
     box = {"boxstyle": "round,pad=0.3,rounding_size=0.7", "facecolor": ground.light, "edgecolor": "none"}
     return _beside(axes, at, height, text, ha="center", color=ink.light, fontsize=SMALL - 0.5, bbox=box)
 

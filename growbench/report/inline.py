@@ -15,9 +15,17 @@ from matplotlib.figure import Figure
 from growbench.report.looks import VARIABLE_OF
 
 METHOD = "method:"  # what begins the gid of an artist that stands for a method
+FONT_SIZE = 9.5  # points, of text that says nothing else
 XLINK = "{http://www.w3.org/1999/xlink}href"
 DROPPED = {"font-family", "stroke-dashoffset", "stroke-linejoin", "target", "id", "style", "transform", "version"}
+GROUND = "patch_1"  # of the whole figure
 PLACES = {"x", "y", "width", "height"}
+DEFAULTS = {
+    "text-anchor": ("start",),
+    "stroke-linecap": ("butt", "square"),
+    "font-size": (f"{FONT_SIZE}px",),
+    "stroke-width": ("1",),
+}
 NUMBER = re.compile(r"-?\d+\.\d+")
 
 
@@ -49,8 +57,9 @@ def drawn(whole: bytes, name: str) -> Drawn:
     root = ElementTree.fromstring(whole)
     ids = {id: f"{name}-{number}" for number, id in enumerate(_referenced(root))}
     _, _, width, height = map(float, root.attrib["viewBox"].split())
-    ground = root.find(".//{*}g[@id='patch_1']")
-    body = "".join(_markup(child, ids) for child in root if child is not ground)
+    for group in list(root.iter()):
+        _join(group)
+    body = "".join(_markup(child, ids) for child in root)
     return Drawn(width, height, body)
 
 
@@ -62,10 +71,22 @@ def _referenced(root: ElementTree.Element) -> list[str]:
     return list(dict.fromkeys([*found, *used]))
 
 
+def _join(parent: ElementTree.Element) -> None:
+    """Make one group of neighbours that are of the same method."""
+    last = None
+    for child in list(parent):
+        name = child.attrib.get("id", "")
+        if last is not None and name.startswith(METHOD) and name == last.attrib["id"]:
+            last.extend(child)
+            parent.remove(child)
+        else:
+            last = child if name.startswith(METHOD) else None
+
+
 def _markup(element: ElementTree.Element, ids: dict[str, str]) -> str:
-    """An element and what is inside; groups that say nothing are left out, as is what is empty or paper on paper."""
+    """An element and what is inside; without what is empty, grounds, and groups that say nothing."""
     kind = element.tag.partition("}")[2]
-    if kind in ("metadata", "style"):
+    if kind in ("metadata", "style") or element.attrib.get("id") == GROUND:
         return ""
     attributes = dict(_attributes(element, ids))
     inside = escape(element.text or "") if kind == "text" else ""
@@ -97,8 +118,8 @@ def _attributes(element: ElementTree.Element, ids: dict[str, str]) -> Iterator[t
             yield "d", _path(value)
         elif name in PLACES:
             yield name, _short(value)
-        elif name not in DROPPED:
-            yield name, _value(value, ids)
+        elif name not in DROPPED and value not in DEFAULTS.get(name, ()):
+            yield name, _value(value.removesuffix("px"), ids)
 
 
 def _value(value: str, ids: dict[str, str]) -> str:
@@ -108,9 +129,28 @@ def _value(value: str, ids: dict[str, str]) -> str:
 
 
 def _path(path: str) -> str:
-    """In tenths of a point, without blanks and letters that SVG can do without."""
-    short = re.sub(r"\s*([A-Za-z])\s*", r"\1", _short(" ".join(path.split())))
-    return re.sub(r"(?<=\d)L(?!.*[QC])", " ", short) if re.fullmatch(r"M[^A-Za-z]*(L[^A-Za-z]*)+z?", short) else short
+    """In tenths of a point; straight lines as steps from point to point, which are short numbers."""
+    if set(re.findall(r"[A-Za-z]", path)) - {"M", "L", "z"}:
+        return re.sub(r"\s*([A-Za-z])\s*", r"\1", _short(" ".join(path.split())))
+    written, at = "", (0, 0)
+    for command, x, y in re.findall(r"([ML]) (\S+) (\S+)|(?:z)", path):
+        if not command:
+            written += "z"
+            continue
+        point = round(10 * float(x)), round(10 * float(y))
+        step = (point[0] - at[0], point[1] - at[1])
+        if command == "M":
+            written += f"M{_tenths(point)}l"
+        elif step != (0, 0):
+            written += _tenths(step) if written.endswith("l") or step[0] < 0 else f" {_tenths(step)}"
+        at = point
+    return written.removesuffix("l")
+
+
+def _tenths(pair: tuple[int, int]) -> str:
+    """Two numbers given in tenths, with as few characters as SVG needs."""
+    first, second = (f"{number / 10:g}".replace("0.", ".", 1) if abs(number) < 10 else f"{number / 10:g}" for number in pair)
+    return first + second if second.startswith("-") else f"{first} {second}"
 
 
 def _short(text: str, places: int = 1) -> str:

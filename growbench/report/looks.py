@@ -121,15 +121,16 @@ REST = Look(GREY, marker="")  # of methods that a figure does not name
 
 
 def looks(methods: Iterable[str]) -> dict[str, Look]:
-    """A look for every method: scratch a full line in ink, the others in turn, no two with the same marker and dashes up to 40.
+    """A look for every method: scratch a full line in ink, the others in turn.
 
-    Built-in methods come first, present or not, so that each looks the same in every report; then plugins by name.
+    Of the first 36 no two have the same colour and dashes, or the same marker and dashes. Built-in methods come first, present or
+    not, so that each looks the same in every report; then plugins by name.
     """
     others = [*FIRST, *sorted(set(registry.built_in()) - {*FIRST, SCRATCH})]
     others += sorted(set(methods) - {*others, SCRATCH})
     markers = list(MARKERS)
     found = {
-        method: Look(METHODS[index % len(METHODS)], markers[index % len(markers)], DASHES[index // len(markers) % len(DASHES)])
+        method: Look(METHODS[index % len(METHODS)], markers[index % len(markers)], DASHES[index // len(METHODS) % len(DASHES)])
         for index, method in enumerate(others)
     }
     return {SCRATCH: Look(INK), **found}

@@ -35,7 +35,7 @@ def groups(table: pd.DataFrame) -> list[Group]:
     return [Group(title, members) for title, members in found.items() if members]
 
 
-MEETS, MISSES, UNKNOWN, CONTROLS = "Meet scratch's loss", "End above scratch", "Without a saving", "Controls"
+MEETS, MISSES, UNKNOWN, CONTROLS = "Meet scratch", "End above scratch", "No saving known", "Controls"
 
 
 def _title(row: Row) -> str:
