@@ -124,7 +124,8 @@ def _write(comparison: Comparison, out: Path, board: Path | None) -> Path:
         (folder / "savings.md").write_text(page.markdown(comparison), encoding="utf-8", errors="backslashreplace")
         (folder / VERDICT).write_text(terminal.text(comparison), encoding="utf-8", errors="backslashreplace")
         images = plots.save(comparison, folder)
-        (folder / "index.html").write_text(page.html(comparison, images, home), encoding="utf-8", errors="backslashreplace")
+        text = page.html(comparison, images, home, board_tracks.pages_of(comparison, out))
+        (folder / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
         for name in set(plots.PLOTS) - set(images):  # of an earlier report, which had data for it
             for kind in ("csv", "png", "svg"):
                 (out / f"{name}.{kind}").unlink(missing_ok=True)

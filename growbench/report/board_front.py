@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -44,7 +45,7 @@ def _panel(axes: Axes, data: pd.DataFrame, ledger: Ledger, comparison: Compariso
     axes.step(on_front[column], on_front[columns.VAL_LOSS], where="post", color=SOFT.light, linewidth=1, zorder=1)
     for method, rows in known.groupby(columns.METHOD, sort=False):
         look = own[str(method)]
-        marked = [
+        marked: list[Artist] = [
             *axes.plot(
                 rows[column],
                 rows[columns.VAL_LOSS],

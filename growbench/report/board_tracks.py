@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from growbench.analysis import columns, tables
-from growbench.analysis.comparison import KEEPS
+from growbench.analysis.comparison import KEEPS, Comparison
 from growbench.analysis.estimator import Relation, Verdict
 from growbench.analysis.standing import Standing, pareto
 from growbench.costs.accounts import Ledger, Unit
@@ -24,6 +24,7 @@ from growbench.report.cells import saving_of
 from growbench.report.headline import headline, urgent
 from growbench.report.looks import looks
 from growbench.report.parts import MethodName
+from growbench.runs import tracks
 
 Row = Mapping[str, Any]
 FULL = 0.6  # the saving, or the loss, that has the strongest colour
@@ -101,6 +102,16 @@ def address(standing: Standing, quoted: bool = True) -> str:
     """The page of a track, beside the board."""
     name = f"{standing.track.name}.html"
     return quote(name) if quoted else name
+
+
+def pages_of(comparison: Comparison, out: Path) -> dict[str, str]:
+    """The pages of the tracks that froze an experiment's scratch, by the tracks' names, seen from a page in `out`."""
+    found = {}
+    for track in tracks.over(comparison.runs[0].folder.parent):
+        page = track.folder.parent / "report" / f"{track.name}.html"
+        if page.is_file():
+            found[track.name] = board_entries.link(page, out)
+    return found
 
 
 def _sheet(standings: Sequence[Standing]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from growbench.analysis.comparison import Comparison
 from growbench.formatting import counted, settings
@@ -19,14 +20,17 @@ from growbench.runs.records import RunError
 from growbench.runs.store import Run
 
 
-def html(comparison: Comparison, images: Mapping[str, Cuts], home: str = "") -> str:
-    """The whole page. `images`: by the plot's name. `home`: the address of the board, if there is one."""
+def html(
+    comparison: Comparison, images: Mapping[str, Cuts], home: str = "", tracks: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The whole page. `images`: by the plot's name. `home`, `tracks`: addresses of the board, and of tracks by name, if any."""
     unfinished = [run for run in (*comparison.runs, *comparison.shorter) if not run.finished]
     return parts.render(
         "experiment.html",
         title=comparison.title,
         setting=_setting(comparison),
         home=home,
+        tracks=tracks,
         contents=_contents(comparison, images, bool(unfinished)),
         headline=headline(comparison),
         urgent=urgent(comparison),

@@ -213,6 +213,19 @@ def are_in(folder: Path) -> bool:
     return any(VERSIONED.fullmatch(path.parent.name) for path in folder.glob(f"*/{FILE}"))
 
 
+def over(runs: Path) -> list[Track]:
+    """The tracks that froze the runs in a folder. One that was changed is named and left out."""
+    found = []
+    for folder in (above / FOLDER for above in runs.resolve().parents[:2] if are_in(above / FOLDER)):
+        for file in sorted(folder.glob(f"*@*/{FILE}")):
+            try:
+                track = load(file.parent)
+                found += [track] if track.place(track.definition.runs) == runs.resolve() else []
+            except UsageError as error:
+                curve.say_once(f"left out: {error}")
+    return found
+
+
 def named(folder: Path, name: str) -> Track:
     """The track of that name. Raises UsageError if there is none."""
     known = [path.parent.name for path in folder.glob(f"*/{FILE}")]

@@ -114,6 +114,14 @@ def test_the_board_has_a_page_for_each_track_and_ways_there_and_back(results: Pa
     assert "../../three/report/index.html" in pages["three@2.html"].links
 
 
+def test_the_page_of_an_experiment_links_to_its_tracks(results: Path, board: Path, tmp_path: Path) -> None:
+    """To those whose pages are there."""
+    links = read(report.make(results / "one", tmp_path / "one")).links
+    (address,) = [link for link in links if "one%401.html" in link]
+    assert (tmp_path / "one" / unquote(address)).resolve() == board.with_name("one@1.html").resolve()
+    assert not [link for link in links if "three" in link]
+
+
 def test_every_saving_is_that_of_the_analysis_in_both_ledgers(results: Path, board: Path) -> None:
     rows = read(board).methods("board")
     for track, folder, table in ("three@2", "three", "savings"), ("one@1", "one", "ladder"):

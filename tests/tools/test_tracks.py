@@ -294,6 +294,14 @@ def test_other_code_than_that_of_the_runs_is_refused(place: Place, capsys: pytes
     refused(place, "attach its file with --code FILE.py", capsys, code=False)
     place.code.write_text(MINE.replace("Phase(model=model)", "Phase(model=model, name='end')"))
     refused(place, "run it again with this code", capsys)
+    place.code.write_text("import other_part\n" + MINE)
+    (place.root / "other_part.py").write_text("")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(place.root)
+        origin = registry.get(str(place.code)).origin
+        for run in ALL:
+            place.change(run, lambda record: record.update(origin=origin))
+        refused(place, "mine.py imports other_part.py: the method of an entry is one file", capsys)
     others = [run.replace("mine", "direct_copy") for run in ALL]
     refused(place, "--code: direct_copy is the name of a method that is known", capsys, *others)
 
