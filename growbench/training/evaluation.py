@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from growbench.costs.ledger import Costs
 from growbench.data import Data, HeldOutSplit
 from growbench.growth.weights import Axis, Weights
 from growbench.method.loss import cross_entropy, each_cross_entropy
+from growbench.training.graphs import CapturedValue
 
 OUTPUTS = 1024  # rows of logits that are compared
 
@@ -54,6 +57,7 @@ class Evaluation:
         self.classifies, self.costs, self.autocast = classifies, costs, autocast
         self.flops_each = 0  # of one evaluation
         self.before: Tensor | None = None  # outputs before the next growth
+        self._captured: CapturedValue | None = None  # what `_means` returns of the model in training
 
     def scores(self, model: nn.Module, counted: bool) -> tuple[float, float | None]:
         """Mean loss (nats) over the fixed part of validation, and for images the accuracy.
@@ -61,36 +65,49 @@ class Evaluation:
         `counted`: count FLOPs anew, for a new model.
         """
 
-        def means() -> list[float]:
-            rows = []
-            for batch in self.batches:
-                logits = model(batch.inputs, batch.positions)
-                row = [cross_entropy(logits, batch.labels)]
-                if self.classifies:
-                    row.append((logits.argmax(-1) == batch.labels).float().mean())
-                rows.append(torch.stack(row))
-            return torch.stack(rows).mean(0).tolist()  # type: ignore[no-any-return]
-
-        mode = model.training
-        model.eval()
-        with torch.no_grad(), self.autocast:
+        with self._evaluating(model):
             if counted:
                 before = self.costs.flops[Account.EVALUATION]
-                loss, *accuracy = self.costs.charged(Account.EVALUATION, means)
+                loss, *accuracy = self.costs.charged(Account.EVALUATION, lambda: self._means(model).tolist())
                 self.flops_each = self.costs.flops[Account.EVALUATION] - before
             else:
                 with self.costs.clocked(Account.EVALUATION):
-                    loss, *accuracy = means()
+                    loss, *accuracy = (self._captured() if self._captured else self._means(model)).tolist()
                 self.costs.flops[Account.EVALUATION] += self.flops_each
-        model.train(mode)
         return loss, accuracy[0] if accuracy else None
+
+    def _means(self, model: nn.Module) -> Tensor:
+        """(1,) or (2,): the mean loss, and for images the accuracy."""
+        rows = []
+        for batch in self.batches:
+            logits = model(batch.inputs, batch.positions)
+            row = [cross_entropy(logits, batch.labels)]
+            if self.classifies:
+                row.append((logits.argmax(-1) == batch.labels).float().mean())
+            rows.append(torch.stack(row))
+        return torch.stack(rows).mean(0)
+
+    @contextmanager
+    def _evaluating(self, model: nn.Module) -> Iterator[None]:
+        mode = model.training
+        model.eval()
+        with torch.no_grad(), self.autocast:
+            yield
+        model.train(mode)
+
+    def capture(self, model: nn.Module) -> None:
+        """Have a CUDA graph compute the scores of the model in training, unless they are to be counted, until `forget`."""
+        with self._evaluating(model):
+            self._captured = CapturedValue.of(partial(self._means, model), self.costs.device)
+
+    def forget(self) -> None:
+        """Another model is trained from now on."""
+        self._captured = None
 
     def held_out(self, model: nn.Module, split: HeldOutSplit) -> HeldOutLoss:
         """The loss on the whole of a split. FLOPs are those of `scores`, in proportion to the rows."""
         losses, right, documents, rows = [], 0, [], 0
-        mode = model.training
-        model.eval()
-        with torch.no_grad(), self.autocast, self.costs.clocked(Account.EVALUATION):
+        with self._evaluating(model), self.costs.clocked(Account.EVALUATION):
             for whole in self.data.held_out_batches(split):
                 for part in whole.parts(self.micro_batch):
                     batch = part.batch.to(self.costs.device)
@@ -100,7 +117,6 @@ class Evaluation:
                     rows += len(batch.inputs)
                     if self.classifies:
                         right += int((logits.argmax(-1) == batch.labels).sum())
-        model.train(mode)
         self.costs.flops[Account.EVALUATION] += self.flops_each * rows // sum(len(batch.inputs) for batch in self.batches)
         _, of_label, labels = np.unique(np.concatenate(documents), return_inverse=True, return_counts=True)
         sums = np.bincount(of_label, np.concatenate(losses).astype(np.float64))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,41 +115,68 @@ class CapturedUpdate:
 
 def _capture(step: Step, batch: Batch) -> CapturedStep | str:
     """The step as graphs, or why there are none."""
-    stream, current = _stream(step.device), torch.cuda.current_stream(step.device)
     positions = None if batch.positions is None else batch.positions.clone()
     own = Batch(batch.inputs.clone(), positions, batch.labels.clone())
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream), _noticing_waits() as waits:
-        step.backward(own, 0)  # what libraries set up in their first call on a stream must not be captured
-    current.wait_stream(stream)
+    waits = _waits(partial(step.backward, own, 0), step.device)
     step.live.zero_grad()
     if waits:
         return "its steps wait for the device"
-    try:
-        graph, loss = _recorded(partial(step.backward, own, 0), stream)
-        gradients = [(each, each.grad) for each in parameters_of(step.live.optimizer) if each.grad is not None]
-        update = _captured_update(step, graph, stream) if _steps_alone(step.live) else None
-    except RuntimeError as error:
-        raise UsageError(f"torch failed to capture a step as a CUDA graph: {error}; set machine.graphs = false") from error
+    graph, loss = _recorded(partial(step.backward, own, 0), step.device)
+    gradients = [(each, each.grad) for each in parameters_of(step.live.optimizer) if each.grad is not None]
+    update = _captured_update(step, graph) if _steps_alone(step.live) else None
     step.live.zero_grad()
     return CapturedStep(step, own, loss, gradients, graph, update)
 
 
-def _captured_update(step: Step, before: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> CapturedUpdate:
+def _captured_update(step: Step, before: torch.cuda.CUDAGraph) -> CapturedUpdate:
     optimizer = step.live.optimizer
     rates = [torch.tensor(group["lr"], device=step.device) for group in optimizer.param_groups]
     with _capturable(optimizer, rates):
-        graph, _ = _recorded(step.update, stream, before)
+        graph, _ = _recorded(step.update, step.device, before)
     return CapturedUpdate(optimizer, rates, graph)
 
 
+@dataclass(frozen=True)
+class CapturedValue:
+    """Computes something without gradients, again and again, from the memory that it was captured with."""
+
+    graph: torch.cuda.CUDAGraph
+    value: Tensor
+
+    @classmethod
+    def of(cls, work: Callable[[], Tensor], device: torch.device) -> CapturedValue | None:
+        """None if something in `work` waits for the device. Raises UsageError if torch fails to capture."""
+        return None if _waits(work, device) else cls(*_recorded(work, device))
+
+    def __call__(self) -> Tensor:
+        """The value now. The next call overwrites it."""
+        self.graph.replay()
+        return self.value
+
+
+def _waits(work: Callable[[], Any], device: torch.device) -> bool:
+    """Whether something in `work` waits for the device. It is done on the stream of captures.
+
+    So it sets up what libraries set up in their first call on a stream, which must not be captured.
+    """
+    stream, current = _stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream), _noticing_waits() as waits:
+        work()
+    current.wait_stream(stream)
+    return bool(waits)
+
+
 def _recorded(
-    work: Callable[[], T], stream: torch.cuda.Stream, before: torch.cuda.CUDAGraph | None = None
+    work: Callable[[], T], device: torch.device, before: torch.cuda.CUDAGraph | None = None
 ) -> tuple[torch.cuda.CUDAGraph, T]:
-    """The kernels of `work`, and what it returns: in memory that they write. `before`: the graph that runs before it."""
+    """The kernels of `work`, and what it returns, in memory that they write. `before`: the graph that runs before it."""
     graph, pool = torch.cuda.CUDAGraph(), before.pool() if before else None
-    with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
-        made = work()
+    try:  # other threads may use the device meanwhile
+        with torch.cuda.graph(graph, pool, _stream(device), capture_error_mode="thread_local"):
+            made = work()
+    except RuntimeError as error:
+        raise UsageError(f"torch failed to capture a CUDA graph: {error}; set machine.graphs = false") from error
     return graph, made
 
 

@@ -20,7 +20,7 @@ from growbench.method import Method
 from growbench.training.audit import Audit, hidden_steps, untouched
 from growbench.training.checkpoint import Checkpoint
 from growbench.training.evaluation import Evaluation, duplicates
-from growbench.training.graphs import capture
+from growbench.training.graphs import CapturedStep, capture
 from growbench.training.optimizer_state import parameters_of
 from growbench.training.parallel import Parallel
 from growbench.training.phases import PhaseDriver, PhaseObserver, observed
@@ -177,6 +177,7 @@ class Trainer:
                 self.costs.compiling(lambda: step.backward(self._batch(now, first), first))  # noqa: B023
             now.live.zero_grad()
         now.to_capture = self.work.machine.graphs and not self.observers
+        self.evaluation.forget()
         self.feed.waited = 0.0
         return step
 
@@ -186,6 +187,8 @@ class Trainer:
         assert isinstance(step, Step)
         with untouched(now.model, self.task.rng):
             now.step = self.costs.compiling(lambda: capture(step, batch))
+            if isinstance(now.step, CapturedStep):
+                self.costs.compiling(lambda: self.evaluation.capture(now.evaluation_module))
         now.to_capture, self.feed.waited = False, 0.0
 
     def _announce(self, now: PhaseState) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from growbench.architectures.families.gpt2 import GPT2
 from growbench.errors import Interrupted
 from growbench.training import graphs, trainer
-from growbench.training.graphs import CapturedStep
+from growbench.training.evaluation import Evaluation
+from growbench.training.graphs import CapturedStep, CapturedValue
 from growbench.training.step import Step
 from tests.gpu.conftest import FLOAT32, Train
 from tests.gpu.test_cuda_runs import losses, run
@@ -65,6 +66,31 @@ def test_a_run_by_graphs_is_the_run(
     assert outcome.costs.flops == expected.costs.flops
     assert outcome.costs.seconds["compilation"] > 0 == expected.costs.seconds["compilation"]
     assert all((each.clip_and_optimizer is None) == ("train.optimizer=muon" in changes) for each in captures)
+
+
+def test_evaluations_by_graphs_are_as_without(
+    train: Train, captures: list[CapturedStep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each evaluation of scratch behind its second step, done both ways on the same model."""
+    found, means = [], Evaluation._means
+
+    def noted(self: CapturedValue) -> Tensor:
+        found.append(replay(self).clone())
+        return found[-1]
+
+    def again(self: Evaluation, model: Any, counted: bool) -> tuple[float, float | None]:
+        scores = score(self, model, counted)
+        if not counted and self._captured:
+            with self._evaluating(model):
+                assert scores[0] == pytest.approx(means(self, model)[0].item(), rel=1e-6)
+        return scores
+
+    replay, score = CapturedValue.__call__, Evaluation.scores
+    monkeypatch.setattr(CapturedValue, "__call__", noted)
+    monkeypatch.setattr(Evaluation, "scores", again)
+    train("scratch", CUDA, FLOAT32, GRAPHS)
+    assert len(found) == 11
+    assert len({each.item() for each in found}) == 11
 
 
 def test_a_run_by_graphs_in_bf16_is_the_run(train: Train, captures: list[CapturedStep]) -> None:

@@ -82,15 +82,32 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[CapturedStep]:
         own = batch._replace(inputs=batch.inputs.clone(), labels=batch.labels.clone())
         with monkeypatch.context() as patch:
             patch.setattr(graphs, "_recorded", lambda work, *_: ((graph := Repeated.of(step, work)), graph.made))
-            graph, loss = graphs._recorded(lambda: step.backward(own, 0), None)
+            graph, loss = graphs._recorded(lambda: step.backward(own, 0), CPU)
             gradients = [(each, each.grad) for each in step.live.model.parameters()]
-            update = graphs._captured_update(step, graph, None) if graphs._steps_alone(step.live) else None
+            update = graphs._captured_update(step, graph) if graphs._steps_alone(step.live) else None
         step.live.zero_grad()
         found.append(CapturedStep(step, own, loss, gradients, graph, update))
         return found[-1]
 
     monkeypatch.setattr(graphs, "obstacle", lambda step: obstacle(Step(step.phase, step.live, step.training, step.machine, CUDA)))
     monkeypatch.setattr(graphs, "_capture", capture)
+    monkeypatch.setattr(graphs.CapturedValue, "of", lambda work, device: work)
+    return found
+
+
+@pytest.fixture
+def evaluations(captures: list[CapturedStep], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Holds what each evaluation by a graph computed."""
+    found = []
+
+    def of(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+        def noted() -> Tensor:
+            found.append(work)
+            return work()
+
+        return noted
+
+    monkeypatch.setattr(graphs.CapturedValue, "of", of)
     return found
 
 
@@ -127,6 +144,22 @@ def test_a_run_by_graphs_is_the_run(train: Train, captures: list[CapturedStep]) 
     assert by_graphs == curve
     assert outcome.costs.flops == expected.costs.flops
     assert outcome.costs.seconds["compilation"] > 0 == expected.costs.seconds["compilation"]
+
+
+def test_evaluations_of_what_is_captured_are_done_by_graphs(train: Train, evaluations: list[Any]) -> None:
+    """Of KI those of its second phase, but neither the first one, which is counted, nor that behind its first step."""
+    expected, curve = train("ki")
+    outcome, by_graphs = train("ki", "machine.graphs=true")
+    assert by_graphs == curve
+    assert outcome.costs.flops == expected.costs.flops
+    assert len(evaluations) == outcome.phases[1].steps - 1 == 7
+
+
+def test_a_graph_of_evaluations_ends_with_its_phase(train: Train, evaluations: list[Any]) -> None:
+    """Three phases of 2, 2 and 8 steps: the graph of one is not used in the next, whose model may be the same object."""
+    train("stackbert", "machine.graphs=true")
+    models = [work.args[0] for work in evaluations]
+    assert [models.count(model) for model in dict.fromkeys(models)] == [1, 1, 7]
 
 
 def test_an_optimizer_that_is_not_known_steps_without_a_graph(train: Train, captures: list[CapturedStep]) -> None:
