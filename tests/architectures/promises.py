@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -200,34 +201,40 @@ def in_double_precision() -> Iterator[None]:
         torch.set_default_dtype(usual)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Checkpoint:
-    """A checkpoint in a folder, as its library loads it and as growbench reads it; both compute in double precision."""
+    """A checkpoint in a folder, as its library loads it and as growbench reads it; both compute in double precision.
+
+    What is read of it is read once.
+    """
 
     family: Family
     folder: Path
 
-    @property
+    @cached_property
     def architecture(self) -> Architecture:
         return architectures.of_checkpoint(self.folder)
 
-    @property
+    @cached_property
     def sizes(self) -> ModelConfig:
         return self.architecture.library.sizes(self.folder)
 
     def stock(self) -> nn.Module:
         return self.architecture.library.load(self.folder).double()
 
+    @cached_property
     def weights(self) -> Weights:
         return self.architecture.canonical(self.architecture.library.state(self.stock()), self.sizes)
 
+    @cached_property
     def ours(self) -> nn.Module:
-        return self.model(self.weights(), self.sizes)
+        return self.model(self.weights, self.sizes)
 
     def model(self, weights: Weights, sizes: ModelConfig) -> nn.Module:
         """growbench's model of these sizes with these weights."""
         return self.architecture.write(weights, self.architecture.build(sizes).double().eval())
 
+    @cached_property
     def example(self) -> tuple[Tensor, Tensor]:
         """Inputs, and the library's logits of them."""
         stock = self.stock()  # its frequencies of rotation are float32, as ours
@@ -267,14 +274,14 @@ def doubled(sizes: ModelConfig) -> ModelConfig:
 
 def equal(checkpoint: Checkpoint) -> float:
     """A checkpoint that is read computes what its library computes."""
-    inputs, expected = checkpoint.example()
-    return relative(logits(checkpoint.ours(), inputs), expected)
+    inputs, expected = checkpoint.example
+    return relative(logits(checkpoint.ours, inputs), expected)
 
 
 def change(checkpoint: Checkpoint, *grown: tuple[Weights, ModelConfig]) -> float:
     """The most that growth changes the logits, of several models."""
-    inputs, _ = checkpoint.example()
-    expected = logits(checkpoint.ours(), inputs)
+    inputs, _ = checkpoint.example
+    expected = logits(checkpoint.ours, inputs)
     return max(relative(logits(checkpoint.model(*each), inputs), expected) for each in grown)
 
 
@@ -284,7 +291,7 @@ def width(checkpoint: Checkpoint) -> float:
         checkpoint.sizes,
         replace(doubled(checkpoint.sizes), ffn=2 * checkpoint.sizes.ffn + 8),
     )  # DINOv3 wants a multiple of 8
-    weights = checkpoint.weights()
+    weights = checkpoint.weights
     draws = [maps.copying(small, large, torch.Generator().manual_seed(seed)) for seed in range(6)]
     return change(checkpoint, *((widen(weights, draw), large) for draw in draws))
 
@@ -292,7 +299,7 @@ def width(checkpoint: Checkpoint) -> float:
 def tiling(checkpoint: Checkpoint) -> float:
     """Twice the width, in order."""
     large = doubled(checkpoint.sizes)
-    return change(checkpoint, (widen(checkpoint.weights(), maps.tiling(checkpoint.sizes, large)), large))
+    return change(checkpoint, (widen(checkpoint.weights, maps.tiling(checkpoint.sizes, large)), large))
 
 
 def identities(checkpoint: Checkpoint) -> tuple[Weights, ModelConfig]:
@@ -300,7 +307,7 @@ def identities(checkpoint: Checkpoint) -> tuple[Weights, ModelConfig]:
     small = checkpoint.sizes
     large = replace(small, layers=checkpoint.family.layers)
     layers, is_new = among(*(checkpoint.architecture.layer_types(sizes) for sizes in (small, large)))
-    deeper = deepen(checkpoint.weights(), layers)
+    deeper = deepen(checkpoint.weights, layers)
     for weight in deeper.values():
         if weight.residual and Axis.LAYER in weight.axes:
             weight.value[torch.tensor(is_new)] = 0
@@ -342,7 +349,7 @@ def grown(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
 
 def configuration(checkpoint: Checkpoint) -> float:
     """A grown checkpoint loads in its library and computes the same: the settings are the source's, the sizes new."""
-    (_, expected), (_, found) = (each.example() for each in (checkpoint, grown(checkpoint, checkpoint.folder / "grown")))
+    (_, expected), (_, found) = (each.example for each in (checkpoint, grown(checkpoint, checkpoint.folder / "grown")))
     return relative(found, expected)
 
 
@@ -358,7 +365,7 @@ def typed(checkpoint: Checkpoint) -> float:
     """The share of layers, of a stacked model, that copy one of another type than their place has."""
     small, large = checkpoint.sizes, replace(checkpoint.sizes, layers=checkpoint.family.layers)
     old, new = (checkpoint.architecture.layer_types(sizes) for sizes in (small, large))
-    weights = checkpoint.weights()
+    weights = checkpoint.weights
     name = "layers.ffn.down.weight"
     kinds = list(zip(weights[name].value, old, strict=True))
     stacked = deepen(weights, maps.stack(small.layers, large.layers))[name].value
@@ -371,14 +378,16 @@ def by_command(checkpoint: Checkpoint) -> float:
     out = checkpoint.folder / "by command"
     asked = ["--to", f"width={2 * checkpoint.sizes.width}", "--set", "hypercloning.noisy=false", "--out", str(out)]
     assert cli.main(["grow", str(checkpoint.folder), *asked]) == 0
-    (_, expected), (_, found) = (each.example() for each in (checkpoint, Checkpoint(checkpoint.family, out)))
+    (_, expected), (_, found) = (each.example for each in (checkpoint, Checkpoint(checkpoint.family, out)))
     return relative(found, expected)
 
 
 def verified(checkpoint: Checkpoint) -> float:
     """The exit code of `growbench verify` on what `growbench grow` wrote."""
-    by_command(checkpoint)
-    return cli.main(["verify", str(checkpoint.folder / "by command"), str(checkpoint.folder)])
+    out = checkpoint.folder / "by command"
+    if not out.exists():
+        by_command(checkpoint)
+    return cli.main(["verify", str(out), str(checkpoint.folder)])
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_other_settings_are_noticed(tmp_path: Path) -> None:
     """The check above can fail: a model of another theta, eps or window computes something else."""
     checkpoint = written(family("qwen3"), tmp_path)
     stated = json.loads((tmp_path / "config.json").read_text())
-    weights, (inputs, expected) = checkpoint.weights(), checkpoint.example()
+    weights, (inputs, expected) = checkpoint.weights, checkpoint.example
     for key, value in {"rms_norm_eps": 0.02, "sliding_window": 6, "rope_parameters": ROPE["linear"]}.items():
         other = replace(checkpoint.sizes, configuration=json.dumps({**stated, key: value}))
         assert relative(logits(checkpoint.model(weights, other), inputs), expected) > 1e-4, key
@@ -115,7 +115,7 @@ def test_rotary_positions_that_depend_on_earlier_sequences_are_refused(name: str
     """Those of type dynamic beyond the model's positions. Within them nothing asks the device: FLOPs are counted without one."""
     checkpoint = written(family(name, rope_parameters=rope, max_position_embeddings=LENGTH), tmp_path)
     assert equal(checkpoint) <= 1e-10
-    model = checkpoint.ours()
+    model = checkpoint.ours
     message = "a sequence of 13 tokens: rotary positions of type 'dynamic' are known up to max_position_embeddings = 12"
     with pytest.raises(UsageError, match=f"^{message}$"):
         model(torch.zeros(1, LENGTH + 1, dtype=torch.int64))
@@ -127,10 +127,11 @@ def test_configurations_of_earlier_versions_are_read(tmp_path: Path) -> None:
     """As most on the hub are: the base and the scaling of rotary positions stand apart, and there are no types of layers."""
     checkpoint = written(family("llama"), tmp_path)
     stated = json.loads((tmp_path / "config.json").read_text())
-    weights, (inputs, expected) = checkpoint.weights(), checkpoint.example()
+    weights, (inputs, expected) = checkpoint.weights, checkpoint.example
     rope = stated.pop("rope_parameters")
     older = {**stated, "rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "torch_dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps(older))
+    checkpoint = replace(checkpoint)  # read anew
     assert equal(checkpoint) <= 1e-10
     assert relative(logits(checkpoint.model(weights, checkpoint.sizes), inputs), expected) <= 1e-10
     grown = checkpoint.architecture.library.config_json(replace(checkpoint.sizes, layers=5))
@@ -169,4 +170,4 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(name: str, tmp_path: P
     save_file({**weights, "lm_head.weight": embedding + 1}, path, {"format": "pt"})
     with pytest.raises(UsageError, match=r"lm_head\.weight and model\.embed_tokens\.weight are tied, and differ"):
         stored_tensors.opened(tmp_path)
-    assert equal(checkpoint) > 0.01  # so a run refuses it: its library computes with the head as it is stored
+    assert equal(replace(checkpoint)) > 0.01  # so a run refuses it: its library computes with the head as it is stored
