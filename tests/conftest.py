@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-settings.register_profile("any machine", deadline=None, max_examples=50)  # however busy: no test measures time
+settings.register_profile("any machine", deadline=None, max_examples=25)  # however busy: no test measures time
 settings.register_profile("thorough", deadline=None, max_examples=2000)  # pytest --hypothesis-profile thorough
 settings.load_profile("any machine")
 
@@ -56,6 +56,8 @@ lr = 1e-3
 operator_steps = 3
 """
 
+LONG = 5.0  # CPU seconds of a test that is named after all
+
 WriteMiniature = Callable[..., Path]
 Once = Callable[[str, Callable[[Path], object]], Path]
 
@@ -76,6 +78,25 @@ def pytest_collection_finish() -> None:
     """What is there by now stays to the end: to go through it again and again took a tenth of the tests' time."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Notes the CPU seconds that the test takes, those of its child processes included."""
+    before = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("CPU seconds", sum(os.times()[:4]) - before))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The tests that take most of the time, for whoever makes one: most take less than half a second."""
+    reports = (each for kind in ("passed", "failed") for each in terminalreporter.getreports(kind))
+    seconds = {each.nodeid: dict(each.user_properties).get("CPU seconds", 0.0) for each in reports if each.when == "call"}
+    for name in sorted(seconds, key=lambda name: -float(seconds[name])):
+        if float(seconds[name]) > LONG:
+            terminalreporter.write_line(f"{seconds[name]:.1f} s of CPU: {name}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -117,6 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     """One method of each kind; `python -m tests.soak.crash` kills all. `rewarmed`: Muon, new entries at a rate of their own."""
     found = Found(name, Rewarmed("muon"), "here") if name == "rewarmed" else get(name, OPTIONS.get(name))
+    experiment = replace(experiment, train=replace(experiment.train, steps=10))
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
     whole = outcome(tmp_path / "whole" / f"{name}-seed0")
     resumed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
