@@ -190,7 +190,7 @@ OF_THE_MANUAL = [block for block in METHODS if block.page.name != "README.md"]
 
 
 @pytest.mark.parametrize(
-    ("number", "block"), enumerate(OF_THE_MANUAL), ids=lambda each: str(each) if isinstance(each, Block) else ""
+    ("number", "block"), [*enumerate(OF_THE_MANUAL)], ids=lambda each: str(each) if isinstance(each, Block) else ""
 )
 def test_every_method_keeps_the_interfaces_promises(number: int, block: Block, written: Path) -> None:
     """In GPT-2's miniature, and without its plan and a second run in BERT's or the image model's, in turns."""
