@@ -48,7 +48,7 @@ def make_all(folder: Path, out: Path | None = None, target_loss: float | None = 
         return make_experiments(folder, out, target_loss, price)
     elsewhere = out and (out if within == folder else out / tracks.FOLDER)
     pages = []
-    if any(folder.glob("*/run.json")) or any(folder.glob("*/*-seed*/run.json")):
+    if any(folder.glob("*/run.json")) or _experiments(folder):
         pages = make_experiments(folder, out, target_loss, price)
     elif target_loss is not None or price is not None:
         raise UsageError("--target-loss and --price: not for tracks, whose target is frozen")
@@ -72,8 +72,7 @@ def make_experiments(folder: Path, out: Path | None, target_loss: float | None, 
 
     Raises UsageError as `make` does.
     """
-    folders = [path for path in sorted(folder.glob("*")) if path.is_dir() and path.name not in NO_EXPERIMENTS]
-    experiments = [path for path in folders if any(path.glob("*/run.json"))]
+    experiments = _experiments(folder)
     if any(folder.glob("*/run.json")) or not experiments:
         return [make(folder, out, target_loss, price)]
     if len(experiments) == 1:
@@ -81,13 +80,23 @@ def make_experiments(folder: Path, out: Path | None, target_loss: float | None, 
     if target_loss is not None:
         names = ", ".join(map(str, experiments))
         raise UsageError(f"--target-loss: {folder} holds {len(experiments)} experiments; name one of them: {names}")
-    comparisons = _compare(folders, price)
+    comparisons = _compare(_folders(folder), price)
     above = out or folder / "report"
     pages = {
         name: _write(comparison, out / name if out else folder / name / "report", above / "index.html")
         for name, comparison in comparisons.items()
     }
     return [*pages.values(), _write_board(comparisons, pages, above)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Those that may be an experiment's."""
+    return [path for path in sorted(folder.glob("*")) if path.is_dir() and path.name not in NO_EXPERIMENTS]
+
+
+def _experiments(folder: Path) -> list[Path]:
+    """The folders of experiments that have ended runs."""
+    return [path for path in _folders(folder) if any(path.glob("*/run.json"))]
 
 
 def _analyse(folder: Path, target_loss: float | None, price: float | None) -> Comparison:

@@ -91,6 +91,8 @@ def _written(request: Request, track: Track, made: Entry, runs: Sequence[Run], c
     content = tracks.text(made)
     extended = chain.extended(track.folder, made.file, content.encode())
     place = out / made.runs
+    if place.is_symlink():
+        raise UsageError(f"{place}: must be a folder, and no link")
     shutil.rmtree(place, ignore_errors=True)  # of a submission that was broken off
     try:
         for run in runs:

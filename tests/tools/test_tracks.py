@@ -329,6 +329,13 @@ def test_attacks_are_refused(place: Place, capsys: pytest.CaptureFixture[str]) -
     refused(place, "no track '../x' in", capsys, more=("--to", "../x"))
 
 
+def test_an_entry_is_not_written_through_a_link(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    (place.root / "elsewhere").mkdir()
+    (place.track / "entries/mine@1").symlink_to(place.root / "elsewhere")
+    refused(place, "entries/mine@1: must be a folder, and no link", capsys)
+    assert not any((place.root / "elsewhere").iterdir())
+
+
 def test_an_edited_entry_is_refused_by_every_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     entry = place.track / "entries" / "direct_copy@1.toml"
     entry.write_text(entry.read_text().replace('"Ada"', '"Eve"'))
