@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -97,8 +96,12 @@ class Evaluation:
 
     def capture(self, model: nn.Module) -> None:
         """Have a CUDA graph compute the scores of the model in training, unless they are to be counted, until `forget`."""
-        with self._evaluating(model):
-            self._captured = CapturedValue.of(partial(self._means, model), self.costs.device)
+
+        def means() -> Tensor:
+            with self._evaluating(model):  # within: autocast keeps copies of weights until it ends, which graphs must make anew
+                return self._means(model)
+
+        self._captured = CapturedValue.of(means, self.costs.device)
 
     def forget(self) -> None:
         """Another model is trained from now on."""
