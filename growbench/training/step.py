@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from growbench.data import Batch
 from growbench.method import Phase
 from growbench.method.interface import MethodError
 from growbench.training.replicas import Replica
+
+# torch's compiler raises the recursion limit to this and leaves it so: done here, before methods are watched for such changes.
+sys.setrecursionlimit(max(sys.getrecursionlimit(), 2000))
 
 WORTH_COMPILING = 1000  # steps; compiling a model takes as long as hundreds of them
 

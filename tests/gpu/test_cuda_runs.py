@@ -65,7 +65,7 @@ def test_a_killed_run_resumes_to_the_same_losses(
     run(miniature, tmp_path / "killed", device, *options)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "set_rng_state", lambda _: None)
-        patch.setattr(torch.cuda, "set_rng_state", lambda _: None)
+        patch.setattr(torch.cuda, "set_rng_state", lambda *_: None)
         run(miniature, tmp_path / "forgetful", device, *options)
     whole, resumed, forgetful = (losses(tmp_path / name, "scratch-seed0") for name in ("whole", "killed", "forgetful"))
     assert len(whole) == len(resumed) == 13

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -375,6 +376,16 @@ def test_a_compiled_run_is_the_same_run(train: Train, monkeypatch: pytest.Monkey
     assert losses(curve) == pytest.approx(losses(expected), rel=1e-4)
     assert compiled.costs.flops["train"] == plain.costs.flops["train"]
     assert compiled.costs.seconds["compilation"] > 0 == plain.costs.seconds["compilation"]
+
+
+def test_the_compiler_finds_the_recursion_limit_that_it_wants() -> None:
+    """Else it would raise it in mid-phase, for which a method would be blamed. Only a GPU's runs are compiled."""
+    before = sys.getrecursionlimit()
+    try:
+        torch.compile(lambda x: x.mT)(torch.ones(2, 3))  # nothing to generate code for
+        assert sys.getrecursionlimit() == before
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_every_phase_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
