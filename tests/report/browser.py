@@ -22,6 +22,8 @@ MISSING = " and ".join(name for name, path in (("Chromium", BROWSER), ("chromedr
 # JSON has no NaN and no infinity: they travel as text, which float() reads
 ANSWER = '(_, value) => (typeof value === "number" && !isFinite(value) ? String(value) : value)'
 
+PURE = ("estimator.js", "reading.js", "format.js")  # scripts that know no page
+
 Call = Callable[..., Any]
 
 
@@ -49,8 +51,8 @@ def opened() -> Iterator[Chrome]:
 
 
 def call(driver: Callable[[], Chrome], function: str, *given: Any) -> Any:
-    """What a function in terms of estimator.js and reading.js, written out here, gives for these arguments, of JSON's types."""
-    scripts = "\n".join(ASSETS.joinpath(name).read_text(encoding="utf-8") for name in ("estimator.js", "reading.js"))
+    """What a function in terms of the scripts that know no page, written out here, gives for these arguments, of JSON's types."""
+    scripts = "\n".join(ASSETS.joinpath(name).read_text(encoding="utf-8") for name in PURE)
     read = "require('fs').readFileSync(0, 'utf8')" if NODE else "arguments[0]"
     code = f"{scripts}\nconst answer = JSON.stringify(({function})(...JSON.parse({read})), {ANSWER});\n"
     text = json.dumps(given, allow_nan=False)

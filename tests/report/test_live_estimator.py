@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy import special
 
+from growbench import formatting
 from growbench.analysis import columns, tables
 from growbench.analysis.comparison import analyse
 from growbench.analysis.estimator import Curve, Estimate, at_least, estimate, verdict
@@ -197,6 +198,39 @@ def test_tables_of_a_ladder_are_pythons_at_every_target(javascript: Call, ladder
     folder = shutil.copytree(ladder_results, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
     change(folder / "bert2bert-seed0-budget0.4", status="failed", final_val_loss=None)
     assert_tables_agree(javascript, folder, [None, 5.4, 5.05, 4.95, 4.88, 4.6, 4.2], Protocol.LADDER)
+
+
+# Numbers as people read them
+
+
+def test_numbers_are_written_as_pythons(javascript: Call) -> None:
+    draw = np.random.default_rng(2)
+    shares = [0.0, -0.00001, 0.1225, 0.5, 1.0, -2.345, *draw.normal(0, 0.5, 40)]
+    costs = [0.0, 0.9999, 9.995, 59.0, 180.0, 3601.0, 12345.6, 2.4e5, 9.996e11, 1.0e12, *10 ** draw.uniform(-2, 20, 40)]
+    levels = [0.0005, 0.001, 0.0496, 0.0504, 0.05, 1.0, *draw.random(40)]
+    ends = [(0.4, 0.3, 0.5, "="), (0.4, -math.inf, 0.5, "="), (0.4, 0.3, math.inf, "="), (0.4, 0.4, math.inf, ">")]
+    ends += [
+        (0.1, -math.inf, math.inf, "<"),
+        (math.nan, math.nan, math.nan, "="),
+        (0.2, math.nan, math.nan, "<"),
+        (-0.3, -math.inf, -0.3, "<"),
+    ]
+    given = [[str(value).replace("inf", "Infinity") for value in row] for row in ends]
+    every = """(shares, costs, levels, ends) => [
+        shares.map(format.percent), costs.map((cost) => format.quantity(cost, "FLOP")),
+        costs.map((cost) => format.quantity(cost, "s")), levels.map(format.pValue),
+        ends.map(([mean, low, high, relation]) => format.saving({ mean: +mean, low: +low, high: +high, relation }))]"""
+    found = javascript(every, shares, costs, levels, given)
+    expected = [
+        [formatting.percent(share) for share in shares],
+        [formatting.quantity(cost, "FLOP") for cost in costs],
+        [formatting.quantity(cost, "s") for cost in costs],
+        [formatting.p_value(p, equals=True) for p in levels],
+        [formatting.saving(*row) for row in ends],
+    ]
+    plain = str.maketrans("\N{NO-BREAK SPACE}", " ")
+    for one, other in zip(found, expected, strict=True):
+        assert [text.translate(plain) for text in one] == [text.translate(plain) for text in other]
 
 
 # The embedded columns

@@ -6,11 +6,15 @@ const format = (() => {
   const NONE = "–", MINUS = "−", BLANK = "\u00a0";
 
   const rounded = (value) => Number(value.toPrecision(3)); // 0.9999 is written with the digits of 1
-  // Python rounds a half to the even digit
-  const fixed = (value, places, grouped = false) =>
-    new Intl.NumberFormat("en-US", {
-      minimumFractionDigits: places, maximumFractionDigits: places, useGrouping: grouped, roundingMode: "halfEven",
-    }).format(value).replace("-", MINUS);
+  // As Python rounds: what is exactly half-way goes to the even digit, where toFixed goes up.
+  function fixed(value, places) {
+    const up = Math.abs(value).toFixed(places), most = Math.abs(value) * 10 ** places;
+    const tie = most % 1 === 0.5 && Number.isInteger(value * 2 ** (places + 1));
+    const text = tie && Math.floor(most) % 2 === 0 ? (Math.floor(most) / 10 ** places).toFixed(places) : up;
+    return value < 0 ? MINUS + text : text;
+  }
+
+  const grouped = (text) => text.replace(/^[^.]+/, (whole) => whole.replace(/\B(?=(\d{3})+$)/g, ","));
 
   function scale(largest, unit) {
     const [units, value] = unit === "s" ? [CLOCK.map(([name, size]) => [name, size, 3 * size]), largest] :
@@ -23,7 +27,7 @@ const format = (() => {
     if (isNaN(value)) return NONE;
     if (!isFinite(value)) return value > 0 ? "∞" : `${MINUS}∞`;
     const places = value ? 2 - Math.floor(Math.log10(Math.abs(rounded(value)))) : 0;
-    return fixed(value, Math.max(places, 0), true);
+    return grouped(fixed(value, Math.max(places, 0)));
   }
 
   function quantity(value, unit) {
@@ -55,5 +59,5 @@ const format = (() => {
 
   const loss = (value) => fixed(value, 3);
 
-  return { BLANK, scale, digits, quantity, percent, saving, pValue, loss, short };
+  return { scale, digits, quantity, percent, saving, pValue, loss, short };
 })();

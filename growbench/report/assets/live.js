@@ -1,7 +1,7 @@
 // The interactive layer of an experiment's page: its controls, its state in the address, and what they show.
 "use strict";
 (() => {
-  const { SCRATCH, Runs, Reading, unpacked } = reading;
+  const { SCRATCH, Runs, Reading, remembered, unpacked } = reading;
   const { made } = savings;
   const AXES = { flops: "FLOPs", seconds: "seconds", tokens: "tokens" };
   const TITLES = { flops: "Training FLOPs", seconds: "Wall time", tokens: "Tokens of training" };
@@ -65,14 +65,14 @@
   }
 
   // From the lowest loss that a run ends at to that of scratch at 5 % of its cost, or at the ladder's smallest budget.
-  function limits() {
-    const ended = methodsOf(state.protocol).flatMap(({ name }) => runs[state.protocol].finished(name).map(
-      (seed) => runs[state.protocol].curve(name, seed, "flops", "reuse")).filter((curve) => curve.costs.length));
-    const scratch = runs[state.protocol].finished(SCRATCH).map((seed) => runs[state.protocol].curve(SCRATCH, seed, "flops", "reuse"));
+  const limits = remembered((protocol) => {
+    const ended = methodsOf(protocol).flatMap(({ name }) => runs[protocol].finished(name).map(
+      (seed) => runs[protocol].curve(name, seed, "flops", "reuse")).filter((curve) => curve.costs.length));
+    const scratch = runs[protocol].finished(SCRATCH).map((seed) => runs[protocol].curve(SCRATCH, seed, "flops", "reuse"));
     const low = Math.min(...ended.map((curve) => Math.min(...curve.losses)));
     const high = Math.max(...scratch.map((curve) => estimator.lossAt(curve, 0.05 * curve.costs[curve.costs.length - 1])));
     return [Math.floor(100 * low) / 100, Math.max(Math.ceil(100 * high) / 100, Math.floor(100 * low) / 100 + 0.1)];
-  }
+  });
 
   // Controls
 
@@ -148,7 +148,7 @@
   }
 
   function showControls(target) {
-    const [low, high] = limits();
+    const [low, high] = limits(state.protocol);
     Object.assign(slider, { min: low, max: high, value: target });
     slider.setAttribute("aria-valuetext", `${format.loss(target)} nats`);
     if (document.activeElement !== number) number.value = target.toFixed(3);
@@ -164,11 +164,13 @@
     }
   }
 
+  const drawnOf = remembered((name, protocol, ledger) => curves.ofMethod(runs[protocol].all(name), protocol, ledger));
+
   // Of many lines only those of named methods have colours and names; grey ones lie below them.
   function linesShown() {
     const { axis, ledger, protocol, hide } = state;
     const lines = methodsOf(protocol).filter((method) => !hide.includes(method.name)).map((method) => {
-      const { seeds, points } = curves.ofMethod(runs[protocol].all(method.name), protocol, ledger);
+      const { seeds, points } = drawnOf(method.name, protocol, ledger);
       return { method, seeds, points: points.map((point) => ({ ...point, x: point[axis] })).filter((point) => isFinite(point.x)) };
     }).filter((line) => line.points.length);
     const many = lines.length > data.few;

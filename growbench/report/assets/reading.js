@@ -181,5 +181,5 @@ const reading = (() => {
     return values;
   }
 
-  return { SCRATCH, Runs, Reading, unpacked, known, sourceCost, costOf };
+  return { SCRATCH, Runs, Reading, remembered, unpacked, known, sourceCost, costOf };
 })();

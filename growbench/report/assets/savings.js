@@ -2,7 +2,7 @@
 "use strict";
 const savings = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const WIDTH = 120, HEIGHT = 16; // of an interval's drawing
+  const WIDTH = 88, HEIGHT = 16; // of an interval's drawing
   const LEDGERS = { reuse: "reuse", build: "build" };
 
   // An element with attributes and children; text stays text.
@@ -35,7 +35,7 @@ const savings = (() => {
       const own = found[ledger];
       return [
         made("td", { class: `live-${ledger}` }, drawn(own.saving, ledger, method), made("span", { class: "live-figure" }, ...figure(own))),
-        made("td", { class: `live-${ledger}` }, ...verdict(own, chips)),
+        made("td", { class: `live-verdict live-${ledger}` }, ...verdict(own, chips)),
       ];
     });
     return made("tr", { "data-method": method.name },
