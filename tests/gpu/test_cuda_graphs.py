@@ -68,9 +68,8 @@ def test_a_run_by_graphs_is_the_run(
     assert all((each.clip_and_optimizer is None) == ("train.optimizer=muon" in changes) for each in captures)
 
 
-def test_evaluations_by_graphs_are_as_without(
-    train: Train, captures: list[CapturedStep], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("precision", [FLOAT32, "train.precision=bf16"])
+def test_evaluations_by_graphs_are_as_without(train: Train, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each evaluation of scratch behind its second step, done both ways on the same model."""
     found, means = [], Evaluation._means
 
@@ -88,7 +87,7 @@ def test_evaluations_by_graphs_are_as_without(
     replay, score = CapturedValue.__call__, Evaluation.scores
     monkeypatch.setattr(CapturedValue, "__call__", noted)
     monkeypatch.setattr(Evaluation, "scores", again)
-    train("scratch", CUDA, FLOAT32, GRAPHS)
+    train("scratch", CUDA, precision, GRAPHS)
     assert len(found) == 11
     assert len({each.item() for each in found}) == 11
 
