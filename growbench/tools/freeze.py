@@ -50,7 +50,7 @@ class Frozen:
     left_out: dict[str, str]  # by method the reason
 
     def text(self) -> str:
-        lines = [f"track: {self.folder} with {len(self.entries)} entries: {', '.join(self.entries) or 'none'}"]
+        lines = [f"track: {self.folder}; entries: {', '.join(self.entries) or 'none'}"]
         return "\n".join([*lines, *(f"left out: {method}: {reason}" for method, reason in self.left_out.items())])
 
 

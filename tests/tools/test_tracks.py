@@ -147,7 +147,7 @@ def test_a_track_names_what_it_freezes_and_what_was_left_out(place: Place, capsy
     shutil.rmtree(place.run("direct_copy-seed1"))
     assert place.freeze() == 0
     out = capsys.readouterr().out
-    assert "miniature@2 with 0 entries" in out and "left out: direct_copy: 1 of 4 runs are missing: direct_copy-seed1" in out
+    assert "miniature@2; entries: none" in out and "left out: direct_copy: 1 of 4 runs are missing: direct_copy-seed1" in out
     assert "left out: mine: its code is not growbench's own" in out
 
 
