@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from growbench.costs.accounts import Account
 from growbench.costs.ledger import Costs
 from growbench.data import Data, HeldOutSplit
+from growbench.errors import UsageError
 from growbench.growth.weights import Axis, Weights
 from growbench.method.loss import cross_entropy, each_cross_entropy
 from growbench.training.graphs import CapturedValue
@@ -57,6 +58,7 @@ class Evaluation:
         self.flops_each = 0  # of one evaluation
         self.before: Tensor | None = None  # outputs before the next growth
         self._captured: CapturedValue | None = None  # what `_means` returns of the model in training
+        self._agreed = False  # whether it was found to be that
 
     def scores(self, model: nn.Module, counted: bool) -> tuple[float, float | None]:
         """Mean loss (nats) over the fixed part of validation, and for images the accuracy.
@@ -71,7 +73,7 @@ class Evaluation:
                 self.flops_each = self.costs.flops[Account.EVALUATION] - before
             else:
                 with self.costs.clocked(Account.EVALUATION):
-                    loss, *accuracy = (self._captured() if self._captured else self._means(model)).tolist()
+                    loss, *accuracy = (self._by_graph(model) if self._captured else self._means(model)).tolist()
                 self.costs.flops[Account.EVALUATION] += self.flops_each
         return loss, accuracy[0] if accuracy else None
 
@@ -101,7 +103,22 @@ class Evaluation:
             with self._evaluating(model):  # within: autocast keeps copies of weights until it ends, which graphs must make anew
                 return self._means(model)
 
-        self._captured = CapturedValue.of(means, self.costs.device)
+        self._captured, self._agreed = CapturedValue.of(means, self.costs.device), False
+
+    def _by_graph(self, model: nn.Module) -> Tensor:
+        """`_means` by the graph. The first time, when weights have changed since it was captured, the model itself is asked too.
+
+        Raises UsageError if it says something else: a graph that reads old memory would spoil results unseen.
+        """
+        assert self._captured is not None
+        means = self._captured()
+        if not self._agreed:
+            own = self._means(model)
+            if not torch.allclose(means, own, rtol=1e-5):
+                both = f"{means.tolist()}, the model itself {own.tolist()}"
+                raise UsageError(f"an evaluation by a CUDA graph gives {both}; set machine.graphs = false")
+            self._agreed = True
+        return means
 
     def forget(self) -> None:
         """Another model is trained from now on."""

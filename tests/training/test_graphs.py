@@ -155,6 +155,20 @@ def test_evaluations_of_what_is_captured_are_done_by_graphs(train: Train, evalua
     assert len(evaluations) == outcome.phases[1].steps - 1 == 7
 
 
+def test_a_graph_of_evaluations_that_reads_old_memory_is_found(
+    train: Train, captures: list[CapturedStep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that gives forever what it gave when it was captured."""
+
+    def of(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+        value = work()
+        return lambda: value
+
+    monkeypatch.setattr(graphs.CapturedValue, "of", of)
+    with pytest.raises(UsageError, match="an evaluation by a CUDA graph gives"):
+        train("scratch", "machine.graphs=true")
+
+
 def test_a_graph_of_evaluations_ends_with_its_phase(train: Train, evaluations: list[Any]) -> None:
     """Three phases of 2, 2 and 8 steps: the graph of one is not used in the next, whose model may be the same object."""
     train("stackbert", "machine.graphs=true")
