@@ -98,7 +98,7 @@ def _parts(axes: Axes, bar: Bar, colour: str) -> list[Any]:
     total, drawn = 0.0, []
     for account in STRENGTHS if bar.known else ():
         if (cost := bar.costs[account]) > 0:
-            drawn += axes.barh(bar.place, cost, left=total, height=0.62, **_fill(account, colour)).patches
+            drawn += axes.barh(bar.place, cost, left=total, height=0.62, clip_on=False, **_fill(account, colour)).patches
             total += cost
     return drawn
 

@@ -171,12 +171,13 @@ def _part_within(axes: Axes, curve: pd.DataFrame, unit: str, measure: str) -> pd
 def _curve(axes: Axes, curve: pd.DataFrame, shown: Curves, look: Look, finished: bool) -> None:
     if curve.empty:
         return
-    unit, measure = shown.unit, shown.measure
-    values, rest = curve[measure], look == REST
+    unit, measure, rest = shown.unit, shown.measure, look == REST
+    curve = curve[:: 2 if rest else 1]
+    values = curve[measure]
     scored, unscored = values.where(curve[columns.SCORED]), values.where(_touches_unscored(curve[columns.SCORED]))
     order = 1.5 if rest else 3
     width = 0.7 if rest or not finished else 1.6
-    every = max(len(curve) // 6, 1)
+    every = max(len(curve) // 5, 1)
     line(axes, curve[unit], unscored, look, marker="", linewidth=0.8 * width, linestyle=(0, (1, 1.4)), zorder=order)
     line(axes, curve[unit], scored, look, linewidth=width, markevery=every, zorder=order)
     if rest:

@@ -269,6 +269,7 @@ def save(name: str, data: pd.DataFrame, draw: Callable[[pd.DataFrame, float], Fi
         wide = draw(data, WIDE)
         wide.savefig(out / f"{name}.png", dpi=144, metadata={"Software": None})
         whole = inline.svg(wide)
-        cuts = Cuts(inline.drawn(whole, f"{name}-w"), inline.drawn(inline.svg(draw(data, NARROW)), f"{name}-n"))
+        initials = "".join(word[0] for word in name.split("_"))  # what ids in the page begin with
+        cuts = Cuts(inline.drawn(whole, f"{initials}w"), inline.drawn(inline.svg(draw(data, NARROW)), f"{initials}n"))
     (out / f"{name}.svg").write_bytes(whole)
     return cuts

@@ -124,7 +124,9 @@ class Forest:
         look, height, (left, right) = self.looks[method], self.height(place), axes.get_xlim()
         drawn = []
         if found.has_interval:
-            drawn += axes.plot(np.clip([found.low, found.high], left, right), [height] * 2, color=look.colour, linewidth=1.6)
+            drawn += axes.plot(
+                np.clip([found.low, found.high], left, right), [height] * 2, color=look.colour, lw=1.6, clip_on=False
+            )
             for edge, arrow, beyond in ((left, "<", found.low < left), (right, ">", found.high > right)):
                 if beyond:
                     drawn += axes.plot(edge, height, arrow, color=look.colour, markersize=5, clip_on=False)
@@ -237,5 +239,5 @@ def _seeds(axes: Axes, savings: pd.Series, relations: pd.Series, height: float, 
     drawn = []
     for saving, relation in zip(savings, relations, strict=True):
         marker, size = (ARROWS[relation], 4.5) if relation in ARROWS else ("o", 3)
-        drawn += axes.plot(max(saving, left), height, marker, color=look.colour, markersize=size, alpha=0.45)
+        drawn += axes.plot(max(saving, left), height, marker, color=look.colour, markersize=size, alpha=0.45, clip_on=False)
     return drawn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from xml.etree import ElementTree
 
@@ -55,20 +55,20 @@ def svg(figure: Figure) -> bytes:
 def drawn(whole: bytes, name: str) -> Drawn:
     """The figure for a page, from its SVG. `name`: of the figure, unique in the page, and so are the ids that begin with it."""
     root = ElementTree.fromstring(whole)
-    ids = {id: f"{name}-{number}" for number, id in enumerate(_referenced(root))}
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     for group in list(root.iter()):
         _join(group)
-    body = "".join(_markup(child, ids) for child in root)
-    return Drawn(width, height, body)
+    page = _Page(_ids(root, name))
+    return Drawn(width, height, "".join(map(page.markup, root)))
 
 
-def _referenced(root: ElementTree.Element) -> list[str]:
-    """The ids that something refers to, in order."""
+def _ids(root: ElementTree.Element, name: str) -> dict[str, str]:
+    """The page's id for everything that something refers to. Markers of one shape, whatever their colour, are one thing."""
     texts = (value for element in root.iter() for value in element.attrib.values())
-    found = (match for text in texts for match in re.findall(r"url\(#(.+?)\)", text))
-    used = (link[1:] for element in root.iter() if (link := element.attrib.get(XLINK, "")).startswith("#"))
-    return list(dict.fromkeys([*found, *used]))
+    clips = [match for text in texts for match in re.findall(r"url\(#(.+?)\)", text)]
+    shapes = {element.attrib["id"]: element.attrib["d"] for element in root.iterfind(".//{*}defs/{*}path[@id]")}
+    seen = {key: f"{name}-{number}" for number, key in enumerate(dict.fromkeys([*clips, *shapes.values()]))}
+    return {clip: seen[clip] for clip in clips} | {id: seen[shape] for id, shape in shapes.items()}
 
 
 def _join(parent: ElementTree.Element) -> None:
@@ -83,49 +83,57 @@ def _join(parent: ElementTree.Element) -> None:
             last = child if name.startswith(METHOD) else None
 
 
-def _markup(element: ElementTree.Element, ids: dict[str, str]) -> str:
-    """An element and what is inside; without what is empty, grounds, and groups that say nothing."""
-    kind = element.tag.partition("}")[2]
-    if kind in ("metadata", "style") or element.attrib.get("id") == GROUND:
-        return ""
-    attributes = dict(_attributes(element, ids))
-    inside = escape(element.text or "") if kind == "text" else ""
-    inside += "".join(_markup(child, ids) for child in element)
-    gid = element.attrib.get("id", "")
-    if gid.startswith(METHOD):
-        method = gid.removeprefix(METHOD)
-        attributes["data-method"] = method
-        inside = f"<title>{escape(method)}</title>{inside}" if inside else ""
-    if kind in ("g", "defs") and (not inside or (kind == "g" and not attributes)):
-        return inside
-    written = "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
-    return f"<{kind}{written}>{inside}</{kind}>" if inside else f"<{kind}{written}/>"
+@dataclass
+class _Page:
+    """What becomes of a figure's elements in a page. `ids`: the page's by the figure's own; each is written once."""
 
+    ids: dict[str, str]
+    written: set[str] = field(default_factory=set)
 
-def _attributes(element: ElementTree.Element, ids: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """The style as attributes, colours as the page's variables, references to the ids of the page."""
-    style = (entry.partition(": ") for entry in element.attrib.get("style", "").split("; ") if entry)
-    values = {**element.attrib, **{name: value for name, _, value in style}}
-    if element.attrib.get("id") in ids:
-        yield "id", ids[element.attrib["id"]]
-    turned = re.fullmatch(r"rotate\(-?0 .*\)", values.get("transform", ""))
-    if "transform" in values and not turned:
-        yield "transform", _short(values["transform"])
-    for name, value in values.items():
-        if name == XLINK:
-            yield "href", f"#{ids[value[1:]]}" if value.startswith("#") else value
-        elif name == "d":
-            yield "d", _path(value)
-        elif name in PLACES:
-            yield name, _short(value)
-        elif name not in DROPPED and value not in DEFAULTS.get(name, ()):
-            yield name, _value(value.removesuffix("px"), ids)
+    def markup(self, element: ElementTree.Element) -> str:
+        """An element and what is inside; without what is empty, the ground, and groups that say nothing."""
+        kind, own_id = element.tag.partition("}")[2], element.attrib.get("id", "")
+        if kind in ("metadata", "style") or own_id == GROUND or self.ids.get(own_id) in self.written:
+            return ""
+        self.written |= {self.ids[own_id]} if own_id in self.ids else set()
+        attributes = dict(self._attributes(element))
+        inside = escape(element.text or "") if kind == "text" else ""
+        inside += "".join(map(self.markup, element))
+        if own_id.startswith(METHOD):
+            method = own_id.removeprefix(METHOD)
+            attributes["data-method"] = method
+            inside = f"<title>{escape(method)}</title>{inside}" if inside else ""
+        if kind == "path" and "d" not in attributes:
+            return ""
+        if kind in ("g", "defs") and (not inside or (kind == "g" and not attributes)):
+            return inside
+        written = "".join(f' {name}="{escape(value)}"' for name, value in attributes.items())
+        return f"<{kind}{written}>{inside}</{kind}>" if inside else f"<{kind}{written}/>"
 
+    def _attributes(self, element: ElementTree.Element) -> Iterator[tuple[str, str]]:
+        """The style as attributes, colours as the page's variables, references to the ids of the page."""
+        style = (entry.partition(": ") for entry in element.attrib.get("style", "").split("; ") if entry)
+        values = {**element.attrib, **{name: value for name, _, value in style}}
+        if element.attrib.get("id") in self.ids:
+            yield "id", self.ids[element.attrib["id"]]
+            if "d" in values:  # a marker: where it is used, its colours are said
+                values = {"d": values["d"]}
+        if "transform" in values and not re.fullmatch(r"rotate\(-?0 .*\)", values["transform"]):
+            yield "transform", _short(values["transform"])
+        for name, value in values.items():
+            if name == XLINK:
+                yield "href", f"#{self.ids[value[1:]]}" if value.startswith("#") else value
+            elif name == "d":
+                yield "d", _path(value)
+            elif name in PLACES:
+                yield name, _short(value)
+            elif name not in DROPPED and value not in DEFAULTS.get(name, ()):
+                yield name, self._value(value.removesuffix("px"))
 
-def _value(value: str, ids: dict[str, str]) -> str:
-    if value.startswith("url(#"):
-        return f"url(#{ids[value[5:-1]]})"
-    return VARIABLE_OF.get(value) or _short(value, places=2)
+    def _value(self, value: str) -> str:
+        if value.startswith("url(#"):
+            return f"url(#{self.ids[value[5:-1]]})"
+        return VARIABLE_OF.get(value) or _short(value, places=2)
 
 
 def _path(path: str) -> str:

@@ -59,8 +59,9 @@ def savings_curve(comparison: Comparison, data: pd.DataFrame, width: float) -> F
 
 def _saving_line(axes: Axes, curve: pd.DataFrame, method: str, look: Look) -> None:
     rest = look == REST
+    curve = curve[:: 8 if rest else 2]
     xs, low, high = curve[columns.LOSS], curve[columns.LOW], curve[columns.HIGH]
-    inline.tag(line(axes, xs, curve[columns.SAVING], look, markevery=12, linewidth=0.7 if rest else 1.6), method)
+    inline.tag(line(axes, xs, curve[columns.SAVING], look, markevery=6, linewidth=0.7 if rest else 1.6), method)
     if not rest:
         inline.tag(axes.fill_between(xs, low, high, color=look.colour, alpha=0.12, linewidth=0), method)
 
