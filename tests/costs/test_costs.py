@@ -35,8 +35,7 @@ GATED = [name for name in NAMES if any(row.name == "ffn.gate.weight" for row in 
 each = pytest.mark.parametrize("name", NAMES)
 each_option = pytest.mark.parametrize(
     ("name", "options"),
-    [(name, {}) for name in NAMES]
-    + [(name, {"ffn": 50, "layers": 3}) for name in NAMES]
+    [(name, {"ffn": 50, "layers": 3}) for name in NAMES]
     + [(name, {key: OTHER[key]}) for name in NAMES for key in architectures.get(name).options],
 )
 
