@@ -51,10 +51,11 @@ def common_card() -> str:
 def weights(architecture: str) -> str:
     """The canonical weights of an architecture, as methods see them, one per line. Raises UsageError for an unknown one."""
     found = architectures.get(architecture)
-    tied = found.table(ModelConfig(layers=1, width=1, heads=1))
+    sizes = ModelConfig(layers=1, width=1, heads=1, vocabulary=1, positions=1, patch=1)
+    tied = found.table(sizes)
     lines = [("weight", "axes", "role", "consumes", "residual"), *map(_weight, tied)]
     if "tied" in found.options:
-        untied = found.table(ModelConfig(layers=1, width=1, heads=1, tied=False))
+        untied = found.table(dataclasses.replace(sizes, tied=False))
         lines += [("with tied = false:", "", "", "", ""), *(_weight(row) for row in untied if row not in tied)]
     columns = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, columns)).rstrip() for line in lines)
