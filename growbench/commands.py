@@ -16,6 +16,7 @@ from growbench import registry
 from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.console import say
+from growbench.elapsed import Part, elapsed, table
 from growbench.errors import UsageError, did_you_mean
 from growbench.tools import listing, stages
 
@@ -57,10 +58,15 @@ def run(options: argparse.Namespace) -> int:
 
         exporting.check(options.track)
     succeeded = stages.train(options, specs, experiment)
-    if options.only is not None:
+    if options.only is None:
+        with elapsed.part(Part.REPORT):
+            code = _report_of(options, options.results / experiment.name, succeeded)
+    else:
         print(f"next, once all parts are done: growbench report {shlex.quote(str(options.results / experiment.name))}")
-        return 0 if succeeded else 1
-    return _report_of(options, options.results / experiment.name, succeeded)
+        code = 0 if succeeded else 1
+    say(table(elapsed.parts()))
+    elapsed.begin()  # a further command in this process begins now
+    return code
 
 
 def _forecast(options: argparse.Namespace, specs: Sequence[str]) -> int:

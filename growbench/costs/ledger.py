@@ -20,7 +20,15 @@ from growbench.costs.energy import EnergyCounter, EnergyMeter
 from growbench.costs.flops import T, count, counting
 from growbench.costs.gradients import GradientWatch
 from growbench.costs.teaching import StoredOutputs, heard_by
+from growbench.elapsed import Part, elapsed
 from growbench.errors import UsageError
+
+PARTS = {
+    Account.GROWTH: Part.GROWTH,
+    Account.EVALUATION: Part.EVALUATION,
+    Account.COMPILATION: Part.COMPILATION,
+    Account.OVERHEAD: Part.COUNTING,
+}
 
 
 class Stopwatch:
@@ -104,7 +112,8 @@ class Costs:
         self.energy.start()
         start = time.perf_counter()
         try:
-            yield
+            with elapsed.part(PARTS.get(account, Part.STEPS)):
+                yield
         finally:
             self._synchronize()
             self.seconds[account] += time.perf_counter() - start

@@ -14,6 +14,7 @@ from typing import Any, TextIO, TypeVar
 
 from growbench.console import lasting_streams
 from growbench.data import processes
+from growbench.elapsed import Part, elapsed
 from growbench.errors import FailedAlone, Interrupted, UsageError
 from growbench.runs.signals import raising
 
@@ -79,20 +80,22 @@ def apart(function: Callable[..., T], *arguments: Any) -> T:
     process.start()
     sending.close()
     asked = 0
-    while True:
+    with elapsed.part(Part.WAITING):
+        while True:
+            try:
+                if not wait([answer, process.sentinel], timeout=GRACE if asked > 1 else None):
+                    process.kill()
+                break
+            except Interrupted:
+                asked += 1
+                if process.pid:
+                    os.kill(process.pid, signal.SIGTERM)
         try:
-            if not wait([answer, process.sentinel], timeout=GRACE if asked > 1 else None):
-                process.kill()
-            break
-        except Interrupted:
-            asked += 1
-            if process.pid:
-                os.kill(process.pid, signal.SIGTERM)
-    try:
-        error, value = answer.recv()
-    except EOFError:
-        error, value = Died, None
-    process.join()
+            error, value, parts = answer.recv()
+        except EOFError:
+            error, value, parts = Died, None, {}
+        process.join()
+    elapsed.add(parts)
     if error is None:
         return value  # type: ignore[no-any-return]
     if error is not Died:
@@ -108,6 +111,7 @@ def how_it_ended(code: int) -> str:
 
 
 def _carry_out(sending: Connection, surroundings: Surroundings, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    elapsed.begin()
     surroundings.take()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the server blocks it
     Thread(target=processes.end_with_parent, daemon=True).start()
@@ -117,4 +121,4 @@ def _carry_out(sending: Connection, surroundings: Surroundings, function: Callab
         except (UsageError, FailedAlone, Interrupted) as error:
             kind = next(each for each in (UsageError, FailedAlone, Interrupted) if isinstance(error, each))
             answer = kind, str(error)  # as growbench's own class: that of a plugin could be read only by importing it
-        sending.send(answer)
+        sending.send((*answer, elapsed.parts()))

@@ -10,6 +10,7 @@ from enum import Enum
 from growbench import architectures
 from growbench.console import say
 from growbench.data import Data, tokenizer_to_save
+from growbench.elapsed import Part, elapsed
 from growbench.errors import UsageError
 from growbench.files import check_folder
 from growbench.planning.branches import branching_step
@@ -65,6 +66,11 @@ class Benchmark:
         """
         methods, seeds = list(methods), list(seeds)
         data = self.setting.load_data("target") if self.follows else self.prepare(methods)
+        with elapsed.part(Part.OTHER):
+            return self._train(methods, seeds, sources_of, data)
+
+    def _train(self, methods: Sequence[Found], seeds: Sequence[int], sources_of: Collection[int], data: Data) -> bool:
+        """Train what `run` has checked."""
         foreign = [found for found in methods if found.foreign and found.name != SCRATCH]
         scratch = [found for found in methods if found.name == SCRATCH]
         others = [found for found in methods if not (found.foreign or found.name == SCRATCH)]
@@ -118,9 +124,10 @@ class Benchmark:
         self.sources.pretrained_cost()
         check_sizes(experiment, 1000)  # with any vocabulary, before the data are prepared
         data = setting.load_data("target")
-        for found in methods:
-            for share in self.budgets.of(found.name):
-                refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
+        with elapsed.part(Part.PLAN):
+            for found in methods:
+                for share in self.budgets.of(found.name):
+                    refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
         _check_parallelism(setting)
         if setting.save:
             tokenizer_to_save(data)  # raises UsageError if there is none

@@ -21,6 +21,7 @@ from growbench.costs.accounts import Account, Unit
 from growbench.costs.energy import counters
 from growbench.costs.ledger import Costs, charged
 from growbench.data import Data, tokenizer_to_save
+from growbench.elapsed import Part, elapsed
 from growbench.errors import UsageError
 from growbench.files import replacing, sha256
 from growbench.formatting import quantity
@@ -154,8 +155,9 @@ class Execution:
             if live:
                 live.close()
             record = replace(record or self._record(trainer), status=status, error=error)
-            if folder and not folder.close(record, trainer.outcome.validation):
-                status = RunStatus.INTERRUPTED
+            with elapsed.part(Part.RECORDS):
+                if folder and not folder.close(record, trainer.outcome.validation):
+                    status = RunStatus.INTERRUPTED
         if status == RunStatus.FINISHED:
             spent = f"{quantity(trainer.costs.total(Unit.FLOPS), 'FLOP')}, {trainer.costs.total(Unit.SECONDS):.1f} s of training"
             say(f"{name:<18} finished: loss {record.final_val_loss:.4f}, {spent}")

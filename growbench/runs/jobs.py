@@ -16,6 +16,7 @@ from growbench.config.schema import PROTOCOL, Experiment, Training
 from growbench.console import Progress, say
 from growbench.costs.hardware import Hardware, cpu_stepping, device_name
 from growbench.data import Data, Which, load
+from growbench.elapsed import Part, elapsed
 from growbench.method.options import settings as hyperparameters
 from growbench.registry import Found
 from growbench.runs import checkpoints, curve, saved_models, store
@@ -77,6 +78,7 @@ class Setting:
     def training(self, which: Which) -> Training:
         return self.experiment.source_train if which == "source" else self.experiment.train
 
+    @elapsed.part(Part.DATA)
     def load_data(self, which: Which) -> Data:
         """Raises UsageError if the corpus cannot be read."""
         architecture = architectures.of(self.experiment)

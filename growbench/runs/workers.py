@@ -16,6 +16,7 @@ from typing import Any
 from growbench.console import lasting_streams
 from growbench.data import processes
 from growbench.display import Moment, Overall
+from growbench.elapsed import Part, elapsed
 from growbench.errors import Interrupted, UsageError
 from growbench.runs.apart import GRACE, LIBRARIES, Stream, Surroundings, how_it_ended
 from growbench.runs.signals import Interruption, raising
@@ -58,7 +59,7 @@ class Pool:
 
     def run(self) -> bool:
         """Do all tasks. False if one failed. Raises Interrupted, and UsageError as a worker did, once all workers have ended."""
-        with _Asked() as asked, _lines() as said:
+        with _Asked() as asked, _lines() as said, elapsed.part(Part.WAITING):
             while True:
                 stopping = max(asked.times, int(self.refused is not None))
                 if not stopping:
@@ -92,7 +93,7 @@ class Pool:
 
     def _free(self, said: int) -> _Worker | None:
         for worker in self.workers:
-            if worker.task is None and worker.listens:
+            if worker.free:
                 return worker
         if len(self.workers) == self.crew.count:
             return None
@@ -103,7 +104,7 @@ class Pool:
         """End workers for which nothing is left."""
         if not self.waiting:
             for worker in self.workers:
-                if worker.task is None and worker.listens:
+                if worker.free:
                     worker.give(None)
 
     def _stop(self, asked: int) -> None:
@@ -119,7 +120,7 @@ class Pool:
 
     def _listen(self, said: _Lines, stopping: bool) -> None:
         """Heed what the workers say, for a moment."""
-        connections = [worker.connection for worker in self.workers if worker.listens]
+        connections = [worker.connection for worker in self.workers if worker.speaks]
         wait([said.reading, *connections, *(worker.process.sentinel for worker in self.workers)], POLL)
         for line in said.read():
             self.overall.say(line)
@@ -133,6 +134,9 @@ class Pool:
     def _heed(self, worker: _Worker, message: Any) -> None:
         if isinstance(message, Moment):
             self.overall.update(message)
+            return
+        if isinstance(message, dict):
+            elapsed.add(message)
             return
         task, worker.task = worker.task, None
         if isinstance(message, UsageError):
@@ -167,21 +171,27 @@ class _Worker:
         self.process.start()
         other.close()
         self.task: Task | None = None
-        self.listens = True  # for a further task
+        self.dismissed = False
+        self.speaks = True  # until its connection is closed
 
     def give(self, task: Task | None) -> None:
         """None: there are no more."""
-        self.task, self.listens = task, task is not None
+        self.task, self.dismissed = task, task is None
         with suppress(OSError):  # it is dead, which is noticed elsewhere
             self.connection.send(task)
 
     def messages(self) -> Iterator[Any]:
         """Those that have come."""
         try:
-            while self.listens and self.connection.poll():
+            while self.speaks and self.connection.poll():
                 yield self.connection.recv()
         except (EOFError, OSError):
-            self.listens = False
+            self.speaks = False
+
+    @property
+    def free(self) -> bool:
+        """Whether it waits for a task."""
+        return self.task is None and not self.dismissed and self.speaks
 
     def signal(self, number: signal.Signals) -> None:
         if self.process.pid and self.process.is_alive():
@@ -190,6 +200,7 @@ class _Worker:
 
 def _work(connection: Connection, surroundings: Surroundings, crew: Crew) -> None:
     """In the worker: do tasks until there are no more. The server blocks Ctrl-C, which is passed on as another signal."""
+    elapsed.begin()
     surroundings.take()
     sys.stderr.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # lines of several workers stay whole
     Thread(target=processes.end_with_parent, daemon=True).start()
@@ -200,7 +211,10 @@ def _work(connection: Connection, surroundings: Surroundings, crew: Crew) -> Non
         try:
             do = crew.begin(connection.send, *crew.arguments)
             while (task := connection.recv()) is not None:
-                connection.send(do(task.what))
+                with elapsed.part(Part.OTHER):
+                    succeeded = do(task.what)
+                connection.send(succeeded)
+            connection.send(elapsed.parts())
         except UsageError as error:
             connection.send(UsageError(str(error)))
         except OSError as error:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from growbench.console import say
+from growbench.elapsed import Part, elapsed
 from growbench.files import no_room, remove_drafts, replacing
 from growbench.training import optimizer_state
 from growbench.training.encoding import apart, decoded, encoded
@@ -214,6 +215,7 @@ class Checkpoints:
                     shutil.copyfile(trunk._end(phase), draft)
             self.save_step(number, branch.state.phase.done, branch)
 
+    @elapsed.part(Part.CHECKPOINTS)
     def remove(self) -> None:
         """Delete the files, when the run has ended and no other one will branch off. Files of other names stay."""
         if self.writes and self.folder.is_dir():
@@ -222,6 +224,7 @@ class Checkpoints:
                 remove_drafts(self.folder)
                 self.folder.rmdir()
 
+    @elapsed.part(Part.CHECKPOINTS)
     def _save(self, path: Path, checkpoint: Checkpoint) -> bool:
         """Write a checkpoint; on a full disk, those that resuming does not need make room. Returns whether it was written.
 

@@ -15,6 +15,7 @@ from growbench.costs.accounts import Account, Unit
 from growbench.costs.ledger import CpuClock, Stopwatch
 from growbench.data import Batch
 from growbench.data.feed import Feed
+from growbench.elapsed import Part, Spent, elapsed
 from growbench.errors import Interrupted
 from growbench.method import Method
 from growbench.training.audit import Audit, hidden_steps, untouched
@@ -280,8 +281,11 @@ class Trainer:
             self.costs.seconds[account] += seconds
         self.costs.seconds[now.account] += sum(step_seconds) - sum(taught.values())
         charge(self.costs.flops, now.flops, now.timetable.count(range(len(now.step_seconds), now.done)))
-        if now.cpu_seconds is not None and step_seconds:
-            now.cpu_seconds += self.cpu.read()
+        if step_seconds:
+            spent = Spent(sum(step_seconds), self.cpu.read())
+            elapsed.move(Part.STEPS, spent)
+            if now.cpu_seconds is not None:
+                now.cpu_seconds += spent.cpu_seconds
         now.step_seconds += step_seconds
         self.outcome.waited += self.feed.waited
         self.feed.waited = 0.0
