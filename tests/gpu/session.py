@@ -6,6 +6,7 @@ Stages, in this order:
     tests      the tests of tests/gpu that need CUDA
     sharing    the speed of processes that share the GPU, with NVIDIA's MPS, with CUDA graphs; what follows uses the fastest way
     precision  final losses in bf16 against float32
+    seconds    reference seconds of the ladder's methods, measured alone
     ladder     the ladder of results/README.md, as far as its runs are missing or of earlier code
     bench      growbench bench of three targets of full size
     lite       bert-small-base-lite by the paper's six methods, as far as the rest of the time reaches
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 
 from growbench.costs.hardware import choose_device, device_name
-from growbench.runs import store
+from growbench.runs import step_seconds, store
 from tests.gpu import stages
 from tests.gpu.processes import GRACE
 from tests.gpu.stages import ROOT, Session, Way
@@ -50,6 +51,7 @@ STAGES = [
     Stage(stages.tests, 110),
     Stage(stages.sharing, 100),
     Stage(stages.precision, 75),
+    Stage(stages.seconds, 120),
     Stage(stages.ladder, 300),
     Stage(stages.bench, 180),
     Stage(stages.lite, float("inf")),
@@ -136,16 +138,24 @@ def _outcome(stage: Stage, session: Session, seconds: float) -> str:
 
 
 def _pack(session: Session, out: Path) -> None:
-    """Logs, and the runs that this session finished; a run that the repository holds as it is stays out."""
+    """Logs, reference seconds, and the runs that this session finished; those that the repository holds as they are stay out."""
     with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
         for path in [*session.work.glob("logs/*.txt"), *session.work.glob("*.txt"), *session.work.glob("mps/log/*")]:
             archive.add(path, path.relative_to(session.work))
     with tarfile.open(out / "results.tar.gz", "w:gz") as archive:
+        for path in session.results.glob(f"**/{step_seconds.FILE}"):
+            archive.add(path, path.relative_to(session.work))
         for record in sorted(session.results.glob(f"**/{store.RECORD}")):
             folder = record.parent
             committed = ROOT / folder.relative_to(session.work) / store.RECORD
             run = store.load(folder)
-            if run and run.finished and not (committed.exists() and committed.read_bytes() == record.read_bytes()):
+            archived = folder.parent.name == store.REPLACED
+            if (
+                run
+                and run.finished
+                and not archived
+                and not (committed.exists() and committed.read_bytes() == record.read_bytes())
+            ):
                 for name in KEPT:
                     if (folder / name).exists():
                         archive.add(folder / name, (folder / name).relative_to(session.work))

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from growbench.runs import store
+from growbench.runs import step_seconds, store
 from growbench.runs.store import Run
 from tests.gpu.processes import GRACE, Ended, Environment, run, shared_gpu
 
@@ -67,6 +67,7 @@ class Sizes:
     ways: Sequence[Way] = (Way(16), Way(1, graphs=True), Way(8, graphs=True), Way(16, mps=True), Way(16, mps=True, graphs=True))
     sharing_seconds: float = 4.0
     ladder: Sequence[str] = ()  # further options
+    seconds: Sequence[str] = ("--rounds", "5")  # further options
     lite: Sequence[str] = ()  # --set
 
 
@@ -89,6 +90,7 @@ CUT = Sizes(
     ways=(Way(1), Way(2), Way(2, mps=True)),
     sharing_seconds=0.5,
     ladder=["--methods", "bert2bert", "--budgets", "0.5,1", *settings([*_SHORT, "source.warmup=2"])],
+    seconds=["--methods", "bert2bert", "--rounds", "5", *settings([*_SHORT, "source.warmup=2"])],
     lite=[*_SMALL, *_SHORT, "source.warmup=2", "machine.micro_batch=2"],
 )
 
@@ -256,13 +258,12 @@ def _images(session: Session) -> list[str]:
 
 def ladder(session: Session, seconds: float) -> str:
     """The runs of results/README.md's command that are missing or of earlier code, or all, by processes side by side."""
-    page = (COMMITTED / "README.md").read_text(encoding="utf-8")
-    (line,) = re.findall(rf"^growbench (run {LADDER} .*)$", page, re.MULTILINE)
     folder = session.results / "mini" / LADDER
-    if not (folder.exists() or session.anew):
-        shutil.copytree(COMMITTED / "mini" / LADDER, folder, ignore=shutil.ignore_patterns("report"))
+    if not (session.anew or any(folder.glob(f"*/{store.RECORD}"))):
+        kept = shutil.ignore_patterns("report", step_seconds.FILE)
+        shutil.copytree(COMMITTED / "mini" / LADDER, folder, ignore=kept, dirs_exist_ok=True)
     before = {name: run.record for name, run in _finished(folder).items()}
-    request = [*GROWBENCH, *shlex.split(line), "--seeds", session.seeds, "--device", session.device]
+    request = [*GROWBENCH, *_command_of_ladder(), "--seeds", session.seeds, "--device", session.device]
     request += ["--results", str(folder.parent), *session.sizes.ladder, *settings(session.way.settings)]
     count = session.way.processes
     parts = [[*request, "--only", f"{number + 1}/{count}"] for number in range(count)]
@@ -273,6 +274,33 @@ def ladder(session: Session, seconds: float) -> str:
     new = [name for name, each in after.items() if before.get(name) != each.record]
     failed = any(each.code and not each.late for each in ended)
     return f"{'FAILED: ' * failed}{len(new)} runs trained; {verdict(ended) or 'all done'}"
+
+
+def seconds(session: Session, seconds: float) -> str:
+    """Reference seconds of the ladder's methods: their steps alone, in one process with nothing beside it."""
+    request = _command_of_ladder()
+    methods = request[request.index("--methods") + 1]
+    command = [
+        *GROWBENCH,
+        "bench",
+        LADDER,
+        "--methods",
+        methods,
+        "--device",
+        session.device,
+        "--results",
+        str(session.results / "mini"),
+    ]
+    command += [*session.sizes.seconds, *settings(["machine.compile=off", *session.way.settings])]
+    (ended,) = run({session.log("seconds"): command}, seconds)
+    return f"{'FAILED: ' * bool(ended.code)}{verdict([ended]) or ended.last_line}"
+
+
+def _command_of_ladder() -> list[str]:
+    """growbench's arguments that results/README.md gives for the ladder."""
+    page = (COMMITTED / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(rf"^growbench (run {LADDER} .*)$", page, re.MULTILINE)
+    return shlex.split(line)
 
 
 def lite(session: Session, seconds: float) -> str:
