@@ -19,7 +19,7 @@ from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import p_value
 from growbench.registry import SCRATCH
 from growbench.report.cells import saving_of
-from tests.report.results import METHODS, change, write_results
+from tests.report.results import METHODS, change, fail, write_results
 
 AXE = (Path(__file__).parent / "axe" / "axe-4.14.1.min.js").read_text(encoding="utf-8")
 ROWS = """return [...document.querySelectorAll('#live-table tbody tr')].map((row) => [row.dataset.method,
@@ -164,6 +164,21 @@ def test_a_broken_address_shows_the_start(opened: Open, made: Path, results: Pat
     page = opened(made, "#target=<x>&axis=toString&hide=nobody&hide=__proto__&scale=")
     assert spaced(shown(page)) == spaced(cells(results, None, "single"))
     assert named(page, "live-axis-flops").is_selected()
+
+
+def test_little_to_show_is_shown_without_an_error(opened: Open, tmp_path: Path) -> None:
+    """Scratch alone; no finished scratch, with a target given by hand; nothing that finished."""
+    alone = write_results(tmp_path / "alone", seeds=1, methods={"scratch": METHODS["scratch"]})
+    assert "0 of 0 methods" in named(opened(report.make(alone).parent), "live-said").text
+    failed = write_results(tmp_path / "failed", seeds=1, methods={"scratch": METHODS["scratch"], "ligo": METHODS["ligo"]})
+    fail(failed / "scratch-seed0")
+    page = opened(report.make(failed, target_loss=4.9).parent)
+    assert named(page, "live-said").text.startswith("Target: 4.900; scratch did not finish")
+    assert shown(page)["ligo"] == ["1 of 1", "–", "", "–", ""]
+    fail(failed / "ligo-seed0")
+    page = opened(report.make(failed, target_loss=4.9).parent)
+    assert shown(page)["ligo"][1] == "did not finish"
+    assert "0 methods" in page.find_element(By.CLASS_NAME, "live-chart").get_attribute("aria-label")
 
 
 def test_names_of_methods_stay_text(opened: Open, tmp_path: Path) -> None:

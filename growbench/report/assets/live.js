@@ -78,7 +78,7 @@
 
   const number = made("input", { type: "number", id: "live-number", step: "0.001", min: "0" });
   const slider = made("input", { type: "range", id: "live-slider", step: "0.001", "aria-describedby": "live-said" });
-  const reset = made("button", { type: "button" }, "Scratch's final loss");
+  const reset = made("button", { type: "button" }, data.target === null ? "Scratch's final loss" : "The report's target");
   const near = made("input", { type: "checkbox", id: "live-near" });
   const view = made("div", { class: "live-chart", tabindex: "0", role: "application", "aria-roledescription": "chart",
     "aria-describedby": "live-keys", "aria-label": "Validation loss against cost" });
@@ -216,17 +216,19 @@
   }
 
   function summary(read, target, judged) {
-    const cost = read.meanReference(unit()), full = read.meanFullCost(unit()), count = (ledger) =>
-      [...judged[ledger].values()].filter((found) => found.verdict === estimator.SAVES).length;
+    const count = (ledger) => [...judged[ledger].values()].filter((found) => found.verdict === estimator.SAVES).length;
     const own = read.target === null ? `scratch's final loss with the same seed (mean ${format.loss(target)})` : format.loss(target);
-    const relation = read.target === null ? estimator.EQUAL : read.scratchSaving(unit()).relation;
-    const met = {
-      [estimator.EQUAL]: `scratch meets it at ${format.quantity(cost, SYMBOLS[unit()])}, ${format.percent(cost / full)} of its cost`,
-      [estimator.BELOW]: "scratch never meets it, and savings are lower bounds",
-      [estimator.ABOVE]: "scratch meets it at its smallest cost already, and nothing compares",
-    }[relation];
-    return `Target: ${own}; ${met}. ${count("reuse")} of ${judged.reuse.size} methods are shown to save with the small model free, ` +
-      `${count("build")} with its training charged.`;
+    return `Target: ${own}; ${met(read)}. ${count("reuse")} of ${judged.reuse.size} methods are shown to save with the small model ` +
+      `free, ${count("build")} with its training charged.`;
+  }
+
+  // Whether and where scratch meets the target.
+  function met(read) {
+    const { relation } = read.scratchSaving(unit()), cost = read.meanReference(unit());
+    if (!read.scratchCurves(unit()).length) return "scratch did not finish, and nothing compares";
+    if (relation === estimator.BELOW) return "scratch never meets it, and savings are lower bounds";
+    if (relation === estimator.ABOVE) return "scratch meets it at its smallest cost already, and nothing compares";
+    return `scratch meets it at ${format.quantity(cost, SYMBOLS[unit()])}, ${format.percent(cost / read.meanFullCost(unit()))} of its cost`;
   }
 
   const host = document.getElementById(data.climbers.length ? "fig-ladder" : "fig-curves"), section = made("section", { class: "live", "aria-label": "Explore the runs" });
