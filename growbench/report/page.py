@@ -32,7 +32,7 @@ def html(
         home=home,
         tracks=tracks,
         contents=_contents(comparison, images, bool(unfinished)),
-        headline=headline(comparison),
+        headline=parts.unbroken(headline(comparison)),
         urgent=urgent(comparison),
         deciding="savings" if comparison.ladder.empty else "ladder_savings",
         words=described(comparison),

@@ -125,6 +125,11 @@ def markdown_text(text: str) -> str:
     return re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", one_line)
 
 
+def unbroken(text: str) -> str:
+    """The text with intervals that no line break divides."""
+    return re.sub(r"\([^()a-z]*(?: to [^()a-z]*)?\)", lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
 def render(template: str, **content: Any) -> str:
     """A page. Text in `content` is escaped; a name that the template needs and `content` lacks is an error."""
     environment = Environment(

@@ -22,7 +22,7 @@ from growbench.analysis.comparison import Comparison, analyse
 from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
 from growbench.formatting import p_value, percent
-from growbench.report import live, page, sheets
+from growbench.report import live, page, parts, sheets
 from growbench.report.cells import saving_of
 from growbench.report.headline import headline
 from tests.report.results import METHODS, STEP_FLOPS, STEPS, TEXT_PLOTS, Page, change, fail, of_images, read, write_results
@@ -235,6 +235,14 @@ def test_the_headline_says_what_the_ladder_says(climbed: Path) -> None:
     assert saving in text and "With the source's training charged (build ledger) 3 of 3 methods save FLOPs" in text
     text = headline(verdicts(comparison, "costs more"))
     assert f"(reuse ledger) no method is shown to save FLOPs; the best estimate is {saving}, costs more." in text
+
+
+def test_no_interval_of_the_headline_is_divided(climbed: Path) -> None:
+    said = "saves 30.7 % (12.5 to 41.7), ligo 27.3 % (> 16.1). With it charged (build ledger)"
+    shown = said.replace("12.5 to 41.7", "12.5_to_41.7").replace("> 16.1", ">_16.1").replace("_", "\N{NO-BREAK SPACE}")
+    assert parts.unbroken(said) == shown
+    page = html.unescape((climbed / "index.html").read_text(encoding="utf-8"))
+    assert f'id="verdict">{parts.unbroken(headline(analyse(climbed.parent)))}</p>' in page
 
 
 def test_the_headline_ranks_what_is_known(made: Path) -> None:
