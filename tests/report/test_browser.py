@@ -178,7 +178,10 @@ def test_little_to_show_is_shown_without_an_error(opened: Open, tmp_path: Path) 
     fail(failed / "ligo-seed0")
     page = opened(report.make(failed, target_loss=4.9).parent)
     assert shown(page)["ligo"][1] == "did not finish"
-    assert "0 methods" in page.find_element(By.CLASS_NAME, "live-chart").get_attribute("aria-label")
+    chart = page.find_element(By.CLASS_NAME, "live-chart")
+    assert "2 methods" in chart.get_attribute("aria-label")
+    chart.send_keys(Keys.HOME)
+    assert "of a run that did not finish" in page.find_element(By.CLASS_NAME, "live-readout").text
 
 
 def test_names_of_methods_stay_text(opened: Open, tmp_path: Path) -> None:

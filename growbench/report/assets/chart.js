@@ -23,6 +23,7 @@ const chart = (() => {
       this.lines = lines;
       this.view = view;
       this.plot?.destroy();
+      this.lit = -1;
       this.width = this.host.clientWidth;
       this.plot = new uPlot(this.#options(), this.#data(), this.host);
       this.plot.over.addEventListener("pointermove", (event) => this.#point(event));
@@ -51,7 +52,7 @@ const chart = (() => {
       const { view, width } = this, narrow = width < NARROW;
       this.named = !narrow;
       const room = narrow ? 12 : 22 + 7.2 * Math.max(4, ...this.lines.map((line) => (line.grey ? 0 : line.method.label.length + 2)));
-      const height = Math.max(narrow ? 300 : 380, this.named ? LABEL_HEIGHT * this.lines.filter((line) => !line.grey).length + 70 : 0);
+      const height = Math.max(narrow ? 300 : 380, this.named ? LABEL_HEIGHT * this.lines.filter((line) => !line.grey && !line.broken).length + 70 : 0);
       const axis = { stroke: () => colour("--ink"), grid: { stroke: () => colour("--rule"), width: 1 },
         ticks: { stroke: () => colour("--grey"), width: 1, size: 5 }, font: "12px system-ui, sans-serif",
         labelFont: "12px system-ui, sans-serif", labelSize: 22 };
@@ -66,12 +67,12 @@ const chart = (() => {
           { ...axis, label: `${view.ladder ? "final " : ""}validation loss (nats)`, size: 52, values: (plot, splits) => splits.map((each) => format.short(each)) },
         ],
         series: [{}, ...this.lines.flatMap((line) => this.#series(line))],
-        hooks: { drawAxes: [() => this.#drawBands()], draw: [() => this.#drawTarget(), () => this.#drawNames()] },
+        hooks: { drawAxes: [() => this.#drawBands()], draw: [() => this.#drawTarget(), () => this.#drawBroken(), () => this.#drawNames()] },
       };
     }
 
     #series(line) {
-      const { method } = line, stroke = () => this.#colour(line), width = line.grey ? 1.1 : 1.7;
+      const { method } = line, stroke = () => this.#colour(line), width = line.grey || line.broken ? 1 : 1.7;
       const dash = method.dashes.map((length) => length * width);
       return [{ stroke, width, dash, points: { show: this.view.ladder, size: 7, fill: stroke, stroke } },
         { stroke, width: 1.2, dash: [1.5, 2], points: { show: false } }];
@@ -136,11 +137,28 @@ const chart = (() => {
       });
     }
 
+    // A cross where a run broke off.
+    #drawBroken() {
+      this.#clipped((ctx) => {
+        ctx.lineWidth = 1.5 * devicePixelRatio;
+        for (const line of this.lines.filter((each) => each.broken)) {
+          const last = line.points[line.points.length - 1], [x, y] = this.#at(last.x, last.loss), arm = 3.5 * devicePixelRatio;
+          ctx.strokeStyle = this.#colour(line);
+          ctx.beginPath();
+          for (const slope of [-1, 1]) {
+            ctx.moveTo(x - arm, y - slope * arm);
+            ctx.lineTo(x + arm, y + slope * arm);
+          }
+          ctx.stroke();
+        }
+      });
+    }
+
     // Each line's name at its end, moved apart; a thin leader where it had to move.
     #drawNames() {
       if (!this.named) return;
       const { ctx, bbox } = this.plot, ratio = devicePixelRatio, gap = LABEL_HEIGHT * ratio;
-      const ends = this.lines.filter((line) => !line.grey).flatMap(({ method, points }) => {
+      const ends = this.lines.filter((line) => !line.grey && !line.broken).flatMap(({ method, points }) => {
         const seen = points.filter((point) => point.x <= this.view.x[1] && point.loss <= this.view.y[1] && point.loss >= this.view.y[0]);
         if (!seen.length) return [];
         const [x, y] = this.#at(seen[seen.length - 1].x, seen[seen.length - 1].loss);
@@ -179,13 +197,16 @@ const chart = (() => {
         this.marker.style.transform = `translate(${left}px, ${top}px)`;
         this.marker.style.background = `var(${line.method.variable})`;
       }
-      this.highlight(line?.method.name ?? null);
+      this.#light(line ? place.line : -1);
       this.told(line?.method, point, line);
     }
 
-    // Lets one method stand out; null: none.
+    // Lets one method's mean stand out; null: none.
     highlight(name) {
-      const index = this.lines.findIndex((line) => line.method.name === name);
+      this.#light(this.lines.findLastIndex((line) => line.method.name === name));
+    }
+
+    #light(index) {
       if (index === this.lit) return;
       this.lit = index;
       this.plot.setSeries(index < 0 ? null : 1 + 2 * index, { focus: true });

@@ -7,12 +7,19 @@ const curves = (() => {
   // Points of one method: {step, phase, scored, tokens, flops, seconds, loss, low, high}, with the seeds that they are over.
   function ofMethod(runs, protocol, ledger) {
     const finished = runs.filter((run) => run.finished);
-    const groups = protocol === "ladder" ? byBudget(finished, ledger) : byEvaluation(finished.filter((run) => run.curve), ledger);
-    return {
-      seeds: [...new Set(finished.map((run) => run.seed))].sort((a, b) => a - b),
-      points: groups.map(averaged).filter((point) => isFinite(point.loss)),
-    };
+    return line(finished, protocol === "ladder" ? byBudget(finished, ledger) : byEvaluation(finished, ledger));
   }
+
+  // Each run that did not finish, by itself.
+  function broken(runs, protocol, ledger) {
+    const unfinished = runs.filter((run) => !run.finished && protocol === "single");
+    return unfinished.map((run) => ({ ...line([run], byEvaluation([run], ledger)), broken: true }));
+  }
+
+  const line = (runs, groups) => ({
+    seeds: [...new Set(runs.map((run) => run.seed))].sort((a, b) => a - b),
+    points: groups.map(averaged).filter((point) => isFinite(point.loss)),
+  });
 
   // The evaluations that all runs have: a step is evaluated again in the next phase, after growth.
   function byEvaluation(runs, ledger) {
@@ -70,5 +77,5 @@ const curves = (() => {
     return log ? [low / 1.06, high * 1.06] : [Math.max(low - room, 0), high + room];
   }
 
-  return { ofMethod, ranges };
+  return { ofMethod, broken, ranges };
 })();

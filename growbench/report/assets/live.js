@@ -164,15 +164,18 @@
     }
   }
 
-  const drawnOf = remembered((name, protocol, ledger) => curves.ofMethod(runs[protocol].all(name), protocol, ledger));
+  const drawnOf = remembered((name, protocol, ledger) => {
+    const own = runs[protocol].all(name);
+    return [...curves.broken(own, protocol, ledger), curves.ofMethod(own, protocol, ledger)];
+  });
 
   // Of many lines only those of named methods have colours and names; grey ones lie below them.
   function linesShown() {
     const { axis, ledger, protocol, hide } = state;
-    const lines = methodsOf(protocol).filter((method) => !hide.includes(method.name)).map((method) => {
-      const { seeds, points } = drawnOf(method.name, protocol, ledger);
-      return { method, seeds, points: points.map((point) => ({ ...point, x: point[axis] })).filter((point) => isFinite(point.x)) };
-    }).filter((line) => line.points.length);
+    const lines = methodsOf(protocol).filter((method) => !hide.includes(method.name)).flatMap((method) =>
+      drawnOf(method.name, protocol, ledger).map((line) => ({
+        ...line, method, points: line.points.map((point) => ({ ...point, x: point[axis] })).filter((point) => isFinite(point.x)),
+      }))).filter((line) => line.points.length);
     const many = lines.length > data.few;
     return lines.map((line) => ({ ...line, grey: many && !line.method.named })).sort((a, b) => b.grey - a.grey);
   }
@@ -180,14 +183,14 @@
   function showChart(target, judged) {
     const { axis, ledger, protocol, near: cropped } = state, ladder = protocol === "ladder", log = state.scale === "log";
     const lines = linesShown(), { x, y } = curves.ranges(lines, { target, log, ladder, cropped, scratch: SCRATCH });
-    const dots = lines.filter((line) => !line.grey && axis !== "tokens").flatMap(({ method }) => {
+    const dots = lines.filter((line) => !line.grey && !line.broken && axis !== "tokens").flatMap(({ method }) => {
       const cost = judged.get(method.name)?.cost;
       return isFinite(cost) ? [{ method, x: cost }] : [];
     });
     const scale = format.scale(x[1], SYMBOLS[axis]);
     const title = `${TITLES[axis]}${ladder ? " of a whole run" : ""} (${scale.name.trim()})${log ? ", log scale" : ""}`;
     drawing.draw(lines, { x, y, log, scale, title, target, dots, open: ledger === "build", ladder });
-    view.setAttribute("aria-label", `Validation loss against ${TITLES[axis].toLowerCase()}: lines of ${lines.length} methods`);
+    view.setAttribute("aria-label", `Validation loss against ${TITLES[axis].toLowerCase()}: lines of ${new Set(lines.map((line) => line.method.name)).size} methods`);
   }
 
   // Of a chosen point.
@@ -199,7 +202,7 @@
     const band = point.seeds > 1 ? ` (${format.loss(point.low)} to ${format.loss(point.high)} over seeds ${line.seeds.join(", ")})` :
       ` (seed ${line.seeds.join(", ")})`;
     const where = point.step === undefined ? `budget ${format.digits(100 * point.budget)} %` : `step ${point.step}, phase ${point.phase}`;
-    const uncounted = point.scored ? "" : ", not scored";
+    const uncounted = (point.scored ? "" : ", not scored") + (line.broken ? ", of a run that did not finish" : "");
     readout.replaceChildren(...savings.name(method),
       ` loss ${format.loss(point.loss)}${band}, ${where}${uncounted}, ${format.quantity(point.x, SYMBOLS[state.axis])}`);
   }
