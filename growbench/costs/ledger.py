@@ -172,6 +172,14 @@ class Costs:
         """Seconds inside `teacher()` since the last reading, by account."""
         return {account: sum(watch.read()[::2]) for account, watch in self._teacher_watches.items()}
 
+    def charge_steps(self, account: Account, seconds: float) -> None:
+        """Charge the seconds and the energy of training steps. Those of teachers within them are of their own accounts."""
+        taught = self.teacher_seconds()
+        self.energy.charge(account)
+        for teachers, spent in taught.items():
+            self.seconds[teachers] += spent
+        self.seconds[account] += seconds - sum(taught.values())
+
     def probe(self, step: Callable[[], Any], account: Account, trained: Iterable[Tensor] = ()) -> dict[Account, int]:
         """FLOPs of one training step by account. Its time is overhead. The random state is restored.
 

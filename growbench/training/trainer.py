@@ -275,11 +275,8 @@ class Trainer:
 
     def _charge(self, now: PhaseState) -> None:
         """Read the clock, and charge the steps since it was read last."""
-        step_seconds, taught = self.watch.read(), self.costs.teacher_seconds()
-        self.costs.energy.charge(now.account)
-        for account, seconds in taught.items():
-            self.costs.seconds[account] += seconds
-        self.costs.seconds[now.account] += sum(step_seconds) - sum(taught.values())
+        step_seconds = self.watch.read()
+        self.costs.charge_steps(now.account, sum(step_seconds))
         charge(self.costs.flops, now.flops, now.timetable.count(range(len(now.step_seconds), now.done)))
         if step_seconds:
             spent = Spent(sum(step_seconds), self.cpu.read())
