@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import NoReturn
 
-from growbench import __version__, values
+from growbench import DEFAULT_EXPERIMENT, __version__, values
 
 EXAMPLES = """examples:
   growbench run                                          all methods on gpt2-tiny: minutes on two CPU cores
@@ -306,13 +306,18 @@ def _bench(bench: argparse.ArgumentParser) -> None:
         help="instead of throughput: FLOPs, memory and time of a step in each phase, compared with a step of scratch; the times "
         "are stored beside the experiment's runs, as reference for a report",
     )
+    bench.add_argument(
+        "--all", action="store_true", help="throughput on every shipped experiment for two CPU cores, with one table of all"
+    )
     _add_device(bench)
     bench.add_argument("--rounds", type=int, default=7, metavar="N", help="measurements of each, at least 5; default: 7")
     _add_results(bench)
 
 
 def _add_experiment(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("experiment", nargs="?", default="gpt2-tiny", help="a name (growbench list experiments) or a TOML file")
+    sub.add_argument(
+        "experiment", nargs="?", default=DEFAULT_EXPERIMENT, help="a name (growbench list experiments) or a TOML file"
+    )
     sub.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="such as train.steps=100 or ligo.operator_steps=50"
     )

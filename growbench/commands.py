@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from growbench import registry
+from growbench import DEFAULT_EXPERIMENT, registry
 from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.console import say
@@ -290,15 +290,19 @@ def flops(options: argparse.Namespace) -> int:
 def bench(options: argparse.Namespace) -> int:
     if options.rounds < 5:
         raise UsageError(f"--rounds {options.rounds}: must be at least 5")
+    if options.all and (options.methods or options.experiment != DEFAULT_EXPERIMENT):
+        raise UsageError("--all: takes no experiment, as it measures all for two CPU cores, and not with --methods")
     experiment = stages.experiment_of(options)
 
     from growbench.costs.hardware import choose_device
     from growbench.tools import bench as step_times
-    from growbench.tools.throughput import compare_loops
+    from growbench.tools.throughput import compare_all, compare_loops
 
     device = choose_device(options.device)
+    if options.all:
+        return 0 if compare_all([loading.load(name, options.set) for name in listing.small()], device, options.rounds) else 1
     if options.methods is None:
-        print(compare_loops(experiment, device, options.rounds))
+        print(compare_loops(experiment, device, options.rounds).text)
     else:
         stages.specs_of(options.methods, experiment)  # refuses two of one name
         specs, folder = stages.expanded(options.methods), options.results / experiment.name

@@ -33,14 +33,19 @@ def methods() -> str:
     )
 
 
+def small() -> list[str]:
+    """The names of the experiments for two CPU cores."""
+    return [name for name in loading.available() if name.endswith(SMALL)]
+
+
 def experiments() -> str:
     """Those for two CPU cores, those of papers, and the papers' in small."""
     files = loading.available()
     lines = {name: ": ".join(filter(None, (loading.title(name), duration(file)))) for name, file in files.items()}
-    small = [name for name in files if name.endswith(SMALL)]
+    cores = small()
     lite = [name for name in files if name.endswith(LITE)]
-    papers = [name for name in files if name not in {*small, *lite}]
-    groups = {"experiments for two CPU cores": small, "experiments of papers": papers, "the same in small": lite}
+    papers = [name for name in files if name not in {*cores, *lite}]
+    groups = {"experiments for two CPU cores": cores, "experiments of papers": papers, "the same in small": lite}
     return _groups({title: {name: lines[name] for name in names} for title, names in groups.items()})
 
 

@@ -10,7 +10,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from growbench import architectures
 from growbench.config.schema import Experiment
-from growbench.console import Progress
+from growbench.console import Progress, say
 from growbench.costs import memory
 from growbench.costs.accounts import Account
 from growbench.costs.flops import count
@@ -29,6 +29,7 @@ from growbench.data import Batch, Data, load
 from growbench.errors import UsageError
 from growbench.formatting import data_size, percent, quantity
 from growbench.method import Method, Phase, Phases, Task, task_loss
+from growbench.tools.loop_table import BARE, OURS, TRAINER, Comparison, Ratio, markdown
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
 from growbench.training.trainer import Output, Trainer, Work
@@ -38,8 +39,8 @@ WARM_UP = 3  # steps before each measurement
 PRECISE = "growbench in float32"
 
 
-def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> str:
-    """A table as text: tokens/s, share of the peak of matrix products, ms per step. Medians over `rounds` alternations.
+def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> Comparison:
+    """Seconds a step of each loop, in `rounds` alternations.
 
     Every loop trains the experiment's target from scratch on the same batches and micro-batches, at the same precision, with
     gradient clipping, all compiled or none. transformers.Trainer trains the model class that its library ships. Raises
@@ -78,9 +79,9 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
         return seconds
 
     loops: dict[str, Callable[[int], float]] = {
-        "bare loop": lambda n: bare_seconds(experiment, data, device, fresh(), n),
-        "growbench": ours,
-        "transformers.Trainer": lambda n: trainer_seconds(experiment, data, device, shipped(), n, compiled),
+        BARE: lambda n: bare_seconds(experiment, data, device, fresh(), n),
+        OURS: ours,
+        TRAINER: lambda n: trainer_seconds(experiment, data, device, shipped(), n, compiled),
     }
     precise = replace(experiment, train=replace(training, precision="float32"))
     if precision == "bf16" and device.type == "cpu":  # where bf16 must be asked for
@@ -93,33 +94,35 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
         peaks.append(matrix_peak(device, precision == "bf16"))
         for name, loop in loops.items():
             per_step[name].append(loop(steps) / steps)
-    peak = max(peaks)
-    lines = [
+    gain = _gain_of_bf16(per_step[OURS], per_step.pop(PRECISE, []), data)
+    flags = ", ".join(f"{key} {value}" for key, value in trainer_flags(experiment, device, compiled).items())
+    head = [
         f"{experiment.name}: target, batch {training.batch} x {experiment.data.positions}, {device_name(device)}, "
         f"{torch.get_num_threads()} threads, {precision}{', compiled' * compiled}"
         f"{', growbench by CUDA graphs' * experiment.machine.graphs}; "
-        f"medians of {rounds} alternations of {steps} steps",
-        f"matrix-product peak: {quantity(peak, 'FLOP/s')} (largest of {rounds})",
-        f"{'':<22} {'tokens/s':>12} {'share of peak':>14} {'ms per step':>12} {'against Trainer':>16}",
+        f"{rounds} rounds of {steps} steps of each loop",
+        f"matrix-product peak: {quantity(max(peaks), 'FLOP/s')} (largest of {rounds})",
     ]
-    gain = _gain_of_bf16(per_step["growbench"], per_step.pop(PRECISE, []), data)
-    for name in per_step:
-        middle = statistics.median(per_step[name])
-        ratios = [other / own for own, other in zip(per_step[name], per_step["transformers.Trainer"], strict=True)]
-        share = percent(flops_per_step / middle / peak)
-        lines.append(
-            f"{name:<22} {data.tokens_per_batch / middle:>12.0f} {share:>14} {1000 * middle:>12.1f}"
-            f" {statistics.median(ratios):>14.2f} x"
-        )
-    overhead = [own / base - 1 for own, base in zip(per_step["growbench"], per_step["bare loop"], strict=True)]
-    lines += gain
-    flags = ", ".join(f"{key} {value}" for key, value in trainer_flags(experiment, device, compiled).items())
-    lines.append(f"transformers.Trainer: {type(shipped()).__name__} as its library ships it, {flags}")
-    lines.append(f"growbench's loop over the bare loop: {percent(statistics.median(overhead), signed=True)} time per step")
-    lines.append(
-        f"growbench waits for data {percent(statistics.median(waited))} of the time; peak memory {data_size(max(largest))}"
-    )
-    return "\n".join(lines)
+    foot = [
+        *gain,
+        f"transformers.Trainer: {type(shipped()).__name__} as its library ships it, {flags}",
+        f"growbench waits for data {percent(statistics.median(waited))} of the time; peak memory {data_size(max(largest))}",
+    ]
+    return Comparison(experiment.name, per_step, data.tokens_per_batch, flops_per_step, max(peaks), head, foot)
+
+
+def compare_all(experiments: Sequence[Experiment], device: torch.device, rounds: int) -> bool:
+    """Print the comparison of each, and a table of all in Markdown. False if one cannot be measured, which is said."""
+    found = []
+    for experiment in experiments:
+        try:
+            found.append(compare_loops(experiment, device, rounds))
+        except UsageError as error:
+            say(f"{experiment.name}: not measured: {error}")
+            continue
+        print(f"{found[-1].text}\n", flush=True)
+    print(markdown(found))
+    return len(found) == len(experiments)
 
 
 def _refuse_incomparable(experiment: Experiment) -> None:
@@ -135,8 +138,8 @@ def _gain_of_bf16(bf16: list[float], float32: list[float], data: Data) -> list[s
     """A line of the table, from the seconds of growbench's steps in both precisions; none if there are none in float32."""
     if not float32:
         return []
-    ratio = statistics.median(slow / fast for fast, slow in zip(bf16, float32, strict=True))
-    return [f"{PRECISE}: {data.tokens_per_batch / statistics.median(float32):.0f} tokens/s; bf16 is {ratio:.2f} x as fast"]
+    speed = f"{data.tokens_per_batch / statistics.median(float32):.0f} tokens/s"
+    return [f"{PRECISE}: {speed}; bf16 is faster by the ratio {Ratio.of(float32, bf16)}"]
 
 
 class Labelled(nn.Module):

@@ -1,0 +1,36 @@
+"""What a comparison of training loops says of times that are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from growbench.tools.loop_table import BARE, OURS, TRAINER, Comparison, Ratio, markdown
+
+
+def test_a_ratio_is_of_pairs_so_that_a_slow_round_cancels() -> None:
+    """The machine was ten times slower in one round; quotients of medians would say 1.2."""
+    ratio = Ratio.of([2.0, 20.0, 2.2], [1.0, 10.0, 1.1])
+    assert (ratio.median, ratio.lower, ratio.upper) == pytest.approx((2, 2, 2))
+    spread = Ratio.of([1, 2, 3, 4, 5], [1, 1, 1, 1, 1])
+    assert str(spread) == "3.00 x (2.00 to 4.00)"
+
+
+FOUND = Comparison(
+    "e", {BARE: [0.5, 5.0, 0.5], OURS: [0.5, 4.0, 1.0], TRAINER: [1.0, 10.0, 2.0]}, 1000, 10**9, 1e10, ["head"], ["foot"]
+)
+
+
+def test_no_column_contradicts_another() -> None:
+    """Tokens a second of two loops are in the ratio that the last column has, whatever their own medians are."""
+    rows = [line.replace("\N{NO-BREAK SPACE}", "") for line in FOUND.text.splitlines()[2:5]]
+    assert rows == [
+        "bare loop                      1000         10.0%       1000.0   2.00 x (2.00 to 3.00)",
+        "growbench                      1000         10.0%       1000.0   2.00 x (2.00 to 2.25)",
+        "transformers.Trainer            500          5.0%       2000.0   1.00 x (1.00 to 1.00)",
+    ]
+
+
+def test_the_table_of_all_has_a_row_for_each_experiment() -> None:
+    lines = markdown([FOUND, FOUND]).splitlines()
+    assert len(lines) == 4 and {line.count("|") for line in lines} == {6}
+    assert "2.00 x (2.00 to 2.25)" in lines[2]
