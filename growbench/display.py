@@ -71,6 +71,7 @@ class Overall:
     def __init__(self, steps: Mapping[str, int]) -> None:
         self.steps, self.done, self.resumed = dict(steps), dict.fromkeys(steps, 0), dict.fromkeys(steps, 0)
         self.ended: set[str] = set()
+        self._said: set[str] = set()
         self.started = time.perf_counter()
         form = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left]{postfix}"
         self.bar = tqdm(total=sum(steps.values()), disable=None, leave=False, bar_format=form, dynamic_ncols=True)
@@ -92,7 +93,10 @@ class Overall:
         self._draw()
 
     def say(self, text: str) -> None:
-        """Print what a run says, above the bar."""
+        """Print what a process says, above the bar; once, as each process says that it found a source done."""
+        if text in self._said:
+            return
+        self._said.add(text)
         if self.bar.disable:
             say(text)
         else:

@@ -100,6 +100,13 @@ def test_an_interruption_is_passed_on_and_begins_nothing_more(tmp_path: Path) ->
         os.kill(int((tmp_path / "sleep").read_text()), 0)
 
 
+def test_what_several_processes_say_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    overall = Overall({})
+    for text in "source-seed0 is done", "scratch-seed0 is done", "source-seed0 is done":
+        overall.say(text)
+    assert capsys.readouterr().err.splitlines() == ["source-seed0 is done", "scratch-seed0 is done"]
+
+
 def test_progress_is_one_line_for_each_evaluation_with_the_whole_requests_state(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
