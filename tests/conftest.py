@@ -9,10 +9,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from growbench.config.schema import Experiment
+    from growbench.registry import Found
 
 settings.register_profile("any machine", deadline=None, max_examples=25)  # however busy: no test measures time
 settings.register_profile("thorough", deadline=None, max_examples=2000)  # pytest --hypothesis-profile thorough
@@ -141,6 +148,30 @@ def figures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drawing, "save", data_alone)
         yield drawn
+
+
+@pytest.fixture(scope="session", autouse=True)
+def planned_once() -> Iterator[None]:
+    """A built-in method that an experiment was found to take is not planned on it again: plans take a fifth of a small run."""
+    from growbench.planning.plan import refuse
+    from growbench.runs import benchmark
+    from growbench.tools import tune
+
+    possible: set[object] = set()
+
+    def refuse_once(experiment: Experiment, found: Found, vocabulary: int, device: torch.device) -> None:
+        method = found.method
+        own = type(method).__module__.startswith("growbench.methods.") and not experiment.pretrained
+        key = repr(experiment), repr(method), type(method).phases, vocabulary, device.type
+        if not own or key not in possible:
+            refuse(experiment, found, vocabulary, device)
+        if own:
+            possible.add(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "refuse", refuse_once)
+        patch.setattr(tune, "refuse", refuse_once)
+        yield
 
 
 @pytest.fixture(scope="session")
