@@ -59,7 +59,7 @@ def products(name: str, sizes: ModelConfig, batch: Batch) -> Counter[str]:
     """
     rows, d, ffn, patches = len(batch.inputs), sizes.width, sizes.ffn, sizes.positions
     keys = sizes.key_value_heads * sizes.head_size
-    length = patches + (name == "vit")
+    length = patches + {"vit": 1, "dinov3": 5}.get(name, 0)  # a class token, four registers
     tokens, pairs = rows * length, rows * length * length
     parts = Counter(
         {

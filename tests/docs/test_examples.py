@@ -354,7 +354,10 @@ def test_every_other_command_has_what_it_needs(words: list[str]) -> None:
         assert package.startswith(".[") and set(package[2:-1].split(",")) <= extras.keys()
     elif words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        assert len(words) == 2 and re.search(rf"^{words[1]}:", makefile, re.MULTILINE)
+        target, *values = words[1:]
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+        for value in values:
+            assert f"$({value.partition('=')[0]})" in makefile
     else:
         assert words == ["pre-commit", "install"]
         hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
