@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import hashlib
 import importlib
@@ -23,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import growbench
+from growbench import descriptions
 from growbench.config.loading import own_training, parse
 from growbench.errors import Interrupted, UsageError, check_name, did_you_mean
 from growbench.origins import BUILT_IN, digest, entry_points_of
@@ -87,20 +87,20 @@ def names() -> list[str]:
 
 def summaries() -> dict[str, str]:
     """Each built-in method's first line, and each installed one's owner, without importing any."""
-    lines = {name: _first_line(path) for name, path in built_in().items()}
+    lines = {name: descriptions.of_method(path) for name, path in built_in().items()}
     return {**lines, **{name: f"of {_owner(point)}" for name, point in installed().items()}}
 
 
 @cache
 def papers() -> dict[str, str]:
     """The address of each built-in method's paper, without importing any."""
-    return {name: paper for name, path in built_in().items() if (paper := _paper(path))}
+    return {name: paper for name, path in built_in().items() if (paper := descriptions.paper(path))}
 
 
 def architecture_summaries() -> dict[str, str]:
     """Each architecture's first line, without importing any."""
     files = sorted((Path(growbench.__file__).parent / "architectures" / "families").glob("[!_]*.py"))
-    return {path.stem: (ast.get_docstring(_parsed(path)) or "").partition("\n")[0] for path in files}
+    return {path.stem: descriptions.of_file(path) for path in files}
 
 
 def get(spec: str, options: Mapping[str, Any] | None = None) -> Found:
@@ -342,23 +342,3 @@ def _checked(cls: Any, where: str) -> type[Method]:
 
 def _owner(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else point.value
-
-
-def _first_line(path: Path) -> str:
-    """The first line of the method class's docstring, read without running the file."""
-    for node in _parsed(path).body:
-        if isinstance(node, ast.ClassDef) and any(isinstance(base, ast.Name) and base.id == "Method" for base in node.bases):
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    return ""
-
-
-def _paper(path: Path) -> str:
-    """What the method class says in `paper`, read without running the file."""
-    for node in ast.walk(_parsed(path)):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "paper":
-            return str(ast.literal_eval(node.value)) if node.value else ""
-    return ""
-
-
-def _parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
