@@ -89,7 +89,10 @@ def test_the_citation_names_this_version() -> None:
 
 
 def test_the_licence_is_there_in_full() -> None:
-    assert PYPROJECT["project"]["license-files"] == ["LICENSE", "NOTICE"]
+    own, notice, others = PYPROJECT["project"]["license-files"]
+    assert (own, notice) == ("LICENSE", "NOTICE")
+    brought = {path.name.removesuffix(".min.js") for path in (ROOT / "growbench" / "report" / "assets").glob("*.min.js")}
+    assert brought and brought == {path.name.removesuffix(".LICENSE.txt") for path in ROOT.glob(others)}
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in licence and "Version 2.0, January 2004" in licence
     assert all(f"\n   {number}. " in licence for number in range(1, 10)) and "END OF TERMS AND CONDITIONS" in licence
