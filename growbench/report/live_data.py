@@ -43,7 +43,7 @@ def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if not phases or row["phase"] != phases[-1]:
             phases.append(row["phase"])
         places.append(len(phases) - 1)
-    columns = {key: packed(row[key] for row in rows) for key in ("step", "tokens", *Unit)}
+    columns = {key: packed(row.get(key, math.nan) for row in rows) for key in ("step", "tokens", *Unit)}  # older rows lack tokens
     scored = packed(int(row["scored"]) for row in rows)
     return columns | {
         "loss": packed(row["val_loss"] for row in rows),
