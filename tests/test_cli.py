@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ import pytest
 
 from growbench import cli, commands, registry
 from growbench.errors import FailedAlone
+from growbench.method import Method
+from growbench.training.trainer import Trainer
 from tests.processes import Answer
 from tests.processes import answer as growbench
 
@@ -427,6 +430,23 @@ def test_a_source_has_a_batch_of_its_own(miniature: Path, tmp_path: Path) -> Non
     assert (runs["source-seed0"]["tokens"], runs["bert2bert-seed0"]["tokens"]) == (12 * 2 * 16, 12 * 4 * 16)
     per_step = runs["source-seed0"]["phases"][0]["flops_per_step"]["train"]
     assert runs["bert2bert-seed0"]["cost"]["flops"]["source"] == 12 * per_step
+
+
+def test_a_signal_after_a_runs_last_step_ends_the_command_after_that_run(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is whole and stored; the next one does not begin."""
+    train = Trainer.run
+
+    def run(self: Trainer, method: Method) -> None:
+        train(self, method)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Trainer, "run", run)
+    results = tmp_path / "results"
+    assert growbench("run", miniature, "--methods", "scratch_short", "--results", results).code == 130
+    (stored,) = results.glob("*/*/run.json")
+    assert json.loads(stored.read_text())["status"] == "finished"
 
 
 def test_another_corpus_of_the_same_name_is_trained_again(miniature: Path, corpus: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from growbench.costs.energy import counters
 from growbench.costs.ledger import Costs, charged
 from growbench.data import Data, tokenizer_to_save
 from growbench.elapsed import Part, elapsed
-from growbench.errors import UsageError
+from growbench.errors import Interrupted, UsageError
 from growbench.files import replacing, sha256
 from growbench.formatting import quantity
 from growbench.method import Task, Trained
@@ -165,7 +165,10 @@ class Execution:
             parallel.check_all_failed(name)
         if status in (RunStatus.FINISHED, RunStatus.FAILED) and not self.branches:
             self.checkpoints.remove()
-        parallel.barrier()  # so that the next run reads complete files
+        # Also waits for all processes, so that the next run reads complete files.
+        (asked,) = parallel.any_process(interruption())
+        if asked:  # after the last step
+            raise Interrupted
         return status
 
     def _open(self) -> store.RunFolder | None:
