@@ -109,7 +109,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--corpus", type=Path, metavar="FOLDER", help="prepared tokens, in place of the texts of the hub; images are then random"
     )
-    parser.add_argument("--seeds", default="0,1,2", help="of the ladder; default: 0,1,2")
+    parser.add_argument("--seeds", help="of the ladder; default: those of results/README.md's command")
     parser.add_argument(
         "--way", type=Way.of, metavar="N[,mps][,graphs]", help="of training side by side; default: the fastest one that was found"
     )

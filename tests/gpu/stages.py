@@ -103,7 +103,7 @@ class Session:
     device: str
     sizes: Sizes
     corpus: Path | None
-    seeds: str  # of the ladder
+    seeds: str | None  # of the ladder; None: those of its committed runs
     settings: Sequence[str]  # --set of the last stage
     anew: bool  # whether the ladder's committed runs are trained again
     way: Way  # of the processes of a stage that trains several runs
@@ -263,7 +263,8 @@ def ladder(session: Session, seconds: float) -> str:
         kept = shutil.ignore_patterns("report", step_seconds.FILE)
         shutil.copytree(COMMITTED / "mini" / LADDER, folder, ignore=kept, dirs_exist_ok=True)
     before = {name: run.record for name, run in _finished(folder).items()}
-    request = [*GROWBENCH, *_command_of_ladder(), "--seeds", session.seeds, "--device", session.device]
+    request = [*GROWBENCH, *_command_of_ladder(), "--device", session.device]
+    request += ["--seeds", session.seeds] if session.seeds else []
     request += ["--results", str(folder.parent), *session.sizes.ladder, *settings(session.way.settings)]
     count = session.way.processes
     parts = [[*request, "--only", f"{number + 1}/{count}"] for number in range(count)]
