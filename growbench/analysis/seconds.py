@@ -1,7 +1,8 @@
 """Which seconds a report compares: measured ones, reference seconds, or none.
 
 Measured seconds compare where scratch repeats its own and all its runs were alone on one kind of machine. Reference seconds are a
-run's steps times the step times that `growbench bench` measured alone on such a machine, plus the growth that it measured.
+run's steps times the step times that `growbench bench` measured alone, plus the growth that it measured. Those of scratch's
+machine come first. Those of another machine say how long the same steps take there, and the report names it.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ def references_of(folder: Path) -> list[StepSeconds]:
 
 
 def choose(runs: Sequence[Run], references: Sequence[StepSeconds] = ()) -> Seconds:
-    """The seconds that compare: measured, or else reference seconds of scratch's hardware, or else none.
+    """The seconds that compare: measured, or else reference seconds, or else none.
 
     With one seed of scratch nothing shows that measured seconds repeat, so reference seconds come first.
     """
@@ -218,18 +219,20 @@ def _foreign(runs: Sequence[Run], hardware: Hardware) -> str:
 def _reference(
     scratch: Sequence[Run], machines: Sequence[Hardware], references: Sequence[StepSeconds]
 ) -> tuple[StepSeconds | None, str]:
-    """Reference seconds that hold for scratch, of the machine that most of its runs were on; or why there are none."""
-    if not references:
-        return None, "there are no reference seconds"
-    refused = "the reference seconds are of other hardware"
-    for machine in machines:
-        for reference in references:
-            if reference.hardware == _alone(machine, reference.hardware.threads):
-                reasons = [reason for run in scratch if (reason := why_not(reference, run))]
-                if not reasons:
-                    return reference, ""
-                refused = f"the reference seconds are not used: {SCRATCH} {reasons[0]}"
-    return None, refused
+    """Reference seconds that hold for scratch, or why there are none. Those of the machine of most of its runs come first."""
+    wrong = ["there are no reference seconds"]
+    for reference in sorted(references, key=lambda each: _rank(each, machines)):
+        reasons = [reason for run in scratch if (reason := why_not(reference, run))]
+        if not reasons:
+            return reference, ""
+        wrong.append(f"the reference seconds are not used: {SCRATCH} {reasons[0]}")
+    return None, wrong[:2][-1]
+
+
+def _rank(reference: StepSeconds, machines: Sequence[Hardware]) -> int:
+    """The place of a reference's machine among these; behind them all, if it is another."""
+    threads = reference.hardware.threads
+    return next((place for place, each in enumerate(machines) if _alone(each, threads) == reference.hardware), len(machines))
 
 
 def _alone(machine: Hardware, threads: int) -> Hardware:
@@ -238,10 +241,15 @@ def _alone(machine: Hardware, threads: int) -> Hardware:
 
 
 def _described(reference: StepSeconds, runs: Sequence[Run]) -> str:
-    dates = sorted({method.date for method in reference.methods.values()})
+    machine, dates = _machine(reference.hardware), sorted({method.date for method in reference.methods.values()})
+    elsewhere = sorted({_machine(run.record.hardware) for run in runs} - {machine})
+    where = f" The runs were trained on {' and '.join(elsewhere)}: there, the savings of time may be others." if elsewhere else ""
     reasons = {run.record.method: reason for run in runs if (reason := why_not(reference, run))}
     left_out = ", ".join(f"{method} ({reason})" for method, reason in reasons.items())
-    return (
-        f"reference seconds: steps x the time of a step measured alone, on {reference.hardware.name} ({' and '.join(dates)})."
-        + (f" There are none for {left_out}." if left_out else "")
+    return f"reference seconds: steps x the time of a step measured alone, on {machine} ({' and '.join(dates)}).{where}" + (
+        f" There are none for {left_out}." if left_out else ""
     )
+
+
+def _machine(hardware: Hardware) -> str:
+    return f"{hardware.name} in {hardware.precision}"

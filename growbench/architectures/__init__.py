@@ -295,9 +295,10 @@ def embedding(name: str, native: str, *axes: Axis) -> Row:
     return Row(name, native, (*axes, Axis.WIDTH), "embedding")
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """The names of all architectures, found without importing them."""
-    return [module.name for module in pkgutil.iter_modules(families.__path__)]
+    return tuple(module.name for module in pkgutil.iter_modules(families.__path__))
 
 
 def get(name: str) -> Architecture:

@@ -106,7 +106,9 @@ def test_variation_is_per_step_and_the_worst_of_the_budgets() -> None:
 def test_reference_seconds_are_steps_times_step_times_plus_growth() -> None:
     grown = run("ligo", 0, **{"measured": 66.0, **GROWN})
     found = choose([*scratch(*NOISY), grown], [REFERENCE])
-    assert found.kind == SecondsKind.REFERENCE and "vary by 27.4" in found.note and "Some CPU (2026-11-26)" in found.note
+    assert (
+        found.kind == SecondsKind.REFERENCE and "vary by 27.4" in found.note and "Some CPU in float32 (2026-11-26)" in found.note
+    )
     timed = found.timed(grown)
     assert [row["seconds"] for row in timed.curve] == [2, 9.5, 17, 18, 43, 68]
     assert [row["flops"] for row in timed.curve] == [row["flops"] for row in grown.curve]
@@ -168,11 +170,32 @@ def test_a_stale_reference_is_refused_with_a_word(reason: str) -> None:
     assert found.kind == SecondsKind.NONE and f"the reference seconds are not used: scratch {reason}." in found.note
 
 
-def test_a_reference_of_another_configuration_or_machine_is_refused_with_a_word() -> None:
+def test_a_reference_of_another_configuration_is_refused_with_a_word() -> None:
     found = choose(scratch(*NOISY), [replace(REFERENCE, experiment="another")])
     assert found.kind == SecondsKind.NONE and "another configuration of the experiment" in found.note
-    found = choose(scratch(*NOISY), [replace(REFERENCE, hardware=Hardware(**ELSEWHERE))])
-    assert found.kind == SecondsKind.NONE and "the reference seconds are of other hardware" in found.note
+
+
+def test_a_reference_of_the_runs_machine_comes_first_and_one_of_another_names_both() -> None:
+    foreign = replace(
+        REFERENCE,
+        hardware=Hardware(**ELSEWHERE),
+        methods={"scratch": method("growbench scratch", phase("train", 100, 2.0))},
+    )
+    runs = scratch(*NOISY)
+    for references in ([foreign, REFERENCE], [REFERENCE, foreign]):
+        found = choose(runs, references)
+        assert found.hardware == REFERENCE.hardware and "were trained on" not in found.note
+        assert found.timed(runs[0]).cost(Unit.SECONDS, Ledger.REUSE) == 50
+    found = choose(runs, [foreign])
+    assert (
+        "measured alone, on Another CPU in float32 (2026-11-26). The runs were trained on Some CPU in float32: there"
+        in found.note
+    )
+    assert found.timed(runs[0]).cost(Unit.SECONDS, Ledger.REUSE) == 200
+    stale = replace(REFERENCE, methods=STALE["measured with other code"])
+    assert choose(runs, [stale, foreign]).hardware == foreign.hardware
+    wrong = choose(runs, [replace(foreign, experiment="another"), stale])
+    assert wrong.kind == SecondsKind.NONE and "not used: scratch measured with other code." in wrong.note
 
 
 def test_a_method_without_reference_has_no_seconds_and_is_named() -> None:
