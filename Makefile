@@ -36,6 +36,8 @@ docs: .venv/ready
 generated: .venv/ready
 	$(BIN)/growbench report results/reference/gpt2-tiny
 	$(BIN)/growbench report results/mini
+	$(BIN)/growbench report results/methods
+	$(BIN)/growbench report results/tracks
 	$(BIN)/python -m docs.generate
 
 gpu: .venv/ready

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from growbench.analysis.comparison import Comparison, compare
 from growbench.analysis.protocols import Protocol
 from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
-from growbench.registry import SOURCE
+from growbench.registry import SCRATCH, SOURCE
 from growbench.runs.store import Run
 from growbench.runs.tracks import Definition, Track
 
@@ -54,15 +55,20 @@ def target_loss(definition: Definition, comparison: Comparison) -> float:
 
 
 def pareto(standing: Standing) -> pd.DataFrame:
-    """Each method's loss and cost at each budget, the mean over the track's seeds, which all of them have.
+    """Each method's loss and cost at each budget, the mean over its seeds.
 
     Columns: method, budget, seeds; val_loss (nats, on the whole validation split), and its lowest and highest over the seeds;
     by ledger flops_* and front_*: whether no other point has as low a loss for no more FLOPs. A cost that is not known is NaN.
+    Where a method has fewer seeds than the track, its losses are shifted by as much as scratch's mean over all seeds is above
+    that over these seeds: then seeds that are easier for scratch too do not put it onto the front.
     """
+    scratch = {run.record.seed: run.final_loss for run in standing.comparison.of(SCRATCH)}
     groups: dict[tuple[str, float], list[Run]] = {}
     for run in standing.runs:
         groups.setdefault((run.record.method, run.record.budget_share), []).append(run)
-    rows = [_point(method, budget, runs) for (method, budget), runs in groups.items() if all(run.finished for run in runs)]
+    rows = [
+        _point(method, budget, runs, scratch) for (method, budget), runs in groups.items() if all(run.finished for run in runs)
+    ]
     table = pd.DataFrame(rows)
     for ledger in Ledger:
         table[front(ledger)] = _on_front(table[columns.cost(Unit.FLOPS, ledger)], table[columns.VAL_LOSS])
@@ -74,8 +80,9 @@ def front(ledger: Ledger) -> str:
     return f"front_{ledger}"
 
 
-def _point(method: str, budget: float, runs: Sequence[Run]) -> dict[str, Any]:
-    losses = [run.final_loss for run in runs]
+def _point(method: str, budget: float, runs: Sequence[Run], scratch: Mapping[int, float]) -> dict[str, Any]:
+    shift = fmean(scratch.values()) - fmean(scratch[run.record.seed] for run in runs)  # 0 where all seeds are there
+    losses = [run.final_loss + shift for run in runs]
     costs = {columns.cost(Unit.FLOPS, ledger): np.mean([run.cost(Unit.FLOPS, ledger) for run in runs]) for ledger in Ledger}
     ends = {columns.low(columns.VAL_LOSS): min(losses), columns.high(columns.VAL_LOSS): max(losses)}
     return {

@@ -36,6 +36,12 @@ class Budgets:
                 raise UsageError(f"--budgets {share:g}: too little of {experiment.train.steps} steps: {error}") from error
             if (other := by_steps.setdefault(steps, share)) != share:
                 raise UsageError(f"--budgets {other!r},{share!r}: both are {steps} of {experiment.train.steps} steps: give one")
+        return cls.split(shares)
+
+    @classmethod
+    def split(cls, shares: Iterable[float]) -> Budgets:
+        """Those up to 1 for every method, those above for scratch alone."""
+        shares = tuple(shares)
         return cls(tuple(share for share in shares if share <= 1), {share: () for share in shares if share > 1})
 
     def of(self, method: str) -> list[float]:

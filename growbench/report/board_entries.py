@@ -18,7 +18,7 @@ from growbench.report.cells import saving_of, verdict_of
 from growbench.report.parts import MethodName
 from growbench.report.ranking import groups
 from growbench.runs.store import Run
-from growbench.runs.tracks import Definition, Entry
+from growbench.runs.tracks import Definition, Entry, Track
 
 COMMIT = 7  # digits of one
 
@@ -37,6 +37,7 @@ class EntryLine:
     runs_address: str
     hyperparameters: str
     reproduced: str
+    seeds: str  # how many, if fewer than the track has; empty if all
 
 
 def entries(standing: Standing, names: Mapping[str, MethodName], out: Path) -> list[EntryLine]:
@@ -61,6 +62,7 @@ def entries(standing: Standing, names: Mapping[str, MethodName], out: Path) -> l
                 runs_address=link(track.place(entry.runs), out),
                 hyperparameters=", ".join(f"{key} = {setting(value)}" for key, value in entry.hyperparameters.items()) or "none",
                 reproduced=reproduced(runs),
+                seeds=fewer_seeds(track, method),
             )
         )
     return lines
@@ -87,6 +89,12 @@ def reproduced(runs: Sequence[Run]) -> str:
     commit = last.versions.get("commit", "unknown")[:COMMIT]
     how = "bit-identical" if exact else f"losses within {max(stamp.largest_difference for stamp in stamps):.2g}"
     return f"{len(stamps)} of {counted(len(runs), 'run')}, {how}: growbench {commit} on {last.hardware.name}, {last.date}"
+
+
+def fewer_seeds(track: Track, method: str) -> str:
+    """How many of the track's seeds a method has; empty if all."""
+    own, all_seeds = len(track.seeds_of(track.current[method])), len(track.definition.seeds)
+    return f"{own} of {all_seeds} seeds" if own < all_seeds else ""
 
 
 def said_seeds(definition: Definition) -> str:

@@ -41,6 +41,7 @@ class Cell:
     address: str
     head: str  # of its column, readable without the others
     opens_group: bool
+    seeds: str  # how many, if fewer than the track has; empty if all
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,14 @@ def save(standings: Sequence[Standing], draft: Path, out: Path) -> dict[str, str
     fronts = {standing.track.name: pareto(standing) for standing in standings}
     sheets.write(_sheet(standings), draft / "board.csv")
     names = _names(shown)
+    groups = {group: rows for group, rows in _groups(shown, names).items() if rows}
     pages = {
         "index.html": parts.render(
             "tracks.html",
             title=f"growbench: {counted(len(shown), 'track')}",
             tracks=[_line(each, fronts[each.track.name], each in shown) for each in [*shown, *older]],
-            groups={group: rows for group, rows in _groups(shown, names).items() if rows},
+            groups=groups,
+            fewer_seeds=any(cell and cell.seeds for rows in groups.values() for row in rows for cell in row.cells),
             marks=parts.footnotes([standing.comparison for standing in shown]),
             strongest=STRONGEST,
         )
@@ -164,6 +167,7 @@ def _cells(standing: Standing, rows: Mapping[str, Row], method: str) -> list[Cel
             address=f"{address(standing)}#{quote(method)}",
             head=f"{standing.track.name}, {ledger}",
             opens_group=ledger == Ledger.REUSE,
+            seeds=board_entries.fewer_seeds(standing.track, method),
         )
         for ledger in Ledger
     ]

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from growbench.config.loading import parse
 from growbench.config.schema import T
 from growbench.errors import UsageError, check_name, did_you_mean
 from growbench.files import small_file
+from growbench.planning.budgets import Budgets
 from growbench.registry import SCRATCH, SOURCE
 from growbench.runs import chain, curve, store
 from growbench.runs.records import RunRecord
@@ -37,6 +38,7 @@ FILE, ENTRIES = "track.toml", "entries"
 VERSIONED = re.compile(r"(.+)@([1-9]\d{0,5})")
 EVIDENCE = (store.RECORD, curve.FILE, store.DOCUMENTS)  # of a run: the files that its digest is made from
 LARGEST = 2**26  # bytes of one of them
+FEWEST_SEEDS = 3  # of an entry; all of them where a track has fewer
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,26 @@ class Definition:
     sha256: Mapping[str, str]  # of each frozen run, by its folder's name
     configuration: Mapping[str, Any]  # all that decides the outcome of scratch's runs, as run.json has it
 
-    def run_names(self, method: str) -> list[str]:
-        """The runs that a method must have: every seed at every budget."""
-        shares = [share for share in self.budgets if share <= 1 or method == SCRATCH]
-        return [store.name(method, seed, share) for seed in self.seeds for share in sorted(shares, reverse=True)]
+    def run_names(self, method: str, seeds: Sequence[int]) -> list[str]:
+        """The runs that a method must have of these seeds: all its budgets."""
+        shares = Budgets.split(self.budgets).of(method)
+        return [store.name(method, seed, share) for seed in seeds for share in shares]
+
+    def seeds_of(self, method: str, runs: Collection[str]) -> tuple[int, ...]:
+        """The seeds of an entry with these runs: the track's first ones, so that nobody chooses among seeds.
+
+        Raises UsageError for too few seeds, one that was passed over, and one that lacks a budget.
+        """
+        known = self.run_names(method, self.seeds)
+        if other := [run for run in runs if run not in known]:
+            raise UsageError(f"{other[0]} is none of the track's runs: {', '.join(known)}")
+        given = [seed for seed in self.seeds if not set(self.run_names(method, [seed])).isdisjoint(runs)]
+        fewest = min(FEWEST_SEEDS, len(self.seeds))
+        seeds = self.seeds[: max(len(given), fewest)]
+        if missing := [run for run in self.run_names(method, seeds) if run not in runs]:
+            enough = "all seeds" if fewest == len(self.seeds) else f"the first {fewest} seeds or more"
+            raise UsageError(f"an entry has {enough} of the track at every budget; missing: {', '.join(missing)}")
+        return seeds
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,10 @@ class Track:
         """Scratch and its small models."""
         return list(self._read(self.definition.runs, self.definition.sha256))
 
+    def seeds_of(self, entry: Entry) -> tuple[int, ...]:
+        """Those that an entry has, which may be fewer than the track's."""
+        return self.definition.seeds_of(entry.method, entry.sha256)
+
     def runs_of(self, entry: Entry) -> list[Run]:
         """An entry's. Raises UsageError for one that is not as it was entered, and if the method's file is not."""
         if entry.code and hashlib.sha256(small_file(self.place(entry.code), chain.LARGEST)).hexdigest() != entry.code_sha256:
@@ -191,15 +213,28 @@ def load(folder: Path) -> Track:
     track = Track(folder, _parsed(Definition, folder, *definition), [_parsed(Entry, folder, *entry) for entry in entries])
     if digest_of_configuration(track.definition.configuration) != track.definition.configuration_sha256:
         raise UsageError(f"{folder / FILE}: the configuration has another sha256 than configuration_sha256")
-    numbers: dict[str, int] = {}
+    before: dict[str, Entry] = {}  # of each method
     for entry, (name, _) in zip(track.entries, entries, strict=True):
-        check_name("a method", entry.method)
-        numbers[entry.method] = numbers.get(entry.method, 0) + 1
-        if entry.file != name or entry.number != numbers[entry.method]:
-            raise UsageError(f"{folder / name}: holds {entry.name}; numbers rise by one, and the file has the entry's name")
-        if entry.method in (SCRATCH, SOURCE) or set(entry.sha256) != set(track.definition.run_names(entry.method)):
-            raise UsageError(f"{folder / name}: must have every seed and budget of the track, and none of scratch")
+        try:
+            check_name("a method", entry.method)
+            if entry.file != name:
+                raise UsageError(f"holds {entry.name}; the file has the entry's name")
+            check_entry(track.definition, entry, before.get(entry.method))
+        except UsageError as error:
+            raise UsageError(f"{folder / name}: {error}") from None
+        before[entry.method] = entry
     return track
+
+
+def check_entry(definition: Definition, entry: Entry, before: Entry | None) -> None:
+    """Raise UsageError unless the entry may follow `before`, the last one of its method."""
+    if entry.method in (SCRATCH, SOURCE):
+        raise UsageError(f"{entry.method} belongs to the frozen runs")
+    if entry.number != (before.number + 1 if before else 1):
+        raise UsageError("the numbers of a method's entries rise by one")
+    seeds = definition.seeds_of(entry.method, entry.sha256)
+    if before and len(seeds) < (needed := len(definition.seeds_of(before.method, before.sha256))):
+        raise UsageError(f"{before.name} has {needed} seeds: an entry that supersedes it has as many, or more")
 
 
 def load_all(folder: Path) -> list[Track]:

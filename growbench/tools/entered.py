@@ -40,7 +40,7 @@ def entry(definition: Definition, number: int, runs: Sequence[Run], place: Place
         hyperparameters=_without_none(record.config.method),
         made_by=made_by,
         date=datetime.date.today().isoformat(),
-        command=command(definition, record, place.spec or record.method_itself),
+        command=command(definition, runs, place.spec or record.method_itself),
         runs=place.runs,
         sha256={run.name: tracks.digest_of(run.folder) for run in runs},
         variant_of=record.variant_of,
@@ -74,13 +74,14 @@ def found_of(record: RunRecord, code: str | None) -> Found:
     return found
 
 
-def command(definition: Definition, record: RunRecord, spec: str) -> str:
+def command(definition: Definition, runs: Sequence[Run], spec: str) -> str:
     """The command that makes an entry's runs, with all hyperparameters that are not the usual ones. `spec`: of its method."""
+    record, seeds = runs[0].record, definition.seeds_of(runs[0].record.method, [run.name for run in runs])
     name, usual = record.method, _usual(definition, record)
     own = [f"{name}.{key}={_text(value)}" for key, value in record.config.method.items() if usual.get(key) != value]
     asked = ["growbench", "run", definition.experiment]
     asked += [part for override in (*definition.overrides, *own) for part in ("--set", override)]
-    asked += ["--methods", f"{name}={spec}" if record.variant_of else spec, "--seeds", ",".join(map(str, definition.seeds))]
+    asked += ["--methods", f"{name}={spec}" if record.variant_of else spec, "--seeds", ",".join(map(str, seeds))]
     if definition.protocol == "ladder":
         asked += ["--protocol", "ladder", "--budgets", ",".join(f"{share:.12g}" for share in definition.budgets)]
     return shlex.join(asked)

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from growbench.errors import UsageError, check_name
 from growbench.files import make_folder, move, write_text
 from growbench.registry import SCRATCH, SOURCE
 from growbench.runs import chain, store, tracks
+from growbench.runs.records import RunStatus
 from growbench.runs.store import Run
 from growbench.runs.tracks import Definition
 from growbench.tools import entered, submitted
@@ -82,19 +84,22 @@ def freeze(request: Request, folder: Path) -> Frozen:
 
 
 def _fill(draft: Path, definition: Definition, runs: Sequence[Run], made_by: str) -> dict[str, Any]:
-    """Write the track's files: its definition, and an entry of each method that has all its runs."""
+    """Write the track's files: its definition, and an entry of each method that has enough runs."""
     make_folder(draft / tracks.ENTRIES)
     _add(draft, tracks.FILE, tracks.text(definition))
     entries, left_out = [], {}
     for method in sorted({run.record.method for run in runs} - {SCRATCH, SOURCE}):
         try:
-            complete = _complete(definition, method, runs)
+            seeds = _seeds(definition, method, runs)
+            complete = _complete(definition, definition.run_names(method, seeds), runs)
             made = entered.entry(definition, 1, complete, Place(definition.runs), made_by)
+            tracks.check_entry(definition, made, None)
         except UsageError as error:
             left_out[method] = str(error)
             continue
         _add(draft, made.file, tracks.text(made))
-        entries.append(made.name)
+        few = f" ({len(seeds)} of {len(definition.seeds)} seeds)" if len(seeds) < len(definition.seeds) else ""
+        entries.append(made.name + few)
     return {"entries": entries, "left_out": left_out}
 
 
@@ -130,15 +135,26 @@ def _definition(request: Request, experiment: Experiment, runs: Sequence[Run], p
         sha256={},
         configuration=configuration,
     )
-    frozen = _complete(definition, SCRATCH, runs)
+    frozen = _complete(definition, definition.run_names(SCRATCH, seeds), runs)
     sources = [run for run in runs if run.record.method == SOURCE and run.record.seed in seeds]
     digests = {run.name: tracks.digest_of(run.folder) for run in (*frozen, *sources)}
     return replace(definition, target_loss=standing.target_loss(definition, compare(frozen)), sha256=digests)
 
 
-def _complete(definition: Definition, method: str, runs: Sequence[Run]) -> list[Run]:
-    """All runs that the track needs of a method. Raises UsageError if one is missing, or is not of today's code."""
-    needed = definition.run_names(method)
+def _seeds(definition: Definition, method: str, runs: Sequence[Run]) -> list[int]:
+    """The track's first seeds that have all runs of a method; all of the track's where those are too few.
+
+    Raises UsageError for a run that failed: whoever left out its seed would choose among outcomes.
+    """
+    if failed := [run.name for run in runs if run.record.method == method and run.record.status == RunStatus.FAILED]:
+        raise UsageError(f"{failed[0]} failed")
+    finished = {run.name for run in runs if run.finished}
+    seeds = list(takewhile(lambda seed: finished.issuperset(definition.run_names(method, [seed])), definition.seeds))
+    return seeds if len(seeds) >= tracks.FEWEST_SEEDS else list(definition.seeds)
+
+
+def _complete(definition: Definition, needed: Sequence[str], runs: Sequence[Run]) -> list[Run]:
+    """The needed runs of a method. Raises UsageError if one is missing, or is not of today's code."""
     found = {run.name: run for run in runs if run.name in needed and run.finished}
     if missing := [name for name in needed if name not in found]:
         raise UsageError(f"{len(missing)} of {len(needed)} runs are missing: {', '.join(missing)}")

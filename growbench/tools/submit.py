@@ -44,7 +44,7 @@ def submit(request: Request) -> str:
         submitted.plausible(track, run)
     found = entered.found_of(runs[0].record, request.code)
     vocabulary = submitted.vocabulary_of(track, runs[0])
-    unplanned = {submitted.as_planned(run, found, vocabulary) for run in runs} - {""}
+    unplanned = submitted.as_planned(runs, found, vocabulary)
     code = _code(found)
     made = _entry(request, track, runs, code)
     return _written(request, track, made, runs, code) + "".join(f"\nnot compared with a plan: {reason}" for reason in unplanned)
@@ -82,6 +82,7 @@ def _entry(request: Request, track: Track, runs: Sequence[Run], code: Path | Non
     made = entered.entry(track.definition, number, runs, place, request.made_by)
     if before and before.sha256 == made.sha256:
         raise UsageError(f"these runs are those of {before.name} on {track.name} already")
+    tracks.check_entry(track.definition, made, before)
     return made
 
 

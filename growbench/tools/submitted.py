@@ -69,7 +69,7 @@ def _damaged_documents(folder: Path, record: RunRecord) -> str:
 
 
 def together(track: Track, runs: Sequence[Run]) -> None:
-    """Raise UsageError unless these are all runs of one entry: one method's, with every seed and budget of the track."""
+    """Raise UsageError unless these are all runs of one entry: one method's, with seeds and budgets that the track takes."""
     first = runs[0].record
     check_name("a method", first.method)
     if first.method in (SCRATCH, SOURCE):
@@ -80,14 +80,10 @@ def together(track: Track, runs: Sequence[Run]) -> None:
                 raise UsageError(f"{run.folder}: {key} is {own!r}, and {getattr(first, key)!r} in {runs[0].folder}")
         if key := difference(first.config.method, run.record.config.method):
             raise UsageError(f"{run.folder}: has other hyperparameters than {runs[0].folder}: {key}")
-    needed, given = track.definition.run_names(first.method), [run.name for run in runs]
-    for run in runs:
-        if run.name not in needed:
-            raise UsageError(f"{run.folder}: {run.name} is none of the runs of {track.name}: {', '.join(needed)}")
-        if given.count(run.name) > 1:
-            raise UsageError(f"{run.folder}: {run.name} was given twice")
-    if missing := [name for name in needed if name not in given]:
-        raise UsageError(f"{track.name} needs every seed and budget of a method; missing: {', '.join(missing)}")
+    given = [run.name for run in runs]
+    if twice := [name for name in given if given.count(name) > 1]:
+        raise UsageError(f"{twice[0]} was given twice")
+    track.definition.seeds_of(first.method, given)
 
 
 def configured(track: Track, run: Run) -> None:
@@ -183,17 +179,21 @@ def vocabulary_of(track: Track, run: Run) -> int:
     return data.vocabulary
 
 
-def as_planned(run: Run, found: Found, vocabulary: int) -> str:
-    """What cannot be planned, and so was not compared; empty if all was. Raises UsageError if a run differs from its plan."""
-    record = run.record
-    experiment = experiment_of(record).at(record.budget_share, found.training)
-    try:
-        planned = plan(experiment, found, vocabulary)
-    except Unplannable as error:
-        return str(error)
-    if wrong := _unplanned(run, planned):
-        raise UsageError(f"{run.folder}: differs from the plan of {record.method}: {wrong}")
-    return ""
+def as_planned(runs: Sequence[Run], found: Found, vocabulary: int) -> list[str]:
+    """What cannot be planned, and so was not compared. `runs`: of an entry. Raises UsageError if one differs from its plan."""
+    unplanned = []
+    for share in {run.record.budget_share: None for run in runs}:  # all seeds have one plan
+        own = [run for run in runs if run.record.budget_share == share]
+        experiment = experiment_of(own[0].record).at(share, found.training)
+        try:
+            planned = plan(experiment, found, vocabulary)
+        except Unplannable as error:
+            unplanned.append(str(error))
+            continue
+        for run in own:
+            if wrong := _unplanned(run, planned):
+                raise UsageError(f"{run.folder}: differs from the plan of {found.name}: {wrong}")
+    return list(dict.fromkeys(unplanned))
 
 
 def _unplanned(run: Run, planned: Sequence[PlannedPhase]) -> str:

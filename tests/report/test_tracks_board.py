@@ -52,10 +52,11 @@ def write_track(results: Path, name: str, experiment: Path, budgets: Sequence[fl
         frozen_by="Ada", date="2026-11-27", runs=place, sha256={}, configuration=CONFIGURATION,
         configuration_sha256=tracks.digest_of_configuration(CONFIGURATION),
     )  # fmt: skip
-    frozen = {each: tracks.digest_of(runs[each].folder) for each in definition.run_names("scratch")}
+    frozen = {each: tracks.digest_of(runs[each].folder) for each in definition.run_names("scratch", seeds)}
     add(track, tracks.FILE, tracks.text(replace(definition, sha256=frozen)))
     for method in sorted({run.record.method for run in runs.values()} - {"scratch", "source"}):
-        own = [runs[each] for each in definition.run_names(method)]
+        entered_seeds = [seed for seed in seeds if set(definition.run_names(method, [seed])) <= set(runs)]
+        own = [runs[each] for each in definition.run_names(method, entered_seeds)]
         made = entered.entry(definition, 1, own, Place(place), "Bob & Co <b>")
         add(track, made.file, tracks.text(made))
     return track
@@ -63,21 +64,21 @@ def write_track(results: Path, name: str, experiment: Path, budgets: Sequence[fl
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tracks of three seeds, and of one seed on a ladder; an earlier version of the first; a control, and an odd name."""
+    """Tracks of four seeds, of which a control has three, and of one seed on a ladder; an earlier version; an odd name."""
     folder = tmp_path_factory.mktemp("board") / "results"
-    three = write_results(folder / "three", 3)
-    change(three / "ligo-seed0", keeps_source=True)
+    four = write_results(folder / "four", 4)
+    change(four / "ligo-seed0", keeps_source=True)
     for seed in range(3):
-        write_run(three, "scratch_restart", seed, METHODS["scratch"], noise=np.random.default_rng([9, seed]))
-        change(three / f"scratch_restart-seed{seed}", control=True)
+        write_run(four, "scratch_restart", seed, METHODS["scratch"], noise=np.random.default_rng([9, seed]))
+        change(four / f"scratch_restart-seed{seed}", control=True)
     one = write_results(folder / "one", 1, {method: METHODS[method] for method in ("scratch", "ligo")})
     write_run(one, "<b>", 0, METHODS["ligo"], noise=np.random.default_rng(3))
     for method in ("scratch", "ligo", "<b>"):
         write_run(one, method, 0, METHODS.get(method, METHODS["ligo"]), noise=np.random.default_rng(4), budget=0.5)
-    write_track(folder, "three@1", three)
-    write_track(folder, "three@2", three)
+    write_track(folder, "four@1", four)
+    write_track(folder, "four@2", four)
     write_track(folder, "one@1", one, (0.5, 1.0))
-    report.make(three)
+    report.make(four)
     return folder
 
 
@@ -87,7 +88,7 @@ def board(results: Path) -> Path:
 
 
 def test_the_front_is_drawn_with_the_names_of_its_members(results: Path, figures: Figures, tmp_path: Path) -> None:
-    standing = Standing.of(tracks.load(results / "tracks/three@2"))
+    standing = Standing.of(tracks.load(results / "tracks/four@2"))
     points = pareto(standing)
     with figures():
         cuts = drawing.save("front", points, board_front.figure(standing.comparison), tmp_path)
@@ -101,17 +102,17 @@ def test_the_front_is_drawn_with_the_names_of_its_members(results: Path, figures
 def test_the_board_has_a_page_for_each_track_and_ways_there_and_back(results: Path, board: Path) -> None:
     assert board == results / "tracks/report/index.html"
     made = {path.name for path in board.parent.iterdir()}
-    assert {"index.html", "one@1.html", "three@1.html", "three@2.html", "board.csv", "front-three@2.csv"} <= made
+    assert {"index.html", "one@1.html", "four@1.html", "four@2.html", "board.csv", "front-four@2.csv"} <= made
     pages = {path.name: read(path) for path in board.parent.glob("*.html")}
     cells = [link for link in pages["index.html"].links if ".html#" in link]
-    assert len(cells) == 2 * (4 + 2)  # both ledgers of the methods of three@2 and of one@1
+    assert len(cells) == 2 * (4 + 2)  # both ledgers of the methods of four@2 and of one@1
     for name, page in pages.items():
         for link in (unquote(link) for link in page.links if not link.startswith("https://")):
             place, _, anchor = link.partition("#")
             assert (board.parent / place).exists() or place.endswith((".png", ".svg"))  # which are not drawn here
             assert not anchor or anchor in pages[place or name].ids, link
         assert name == "index.html" or page.links[0] == "index.html"
-    assert "../../three/report/index.html" in pages["three@2.html"].links
+    assert "../../four/report/index.html" in pages["four@2.html"].links
 
 
 def test_the_page_of_an_experiment_links_to_its_tracks(results: Path, board: Path, tmp_path: Path) -> None:
@@ -119,34 +120,43 @@ def test_the_page_of_an_experiment_links_to_its_tracks(results: Path, board: Pat
     links = read(report.make(results / "one", tmp_path / "one")).links
     (address,) = [link for link in links if "one%401.html" in link]
     assert (tmp_path / "one" / unquote(address)).resolve() == board.with_name("one@1.html").resolve()
-    assert not [link for link in links if "three" in link]
+    assert not [link for link in links if "four" in link]
 
 
 def test_every_saving_is_that_of_the_analysis_in_both_ledgers(results: Path, board: Path) -> None:
     rows = read(board).methods("board")
-    for track, folder, table in ("three@2", "three", "savings"), ("one@1", "one", "ladder"):
+    for track, folder, table in ("four@2", "four", "savings"), ("one@1", "one", "ladder"):
         found = getattr(analyse(results / folder), table).set_index("method")
         for method in found.index.drop("scratch"):
             (row,) = rows["ligo†" if method == "ligo" else method]  # it kept its source on one track
             for ledger in ("reuse", "build"):
                 assert percent(found.loc[method, f"flops_saving_{ledger}"]) in row[f"{track}, {ledger}"]
-    assert not any("three@1" in head for row in rows.values() for cells in row for head in cells)  # superseded
+    assert not any("four@1" in head for row in rows.values() for cells in row for head in cells)  # superseded
     csv = pd.read_csv(board.with_name("board.csv"))
-    assert set(csv["track"]) == {"one@1", "three@1", "three@2"}
+    assert set(csv["track"]) == {"one@1", "four@1", "four@2"}
 
 
 def test_controls_and_single_seeds_are_named_as_such(board: Path) -> None:
     text = read(board).text
     assert text.index("Methods by tracks") < text.index("Controls") < text.index("scratch_restart")
-    assert "one seed, no test" in text and "3 seeds, single protocol" in text and "ladder of 2 budgets" in text
-    assert "One seed:" in read(board.parent / "one@1.html").text and "One seed:" not in read(board.parent / "three@2.html").text
+    assert "one seed, no test" in text and "4 seeds, single protocol" in text and "ladder of 2 budgets" in text
+    assert "One seed:" in read(board.parent / "one@1.html").text and "One seed:" not in read(board.parent / "four@2.html").text
     assert "No control is entered" in read(board.parent / "one@1.html").text
-    assert "No control is entered" not in read(board.parent / "three@2.html").text
+    assert "No control is entered" not in read(board.parent / "four@2.html").text
+
+
+def test_an_entry_of_fewer_seeds_is_said_to_have_them(board: Path) -> None:
+    (row,), (other,) = (read(board).methods("board")[method] for method in ("scratch_restart", "bert2bert"))
+    for ledger in Ledger:
+        assert row[f"four@2, {ledger}"].endswith("3 of 4 seeds") and "seeds" not in other[f"four@2, {ledger}"]
+    page = read(board.parent / "four@2.html")
+    assert "scratch_restart@1, 3 of 4 seeds" in page.text and "compared with scratch on these alone" in page.text
+    assert "fewer seeds" in read(board).text and "fewer seeds" not in read(board.parent / "one@1.html").text
 
 
 def test_an_entry_says_who_made_it_how_and_who_reproduced_it(results: Path, board: Path) -> None:
-    page = read(board.parent / "three@2.html")
-    assert "growbench run gpt2-tiny --set ligo.operator_steps=20 --methods ligo --seeds 0,1,2" in page.text
+    page = read(board.parent / "four@2.html")
+    assert "growbench run gpt2-tiny --set ligo.operator_steps=20 --methods ligo --seeds 0,1,2,3" in page.text
     assert "By Bob & Co <b>, " in page.text and "b" not in page.tags
     assert "reproduced: not yet" in page.text
     (row,) = page.methods("standing-table")["bert2bert"]
@@ -155,7 +165,7 @@ def test_an_entry_says_who_made_it_how_and_who_reproduced_it(results: Path, boar
 
 def test_methods_beside_the_front_are_not_called_its_members(results: Path, board: Path) -> None:
     """Against all points by pairs."""
-    points = pd.read_csv(board.with_name("front-three@2.csv"))
+    points = pd.read_csv(board.with_name("front-four@2.csv"))
     for ledger in ("reuse", "build"):
         costs, losses = points[f"flops_{ledger}"], points["val_loss"]
         for place in points.index:
@@ -164,17 +174,17 @@ def test_methods_beside_the_front_are_not_called_its_members(results: Path, boar
 
 
 def test_a_stamp_is_shown_and_changes_no_entry(results: Path, tmp_path: Path) -> None:
-    run = next(iter(store.load_all(results / "three")))
+    run = next(iter(store.load_all(results / "four")))
     stamp = {
         "date": "2026-12-01", "versions": {"commit": "0123456789"}, "hardware": {"device": "cpu", "name": "Other CPU"},
         "steps": 400, "evaluations": 9, "largest_difference": 0.0, "origin": run.record.origin,
         "config": {"experiment": {}, "method": {}},
     }  # fmt: skip
-    (results / "three" / "bert2bert-seed0" / "reproduced.json").write_text(json.dumps(stamp))
+    (results / "four" / "bert2bert-seed0" / "reproduced.json").write_text(json.dumps(stamp))
     index = report.make_tracks(results / "tracks", tmp_path / "out")
-    (row,) = read(index.with_name("three@2.html")).methods("standing-table")["bert2bert"]
-    assert row["reproduced by"] == "1 of 3 runs, bit-identical: growbench 0123456 on Other CPU, 2026-12-01"
-    (results / "three" / "bert2bert-seed0" / "reproduced.json").unlink()
+    (row,) = read(index.with_name("four@2.html")).methods("standing-table")["bert2bert"]
+    assert row["reproduced by"] == "1 of 4 runs, bit-identical: growbench 0123456 on Other CPU, 2026-12-01"
+    (results / "four" / "bert2bert-seed0" / "reproduced.json").unlink()
 
 
 def test_experiments_beside_tracks_are_reported_too(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +201,7 @@ def test_experiments_beside_tracks_are_reported_too(results: Path, tmp_path: Pat
 
 
 def test_an_edited_entry_makes_no_board(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    entry = results / "tracks/three@2/entries/ligo@1.toml"
+    entry = results / "tracks/four@2/entries/ligo@1.toml"
     before = entry.read_text()
     entry.write_text(before.replace("Bob", "Eve"))
     try:

@@ -79,6 +79,13 @@ class Place:
         change(record)
         file.write_text(json.dumps(record))
 
+    def copy_seed(self, seed: int, to: int) -> None:
+        """All runs of a seed, as if they were another's."""
+        for run in sorted((self.results / "miniature").glob(f"*-seed{seed}*")):
+            name = run.name.replace(f"-seed{seed}", f"-seed{to}")
+            shutil.copytree(run, self.run(name))
+            self.change(name, lambda record: record.update(seed=to))
+
     def change_rows(self, run: str, change: Callable[[list[dict[str, Any]]], Any]) -> None:
         """Change a stored run's curve, and its digest and count in the record, as somebody would who means to deceive."""
         file = self.run(run) / "curve.jsonl"
@@ -195,6 +202,46 @@ def test_an_entry_is_superseded_by_other_runs(place: Place, capsys: pytest.Captu
     assert {run.folder.parent.name for run in track.runs if run.record.method == "mine"} == {"mine@2"}
 
 
+@pytest.fixture
+def wide(place: Place, capsys: pytest.CaptureFixture[str]) -> Place:
+    """A track of four seeds, of which direct_copy has three: its last one lacks a budget."""
+    place.copy_seed(0, 2), place.copy_seed(1, 3)
+    shutil.rmtree(place.run("direct_copy-seed3-budget0.5"))
+    shutil.rmtree(place.track)
+    assert place.freeze() == 0
+    assert "entries: direct_copy@1 (3 of 4 seeds)" in capsys.readouterr().out
+    return place
+
+
+def test_an_entry_may_have_fewer_seeds_and_is_compared_on_these(wide: Place) -> None:
+    track = tracks.load(wide.track)
+    entry = track.current["direct_copy"]
+    assert track.seeds_of(entry) == (0, 1, 2) and "--seeds 0,1,2 " in entry.command and len(track.definition.seeds) == 4
+    found = Standing.of(track)
+    losses = {run.name: run.final_loss for run in found.runs}
+    table = found.comparison.ladder.set_index("method")
+    assert table.loc["direct_copy", "seeds"] == 3 and table.loc["scratch", "seeds"] == 4
+    own = [losses[f"direct_copy-seed{seed}"] - losses[f"scratch-seed{seed}"] for seed in (0, 1, 2)]
+    assert table.loc["direct_copy", columns.difference(Ledger.REUSE)] == pytest.approx(sum(own) / 3)
+    points = standing.pareto(found).set_index(["method", "budget"])["val_loss"]
+    scratch = [losses[f"scratch-seed{seed}"] for seed in range(4)]
+    assert points["scratch", 1.0] == pytest.approx(sum(scratch) / 4)
+    assert points["direct_copy", 1.0] == pytest.approx(sum(scratch) / 4 + sum(own) / 3)
+
+
+def test_seeds_are_not_chosen(wide: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither by passing one over, nor by leaving out one that failed, nor by a later entry with fewer."""
+    three, passed, few = ([f"mine-seed{seed}{share}" for seed in seeds for share in ("", "-budget0.5")] for seeds in
+                          ((0, 1, 2), (0, 1, 3), (0, 1)))  # fmt: skip
+    refused(wide, "missing: mine-seed2, mine-seed2-budget0.5", capsys, *passed)
+    refused(wide, "an entry has the first 3 seeds or more of the track at every budget; missing: mine-seed2", capsys, *few)
+    assert wide.submit(*three, "mine-seed3", "mine-seed3-budget0.5") == 0
+    refused(wide, "mine@1 has 4 seeds: an entry that supersedes it has as many, or more", capsys, *three)
+    wide.change("direct_copy-seed3", lambda record: record.update(status="failed"))
+    assert wide.freeze() == 0
+    assert "left out: direct_copy: direct_copy-seed3 failed" in capsys.readouterr().out
+
+
 def lower(rows: list[dict[str, Any]]) -> None:
     rows[-1]["val_loss"] = -1.0
 
@@ -249,7 +296,7 @@ def half_the_cost(record: dict[str, Any]) -> None:
     [
         (other_training, "has another configuration than miniature@1: train.lr is 0.5, and must be 0.001"),
         (lambda record: record.update(status="failed"), "has not finished: failed"),
-        (lambda record: record.update(seed=7), "mine-seed7 is none of the runs of miniature@1"),
+        (lambda record: record.update(seed=7), "mine-seed7 is none of the track"),
         (lambda record: record.update(origin="mine.py sha256:0123456789abcdef"), "origin is 'mine.py sha256:0123456789abcdef'"),
         (lambda record: record["config"]["method"].update(share=0.5), "has other hyperparameters"),
         (lambda record: record["config"].update(stop_at_loss=5.0), "stopped at a target"),
