@@ -155,10 +155,11 @@ class Architecture:
         return weights
 
     def pieces(self, stored: Mapping[str, Tensor], sizes: ModelConfig) -> Iterator[tuple[Row, int | None, Tensor]]:
-        """Row, layer and value of each canonical weight, layer by layer: `canonical` without the copy that stacking makes."""
+        """Row, layer and value of each canonical weight that is stored, layer by layer: without the copy that stacking makes."""
         for row in self.rows(sizes):
             for layer, native in row.natives(sizes):
-                yield row, layer, _canonical(row, stored[native])
+                if native in stored:
+                    yield row, layer, _canonical(row, stored[native])
 
     def native(self, weights: Weights, sizes: ModelConfig) -> dict[str, Tensor]:
         """The model's parameters by name, made from canonical weights by differentiable operations, as views where possible.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from growbench.architectures import Row
 from growbench.architectures.units import HEAD_AXES, Piece, Place, sides
 from growbench.config.schema import ModelConfig
 from growbench.growth.weights import WIDTHS, Axis, axis_length
+
+CHUNK = 1 << 24  # entries that are added up at a time
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,18 @@ class NewParts:
         groups = {sizes.heads // sizes.key_value_heads for sizes in (self.old, self.new)}
         return self.old.head_size == self.new.head_size and len(groups) == 1
 
-    def mask(self, piece: Piece) -> Tensor:
-        """True for the entries of a weight that the old model did not have. Where old heads are not first, no head is new."""
+    def blocks(self, piece: Piece) -> Iterator[tuple[bool, Tensor]]:
+        """The entries of a weight in blocks, and whether these are new. Where old heads are not first, no head is new."""
         row, _, value = piece
-        where = torch.full(value.shape, self.in_new_layer(piece))
+        if self.in_new_layer(piece):
+            yield True, value
+            return
         for dim, axis in enumerate(row.axes):
             if axis in WIDTHS and (self.heads_first or axis not in HEAD_AXES):
                 before = axis_length(axis, self.old)
-                where.narrow(dim, before, where.shape[dim] - before).fill_(True)
-        return where
+                yield True, value.narrow(dim, before, value.shape[dim] - before)
+                value = value.narrow(dim, 0, before)
+        yield False, value
 
     def in_new_layer(self, piece: Piece) -> bool:
         row, layer, _ = piece
@@ -73,35 +78,49 @@ class Gradients:
     dead: list[str]  # new layers and new units none of whose weights has a gradient
 
 
-def gradients(pieces: Iterable[Piece], parts: NewParts) -> Gradients:
-    """`pieces`: the gradient of every weight, as Architecture.pieces gives them.
+class GradientCount:
+    """What is known of a gradient, weight by weight, so that no two weights' gradients need be there at once.
 
     Units of new layers do not count as dead: where such a layer begins as the identity, its own first step wakes them.
     """
-    squares: dict[str, Norms] = defaultdict(lambda: Norms(None, None))
-    layers = dict.fromkeys(sorted(parts.layers), 0.0)
-    units: dict[Place, Tensor] = {}  # new ones; the sum over all weights of each
-    for piece in pieces:
+
+    def __init__(self, rows: Iterable[Row], parts: NewParts) -> None:
+        """`rows`: of all weights, in the order in which they are shown."""
+        self._parts = parts
+        self._squares = {row.key: Norms(None, None) for row in rows}
+        self._layers = dict.fromkeys(sorted(parts.layers), 0.0)
+        self._units: dict[Place, Tensor] = {}  # new ones; the sum over all weights of each
+
+    def add(self, piece: Piece) -> None:
+        """The gradient of one weight, once."""
         row, layer, value = piece
-        square = value.detach().cpu().square()  # of a large embedding a copy in float64 would not fit beside the rest
-        new = parts.mask(piece)
-        before = squares[row.key]
-        squares[row.key] = Norms(_more(before.old, square[~new]), _more(before.new, square[new]))
-        if parts.in_new_layer(piece):
+        square = value.detach().cpu().square()
+        piece = row, layer, square
+        for is_new, block in self._parts.blocks(piece):
+            before = self._squares[row.key]
+            self._squares[row.key] = before._replace(**{"new" if is_new else "old": _more(before[is_new], block)})
+        if self._parts.in_new_layer(piece):
             assert layer is not None
-            layers[layer] += float(square.sum(dtype=torch.float64))
-        for side in sides((row, layer, square), parts.new):
-            if side.place.layer is None or not parts.in_new_layer(piece):
-                sums = side.weights.sum(1)[parts.units(side.axis)]
-                units[side.place] = units[side.place] + sums if side.place in units else sums
-    norms = {key: Norms(*(part if part is None else part**0.5 for part in both)) for key, both in squares.items()}
-    dead = [f"layer {layer}" for layer, sum_ in layers.items() if not sum_]
-    for place, sums in units.items():
-        if count := int((sums == 0).sum()):
-            where = "" if place.layer is None else f" of layer {place.layer}"
-            dead.append(f"{count} of the {len(sums)} new {place.kind}{where}")
-    return Gradients(norms, dead)
+            self._layers[layer] += _sum(square)
+        for side in sides(piece, self._parts.new):
+            if side.place.layer is None or not self._parts.in_new_layer(piece):
+                sums = side.weights.sum(1)[self._parts.units(side.axis)]
+                self._units[side.place] = self._units[side.place] + sums if side.place in self._units else sums
+
+    def found(self) -> Gradients:
+        norms = {key: Norms(*(part if part is None else part**0.5 for part in both)) for key, both in self._squares.items()}
+        dead = [f"layer {layer}" for layer, sum_ in self._layers.items() if not sum_]
+        for place, sums in self._units.items():
+            if count := int((sums == 0).sum()):
+                where = "" if place.layer is None else f" of layer {place.layer}"
+                dead.append(f"{count} of the {len(sums)} new {place.kind}{where}")
+        return Gradients(norms, dead)
 
 
 def _more(total: float | None, entries: Tensor) -> float | None:
-    return (total or 0.0) + float(entries.sum(dtype=torch.float64)) if len(entries) else total
+    return (total or 0.0) + _sum(entries) if entries.numel() else total
+
+
+def _sum(entries: Tensor) -> float:
+    """In float64, which torch makes a copy in: of a large embedding that would not fit beside the rest."""
+    return sum(float(part.sum(dtype=torch.float64)) for part in entries.split(max(1, CHUNK // max(1, entries[0].numel()))))

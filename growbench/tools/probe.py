@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from growbench.architectures import Architecture
+from growbench.architectures.new_parts import GradientCount, Gradients, NewParts
 from growbench.config.schema import ModelConfig, TextConfig
 from growbench.data import tokenizer as tokenizers
 from growbench.data.documents import Documents
@@ -57,12 +60,38 @@ def outputs(model: nn.Module, probe: Probe) -> Outputs:
         return Outputs(logits, float(_loss(logits, probe.batch)))
 
 
-def backward(model: nn.Module, probe: Probe) -> None:
-    """One backward pass of the probe's loss: leaves its gradient in the model's parameters."""
-    device, rows = next(model.parameters()).device, len(probe.batch.inputs)
-    for number in range(rows):
-        part = probe.batch.part(number, rows).to(device)
-        (_loss(logits_of(model, part.inputs), part) / rows).backward()
+def gradients(architecture: Architecture, model: nn.Module, parts: NewParts, probe: Probe) -> Gradients:
+    """Of the probe's loss, by one backward pass through a library's model, which is of no use afterwards.
+
+    Memory beside the model: the activations of one layer, which are computed twice, and the gradients of a few weights.
+    """
+    rows = architecture.rows(parts.new)
+    for stack in dict.fromkeys(row.native.partition(".{}")[0] for row in rows if row.per_layer):
+        for layer in model.get_submodule(stack).children():
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+    if config := getattr(model, "config", None):
+        config.use_cache = False  # keys and values that the second computation would add to
+    names: dict[Tensor, list[str]] = {}  # several of a tied one
+    for name, each in model.named_parameters(remove_duplicate=False):
+        names.setdefault(each, []).append(name)
+    count = GradientCount(rows, parts)
+
+    def consume(parameter: Tensor, gradient: Tensor) -> None:
+        for piece in architecture.pieces(dict.fromkeys(names.pop(parameter), gradient), parts.new):
+            count.add(piece)
+
+    def accumulated(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        consume(parameter, parameter.grad)
+        parameter.grad = None
+
+    for parameter in names:
+        parameter.register_post_accumulate_grad_hook(accumulated)
+    batch = probe.batch.to(next(iter(names)).device)
+    _loss(logits_of(model, batch.inputs), batch).backward()
+    for unreached in list(names):  # those that the loss does not depend on
+        consume(unreached, torch.zeros((), device=unreached.device).expand_as(unreached))
+    return count.found()
 
 
 def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:

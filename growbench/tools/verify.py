@@ -1,6 +1,6 @@
 """`growbench verify`: whether a grown checkpoint is whole, and what growth has kept of its source.
 
-The models are loaded one after the other, never both at once. The larger one in float32, and its gradient, must fit in memory.
+The models are loaded one after the other, never both at once. The larger one must fit in memory in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from growbench.architectures.library import Loaded
-from growbench.architectures.new_parts import NewParts, gradients
+from growbench.architectures.new_parts import NewParts
 from growbench.architectures.symmetry import symmetric
 from growbench.errors import UsageError
 from growbench.formatting import counted, difference
@@ -249,15 +249,13 @@ class _Verification:
         self.report.row("loss", f"{old:.4f} before, {new:.4f} after ({difference(new - old)}), nats a token")
 
     def _parts(self, model: nn.Module, tried: Probe) -> None:
-        """Symmetric units, and the gradient of what is new. Leaves the gradient in place of the model's weights."""
+        """Symmetric units, and the gradient of what is new. The model is of no use afterwards."""
         architecture, sizes, source = self.grown.architecture, self.grown.sizes, self.source
-        library = architecture.library
-        self.report.table(symmetry_table(symmetric(architecture.pieces(library.state(model), sizes), sizes)))
-        probe.backward(model, tried)
-        for parameter in model.parameters():
-            parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        state = architecture.library.state(model)
+        self.report.table(symmetry_table(symmetric(architecture.pieces(state, sizes), sizes)))
+        del state
         parts = NewParts.of(sizes if source is None else source.sizes, sizes, self.grown.card.get("layer_origins", []))
-        found = gradients(architecture.pieces(library.state(model), sizes), parts)
+        found = probe.gradients(architecture, model, parts, tried)
         self.report.table(gradient_table(found, source is not None))
         if not parts.heads_first:
             self.report.row("", "Old and new heads are not told apart: their size, or the number that shares keys, changed.")

@@ -300,6 +300,35 @@ def test_the_loss_is_the_librarys_own(name: str, tmp_path: Path, corpus: Path) -
     assert "4 x 9 tokens" in tried.what
 
 
+@pytest.mark.parametrize("name", ["bert", "gemma3", "gpt2"])
+def test_norms_of_gradients_are_those_of_a_plain_backward_pass(name: str, tmp_path: Path, corpus: Path) -> None:
+    """Each of the library's own parameters is what one row of the table, or several, hold; Gemma's library has gain minus 1."""
+    model = random_model(name, sizes_for(name))
+    folder, architecture, sizes = save(name, model, tmp_path / "model", corpus), architectures.get(name), sizes_of(model)
+    tried = probe.of(architecture, sizes, [folder], corpus if name in TEXT else None)
+    plain = architecture.library.load(folder)
+    logits = probe.logits_of(plain, tried.batch.inputs)
+    logits = logits if tried.batch.positions is None else logits[tried.batch.positions]
+    nn.functional.cross_entropy(logits, tried.batch.labels).backward()
+    expected = {key: parameter.grad for key, parameter in plain.named_parameters()}
+    half = replace(sizes, width=sizes.width // 2, heads=sizes.heads // 2, ffn=sizes.ffn // 2, layers=1)
+    corners = {(row.key, layer): each.shape for row, layer, each in architecture.pieces(_zeros(name, half), half)}
+    squares: dict[str, list[float]] = {row.key: [0.0, 0.0] for row in architecture.rows(sizes)}
+    for row, layer, gradient in architecture.pieces(expected, sizes):
+        old = gradient[tuple(map(slice, corners.get((row.key, layer), (0,))))]
+        squares[row.key][0] += float(old.double().square().sum())
+        squares[row.key][1] += float(gradient.double().square().sum())
+    loaded = architecture.library.load(folder)
+    found = probe.gradients(architecture, loaded, NewParts.of(half, sizes, []), tried).norms
+    for key, (before, new) in found.items():
+        assert [(before or 0) ** 2, (before or 0) ** 2 + (new or 0) ** 2] == pytest.approx(squares[key], rel=1e-4, abs=1e-12)
+    assert all(parameter.grad is None for parameter in loaded.parameters())
+
+
+def _zeros(name: str, sizes: ModelConfig) -> dict[str, Tensor]:
+    return {key: torch.zeros(shape) for key, shape in architectures.get(name).shapes(sizes).items()}
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
 @pytest.mark.parametrize("method", ["bert2bert", "hypercloning"])
 def test_symmetric_units_are_those_that_a_comparison_of_all_pairs_finds(name: str, method: str) -> None:
