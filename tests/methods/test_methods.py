@@ -6,6 +6,7 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -163,6 +164,7 @@ def kind_of(name: str) -> str:
     return "grouped heads" if "kv_heads" in architecture.options else "norms first"
 
 
+@cache
 def in_turns(number: int) -> list[Cell]:
     """The miniatures of method `number`: one of each kind of architecture, of those with grouped heads one or two."""
     images, after, first, grouped = ([name for name in architectures.names() if kind_of(name) == kind] for kind in KINDS)
