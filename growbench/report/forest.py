@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +23,10 @@ from growbench.report import inline
 from growbench.report.cells import claimed, outcome
 from growbench.report.drawing import (
     LEDGER_TITLES,
+    NARROW,
     SMALL,
     TITLES,
+    WIDE,
     Frame,
     Name,
     inches_wide,
@@ -41,6 +43,7 @@ from growbench.report.looks import CHIPS, INK, PAPER, RULE, SOFT, Look, looks
 from growbench.report.ranking import FEW, Group, groups, papers
 
 ARROWS = {Relation.BELOW: "<", Relation.ABOVE: ">"}  # markers
+BESIDE = {False: 1.85, True: 2.9}  # inches right of a panel in the wide cut, without and with intervals
 PITCH = {True: 0.27, False: 0.42}  # inches from row to row, in the wide and in the narrow cut
 
 
@@ -50,6 +53,25 @@ class Line(NamedTuple):
     text: str
     method: str | None = None
     row: Mapping[str, Any] = {}
+
+
+def frame(comparison: Comparison, width: float, beside: float) -> Frame:
+    """The room around the panels. `beside`: inches right of each panel in the wide cut."""
+    names = max(room(labels(comparison)) - 0.1, 1.4)
+    return Frame(names, beside, 0.2, below=0.5) if is_wide(width) else Frame(0.12, 0.12, below=0.5)
+
+
+def geometry(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """By cut what drawing the plot anew takes, in inches. `across`: panels in a row; `right`: without intervals, and with."""
+    cuts = {"wide": WIDE, "narrow": NARROW}
+    found = {}
+    for name, width in cuts.items():
+        beside = [frame(comparison, width, inches) for inches in BESIDE.values()]
+        found[name] = {
+            **asdict(beside[0]), "right": [each.right for each in beside], "width": width, "pitch": PITCH[is_wide(width)],
+            "across": 2 if is_wide(width) else 1,
+        }  # fmt: skip
+    return found
 
 
 def lines(comparison: Comparison, found: Sequence[Group]) -> list[Line]:
@@ -86,9 +108,7 @@ class Forest:
     def panels(self, rows: int) -> tuple[Figure, list[Axes]]:
         """Empty panels, two in a row."""
         height = PITCH[self.wide] * (len(self.lines) + 0.2)
-        names = max(room(labels(self.comparison)) - 0.1, 1.4)
-        frame = Frame(names, self.beside, 0.2, below=0.5) if self.wide else Frame(0.12, 0.12, below=0.5)
-        figure, axes = panels(self.width, [height] * rows, 2, frame)
+        figure, axes = panels(self.width, [height] * rows, 2, frame(self.comparison, self.width, self.beside))
         for place, each in enumerate(axes):
             self._frame(each, named=self.wide and place % 2 == 0)
         return figure, axes
@@ -169,7 +189,7 @@ def savings(protocol: Protocol) -> Callable[[Comparison, pd.DataFrame, float], F
         rows = [row for group in found for row in group.rows]
         units = comparison.units if len(rows) < FEW else [Unit.FLOPS]
         intervals = any(columns.saving_in(row, Unit.FLOPS, ledger).has_interval for row in rows for ledger in Ledger)
-        forest = Forest(comparison, lines(comparison, found), width, 2.75 if intervals else 1.85)
+        forest = Forest(comparison, lines(comparison, found), width, BESIDE[intervals])
         figure, axes = forest.panels(len(units))
         own = comparison.own_savings(protocol)
         both = [(unit, ledger) for unit in units for ledger in Ledger]
@@ -216,7 +236,7 @@ def _saving_row(axes: Axes, forest: Forest, place: int, cell: Cell) -> None:
 def _chip(axes: Axes, forest: Forest, place: int, verdict: Verdict) -> Any:
     text, ground, ink = CHIPS[verdict]
     inches = inches_wide(axes)
-    at, height = (1 + (forest.beside - 0.5) / inches, -place) if forest.wide else (1 - 0.53 / inches, -place + 0.3)
+    at, height = (1 + (forest.beside - 0.52) / inches, -place) if forest.wide else (1 - 0.53 / inches, -place + 0.3)
     box = {"boxstyle": "round,pad=0.3,rounding_size=0.7", "facecolor": ground.light, "edgecolor": "none"}
     return _beside(axes, at, height, text, ha="center", color=ink.light, fontsize=SMALL - 0.5, bbox=box)
 

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
 from growbench.report.looks import VARIABLE_OF
 
@@ -42,6 +43,15 @@ def tag(artists: Artist | Iterable[Artist], method: str) -> None:
     """Mark what stands for a method: pages give it `data-method`, and its name to whoever points at it."""
     for artist in [artists] if isinstance(artists, Artist) else artists:
         artist.set_gid(METHOD + method)
+
+
+def shape(marker: str) -> str:
+    """A marker of matplotlib as the path of an SVG: one unit wide, around 0."""
+    if marker == "o":
+        return "M.5 0A.5.5 0 1 1-.5 0A.5.5 0 1 1 .5 0z"
+    style = MarkerStyle(marker)
+    corners = style.get_path().transformed(style.get_transform()).vertices[:-1]
+    return "M" + "L".join(f"{x:.3g} {-y:.3g}" for x, y in corners) + "z"
 
 
 def svg(figure: Figure) -> bytes:

@@ -10,16 +10,22 @@ from typing import Any
 
 from markupsafe import Markup
 
+from growbench.analysis import columns, tables
 from growbench.analysis.comparison import Comparison
+from growbench.costs.accounts import Unit
 from growbench.registry import SCRATCH
-from growbench.report.live_data import runs_of
+from growbench.report import inline
+from growbench.report.drawing import brief
+from growbench.report.forest import ARROWS, geometry
+from growbench.report.live_data import number, runs_of
 from growbench.report.looks import CHIPS, looks
-from growbench.report.ranking import FEW, groups, named
+from growbench.report.ranking import CONTROLS, FEW, MEETS, MISSES, UNKNOWN, groups, named, papers
 
 STYLES = ("uplot-1.6.32.min.css", "live.css")
 # each uses those before it
 SCRIPTS = (
-    "uplot-1.6.32.min.js", "estimator.js", "reading.js", "format.js", "curves.js", "chart.js", "savings.js", "live.js",
+    "uplot-1.6.32.min.js", "estimator.js", "reading.js", "format.js", "curves.js", "chart.js", "savings.js", "forest.js",
+    "live.js",
 )  # fmt: skip
 
 
@@ -61,14 +67,21 @@ def _ranked(comparison: Comparison) -> list[str]:
 def data_of(comparison: Comparison) -> dict[str, Any]:
     """All that the page's scripts read, in JSON's types. `climbers`: the methods on the ladder, scratch included."""
     drawn, controls, chosen = looks(comparison.methods), comparison.where("control"), named(comparison)
+    addresses = papers(comparison)
+    claims = {row[columns.METHOD]: row for row in tables.records(comparison.savings)}
     methods = [
         {
             "name": method,
             "label": comparison.label(method),
+            "brief": brief(comparison.label(method)),
+            "place": comparison.methods.index(method),
+            "paper": addresses.get(method),
+            "claims": {unit: number(claims[method][columns.published_saving(unit)]) for unit in Unit},
             "control": method in controls,
             "named": method in chosen,
             "variable": drawn[method].variable.removeprefix("var(").removesuffix(")"),
             "glyph": drawn[method].glyph,
+            "shape": inline.shape(drawn[method].marker),
             "dashes": drawn[method].dashes,
         }
         for method in _ranked(comparison)
@@ -79,6 +92,9 @@ def data_of(comparison: Comparison) -> dict[str, Any]:
         "few": FEW,  # lines, up to which all of them have their names and colours
         "climbers": [] if comparison.ladder.empty else list(comparison.ladder["method"]),
         "methods": methods,
+        "cuts": geometry(comparison),
+        "groups": {"meets": MEETS, "misses": MISSES, "unknown": UNKNOWN, "controls": CONTROLS},
+        "arrows": {"none": inline.shape("o"), **{relation: inline.shape(marker) for relation, marker in ARROWS.items()}},
         "chips": {verdict: {"name": verdict.name.lower(), "text": chip.text} for verdict, chip in CHIPS.items()},
         "runs": runs_of(comparison),
     }

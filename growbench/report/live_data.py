@@ -28,10 +28,10 @@ def _run(run: Run) -> dict[str, Any]:
         "seed": record.seed,
         "budget": record.budget_share,
         "finished": run.finished,
-        "final": _number(run.final_loss),
+        "final": number(run.final_loss),
         "tokens": record.tokens,
-        "charged": {unit: _number(run.cost(unit, Ledger.REUSE)) for unit in Unit},
-        "source": {unit: _number(run.source_cost(unit)) for unit in Unit},
+        "charged": {unit: number(run.cost(unit, Ledger.REUSE)) for unit in Unit},
+        "source": {unit: number(run.source_cost(unit)) for unit in Unit},
         "curve": _curve(run.curve) if record.budget_share == 1 else None,
     }
 
@@ -53,7 +53,8 @@ def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """Null where it is not finite."""
     return value if math.isfinite(value) else None
 
 
@@ -62,7 +63,7 @@ def packed(values: Iterable[float]) -> list[Any]:
 
     Only where the page's repeated addition, of doubles, gives exactly these numbers.
     """
-    left, found = [_number(value) for value in values], list[Any]()
+    left, found = [number(value) for value in values], list[Any]()
     while left:
         count, step = _rising(left)
         found.append([left[0], count, step] if count > 2 else left[0])

@@ -18,7 +18,10 @@ from growbench.analysis.comparison import analyse
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import p_value
 from growbench.registry import SCRATCH
-from growbench.report.cells import saving_of
+from growbench.report import forest
+from growbench.report.cells import claimed, outcome, saving_of
+from growbench.report.looks import CHIPS
+from growbench.report.ranking import groups
 from tests.report.results import METHODS, change, fail, write_results
 
 AXE = (Path(__file__).parent / "axe" / "axe-4.14.1.min.js").read_text(encoding="utf-8")
@@ -134,8 +137,70 @@ def test_the_slider_recomputes_the_savings_and_stands_in_the_address(opened: Ope
     number.send_keys("5.25", Keys.ENTER)
     assert state(page) == "#target=5.25" and slider.get_property("value") == "5.25"
     assert spaced(shown(page)) == spaced(cells(results, 5.25, "single"))
-    page.find_element(By.XPATH, '//button[text()="Scratch\'s final loss"]').click()
+    figure = named(page, "fig-curves")
+    figure.find_element(By.XPATH, './/button[text()="Scratch\'s final loss"]').click()
     assert state(page) == "" and shown(page) == before
+
+
+FOREST = """return [...document.querySelectorAll('.live-forest svg.wide')].map((svg) => ({
+    ticks: [...svg.querySelectorAll('text')].filter((text) => text.getAttribute('text-anchor') === 'middle' && !text.closest('g'))
+        .map((text) => [+text.getAttribute('x'), text.textContent]),
+    titles: [...svg.querySelectorAll('text[font-weight]')].map((text) => text.textContent),
+    rows: [...svg.querySelectorAll('g[data-method]')].map((row) => ({
+        ...row.dataset, texts: [...row.querySelectorAll('text')].map((text) => text.textContent),
+        value: row.querySelector('.live-value')?.getAttribute('transform').match(/[\\d.]+/)[0],
+        ends: ['x1', 'x2'].map((end) => row.querySelector('.live-ends')?.getAttribute(end)),
+    })),
+}))[0]"""
+
+
+@pytest.mark.parametrize(("kind", "target"), [("made", 5.05), ("climbed", 5.05)])
+def test_the_forest_is_that_of_pythons_at_the_target(
+    opened: Open, request: pytest.FixtureRequest, kind: str, target: float
+) -> None:
+    """Order, groups, marks, ends of intervals, figures and chips; the page is as printed again after a reset."""
+    page = opened(request.getfixturevalue(kind))
+    folder = request.getfixturevalue({"made": "results", "climbed": "ladder_results"}[kind])
+    printed, moved = (
+        page.find_element(By.CSS_SELECTOR, f"#fig-forest > .drawn{own}") for own in (":not(.live-forest)", ".live-forest")
+    )
+    assert printed.is_displayed() and not moved.is_displayed()
+    number = named(page, "live-forest-number")
+    number.clear()
+    number.send_keys(str(target), Keys.ENTER)
+    assert moved.is_displayed() and not printed.is_displayed() and state(page) == f"#target={target}"
+
+    comparison = analyse(folder, target)
+    table = comparison.savings if kind == "made" else comparison.ladder
+    expected = forest.lines(comparison, groups(table))
+    found = page.execute_script(FOREST)
+    titles = [line.text for line in expected if line.method is None] * len(comparison.units)
+    assert [title for title in found["titles"] if "ledger" not in title] == titles
+    lines = [line for line in expected if line.method]
+    panels = [(unit, ledger) for unit in comparison.units for ledger in Ledger]
+    assert len(found["rows"]) == len(lines) * len(panels)
+    ticks = [(0, ""), *found["ticks"], (0, "")]
+    zeros = [place for place, (_, text) in enumerate(ticks) if text.startswith("0")]
+    for index, (unit, ledger) in enumerate(panels):
+        rows = found["rows"][index * len(lines) : (index + 1) * len(lines)]
+        before, (start, _), after = ticks[zeros[index] - 1 : zeros[index] + 2]
+        other, text = before if before[1].startswith("\N{MINUS SIGN}") else after  # of the same panel
+        scale = float(text.replace("\N{MINUS SIGN}", "-").split()[0]) / 100 / (other - start)
+        for line, row in zip(lines, rows, strict=True):
+            assert (row["method"], row["unit"], row["ledger"]) == (line.method, unit, ledger)
+            saving, texts = columns.saving_in(line.row, unit, ledger), " ".join(row["texts"])
+            assert outcome(line.row, unit, ledger) in texts
+            assert (CHIPS[claimed(line.row, ledger)].text in texts) == (unit == Unit.FLOPS)
+            if not saving.known:
+                assert row["value"] is None
+                continue
+            drawn = (float(row["value"]) - start) * scale
+            assert drawn < -1 if saving.mean < -1 else drawn == pytest.approx(saving.mean, abs=1e-9), row
+            for end, value in zip(row["ends"], (saving.low, saving.high), strict=True):
+                if -1 < value < 1:
+                    assert (float(end) - start) * scale == pytest.approx(value, abs=1e-9), row
+    page.find_element(By.CSS_SELECTOR, "#fig-forest .live button").click()
+    assert printed.is_displayed() and not moved.is_displayed() and state(page) == ""
 
 
 def test_reload_and_back_restore_what_was_shown(opened: Open, made: Path) -> None:

@@ -258,7 +258,7 @@ const chart = (() => {
   // Round numbers between two costs, in the unit that the axis is written in.
   function ticks(low, high, { log, scale, ladder }) {
     const [first, last] = [low / scale.size, high / scale.size];
-    const wanted = log ? logarithmic(first, last, ladder || last / first < 12 ? MORE : FEWER) : linear(first, last);
+    const wanted = log ? logarithmic(first, last, ladder || last / first < 12 ? MORE : FEWER) : linear(first, last, 5);
     return wanted.map((each) => each * scale.size);
   }
 
@@ -270,8 +270,9 @@ const chart = (() => {
     return found.filter((each) => each >= low && each <= high);
   }
 
-  function linear(low, high) {
-    const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
+  // At most `most` steps.
+  function linear(low, high, most) {
+    const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((digit) => digit * power >= rough);
     const found = [];
     for (let k = Math.ceil(low / step); k * step <= high; k++) found.push(k * step);
@@ -286,5 +287,5 @@ const chart = (() => {
     return moved;
   }
 
-  return { Chart, ticks, spread };
+  return { Chart, ticks, linear };
 })();

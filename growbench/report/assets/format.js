@@ -35,7 +35,8 @@ const format = (() => {
     return `${digits(value / size)} ${name}`.trimEnd();
   }
 
-  const percent = (share) => (isNaN(share) ? NONE : `${fixed(100 * share, 1).replace(/^−0\.0$/, "0.0")}${BLANK}%`);
+  const percent = (share, places = 1) =>
+    (isNaN(share) ? NONE : `${fixed(100 * share, places).replace(/^−(0\.?0*)$/, "$1")}${BLANK}%`);
 
   // A saving with its interval. Open ends are bounds; what an interval adds nothing to is left out.
   function saving({ mean, low, high, relation }) {

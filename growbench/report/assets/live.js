@@ -76,9 +76,21 @@
 
   // Controls
 
-  const number = made("input", { type: "number", id: "live-number", step: "0.001", min: "0" });
-  const slider = made("input", { type: "range", id: "live-slider", step: "0.001", "aria-describedby": "live-said" });
-  const reset = made("button", { type: "button" }, data.target === null ? "Scratch's final loss" : "The report's target");
+  // Slider, number and button for the target, of which the page has several.
+  function targetControl(name) {
+    const slider = made("input", { type: "range", id: `${name}-slider`, step: "0.001", "aria-describedby": `${name}-said` });
+    const number = made("input", { type: "number", id: `${name}-number`, step: "0.001", min: "0" });
+    const reset = made("button", { type: "button" }, data.target === null ? "Scratch's final loss" : "The report's target");
+    slider.addEventListener("input", () => change({ target: slider.valueAsNumber }, false));
+    slider.addEventListener("change", () => change({ target: slider.valueAsNumber }));
+    number.addEventListener("change", () => change({ target: number.valueAsNumber > 0 ? number.valueAsNumber : null }));
+    reset.addEventListener("click", () => change({ target: null }));
+    const element = made("div", { class: "live-target" }, made("label", { for: slider.id }, "Target loss"), slider,
+      made("label", { for: number.id, class: "live-unseen" }, "Target loss, in nats"), number, reset);
+    return { slider, number, reset, element };
+  }
+
+  const targets = [targetControl("live"), targetControl("live-forest")];
   const near = made("input", { type: "checkbox", id: "live-near" });
   const view = made("div", { class: "live-chart", tabindex: "0", role: "application", "aria-roledescription": "chart",
     "aria-describedby": "live-keys", "aria-label": "Validation loss against cost" });
@@ -114,10 +126,6 @@
   }
 
   function build(host) {
-    slider.addEventListener("input", () => change({ target: slider.valueAsNumber }, false));
-    slider.addEventListener("change", () => change({ target: slider.valueAsNumber }));
-    number.addEventListener("change", () => change({ target: number.valueAsNumber > 0 ? number.valueAsNumber : null }));
-    reset.addEventListener("click", () => change({ target: null }));
     near.addEventListener("change", () => change({ near: near.checked }));
     const choices = [
       choice("Cost in", "axis", axes), choice("Axis of cost", "scale", SCALES), choice("Small model", "ledger", LEDGERS),
@@ -128,9 +136,7 @@
       ...(data.methods.some((method) => method.control) ? [several("no controls", (method) => method.control)] : []));
     host.append(
       made("div", { class: "live-choices" }, ...choices, made("span", { class: "live-check" }, near, made("label", { for: near.id }, "only near the target"))),
-      made("div", { class: "live-target" }, made("label", { for: slider.id }, "Target loss"), slider,
-        made("label", { for: number.id, class: "live-unseen" }, "Target loss, in nats"), number, reset),
-      readout, view,
+      targets[0].element, readout, view,
       made("p", { class: "live-keys soft", id: "live-keys" }, "Point at a line, or walk along it with the arrow keys: left and right ",
         "along a line, up and down to the next method. Names below show and hide lines."),
       made("div", { class: "live-names" }, all, legend), said, made("div", { class: "scroll", tabindex: "0" }, head));
@@ -141,18 +147,21 @@
   function show() {
     const read = estimates(), target = meanTarget(read);
     showControls(target);
-    const judged = Object.fromEntries(Object.keys(LEDGERS).map(
-      (ledger) => [ledger, read.judged(methodsOf(state.protocol), unit(), ledger)]));
+    const asked = remembered((unit, ledger) => read.judged(methodsOf(state.protocol), unit, ledger));
+    const judged = Object.fromEntries(Object.keys(LEDGERS).map((ledger) => [ledger, asked(unit(), ledger)]));
     showChart(target, judged[state.ledger]);
     showSavings(read, target, judged);
+    showForest(read, target, asked);
   }
 
   function showControls(target) {
     const [low, high] = limits(state.protocol);
-    Object.assign(slider, { min: low, max: high, value: target });
-    slider.setAttribute("aria-valuetext", `${format.loss(target)} nats`);
-    if (document.activeElement !== number) number.value = target.toFixed(3);
-    reset.disabled = state.target === null;
+    for (const { slider, number, reset } of targets) {
+      Object.assign(slider, { min: low, max: high, value: target });
+      slider.setAttribute("aria-valuetext", `${format.loss(target)} nats`);
+      if (document.activeElement !== number) number.value = target.toFixed(3);
+      reset.disabled = state.target === null;
+    }
     near.checked = state.near;
     for (const [key, buttons] of Object.entries(radios)) {
       for (const [button] of buttons) button.checked = state[key] === button.value;
@@ -225,6 +234,28 @@
       `free, ${count("build")} with its training charged.`;
   }
 
+  // The report's own forest, or that of the target and the protocol which are chosen.
+  function showForest(read, target, judged) {
+    const printed = data.methods.length < 2 || (state.target === null && state.protocol === START.protocol);
+    forestFigure.classList.toggle("live-moved", !printed);
+    forestSaid.textContent = "";
+    if (printed) return;
+    const kept = runs[state.protocol], methods = methodsOf(state.protocol).filter((method) => method.name !== SCRATCH);
+    const count = (name) => ({ seeds: kept.seeds(name).length, finished: kept.finished(name).length });
+    const outcome = (name, unit, ledger) =>
+      forest.outcome(judged(unit, ledger).get(name), judged(unit, "reuse").get(name), count(name));
+    const claim = (method, unit) => (state.protocol === "single" ? method.claims[unit] : null);
+    const claims = (unit) => methods.map((method) => claim(method, unit)).filter((value) => value !== null);
+    const intervals = methods.some(({ name }) => Object.keys(LEDGERS).some((ledger) => !isNaN(judged("flops", ledger).get(name).saving.low)));
+    const given = { judged, outcome, claim, claims, units: methods.length < data.few ? data.units : ["flops"],
+      lines: forest.lines(methods, judged("flops", "reuse"), data.groups), own: remembered((...asked) => read.own(...asked)),
+      beside: (cut) => cut.right[Number(intervals)], chips: data.chips, arrows: data.arrows };
+    const said = summary(read, target, { reuse: judged("flops", "reuse"), build: judged("flops", "build") });
+    forestDrawn.replaceChildren(...forest.draw(given, data.cuts, { title: "What each method saves over scratch at the chosen target",
+      result: `${said} ${methods.map(({ label, name }) => `${label}: ${outcome(name, "flops", "reuse")}, ${outcome(name, "flops", "build")}`).join("; ")}.` }));
+    forestSaid.textContent = `${said} The sentences above, the files below, and other figures and tables keep the report's target.`;
+  }
+
   // Whether and where scratch meets the target.
   function met(read) {
     const { relation } = read.scratchSaving(unit()), cost = read.meanReference(unit());
@@ -234,6 +265,10 @@
     return `scratch meets it at ${format.quantity(cost, SYMBOLS[unit()])}, ${format.percent(cost / read.meanFullCost(unit()))} of its cost`;
   }
 
+  const forestFigure = document.getElementById("fig-forest"), forestDrawn = made("div", { class: "drawn live-forest" });
+  const forestSaid = made("p", { class: "live-forest-said", id: "live-forest-said" });
+  forestFigure.querySelector(".drawn").after(forestDrawn,
+    made("section", { class: "live", "aria-label": "Another target" }, targets[1].element, forestSaid));
   const host = document.getElementById(data.climbers.length ? "fig-ladder" : "fig-curves"), section = made("section", { class: "live", "aria-label": "Explore the runs" });
   const drawing = new chart.Chart(view, tell);
   build(section);

@@ -143,6 +143,16 @@ const reading = (() => {
       return scratch.every((each) => each.met) ? found : E.atLeast(found);
     }
 
+    // What each seed saves by itself.
+    own(method, unit, ledger) {
+      const references = this.references(unit);
+      return this.runs.finished(method).filter((seed) => references.has(seed)).map((seed) => {
+        const { loss, cost, met } = references.get(seed);
+        const found = E.estimate([this.runs.curve(method, seed, unit, ledger)], [loss], [cost]);
+        return (met ? found : E.atLeast(found)).saving;
+      });
+    }
+
     // By method, each judged within its family of tests: growth methods, and controls.
     judged(methods, unit, ledger) {
       const found = new Map();

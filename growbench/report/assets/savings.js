@@ -2,12 +2,13 @@
 "use strict";
 const savings = (() => {
   const SVG = "http://www.w3.org/2000/svg";
+  const DRAWN = ["svg", "g", "a", "title", "desc", "line", "circle", "path", "rect", "text"]; // what SVG has
   const WIDTH = 88, HEIGHT = 16; // of an interval's drawing
   const LEDGERS = { reuse: "reuse", build: "build" };
 
   // An element with attributes and children; text stays text.
   function made(tag, attributes = {}, ...children) {
-    const element = ["svg", "line", "circle", "path"].includes(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
+    const element = DRAWN.includes(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
       if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
     }
