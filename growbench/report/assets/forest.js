@@ -87,7 +87,7 @@ const forest = (() => {
         rule(this.left, this.right, bottom, bottom, "var(--grey)", 0.8));
       for (const tick of chart.linear(low, high, 4)) {
         svg.push(rule(this.x(tick), this.x(tick), bottom, bottom + 3.5, "var(--grey)", 0.8),
-          text(this.x(tick), bottom + 11, format.percent(tick, 0), { ...soft, "text-anchor": "middle" }));
+          text(this.x(tick), bottom + 11, format.percentTo(tick, 0), { ...soft, "text-anchor": "middle" }));
       }
       svg.push(text(this.left, bottom + 24.5, `${TITLES[this.unit]} saved over scratch`, soft));
       if (this.wide) svg.push(rule(this.x(0), this.x(0), this.top, bottom, "var(--ink)", 0.9));

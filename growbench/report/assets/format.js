@@ -35,8 +35,10 @@ const format = (() => {
     return `${digits(value / size)} ${name}`.trimEnd();
   }
 
-  const percent = (share, places = 1) =>
+  const percentTo = (share, places) =>
     (isNaN(share) ? NONE : `${fixed(100 * share, places).replace(/^−(0\.?0*)$/, "$1")}${BLANK}%`);
+
+  const percent = (share) => percentTo(share, 1);
 
   // A saving with its interval. Open ends are bounds; what an interval adds nothing to is left out.
   function saving({ mean, low, high, relation }) {
@@ -60,5 +62,5 @@ const format = (() => {
 
   const loss = (value) => fixed(value, 3);
 
-  return { scale, digits, quantity, percent, saving, pValue, loss, short };
+  return { scale, digits, quantity, percent, percentTo, saving, pValue, loss, short };
 })();
