@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from growbench.costs.flops import PRODUCTS
@@ -36,19 +35,31 @@ RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
 LARGEST_RANDOM = 2**20  # elements; larger random tensors are weights, whose values are not needed
 
 
+class _Known(NamedTuple):
+    """What an operation does with arguments of these shapes."""
+
+    like: Any  # shapes and types of its results, if these are new meta tensors; None: it is carried out each time
+    flops: int
+    mixed: bool  # whether one argument is a small random tensor on the CPU, the others are meta tensors
+
+
 class TensorTracker(TorchDispatchMode):
     """Tracks every meta tensor that is made inside until it is freed. Bytes: `live` now, `peak` since `reset`.
 
     Also counts `flops`, by the formulas of torch's counter, because a second dispatch mode would double the time. torch infers
-    result shapes on the meta device in Python, which is slow, so results of operations with equal arguments are cached.
+    result shapes on the meta device in Python, which is slow, so what an operation does with equal arguments is found out once.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
-        self._results: dict[Any, Any] = {}  # shapes and types of new tensors, by operation and arguments
+        self._known: dict[Any, _Known] = {}  # by operation and arguments
         self._tracked: dict[int, weakref.ref[Any]] = {}  # storages
         self._paused = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled inside, and torch's guard against it takes time at every operation
 
     def reset(self) -> None:
         """Start a new peak."""
@@ -67,26 +78,36 @@ class TensorTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         if _changes_values(func) and isinstance(args[0], Tensor) and args[0].is_meta:
             return args[0]
-        if func in RANDOM and math.prod(args[0]) > LARGEST_RANDOM:
-            kwargs = kwargs | {"device": "meta", "generator": None}
         key = func, _key(args), _key(kwargs)
-        like = self._results.get(key)
-        if like is not None:
-            result = _made(like)
+        known = self._known.get(key)
+        if known is None:
+            known, result = self._find_out(func, args, kwargs)
+            self._known[key] = known
+        elif known.like is not None:
+            result = _made(known.like)
         else:
-            if not func._schema.is_mutable and len({each.is_meta for each in _tensors(args) if each.dim()}) > 1:
-                # one argument is a small random tensor on the CPU, the others are meta tensors
-                args = tree_map_only(Tensor, lambda each: each.to("meta"), args)
-            result = func(*args, **kwargs)
-            if _makes_new(func, args, kwargs, result):
-                self._results[key] = _like(result)
-        if func._overloadpacket in FLOPS:
-            self.flops += FLOPS[func._overloadpacket](*args, **kwargs, out_val=result)
+            result = self._carried_out(func, args, kwargs, known.mixed)
+        self.flops += known.flops
         if not self._paused:
             for each in result if isinstance(result, (tuple, list)) else (result,):
                 if isinstance(each, Tensor) and each.is_meta:
                     self._track(each.untyped_storage())
         return result
+
+    def _find_out(self, func: Any, args: Any, kwargs: Any) -> tuple[_Known, Any]:
+        """What an operation does, and its results."""
+        mixed = not func._schema.is_mutable and len({each.is_meta for each in _tensors(args) if each.dim()}) > 1
+        result = self._carried_out(func, args, kwargs, mixed)
+        formula = FLOPS.get(func._overloadpacket)
+        flops = formula(*args, **kwargs, out_val=result) if formula else 0
+        return _Known(_like(result) if _makes_new(func, args, kwargs, result) else None, flops, mixed), result
+
+    def _carried_out(self, func: Any, args: Any, kwargs: Any, mixed: bool) -> Any:
+        if func in RANDOM and math.prod(args[0]) > LARGEST_RANDOM:
+            kwargs = kwargs | {"device": "meta", "generator": None}
+        if mixed:
+            args = _each(lambda each: each.to("meta"), args)
+        return func(*args, **kwargs)
 
     def _track(self, storage: torch.UntypedStorage) -> None:
         place = storage._cdata
@@ -127,6 +148,18 @@ def _tensors(*values: Any) -> Iterator[Tensor]:
             yield from _tensors(*value)
 
 
+def _each(function: Callable[[Tensor], Tensor], values: Any) -> Any:
+    """The arguments of a function with `function(tensor)` in the place of every tensor. torch's own tree_map is slow."""
+    if isinstance(values, Tensor):
+        return function(values)
+    if isinstance(values, (tuple, list)):
+        parts = [_each(function, value) for value in values]
+        return parts if isinstance(values, list) else tuple(parts)
+    if isinstance(values, dict):
+        return {key: _each(function, value) for key, value in values.items()}
+    return values
+
+
 def _makes_new(func: Any, args: Any, kwargs: Any, result: Any) -> bool:
     """Whether an operation's results are new meta tensors: neither its arguments nor views of them."""
     made = list(_tensors(result))
@@ -145,7 +178,8 @@ def _like(result: Any) -> Any:
 def _made(like: Any) -> Any:
     if isinstance(like, tuple):
         shape, stride, dtype = like
-        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        with torch._C.DisableTorchFunction():  # a DeviceEmulation has nothing to say here
+            return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
     return [each if each is None else _made(each) for each in like]
 
 
@@ -164,9 +198,9 @@ class DeviceEmulation(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.bf16 and func in HALVED:
-            args, kwargs = tree_map_only(Tensor, self._half, (args, kwargs))
+            args, kwargs = _each(self._half, args), _each(self._half, kwargs)
         elif self.bf16 and func in PRECISE:
-            args, kwargs = tree_map_only(Tensor, _single, (args, kwargs))
+            args, kwargs = _each(_single, args), _each(_single, kwargs)
         if func is attend and (self.gpu or not kwargs.get("dropout_p")):
             return _FusedAttention.apply(*args[:3], self.tracker)  # type: ignore[no-untyped-call]
         if func is functional.dropout and self.gpu and kwargs["training"]:
