@@ -72,18 +72,19 @@ class Overall:
         self.steps, self.done, self.resumed = dict(steps), dict.fromkeys(steps, 0), dict.fromkeys(steps, 0)
         self.ended: set[str] = set()
         self._said: set[str] = set()
-        self.started = time.perf_counter()
+        self.started: float | None = None  # when the first run began to train
         form = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{remaining} left]{postfix}"
         self.bar = tqdm(total=sum(steps.values()), disable=None, leave=False, bar_format=form, dynamic_ncols=True)
         self._draw()
 
     def update(self, moment: Moment) -> None:
+        self.started = self.started or time.perf_counter()
         self.steps[moment.label], self.done[moment.label] = moment.steps, moment.done
         self.resumed[moment.label] = moment.resumed
         if evaluated := moment.evaluated:
             self.bar.set_postfix_str(f"{moment.label} loss {evaluated.val_loss:.4f}{evaluated.goal}", refresh=False)
             if self.bar.disable:
-                self._line(moment, evaluated)
+                self._line(moment, evaluated, time.perf_counter() - self.started)
         self._draw()
 
     def end(self, run: str) -> None:
@@ -110,9 +111,9 @@ class Overall:
         self.bar.set_description_str(f"{len(self.ended)}/{len(self.steps)} runs", refresh=False)
         self.bar.update(sum(self.done.values()) - self.bar.n)
 
-    def _line(self, moment: Moment, evaluated: Evaluated) -> None:
+    def _line(self, moment: Moment, evaluated: Evaluated, seconds: float) -> None:
         done, earlier = sum(self.done.values()), sum(self.resumed.values())
-        left = time_left(time.perf_counter() - self.started, done - earlier, sum(self.steps.values()) - done)
+        left = time_left(seconds, done - earlier, sum(self.steps.values()) - done)
         say(
             f"{moment.label:<18} {moment.phase:<16} step {moment.done:>6}/{moment.steps:<6} loss {evaluated.val_loss:8.4f}"
             f"{evaluated.goal}  {quantity(evaluated.flops, 'FLOP'):>11}  {len(self.ended)}/{len(self.steps)} runs, {left:>8} left"

@@ -22,6 +22,7 @@ from growbench.runs.apart import GRACE, LIBRARIES, Stream, Surroundings, how_it_
 from growbench.runs.signals import Interruption, raising
 
 POLL = 0.2  # seconds between two looks at whether the program was asked to stop
+INTERRUPTED = 130  # exit code of a worker that a signal has ended, as of the command
 
 Do = Callable[[Any], bool]  # does a task; False: it failed
 Tell = Callable[[Any], object]  # sends a message to the process that started the worker
@@ -69,7 +70,7 @@ class Pool:
                     break
                 self._stop(stopping)
                 self._listen(said, bool(stopping))
-            for line in said.read():
+            for line in [*said.read(), *said.last()]:
                 self.overall.say(line)
         if self.refused:
             raise self.refused
@@ -148,7 +149,8 @@ class Pool:
         self.workers.remove(worker)
         worker.process.join()
         if worker.task and not stopping:
-            how = how_it_ended(worker.process.exitcode or 0)
+            code = worker.process.exitcode or 0
+            how = "was interrupted" if code == INTERRUPTED else how_it_ended(code)
             self.overall.say(f"{worker.task.name:<18} failed: its process {how} before its runs were finished")
             self._end(worker.task, False)
 
@@ -222,7 +224,7 @@ def _work(connection: Connection, surroundings: Surroundings, crew: Crew) -> Non
                 raise
             connection.send(UsageError(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}"))
         except KeyboardInterrupt:
-            pass
+            sys.exit(INTERRUPTED)
 
 
 class _Asked(Interruption):
@@ -250,6 +252,10 @@ class _Lines:
                 self._rest += more
         *lines, self._rest = self._rest.split(b"\n")
         return [line.decode(errors="backslashreplace") for line in lines]
+
+    def last(self) -> list[str]:
+        """What came after the last whole line, once all workers have ended."""
+        return [self._rest.decode(errors="backslashreplace")] if self._rest else []
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 
 from growbench.config.schema import Experiment
 from growbench.console import say
-from growbench.data import feed
+from growbench.data import feed, processes
 from growbench.display import Overall, Told
 from growbench.formatting import counted
 from growbench.planning.budgets import Budgets
@@ -103,9 +103,15 @@ class _Request:
         if not count:
             return True
         threads = max(1, torch.get_num_threads() // count)
-        say(f"{counted(len(work.tasks), 'task')} for {counted(count, 'worker')} of {counted(threads, 'thread')} each")
+        say(division(len(work.tasks), count, threads, processes.cores()))
         arguments = (self.options, work.specs, self.budgets, count, work.follows)
         return Pool(Crew(count, threads, begin, arguments), work.tasks, overall).run()
+
+
+def division(tasks: int, workers: int, threads: int, cores: int) -> str:
+    """How the work is shared out; `threads`: of each worker. The cores are named if they are too few for all to go on at once."""
+    shared = f"{counted(tasks, 'task')} for {counted(workers, 'worker')} of {counted(threads, 'thread')} each"
+    return shared if workers * threads <= cores else f"{shared}, on {counted(cores, 'core')} only"
 
 
 def begin(tell: Tell, options: argparse.Namespace, specs: Sequence[str], budgets: Budgets, at_once: int, follows: bool) -> Do:

@@ -13,12 +13,12 @@ from threading import Thread
 
 import pytest
 
-from growbench import cli
+from growbench import cli, display
 from growbench.config.loading import load
 from growbench.display import Evaluated, Moment, Overall
 from growbench.errors import Interrupted, UsageError
 from growbench.runs.workers import Crew, Do, Pool, Task, Tell
-from growbench.tools import stages
+from growbench.tools import at_once, stages
 from tests import processes  # noqa: F401 - says what the server imports
 
 
@@ -34,10 +34,14 @@ def begin(tell: Tell, folder: Path) -> Do:
         (folder / what).write_text(str(os.getpid()))
         if what == "die":
             os._exit(3)
+        if what == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
         if what == "refuse":
             raise UsageError("not like this")
         while what == "sleep":
             time.sleep(60)
+        if what == "mutter":
+            os.write(2, b"no end of line")
         if what == "tell":
             tell(Moment("tell", "train", 10, 5, 0, Evaluated(1.5, "", 2e6)))
         return what != "fail"
@@ -61,12 +65,13 @@ def test_every_task_is_done_by_as_many_processes_as_were_asked_for(tmp_path: Pat
 
 def test_a_failure_or_a_death_ends_no_other_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What needs it is not begun. One worker at a time, so that another must take the dead one's place."""
-    tasks = task("fail"), task("needs-it", needs="fail"), task("die"), task("after")
+    tasks = task("fail"), task("needs-it", needs="fail"), task("die"), task("stop"), task("after")
     assert not pool(tmp_path, *tasks, count=1).run()
-    assert {file.name for file in tmp_path.iterdir()} == {"fail", "die", "after"}
+    assert {file.name for file in tmp_path.iterdir()} == {"fail", "die", "stop", "after"}
     assert capsys.readouterr().err.splitlines() == [
         "needs-it           needs fail, whose training failed",
         "die                failed: its process ended by itself, with exit code 3 before its runs were finished",
+        "stop               failed: its process was interrupted before its runs were finished",
     ]
 
 
@@ -105,6 +110,30 @@ def test_what_several_processes_say_is_printed_once(capsys: pytest.CaptureFixtur
     for text in "source-seed0 is done", "scratch-seed0 is done", "source-seed0 is done":
         overall.say(text)
     assert capsys.readouterr().err.splitlines() == ["source-seed0 is done", "scratch-seed0 is done"]
+
+
+def test_what_a_worker_says_last_is_printed_even_without_an_end_of_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert pool(tmp_path, task("mutter")).run()
+    assert capsys.readouterr().err == "no end of line\n"
+
+
+def test_the_time_left_leaves_out_the_start_of_the_workers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of the steps in 60 seconds, 100 seconds after the beginning: 60 seconds are left."""
+    overall = Overall({"run": 10})
+    for now, done in (100.0, 0), (160.0, 5):
+        monkeypatch.setattr(display.time, "perf_counter", lambda: now)  # noqa: B023
+        overall.update(Moment("run", "train", 10, done, 0, Evaluated(1.5, "", 2e6)))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(" - left") and second.endswith(" 1:00 left")
+
+
+@pytest.mark.parametrize(("workers", "threads", "few"), [(2, 1, False), (1, 2, False), (3, 1, True), (2, 2, True)])
+def test_more_workers_than_cores_are_said(workers: int, threads: int, few: bool) -> None:
+    assert ("on 2 cores only" in at_once.division(9, workers, threads, cores=2)) == few
 
 
 def test_progress_is_one_line_for_each_evaluation_with_the_whole_requests_state(
