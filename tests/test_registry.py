@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import EntryPoint, packages_distributions
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import growbench
 from growbench import origins, registry
 from growbench.config import loading
 from growbench.errors import UsageError
-from tests.processes import ended, start
 
 PLUGIN = '''
 from typing import ClassVar
@@ -346,18 +344,18 @@ def test_code_makes_another_origin_and_prose_does_not(mine: Path, edit: str) -> 
     assert (registry.get(str(mine)).origin != origin) == another
 
 
-def in_a_new_process(spec: str, folder: Path, **options: object) -> str:
-    """The origin as another run would find it: a module that was imported is not imported again in one process."""
-    ((out, _),) = ended([start([str(folder), spec, json.dumps(options)], print_origin)])
-    return out.strip()
-
-
-def print_origin(arguments: Sequence[str]) -> int:
-    folder, spec, options = arguments
-    os.chdir(folder)
-    sys.path.insert(0, folder)  # as Python does for a command
-    print(registry.get(spec, json.loads(options)).origin)
-    return 0
+def read_anew(folder: Path) -> str:
+    """The origin of ./mine.py as another run in this folder would find it, which imports what the method imports."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)  # as Python does for a command
+        patch.setattr(sys, "dont_write_bytecode", True)  # a file that is as long and as old as before would count as the same
+        try:
+            return registry.get("./mine.py").origin
+        finally:
+            own = {path.stem for path in folder.iterdir()}
+            for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+                del sys.modules[name]
 
 
 HELPERS = {  # a file that is to change, the other ones, and how the method imports them
@@ -378,11 +376,11 @@ def test_a_helper_module_is_code_of_the_method(tmp_path: Path, case: str) -> Non
     for name, text in {**others, file: "VALUE = 1\n", "mine.py": f"{PLUGIN.format(name='Mine')}\n{statement}\n"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    before = in_a_new_process("./mine.py", tmp_path)
+    before = read_anew(tmp_path)
     (tmp_path / file).write_text('"What it is."\nVALUE = 1  # one\n')
-    assert in_a_new_process("./mine.py", tmp_path) == before
+    assert read_anew(tmp_path) == before
     (tmp_path / file).write_text("VALUE = 2\n")
-    assert in_a_new_process("./mine.py", tmp_path) != before
+    assert read_anew(tmp_path) != before
 
 
 def test_a_helper_of_a_packages_method_counts_and_another_package_does_not(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +396,7 @@ def test_a_helper_of_a_packages_method_counts_and_another_package_does_not(site:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 2.0\n")
     (info / "entry_points.txt").write_text("[growbench.methods]\nacme = acme:Acme\n")
     (site / "other_package-1.0.dist-info" / "top_level.txt").write_text("other_package\n")
-    monkeypatch.setattr(origins, "_of_distributions", packages_distributions)
+    monkeypatch.setattr(origins, "_of_distributions", cache(packages_distributions))
 
     before = registry.get("acme").origin
     assert before.startswith("acme 2.0 sha256:")
