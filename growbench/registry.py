@@ -139,17 +139,18 @@ def named(specs: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dic
     Raises UsageError for files that are absent, for clashes, and for options without a method.
     """
     found: dict[str, str] = {}
+    known = names()
     for spec in dict.fromkeys(specs):
         asked = Spec.of(spec)
-        asked.refuse_taken([*names(), SOURCE])
+        asked.refuse_taken([*known, SOURCE])
         name = asked.variant or _own_name(spec)
         if _is_file(asked.method):
             _file_of(asked.method)
         refuse_twin(name, spec, found)
         found[name] = spec
     for name in options:
-        if name not in found and name not in names():
-            raise UsageError(f"hyperparameters for {name!r}: {did_you_mean(name, {*found, *names()})}")
+        if name not in found and name not in known:
+            raise UsageError(f"hyperparameters for {name!r}: {did_you_mean(name, {*found, *known})}")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -50,15 +50,19 @@ class Command:
     def folder(self) -> str:
         return (Path(self.options.results) / self.options.experiment).relative_to("results").as_posix()
 
+    @cached_property
+    def methods(self) -> set[str]:
+        asked = registry.named(stages.specs_of(self.options.methods, self.experiment), {})
+        return {registry.SCRATCH, registry.SOURCE, *asked}
+
     def makes(self, run: Run) -> bool:
         """Whether a run is one of those that it trains, whatever the code and the configuration."""
-        asked = registry.named(stages.specs_of(self.options.methods, self.experiment), {})
         budgets = (
             Budgets.ladder(self.experiment, self.options.budgets or LADDER) if self.options.protocol == "ladder" else Budgets()
         )
         method = run.record.method
         shares = [1.0] if method == registry.SOURCE else budgets.of(method)
-        known = method in {registry.SCRATCH, registry.SOURCE, *asked}
+        known = method in self.methods
         return known and run.record.seed in self.options.seeds and run.record.budget_share in shares
 
     def holds(self, run: Run) -> bool:
