@@ -24,7 +24,7 @@ from growbench.planning.budgets import Budgets
 from growbench.planning.plan import PlannedPhase, Unplannable, check_sizes, plan, plan_source
 from growbench.registry import SCRATCH, Found
 from growbench.runs import saved_models
-from growbench.training.step import autocast
+from growbench.training.precision import autocast
 
 
 def throughput(experiment: Experiment, vocabulary: int, device: torch.device) -> float:

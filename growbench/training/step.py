@@ -4,63 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from growbench.config.schema import Machine, Training
 from growbench.data import Batch
 from growbench.method import Phase
 from growbench.method.interface import MethodError
+from growbench.training.precision import autocast, casting_once
 from growbench.training.replicas import Replica
 
 # torch's compiler raises the recursion limit to this and leaves it so: done here, before methods are watched for such changes.
 sys.setrecursionlimit(max(sys.getrecursionlimit(), 2000))
 
 WORTH_COMPILING = 1000  # steps; compiling a model takes as long as hundreds of them
-
-
-def autocast(training: Training, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of forward passes: bf16 or float32, as `training` has it on this device. It can be entered again."""
-    bf16 = training.precision_on(device.type) == "bf16"
-    if bf16 and device.type == "cpu":
-        return CpuAutocast()
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-
-
-class CpuAutocast(TorchFunctionMode):
-    """Autocast to bf16 on a CPU, but attention in float32: torch's fused attention is four times as slow in bf16."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.autocast = torch.autocast("cpu", torch.bfloat16)
-
-    def __enter__(self) -> Self:
-        self.autocast.__enter__()
-        return super().__enter__()  # type: ignore[return-value]
-
-    def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
-        self.autocast.__exit__(*raised)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not functional.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        args, kwargs = tree_map_only(Tensor, _single, (args, kwargs))
-        with torch.autocast("cpu", enabled=False):
-            return func(*args, **kwargs)
-
-
-def _single(value: Tensor) -> Tensor:
-    return value.float() if value.dtype == torch.bfloat16 else value
 
 
 @dataclass(frozen=True)
@@ -95,13 +57,14 @@ class Step:
         """Add the gradients of the mean loss over `batch`, this process's part of it, by micro-batches. Returns the loss."""
         parts = len(batch.inputs) // self.machine.micro_batch_size(len(batch.inputs))
         losses = []
-        for number in range(parts):
-            with nullcontext() if number == parts - 1 else self.live.accumulating():
-                with autocast(self.training, self.device), self._compiling():
-                    loss = self.live.run(partial(self.phase.loss, self.live.model, batch.part(number, parts), step))
-                self._check_loss(loss)
-                (loss / parts).backward()
-            losses.append(loss.detach())
+        with casting_once(self.device):
+            for number in range(parts):
+                with nullcontext() if number == parts - 1 else self.live.accumulating():
+                    with autocast(self.training, self.device), self._compiling():
+                        loss = self.live.run(partial(self.phase.loss, self.live.model, batch.part(number, parts), step))
+                    self._check_loss(loss)
+                    (loss / parts).backward()
+                losses.append(loss.detach())
         return torch.stack(losses).mean()
 
     def _check_loss(self, loss: object) -> None:

@@ -25,9 +25,10 @@ from growbench.training.graphs import CapturedStep, capture
 from growbench.training.optimizer_state import parameters_of
 from growbench.training.parallel import Parallel
 from growbench.training.phases import PhaseDriver, PhaseObserver, observed
+from growbench.training.precision import autocast
 from growbench.training.replicas import place
 from growbench.training.state import Outcome, PhaseState, TrainingFailed, charge, pack, refuse_not_finite, unpack
-from growbench.training.step import Step, autocast
+from growbench.training.step import Step
 from growbench.training.work import Output, Stop, Work
 
 CHECKPOINT_SECONDS = 60.0  # least time between two checkpoints

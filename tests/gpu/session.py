@@ -18,6 +18,7 @@ be unpacked at the root of the repository. The same command with the same --work
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import tarfile
 import time
@@ -72,6 +73,7 @@ def main() -> int:
         corpus=options.corpus,
         seeds=options.seeds,
         settings=options.set,
+        precision=options.precision,
         anew=options.anew,
         way=options.way or Way(),
     )
@@ -115,6 +117,13 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--anew", action="store_true", help="train the whole ladder, not only what is missing or of earlier code")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of bert-small-base-lite")
+    parser.add_argument(
+        "--precision",
+        type=shlex.split,
+        default=[],
+        metavar="OPTIONS",
+        help="further ones of growbench run in the stage precision",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--cut", action="store_true", help="a rehearsal: all stages with small models and few steps")
     options = parser.parse_args()

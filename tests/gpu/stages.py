@@ -21,7 +21,7 @@ COMMITTED = ROOT / "results"
 GROWBENCH = ["-m", "growbench"]
 ALONE = {"OMP_NUM_THREADS": "1"}  # processes that share the cores
 
-PRECISION = "gpt2-tiny", "bert-tiny", "qwen3-tiny"
+PRECISION, KINDS = ("gpt2-tiny", "bert-tiny", "qwen3-tiny"), ("float32", "bf16")
 LADDER = "gpt2-mini"
 LITE, PAPERS_METHODS = "bert-small-base-lite", "stackbert,mslt,bert2bert,ki,ligo"
 LITTLE_ELSE = "machine.compile=off", "data.evaluation_batches=1"  # in the benches, beside steps
@@ -105,6 +105,7 @@ class Session:
     corpus: Path | None
     seeds: str | None  # of the ladder; None: those of its committed runs
     settings: Sequence[str]  # --set of the last stage
+    precision: Sequence[str]  # further options of growbench run in the stage of that name
     anew: bool  # whether the ladder's committed runs are trained again
     way: Way  # of the processes of a stage that trains several runs
 
@@ -186,20 +187,29 @@ def _together(session: Session, way: Way, environment: Environment, seconds: flo
 
 
 def precision(session: Session, seconds: float) -> str:
-    """Final losses in bf16 and in float32, beside the spread over seeds: scratch and bert2bert on three small experiments."""
-    commands = {}
-    for kind in "float32", "bf16":
-        for name in PRECISION:
-            options = ["--methods", "bert2bert", "--seeds", session.sizes.seeds, "--device", session.device, "--only", "1/1"]
-            changes = settings([*session.sizes.precision, *session.way.settings, f"train.precision={kind}"])
-            where = ["--results", str(session.work / "precision" / kind)]
-            commands[session.log(f"precision-{name}-{kind}")] = [*GROWBENCH, "run", name, *options, *changes, *where]
+    """Final losses in bf16 and in float32, beside the spread over seeds: scratch and bert2bert on three small experiments.
+
+    A GPU is shared by all; on a CPU the two precisions of one experiment are side by side, each on one thread.
+    """
+    deadline, ended = time.monotonic() + seconds, []
+    together = [PRECISION] if session.device == "cuda" else [(name,) for name in PRECISION]
     with session.environment(session.way.mps) as environment:
-        ended = run(commands, seconds, environment)
+        for number, names in enumerate(together):
+            left = (deadline - time.monotonic()) / (len(together) - number)
+            commands = dict(_in_precision(session, name, kind) for name in names for kind in KINDS)
+            ended += run(commands, left, environment)
     rows = [line for name in PRECISION for line in _compared(session, name)]
     (session.work / "precision.txt").write_text("\n".join([COMPARED, *rows, ""]))
     print("\n".join([COMPARED, *rows]))
     return f"{'FAILED: ' * bool(verdict(ended))}{verdict(ended) or f'{len(rows)} comparisons'}"
+
+
+def _in_precision(session: Session, name: str, kind: str) -> tuple[Path, list[str]]:
+    """The log and the command of an experiment's runs in one precision."""
+    options = ["--methods", "bert2bert", "--seeds", session.sizes.seeds, "--device", session.device, "--only", "1/1"]
+    changes = settings([*session.sizes.precision, *session.way.settings, f"train.precision={kind}"])
+    where = ["--results", str(session.work / "precision" / kind)]
+    return session.log(f"precision-{name}-{kind}"), [*GROWBENCH, "run", name, *options, *changes, *where, *session.precision]
 
 
 COMPARED = f"{'final validation loss':<28} {'seeds':>5} {'float32':>9} {'bf16':>9} {'difference':>11} {'std over seeds':>15}"
@@ -207,7 +217,7 @@ COMPARED = f"{'final validation loss':<28} {'seeds':>5} {'float32':>9} {'bf16':>
 
 def _compared(session: Session, experiment: str) -> Iterator[str]:
     """A line for each method that has finished in both precisions on some seeds: means over these, and the spread in float32."""
-    kinds = [_finished(session.work / "precision" / kind / experiment) for kind in ("float32", "bf16")]
+    kinds = [_finished(session.work / "precision" / kind / experiment) for kind in KINDS]
     for method in sorted({name.rpartition("-seed")[0] for name in kinds[0]}):
         names = [name for name in kinds[0] if name.startswith(f"{method}-seed") and name in kinds[1]]
         if len(names) > 1:

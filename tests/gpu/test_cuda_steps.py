@@ -25,7 +25,7 @@ from growbench.method import Batch, Task, task_loss
 from growbench.planning.plan import plan
 from growbench.tools.miniatures import VOCABULARY, Cell
 from growbench.training import step
-from growbench.training.step import autocast
+from growbench.training.precision import autocast
 from growbench.training.trainer import Trainer
 from tests.gpu.conftest import FLOAT32, Train
 
