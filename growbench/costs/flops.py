@@ -10,10 +10,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode
 
@@ -40,6 +41,18 @@ def _mm(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * math.prod(a) * b[-1]
 
 
+def _product(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> int:
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _added_product(bias: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> int:
+    return 2 * a.numel() * b.shape[-1]
+
+
+# for torch's counter: they take tensors, and not a tree of all arguments' shapes
+_product._get_raw = _added_product._get_raw = True  # type: ignore[attr-defined]
+
+
 def _addmm(bias: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * math.prod(a) * b[-1]
 
@@ -57,6 +70,8 @@ def _refused(name: str) -> Callable[..., int]:
 
 # products that torch's counter lacks: with vectors, in place, summed over a batch, of integers, in distances
 PRODUCTS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys((aten.mm, aten.bmm), _product),  # these two lines as torch's own counter has them, but faster
+    **dict.fromkeys((aten.addmm, aten.baddbmm), _added_product),
     aten.mv: _mv,
     **dict.fromkeys((aten.addmv, aten.addmv_), _addmv),
     **dict.fromkeys((aten.dot, aten.vdot), _dot),
@@ -82,25 +97,41 @@ class _NoModules:
     def __exit__(self, *args: Any) -> None: ...
 
 
+class _Kind(Enum):
+    """What counting does with an operation."""
+
+    PLAIN = "calls it"
+    PRODUCT = "calls it, and adds its FLOPs"
+    OTHER = "leaves it to torch's counter"
+
+
+_kinds: dict[int, dict[Any, _Kind]] = {}  # of operations, by the number of those that count: a method may register its own
+
+
 class _Mode(_FlopCounterMode):
     """Torch's, but asks only once of each operation whether it counts or decomposes, which takes most of a small model's time."""
 
     def __init__(self, counter: FlopCounterMode) -> None:
         super().__init__(counter)
-        self.plain: dict[Any, bool] = {}
+        self.known = _kinds.setdefault(len(counter.flop_registry), {})
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func not in self.plain:
-            self.plain[func] = self._is_plain(func)
-        if self.plain[func]:
-            return func(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        kind = self.known.get(func)
+        if kind is None:
+            kind = self.known[func] = self._kind(func)
+        if kind is _Kind.OTHER:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        return result if kind is _Kind.PLAIN else self.counter._count_flops(func.overloadpacket, result, args, kwargs)
 
-    def _is_plain(self, func: Any) -> bool:
-        """Whether an operation neither counts nor decomposes, and gives tensors: torch treats those that give sizes apart."""
-        if not isinstance(func, torch._ops.OpOverload) or func.overloadpacket in self.counter.flop_registry:
-            return False
-        return not func._can_decompose() and all(isinstance(each.type, torch.TensorType) for each in func._schema.returns)
+    def _kind(self, func: Any) -> _Kind:
+        """Only an operation that does not decompose and gives tensors is called: torch treats those that give sizes apart."""
+        if not isinstance(func, torch._ops.OpOverload) or func._can_decompose():
+            return _Kind.OTHER
+        if not all(isinstance(each.type, torch.TensorType) for each in func._schema.returns):
+            return _Kind.OTHER
+        return _Kind.PRODUCT if func.overloadpacket in self.counter.flop_registry else _Kind.PLAIN
 
 
 class _Counter(FlopCounterMode):

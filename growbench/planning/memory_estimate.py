@@ -30,7 +30,7 @@ PRECISE = {
     Tensor.log_softmax, functional.cross_entropy, functional.kl_div, functional.rms_norm,
 }  # fmt: skip
 
-FLOPS = flop_registry | {func: shape_wrapper(formula) for func, formula in PRODUCTS.items()}
+FLOPS = flop_registry | {func: each if hasattr(each, "_get_raw") else shape_wrapper(each) for func, each in PRODUCTS.items()}
 RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
 LARGEST_RANDOM = 2**20  # elements; larger random tensors are weights, whose values are not needed
 

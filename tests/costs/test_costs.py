@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import flop_registry
 
 from growbench import architectures
 from growbench.config.schema import ModelConfig
@@ -180,6 +181,12 @@ SAME_PRODUCTS: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
 @pytest.mark.parametrize(("other", "plain"), SAME_PRODUCTS)
 def test_a_product_counts_alike_however_it_is_written(other: Callable[[], Any], plain: Callable[[], Any]) -> None:
     assert count(other)[0] == count(plain)[0] > 0
+
+
+def test_a_product_that_is_made_known_after_its_first_use_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count(lambda: torch.hypot(A, A))[0] == 0
+    monkeypatch.setitem(flop_registry, torch.ops.aten.hypot, lambda a, b, out_val: 3 * a.numel())
+    assert count(lambda: torch.hypot(A, A))[0] == 3 * 35
 
 
 UNCOUNTED: list[Callable[[], Any]] = [
