@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -26,13 +27,13 @@ from growbench.costs.flops import count
 from growbench.costs.hardware import device_name
 from growbench.costs.ledger import Costs
 from growbench.data import Batch, Data, load
-from growbench.errors import UsageError
+from growbench.errors import Interrupted, UsageError
 from growbench.formatting import data_size, percent, quantity
 from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.tools.loop_table import BARE, OURS, TRAINER, Comparison, Ratio, markdown
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
-from growbench.training.trainer import Output, Trainer, Work
+from growbench.training.trainer import Output, Stop, Trainer, Work
 
 SECONDS = 3.0  # approximate length of one measurement
 WARM_UP = 3  # steps before each measurement
@@ -206,8 +207,11 @@ def growbench_seconds(
     task = Task.of(experiment, "target", data.vocabulary, device)
     machine = replace(experiment.machine, compile="on" if compiled else "off")  # as in a run at the whole budget
     output = Output([], Progress("bench", steps, None, shown=False))
-    outcome = Trainer(Work(task, data, 0, costs, machine), output).run(FirstSteps(steps))
-    return costs.seconds[Account.TRAIN], outcome.waited, costs.peak_memory()
+    stop = Stop(interrupted=lambda: trainer.outcome.steps == steps)  # so that no final losses are measured, which take longer
+    trainer = Trainer(Work(task, data, 0, costs, machine), output, stop)
+    with suppress(Interrupted):
+        trainer.run(FirstSteps(steps + 1))
+    return costs.seconds[Account.TRAIN], trainer.outcome.waited, costs.peak_memory()
 
 
 def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) -> dict[str, Any]:

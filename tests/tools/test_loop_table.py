@@ -1,10 +1,19 @@
-"""What a comparison of training loops says of times that are known."""
+"""What a comparison of training loops says of times that are known, and what it measures of growbench's loop."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+from growbench import architectures
+from growbench.config.loading import load
+from growbench.data import load as load_data
 from growbench.tools.loop_table import BARE, OURS, TRAINER, Comparison, Ratio, markdown
+from growbench.tools.throughput import growbench_seconds
+from growbench.training.evaluation import Evaluation
+from growbench.training.step import Step
 
 
 def test_a_ratio_is_of_pairs_so_that_a_slow_round_cancels() -> None:
@@ -34,3 +43,19 @@ def test_the_table_of_all_has_a_row_for_each_experiment() -> None:
     lines = markdown([FOUND, FOUND]).splitlines()
     assert len(lines) == 4 and {line.count("|") for line in lines} == {6}
     assert "2.00 x (2.00 to 2.25)" in lines[2]
+
+
+def test_of_growbenchs_loop_the_steps_are_measured_and_no_final_losses(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Final losses, on whole splits, would take longer than the steps."""
+    experiment, done, update = load(str(miniature)), [], Step.update
+
+    def counted(step: Step) -> None:
+        done.append(step)
+        update(step)
+
+    monkeypatch.setattr(Step, "update", counted)
+    monkeypatch.setattr(Evaluation, "held_out", None)
+    architecture = architectures.of(experiment)
+    data = load_data(experiment.data, architecture.objective, architecture.tokenizer, experiment.train.batch)
+    seconds, _, memory = growbench_seconds(experiment, data, torch.device("cpu"), 3, compiled=False)
+    assert len(done) == 3 and seconds > 0 and memory > 0
