@@ -18,16 +18,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from growbench.growth.selections import Selection, selected
 
+aten = torch.ops.aten
 FILLS: dict[Any, Callable[[Sequence[Any]], float]] = {  # operations whose result is one value everywhere, by their arguments
-    torch.ops.aten.new_zeros: lambda args: 0,
-    torch.ops.aten.zeros_like: lambda args: 0,
-    torch.ops.aten.new_empty: lambda args: 0,
-    torch.ops.aten.empty_like: lambda args: 0,
-    torch.ops.aten.new_ones: lambda args: 1,
-    torch.ops.aten.ones_like: lambda args: 1,
-    torch.ops.aten.new_full: lambda args: args[2],
-    torch.ops.aten.full_like: lambda args: args[1],
+    aten.new_zeros: lambda args: 0,
+    aten.zeros_like: lambda args: 0,
+    aten.new_empty: lambda args: 0,
+    aten.empty_like: lambda args: 0,
+    aten.new_ones: lambda args: 1,
+    aten.ones_like: lambda args: 1,
+    aten.new_full: lambda args: args[2],
+    aten.full_like: lambda args: args[1],
 }
+
+SAME = (aten.detach.default, aten.alias.default)  # views of a whole tensor as it is
 
 
 @dataclass(eq=False)
@@ -204,6 +207,17 @@ class Lazy(Tensor):
                 self._node = self._view.on(base, self._node.meta)
         return self._node
 
+    def is_whole(self) -> bool:
+        """Whether it is all of its base, in the same order."""
+        return self._lazy_base is None or (self._lazy_base.is_whole() and cast(View, self._view).function in SAME)
+
+    def replace(self, node: Node) -> None:
+        """Give a tensor that is whole other content."""
+        base = self
+        while base._lazy_base is not None:
+            base = base._lazy_base
+        base._node = node
+
     def part(self, wanted: Selection, at: Evaluation | None = None) -> Tensor:
         """The wanted part. Its type may be a narrower one that holds the same entries."""
         return (at or Evaluation()).value(self.node, wanted)
@@ -267,6 +281,10 @@ def _written(function: Any, args: Any, kwargs: Any) -> Any:
     if not isinstance(target, Lazy):
         _at_once(function, args, kwargs)
         return target
+    if torch.Tag.nondeterministic_seeded in function.tags:  # each evaluation would draw anew
+        drawn = _at_once(aten.clone.default, [target], {})
+        function(**{target_name: drawn}, **named)
+        function, target_name, named = aten.copy_.default, "self", {"src": drawn}
     root = target
     views: list[View] = []
     while root._lazy_base is not None and root._view is not None:

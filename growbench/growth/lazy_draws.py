@@ -1,7 +1,7 @@
 """Large tensors that a method draws or fills, made lazy. The entries that are drawn are those that torch draws at once.
 
 torch draws a long tensor from one sequence of random numbers, in groups of 16. So it can be drawn block by block, and any block
-again once the generator's state in front of it is known.
+again once the generator's state in front of it is known. That holds for the weights of a freshly initialised model, too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -21,20 +22,52 @@ from growbench.growth.selections import Indices, Selection, selected
 
 LARGE = 1 << 18  # entries, from which on a tensor is lazy
 BLOCK = 1 << 20  # entries that are drawn at a time, a multiple of 16
+KEPT = 8  # blocks that were drawn last, of all that come from one generator
 
 aten = torch.ops.aten
 DRAWS = {aten.randn: Tensor.normal_, aten.rand: Tensor.uniform_}
-FILLS = {aten.zeros: 0.0, aten.ones: 1.0}
+INTO = {aten.normal_: Tensor.normal_, aten.uniform_: Tensor.uniform_}  # a tensor that is there
+FILLS = {aten.zeros: 0.0, aten.ones: 1.0, aten.empty: 0.0}
+
+
+@dataclass
+class Sequence:
+    """What is drawn from one generator."""
+
+    generator: torch.Generator
+    latest: Drawn | None = None  # whose entries the generator has not gone past yet
+    rooms: dict[tuple[Drawn, int], Tensor] = field(default_factory=dict)  # with the blocks that were drawn last, by their number
+
+    def draw(self, meta: Tensor, fill: Callable[..., Tensor]) -> Drawn:
+        """The next entries, not drawn yet."""
+        self.latest = Drawn(meta, fill, self, self.latest or self.generator.get_state())
+        return self.latest
+
+    def catch_up(self) -> None:
+        """Put the generator behind all that was drawn."""
+        if self.latest:
+            self.generator.set_state(self.latest.after())
+            self.latest = None
+
+    def room(self, key: tuple[Drawn, int], length: int) -> Tensor:
+        """Memory for a block: that of the oldest one, because freed memory would be divided among what is kept."""
+        dtype, room = key[0].meta.dtype, None
+        if len(self.rooms) == KEPT:
+            room = self.rooms.pop(next(iter(self.rooms)))
+        if room is None or room.dtype != dtype:
+            room = torch.empty(2 * BLOCK, dtype=dtype)  # no block is longer
+        self.rooms[key] = room
+        return room[:length]
 
 
 @dataclass(eq=False)
 class Drawn(Node):
-    """Random numbers. `before` gives the generator's state in front of them."""
+    """Random numbers. `before`: what was drawn in front of them, or the generator's state there."""
 
-    draw: Callable[..., Tensor]  # fills a tensor: Tensor.normal_ or Tensor.uniform_
-    before: Callable[[], Tensor]
+    fill: Callable[..., Tensor]  # a tensor: Tensor.normal_ or Tensor.uniform_, with their parameters
+    sequence: Sequence
+    before: Drawn | Tensor
     _states: list[Tensor] = field(default_factory=list)  # in front of each block, and behind the last one, as far as known
-    _latest: tuple[int, Tensor] | None = None  # the block that was drawn last
 
     def after(self) -> Tensor:
         """The generator's state behind them."""
@@ -80,43 +113,62 @@ class Drawn(Node):
         return max(1, self.shape.numel() // BLOCK)
 
     def _block(self, number: int) -> Tensor:
-        if self._latest is None or self._latest[0] != number:
-            generator = torch.Generator()
-            generator.set_state(self._state(number))
-            length = BLOCK if number < self._blocks - 1 else self.shape.numel() - number * BLOCK
-            self._latest = number, self.draw(torch.empty(length, dtype=self.meta.dtype), generator=generator)
-            if number == len(self._states) - 1:
-                self._states.append(generator.get_state())
-        return self._latest[1]
+        length = BLOCK if number < self._blocks - 1 else self.shape.numel() - number * BLOCK
+        if (self, number) in self.sequence.rooms:
+            return self.sequence.rooms[self, number][:length]
+        generator = torch.Generator()
+        generator.set_state(self._state(number))
+        block = self.fill(self.sequence.room((self, number), length), generator=generator)
+        if number == len(self._states) - 1:
+            self._states.append(generator.get_state())
+        return block
 
     def _state(self, number: int) -> Tensor:
         """In front of a block."""
         if not self._states:
-            self._states.append(self.before())
+            self._states.append(self._begin())
         while len(self._states) <= number:
             self._block(len(self._states) - 1)
         return self._states[number]
 
+    def _begin(self) -> Tensor:
+        """The state in front of them: without recursion, since a model is drawn in a thousand steps."""
+        waiting, known = [], self.before
+        while isinstance(known, Drawn) and not known._states:
+            waiting.append(known)
+            known = known.before
+        state = known.after() if isinstance(known, Drawn) else known
+        for each in reversed(waiting):
+            each._states.append(state)
+            state = each.after()
+        return state
+
 
 class _LargeAreLazy(TorchDispatchMode):
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generators: tuple[torch.Generator, ...]) -> None:
         super().__init__()
-        self.generator = generator
-        self.latest: Drawn | None = None  # whose entries the generator has not gone past yet
+        self.sequences = {generator._cdata: Sequence(generator) for generator in generators}  # type: ignore[attr-defined]  # wrapped anew in each call
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        packet, generator = function.overloadpacket, kwargs.get("generator")
-        ours = generator is not None and generator._cdata == self.generator._cdata  # type: ignore[attr-defined]  # wrapped anew in each call
+        packet = function.overloadpacket
         if packet in FILLS and prod(args[0]) >= LARGE:
             return Lazy(Filled(_meta(function, args, kwargs), FILLS[packet]))
-        if packet in DRAWS and ours and prod(args[0]) >= LARGE:
-            before = self.latest.after if self.latest else self.generator.get_state().clone
-            self.latest = Drawn(_meta(aten.empty.memory_format, args[:1], {"dtype": kwargs.get("dtype")}), DRAWS[packet], before)
-            return Lazy(self.latest)
-        if ours and self.latest:
-            self.generator.set_state(self.latest.after())
-            self.latest = None
+        if torch.Tag.nondeterministic_seeded not in function.tags:
+            return function(*args, **kwargs)
+        generator: Any = kwargs.get("generator") or torch.default_generator
+        sequence = self.sequences.get(generator._cdata)
+        if sequence is None:
+            return function(*args, **kwargs)
+        if packet in DRAWS and prod(args[0]) >= LARGE:
+            meta = _meta(aten.empty.memory_format, args[:1], {"dtype": kwargs.get("dtype")})
+            return Lazy(sequence.draw(meta, DRAWS[packet]))
+        if packet in INTO and isinstance(args[0], Lazy) and args[0].is_whole() and args[0].is_contiguous():
+            (_, *names), (into, *values) = (each.name for each in function._schema.arguments), args
+            parameters = dict(zip(names, values, strict=False)) | kwargs | {"generator": None}
+            into.replace(sequence.draw(into.node.meta, partial(INTO[packet], **parameters)))
+            return into
+        sequence.catch_up()
         return function(*args, **kwargs)
 
 
@@ -127,9 +179,9 @@ def _meta(function: Any, args: Any, kwargs: Any) -> Tensor:
 
 @contextmanager
 def large_are_lazy(generator: torch.Generator) -> Iterator[None]:
-    """Within it, large tensors that are filled with zeros or ones, or drawn from this generator, are lazy.
+    """Within it, large tensors that are filled, or drawn from this generator or torch's own, are lazy: new models, too.
 
     What is drawn behind a lazy one waits for it.
     """
-    with _LargeAreLazy(generator):
+    with _LargeAreLazy((generator, torch.default_generator)):
         yield

@@ -172,6 +172,41 @@ def test_large_draws_are_those_of_torch_whichever_part_is_computed_first(draw: C
         assert isinstance(value, Lazy) or torch.equal(value, whole)
 
 
+def test_what_is_drawn_into_a_tensor_is_drawn_once_and_in_order(monkeypatch) -> None:
+    """As freshly initialised models do, with any generator, whole tensors and parts of them."""
+    monkeypatch.setattr(lazy_draws, "LARGE", 40)
+    monkeypatch.setattr(lazy_draws, "BLOCK", 32)
+    rng = torch.Generator()
+
+    def drawn() -> list[Tensor]:
+        torch.manual_seed(2)
+        rng.manual_seed(1)
+        linear = torch.nn.Linear(9, 7)
+        with torch.no_grad():
+            linear.weight.normal_(1.0, std=0.5)
+            linear.weight[2:, 1].uniform_(-1, 1)
+            linear.weight.mT[1:3].normal_(generator=rng)
+        truncated = torch.nn.init.trunc_normal_(torch.empty(8, 9), std=0.1, generator=rng)
+        return [
+            linear.weight.detach(),
+            linear.bias.detach(),
+            truncated,
+            torch.randn(8, 8),
+            torch.rand(3),
+            torch.rand(3, generator=rng),
+        ]
+
+    expected = drawn()
+    with lazy_draws.large_are_lazy(rng):
+        found = drawn()
+    assert [isinstance(each, Lazy) for each in found] == [True, False, True, True, False, False]
+    for value, whole in zip(found, expected, strict=True):
+        for wanted in ({0: range(1, 3)}, {}, {0: torch.tensor([2, 0])}):
+            assert torch.equal(
+                value.part(wanted) if isinstance(value, Lazy) else selected(value, wanted), selected(whole, wanted)
+            )
+
+
 def test_sums_of_a_layer_are_rounded_as_among_all_layers() -> None:
     """torch divides a sum among threads if it is the only result, which rounds it in another way."""
     value = torch.randn(3, 300, 400, generator=torch.Generator().manual_seed(0))
