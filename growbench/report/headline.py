@@ -28,16 +28,21 @@ MANY = 3  # methods, above which not all are named
 
 def headline(comparison: Comparison) -> str:
     """Which methods save FLOPs in either ledger by the protocol that decides, and whether controls do."""
+    return " ".join(sentences(comparison))
+
+
+def sentences(comparison: Comparison) -> list[str]:
+    """The headline's: one a ledger, and one on the controls."""
     rows = [row for row in tables.records(comparison.verdicts) if row["method"] != SCRATCH]
     if not rows:
-        return f"Only scratch has been run. It ends at a loss of {comparison.target_loss:.3f}."
+        return [f"Only scratch has been run. It ends at a loss of {comparison.target_loss:.3f}."]
     methods, controls = ([row for row in rows if row["control"] == control] for control in (False, True))
-    sentences = [_sentence(comparison, methods, ledger) for ledger in Ledger if methods]
-    if sentences:
+    found = [_sentence(comparison, methods, ledger) for ledger in Ledger if methods]
+    if found:
         protocol = PROTOCOLS[Protocol(methods[0]["protocol"])]
-        sentences[0] = f"{protocol}, {sentences[0]}"
-        sentences[1] = sentences[1][0].upper() + sentences[1][1:]
-    return " ".join([*sentences, *_controls(comparison, controls)])
+        found[0] = f"{protocol}, {found[0]}"
+        found[1] = found[1][0].upper() + found[1][1:]
+    return [*found, *_controls(comparison, controls)]
 
 
 def urgent(comparison: Comparison) -> list[str]:

@@ -89,6 +89,7 @@ def data_of(comparison: Comparison) -> dict[str, Any]:
     return {
         "target": comparison.single.target_loss,
         "units": comparison.units,
+        "measures": ["loss", "accuracy"] if comparison.has_accuracy else ["loss"],
         "few": FEW,  # lines, up to which all of them have their names and colours
         "climbers": [] if comparison.ladder.empty else list(comparison.ladder["method"]),
         "methods": methods,

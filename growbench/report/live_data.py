@@ -18,10 +18,10 @@ def runs_of(comparison: Comparison) -> list[dict[str, Any]]:
     Costs and losses keep all their digits, so that a page estimates what growbench.analysis does.
     """
     kept = comparison.runs if comparison.ladder.empty else comparison.readings[Protocol.LADDER].runs
-    return [_run(run) for run in kept]
+    return [_run(run, comparison.has_accuracy) for run in kept]
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: Run, accuracy: bool) -> dict[str, Any]:
     record = run.record
     return {
         "method": record.method,
@@ -32,11 +32,12 @@ def _run(run: Run) -> dict[str, Any]:
         "tokens": record.tokens,
         "charged": {unit: number(run.cost(unit, Ledger.REUSE)) for unit in Unit},
         "source": {unit: number(run.source_cost(unit)) for unit in Unit},
-        "curve": _curve(run.curve) if record.budget_share == 1 else None,
+        "curve": _curve(run.curve, accuracy) if record.budget_share == 1 else None,
+        **({"accuracy": number(record.final_val_accuracy or math.nan)} if accuracy else {}),
     }
 
 
-def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _curve(rows: Sequence[dict[str, Any]], accuracy: bool) -> dict[str, Any]:
     """Its columns. `phases`: their names, in order; `phase`: by row the place of its phase among them."""
     phases, places = list[str](), list[int]()
     for row in rows:
@@ -45,6 +46,8 @@ def _curve(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         places.append(len(phases) - 1)
     columns = {key: packed(row.get(key, math.nan) for row in rows) for key in ("step", "tokens", *Unit)}  # older rows lack tokens
     scored = packed(int(row["scored"]) for row in rows)
+    if accuracy:
+        columns["accuracy"] = packed(row.get("val_accuracy", math.nan) for row in rows)
     return columns | {
         "loss": packed(row["val_loss"] for row in rows),
         "scored": scored,

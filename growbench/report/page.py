@@ -11,7 +11,7 @@ from growbench.formatting import counted, settings
 from growbench.report import parts, run_tables, savings_tables
 from growbench.report.drawing import Cuts
 from growbench.report.equal_cost import at_equal_cost
-from growbench.report.headline import headline, urgent
+from growbench.report.headline import sentences, urgent
 from growbench.report.live import layer
 from growbench.report.ranking import named
 from growbench.report.run_tables import distinct
@@ -32,7 +32,7 @@ def html(
         home=home,
         tracks=tracks,
         contents=_contents(comparison, images, bool(unfinished)),
-        headline=parts.unbroken(headline(comparison)),
+        headline=[parts.unbroken(sentence) for sentence in sentences(comparison)],
         urgent=urgent(comparison),
         deciding="savings" if comparison.ladder.empty else "ladder_savings",
         words=described(comparison),

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ DRIVER = shutil.which("chromedriver")
 MISSING = " and ".join(name for name, path in (("Chromium", BROWSER), ("chromedriver", DRIVER)) if not path)
 # JSON has no NaN and no infinity: they travel as text, which float() reads
 ANSWER = '(_, value) => (typeof value === "number" && !isFinite(value) ? String(value) : value)'
+
+AXE = Path(__file__).parent / "axe" / "axe-4.14.1.min.js"
 
 PURE = ("estimator.js", "reading.js", "format.js")  # scripts that know no page
 
@@ -48,6 +51,26 @@ def opened() -> Iterator[Chrome]:
         yield driver
     finally:
         driver.quit()
+
+
+def pretend(driver: Chrome, width: int | None = None, scheme: str = "", medium: str = "") -> None:
+    """Let pages see a window of this many pixels (below 600 a phone's; None: its own), a colour scheme and a medium."""
+    if width is None:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    else:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}] if scheme else []
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": medium, "features": features})
+
+
+def hindrances(driver: Chrome, within: str = "html") -> str:
+    """What axe-core finds serious or critical in parts of the open page, all of it unfolded, as JSON; "[]": nothing."""
+    driver.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    driver.execute_script(AXE.read_text(encoding="utf-8"))
+    found = driver.execute_async_script("axe.run(arguments[0]).then((found) => arguments[1](found.violations))", within)
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    return json.dumps([(each["id"], [node["html"][:300] for node in each["nodes"]][:5]) for each in serious], indent=1)
 
 
 def call(driver: Callable[[], Chrome], function: str, *given: Any) -> Any:

@@ -1,19 +1,22 @@
-"""The page in a browser: on a phone nothing scrolls but tables in their boxes and no number wraps; on paper it has four pages."""
+"""The page in a browser: on a phone nothing scrolls but tables in their boxes and no number wraps; on paper it has four pages.
+
+And everybody can read what it is where scripts are off.
+"""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib import style
+from selenium.webdriver import Chrome
 
 from growbench.analysis.comparison import analyse
 from growbench.report import drawing, inline, page, plots
-from tests.report.browser import opened
+from tests.report.browser import hindrances, pretend
 
 MINI = Path(__file__).parents[2] / "results/mini/gpt2-mini"
 PHONE = 400  # pixels
@@ -34,16 +37,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     return file.as_uri()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with opened() as driver:
-        yield driver
+@pytest.fixture
+def browser(browser: Chrome) -> Chrome:
+    """As it was opened, whatever earlier tests have it pretend to be."""
+    pretend(browser)
+    return browser
 
 
 def on_a_phone(browser: Any, address: str) -> None:
     """A window cannot be as narrow as a phone; what the page sees can."""
-    phone = {"width": PHONE, "height": 900, "deviceScaleFactor": 1, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    pretend(browser, PHONE)
     browser.get(address)
     browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
 
@@ -72,12 +75,10 @@ def test_no_number_wraps_on_a_phone(browser: Any, address: str) -> None:
 def test_figures_have_the_schemes_colours(browser: Any, address: str) -> None:
     grounds, inks = [], []
     for scheme in ("light", "dark"):
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        pretend(browser, scheme=scheme)
         browser.get(address)
         grounds.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
         inks.append(browser.execute_script("return getComputedStyle(document.querySelector('svg text')).fill"))
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert grounds == ["rgb(255, 255, 255)", "rgb(21, 24, 29)"] and inks[0] != inks[1]
 
 
@@ -87,7 +88,18 @@ def test_a_link_to_a_folded_section_opens_it(browser: Any, address: str) -> None
 
 
 def test_the_page_prints_on_four_pages(browser: Any, address: str) -> None:
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get(address)
     printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})["data"])
     assert 2 <= len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) <= 4
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", PHONE)])
+def test_everybody_can_read_it_without_scripts(browser: Chrome, address: str, tmp_path: Path, scheme: str, width: int) -> None:
+    """axe-core finds nothing serious in figures that are text and paths, in the wide and in the narrow cut."""
+    whole = Path(address.removeprefix("file://")).read_text(encoding="utf-8")
+    page = tmp_path / "index.html"
+    page.write_text(re.sub(r"<script\b.*?</script>", "", whole, flags=re.DOTALL), encoding="utf-8")
+    pretend(browser, width, scheme)
+    browser.get(page.as_uri())
+    assert browser.execute_script("return document.querySelectorAll('.drawn svg > desc').length") == 2 * len(FIGURES)
+    assert hindrances(browser, "figure") == "[]"

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+from selenium.webdriver import Chrome
 
 from growbench import cli, report
 from growbench.analysis.comparison import analyse
@@ -26,6 +27,7 @@ from growbench.runs import chain, store, tracks
 from growbench.runs.tracks import Definition
 from growbench.tools import entered
 from growbench.tools.entered import Place
+from tests.report.browser import hindrances, pretend
 from tests.report.results import METHODS, change, read, write_results, write_run
 
 Figures = Callable[[], AbstractContextManager[None]]
@@ -113,6 +115,14 @@ def test_the_board_has_a_page_for_each_track_and_ways_there_and_back(results: Pa
             assert not anchor or anchor in pages[place or name].ids, link
         assert name == "index.html" or page.links[0] == "index.html"
     assert "../../four/report/index.html" in pages["four@2.html"].links
+
+
+@pytest.mark.parametrize(("name", "width", "scheme"), [("index.html", 1200, "dark"), ("four@2.html", 400, "light")])
+def test_everybody_can_read_the_board(browser: Chrome, board: Path, name: str, width: int, scheme: str) -> None:
+    """axe-core finds nothing serious, and only tables in their boxes scroll sideways."""
+    pretend(browser, width, scheme)
+    browser.get(board.with_name(name).as_uri())
+    assert hindrances(browser) == "[]" and browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 def test_the_page_of_an_experiment_links_to_its_tracks(results: Path, board: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-// The chart of losses against cost, on uPlot's canvas: pointed at with a pointer, or walked through with the arrow keys.
+// The chart of loss or accuracy against cost, on uPlot's canvas: pointed at with a pointer, or walked through with the arrow keys.
 "use strict";
 const chart = (() => {
   const LABEL_HEIGHT = 14, NARROW = 560, REACH = 45; // CSS pixels; within REACH a pointer means the nearest point
@@ -18,7 +18,8 @@ const chart = (() => {
       host.addEventListener("blur", () => this.choose(null));
     }
 
-    // lines: [{method, points: [{x, loss, low, high, ...}]}]; view: {x, y: [low, high], log, scale, title, target, dots, ladder}.
+    // lines: [{method, points: [{x, value, low, high, ...}]}]; view: {x, y: [low, high], log, scale, title, label, tick, target,
+    // dots, open, ladder}; a target null is none.
     draw(lines, view) {
       this.lines = lines;
       this.view = view;
@@ -37,13 +38,13 @@ const chart = (() => {
       if (this.plot && this.host.clientWidth !== this.width) this.draw(this.lines, this.view);
     }
 
-    // Two columns a line: where its losses count, and where they do not.
+    // Two columns a line: where its values count, and where they do not.
     #data() {
       const columns = this.lines.flatMap(({ points }) => {
         const x = points.map((point) => point.x);
         const unscored = points.map((point, i) => !point.scored || (i && !points[i - 1].scored));
-        return [[x, points.map((point) => (point.scored ? point.loss : null))],
-          [x, points.map((point, i) => (unscored[i] ? point.loss : null))]];
+        return [[x, points.map((point) => (point.scored ? point.value : null))],
+          [x, points.map((point, i) => (unscored[i] ? point.value : null))]];
       });
       return columns.length ? uPlot.join(columns) : [[0], []];
     }
@@ -64,17 +65,17 @@ const chart = (() => {
         axes: [
           { ...axis, label: view.title, size: 34, splits: () => ticks(...view.x, view),
             filter: (plot, splits) => splits, values: (plot, splits) => splits.map((each) => format.short(each / view.scale.size)) },
-          { ...axis, label: `${view.ladder ? "final " : ""}validation loss (nats)`, size: 52, values: (plot, splits) => splits.map((each) => format.short(each)) },
+          { ...axis, label: view.label, size: 52, values: (plot, splits) => splits.map(view.tick) },
         ],
         series: [{}, ...this.lines.flatMap((line) => this.#series(line))],
-        hooks: { drawAxes: [() => this.#drawBands()], draw: [() => this.#drawTarget(), () => this.#drawBroken(), () => this.#drawNames()] },
+        hooks: { drawAxes: [() => this.#drawBands()], draw: [() => this.#drawMarkers(), () => this.#drawTarget(), () => this.#drawBroken(), () => this.#drawNames()] },
       };
     }
 
     #series(line) {
       const { method } = line, stroke = () => this.#colour(line), width = line.grey || line.broken ? 1 : 1.7;
       const dash = method.dashes.map((length) => length * width);
-      return [{ stroke, width, dash, points: { show: this.view.ladder, size: 7, fill: stroke, stroke } },
+      return [{ stroke, width, dash, points: { show: false } },
         { stroke, width: 1.2, dash: [1.5, 2], points: { show: false } }];
     }
 
@@ -93,8 +94,8 @@ const chart = (() => {
       ctx.restore();
     }
 
-    #at(x, loss) {
-      return [this.plot.valToPos(x, "x", true), this.plot.valToPos(loss, "y", true)];
+    #at(x, value) {
+      return [this.plot.valToPos(x, "x", true), this.plot.valToPos(value, "y", true)];
     }
 
     // From the lowest seed to the highest.
@@ -116,6 +117,7 @@ const chart = (() => {
     // The target, and where methods meet it: full dots with the source free, open ones with it charged.
     #drawTarget() {
       const { target, dots, open } = this.view, ratio = devicePixelRatio;
+      if (target === null) return;
       this.#clipped((ctx) => {
         ctx.strokeStyle = colour("--soft");
         ctx.lineWidth = ratio;
@@ -126,15 +128,36 @@ const chart = (() => {
         ctx.stroke();
         ctx.setLineDash([]);
         for (const { method, x } of dots) {
-          ctx.beginPath();
-          ctx.arc(...this.#at(x, target), 4.5 * ratio, 0, 2 * Math.PI);
           ctx.fillStyle = colour(open ? "--paper" : method.variable);
           ctx.strokeStyle = colour(open ? method.variable : "--paper");
-          ctx.lineWidth = 1.5 * ratio;
-          ctx.fill();
-          ctx.stroke();
+          this.#mark(ctx, method.shape, this.#at(x, target), 10);
         }
       });
+    }
+
+    // Each method's own marker, on all budgets of a ladder, or on some points of a curve.
+    #drawMarkers() {
+      this.#clipped((ctx) => {
+        for (const line of this.lines.filter((each) => !each.grey && !each.broken)) {
+          const every = this.view.ladder ? 1 : Math.max(Math.floor(line.points.length / 5), 1);
+          ctx.fillStyle = ctx.strokeStyle = this.#colour(line);
+          line.points.forEach((point, i) => {
+            if (i % every === 0 && point.scored) this.#mark(ctx, line.method.shape, this.#at(point.x, point.value), 7);
+          });
+        }
+      });
+    }
+
+    // `size`: in CSS pixels.
+    #mark(ctx, shape, [x, y], size) {
+      const pixels = size * devicePixelRatio;
+      ctx.save();
+      ctx.translate(x, y);
+      ctx.scale(pixels, pixels);
+      ctx.lineWidth = 1.5 / size;
+      ctx.fill(new Path2D(shape));
+      ctx.stroke(new Path2D(shape));
+      ctx.restore();
     }
 
     // A cross where a run broke off.
@@ -142,7 +165,7 @@ const chart = (() => {
       this.#clipped((ctx) => {
         ctx.lineWidth = 1.5 * devicePixelRatio;
         for (const line of this.lines.filter((each) => each.broken)) {
-          const last = line.points[line.points.length - 1], [x, y] = this.#at(last.x, last.loss), arm = 3.5 * devicePixelRatio;
+          const last = line.points[line.points.length - 1], [x, y] = this.#at(last.x, last.value), arm = 3.5 * devicePixelRatio;
           ctx.strokeStyle = this.#colour(line);
           ctx.beginPath();
           for (const slope of [-1, 1]) {
@@ -159,9 +182,9 @@ const chart = (() => {
       if (!this.named) return;
       const { ctx, bbox } = this.plot, ratio = devicePixelRatio, gap = LABEL_HEIGHT * ratio;
       const ends = this.lines.filter((line) => !line.grey && !line.broken).flatMap(({ method, points }) => {
-        const seen = points.filter((point) => point.x <= this.view.x[1] && point.loss <= this.view.y[1] && point.loss >= this.view.y[0]);
+        const seen = points.filter((point) => point.x <= this.view.x[1] && point.value <= this.view.y[1] && point.value >= this.view.y[0]);
         if (!seen.length) return [];
-        const [x, y] = this.#at(seen[seen.length - 1].x, seen[seen.length - 1].loss);
+        const [x, y] = this.#at(seen[seen.length - 1].x, seen[seen.length - 1].value);
         return [{ method, x, y }];
       }).sort((a, b) => a.y - b.y);
       ctx.save();
@@ -193,7 +216,7 @@ const chart = (() => {
       const line = place && this.lines[place.line], point = line?.points[place.point];
       this.marker.hidden = !point;
       if (point) {
-        const [left, top] = [this.plot.valToPos(point.x, "x"), this.plot.valToPos(point.loss, "y")];
+        const [left, top] = [this.plot.valToPos(point.x, "x"), this.plot.valToPos(point.value, "y")];
         this.marker.style.transform = `translate(${left}px, ${top}px)`;
         this.marker.style.background = `var(${line.method.variable})`;
       }
@@ -218,15 +241,15 @@ const chart = (() => {
       let nearest = null, distance = REACH;
       this.lines.forEach(({ points }, line) => points.forEach((each, point) => {
         if (!this.#inside(each)) return;
-        const far = Math.hypot(this.plot.valToPos(each.x, "x") - left, this.plot.valToPos(each.loss, "y") - top);
+        const far = Math.hypot(this.plot.valToPos(each.x, "x") - left, this.plot.valToPos(each.value, "y") - top);
         if (far < distance) [nearest, distance] = [{ line, point }, far];
       }));
       this.choose(nearest);
     }
 
-    #inside({ x, loss }) {
+    #inside({ x, value }) {
       const { view } = this;
-      return x >= view.x[0] && x <= view.x[1] && loss >= view.y[0] && loss <= view.y[1];
+      return x >= view.x[0] && x <= view.x[1] && value >= view.y[0] && value <= view.y[1];
     }
 
     // Left and right: along a line. Up and down: to the next method, at the nearest cost. Home and End: its ends.

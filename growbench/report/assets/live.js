@@ -8,11 +8,15 @@
   const SYMBOLS = { flops: "FLOP", seconds: "s", tokens: " tokens" };
   const LEDGERS = { reuse: "free (reuse)", build: "charged (build)" };
   const PROTOCOLS = { ladder: "ladder", single: "one run's curve" };
+  const MEASURES = {
+    loss: { axis: "loss (nats)", text: format.loss, tick: format.short },
+    accuracy: { axis: "accuracy", text: format.percent, tick: (share) => `${format.short(100 * share)} %` },
+  };
   const SCALES = { log: "log", linear: "linear" };
 
   const data = JSON.parse(document.getElementById("live-data").textContent);
   for (const { curve } of data.runs.filter((run) => run.curve)) {
-    for (const key of ["step", "tokens", "flops", "seconds", "loss", "scored", "phase"]) curve[key] = unpacked(curve[key]);
+    for (const key of Object.keys(curve).filter((key) => key !== "phases")) curve[key] = unpacked(curve[key]);
   }
   const protocols = data.climbers.length ? PROTOCOLS : { single: PROTOCOLS.single };
   const axes = Object.fromEntries(Object.entries(AXES).filter(([axis]) => axis === "tokens" || data.units.includes(axis)));
@@ -24,8 +28,8 @@
 
   // State, and the address that keeps it
 
-  const START = { target: null, axis: "flops", scale: "log", ledger: "reuse", protocol: Object.keys(protocols)[0], near: false, hide: [] };
-  const CHOICES = { axis: axes, scale: SCALES, ledger: LEDGERS, protocol: protocols };
+  const START = { target: null, measure: "loss", axis: "flops", scale: "log", ledger: "reuse", protocol: Object.keys(protocols)[0], near: false, hide: [] };
+  const CHOICES = { measure: Object.fromEntries(data.measures.map((measure) => [measure, measure])), axis: axes, scale: SCALES, ledger: LEDGERS, protocol: protocols };
   let state = { ...START };
 
   function address() {
@@ -86,7 +90,7 @@
     number.addEventListener("change", () => change({ target: number.valueAsNumber > 0 ? number.valueAsNumber : null }));
     reset.addEventListener("click", () => change({ target: null }));
     const element = made("div", { class: "live-target" }, made("label", { for: slider.id }, "Target loss"), slider,
-      made("label", { for: number.id, class: "live-unseen" }, "Target loss, in nats"), number, reset);
+      made("label", { for: number.id, class: "unseen" }, "Target loss, in nats"), number, reset);
     return { slider, number, reset, element };
   }
 
@@ -110,7 +114,8 @@
   }
 
   function toggle(method) {
-    const button = made("button", { type: "button", "data-method": method.name }, ...savings.name(method));
+    const button = made("button", { type: "button", "data-method": method.name }, ...savings.name(method),
+      made("span", { class: "live-final" }));
     button.addEventListener("click", () => change({
       hide: state.hide.includes(method.name) ? state.hide.filter((name) => name !== method.name) : [...state.hide, method.name],
     }));
@@ -128,7 +133,7 @@
   function build(host) {
     near.addEventListener("change", () => change({ near: near.checked }));
     const choices = [
-      choice("Cost in", "axis", axes), choice("Axis of cost", "scale", SCALES), choice("Small model", "ledger", LEDGERS),
+      ...(data.measures.length > 1 ? [choice("Validation", "measure", CHOICES.measure)] : []), choice("Cost in", "axis", axes), choice("Axis of cost", "scale", SCALES), choice("Small model", "ledger", LEDGERS),
       ...(data.climbers.length ? [choice("Read off", "protocol", PROTOCOLS)] : []),
     ];
     legend.append(...data.methods.map(toggle));
@@ -163,6 +168,7 @@
       reset.disabled = state.target === null;
     }
     near.checked = state.near;
+    near.disabled = state.measure !== "loss";
     for (const [key, buttons] of Object.entries(radios)) {
       for (const [button] of buttons) button.checked = state[key] === button.value;
     }
@@ -170,36 +176,45 @@
     for (const button of legend.children) {
       button.setAttribute("aria-pressed", String(!state.hide.includes(button.dataset.method)));
       button.hidden = !present.includes(button.dataset.method);
+      button.querySelector(".live-final").textContent = button.hidden ? "" : finalOf(button.dataset.method);
     }
   }
 
-  const drawnOf = remembered((name, protocol, ledger) => {
+  const drawnOf = remembered((name, protocol, ledger, measure) => {
     const own = runs[protocol].all(name);
-    return [...curves.broken(own, protocol, ledger), curves.ofMethod(own, protocol, ledger)];
+    return [...curves.broken(own, protocol, ledger, measure), curves.ofMethod(own, protocol, ledger, measure)];
   });
+
+  // A method's mean at the end of the full budget.
+  function finalOf(name) {
+    const { points } = drawnOf(name, state.protocol, state.ledger, state.measure).at(-1);
+    const last = state.protocol === "ladder" ? points.find((point) => point.budget === 1) : points[points.length - 1];
+    return last ? MEASURES[state.measure].text(last.value) : "";
+  }
 
   // Of many lines only those of named methods have colours and names; grey ones lie below them.
   function linesShown() {
-    const { axis, ledger, protocol, hide } = state;
+    const { measure, axis, ledger, protocol, hide } = state;
     const lines = methodsOf(protocol).filter((method) => !hide.includes(method.name)).flatMap((method) =>
-      drawnOf(method.name, protocol, ledger).map((line) => ({
+      drawnOf(method.name, protocol, ledger, measure).map((line) => ({
         ...line, method, points: line.points.map((point) => ({ ...point, x: point[axis] })).filter((point) => isFinite(point.x)),
       }))).filter((line) => line.points.length);
     const many = lines.length > data.few;
     return lines.map((line) => ({ ...line, grey: many && !line.method.named })).sort((a, b) => b.grey - a.grey);
   }
 
-  function showChart(target, judged) {
-    const { axis, ledger, protocol, near: cropped } = state, ladder = protocol === "ladder", log = state.scale === "log";
-    const lines = linesShown(), { x, y } = curves.ranges(lines, { target, log, ladder, cropped, scratch: SCRATCH });
+  function showChart(meanTarget, judged) {
+    const { measure, axis, ledger, protocol, near: cropped } = state, ladder = protocol === "ladder", log = state.scale === "log";
+    const target = measure === "loss" ? meanTarget : null, lines = linesShown(), { x, y } = curves.ranges(lines, { target, log, ladder, cropped, scratch: SCRATCH });
     const dots = lines.filter((line) => !line.grey && !line.broken && axis !== "tokens").flatMap(({ method }) => {
       const cost = judged.get(method.name)?.cost;
       return isFinite(cost) ? [{ method, x: cost }] : [];
     });
     const scale = format.scale(x[1], SYMBOLS[axis]);
     const title = `${TITLES[axis]}${ladder ? " of a whole run" : ""} (${scale.name.trim()})${log ? ", log scale" : ""}`;
-    drawing.draw(lines, { x, y, log, scale, title, target, dots, open: ledger === "build", ladder });
-    view.setAttribute("aria-label", `Validation loss against ${TITLES[axis].toLowerCase()}: lines of ${new Set(lines.map((line) => line.method.name)).size} methods`);
+    const label = `${ladder ? "final " : ""}validation ${MEASURES[measure].axis}`, { tick } = MEASURES[measure];
+    drawing.draw(lines, { x, y, log, scale, title, label, tick, target, dots, open: ledger === "build", ladder });
+    view.setAttribute("aria-label", `Validation ${measure} against ${TITLES[axis].toLowerCase()}: lines of ${new Set(lines.map((line) => line.method.name)).size} methods`);
   }
 
   // Of a chosen point.
@@ -208,12 +223,13 @@
       readout.textContent = "";
       return;
     }
-    const band = point.seeds > 1 ? ` (${format.loss(point.low)} to ${format.loss(point.high)} over seeds ${line.seeds.join(", ")})` :
+    const { text } = MEASURES[state.measure];
+    const band = point.seeds > 1 ? ` (${text(point.low)} to ${text(point.high)} over seeds ${line.seeds.join(", ")})` :
       ` (seed ${line.seeds.join(", ")})`;
     const where = point.step === undefined ? `budget ${format.digits(100 * point.budget)} %` : `step ${point.step}, phase ${point.phase}`;
     const uncounted = (point.scored ? "" : ", not scored") + (line.broken ? ", of a run that did not finish" : "");
     readout.replaceChildren(...savings.name(method),
-      ` loss ${format.loss(point.loss)}${band}, ${where}${uncounted}, ${format.quantity(point.x, SYMBOLS[state.axis])}`);
+      ` ${state.measure} ${text(point.value)}${band}, ${where}${uncounted}, ${format.quantity(point.x, SYMBOLS[state.axis])}`);
   }
 
   function showSavings(read, target, judged) {
@@ -222,7 +238,7 @@
       const found = Object.fromEntries(Object.keys(LEDGERS).map((ledger) => [ledger, judged[ledger].get(method.name)]));
       return savings.row(method, found, read.reached(method.name), kept.seeds(method.name).length, data.chips);
     });
-    head.replaceChildren(made("caption", { class: "live-unseen" }, "Savings at the target loss"), savings.table(unit()), made("tbody", {}, ...rows));
+    head.replaceChildren(made("caption", { class: "unseen" }, "Savings at the target loss"), savings.table(unit()), made("tbody", {}, ...rows));
     head.className = `live-table live-by-${state.ledger}`;
     said.textContent = summary(read, target, judged);
   }

@@ -72,7 +72,8 @@ const savings = (() => {
     }
     const at = place(saving.mean);
     if (saving.relation === "=") {
-      picture.append(made("circle", { cx: at, cy: middle, r: 4, stroke: colour, "stroke-width": 1.5, fill: ledger === "reuse" ? colour : "var(--paper)" }));
+      picture.append(made("path", { d: method.shape, transform: `translate(${at} ${middle}) scale(9)`, stroke: colour, "stroke-width": 0.15,
+        fill: ledger === "reuse" ? colour : "var(--paper)" }));
     } else picture.append(arrow(at, saving.relation === "<" ? -1 : 1, colour));
     return picture;
   }
