@@ -17,7 +17,7 @@ from growbench.config import loading
 from growbench.config.schema import Experiment
 from growbench.console import say
 from growbench.elapsed import Part, elapsed, table
-from growbench.errors import UsageError, did_you_mean
+from growbench.errors import UsageError, closest
 from growbench.tools import listing, stages
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def show(options: argparse.Namespace) -> int:
     else:
         known = [*registry.names(), *loading.available(), *registry.architecture_summaries()]
         if name not in known and not registry.is_foreign(name):
-            raise UsageError(f"unknown name {name!r}: {did_you_mean(name, known)}")
+            raise UsageError(f"unknown name {name!r}: {closest(name, known)}growbench list shows all names")
         from growbench.tools import cards
 
         print(cards.card(registry.get(name)))

@@ -37,5 +37,10 @@ def check_name(what: str, name: str) -> None:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A known name that is close, if there is one, then all known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return (f"did you mean {close[0]}? " if close else "") + f"known: {', '.join(known) or 'none'}"
+    return closest(name, known) + f"known: {', '.join(known) or 'none'}"
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A question that names a known name, and a space; empty if none is close."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""

@@ -150,7 +150,8 @@ def named(specs: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dic
         found[name] = spec
     for name in options:
         if name not in found and name not in known:
-            raise UsageError(f"hyperparameters for {name!r}: {did_you_mean(name, {*found, *known})}")
+            near = did_you_mean(name, {*found, *known})
+            raise UsageError(f"hyperparameters for {name!r}, which is no method and no table of an experiment: {near}")
     return found
 
 

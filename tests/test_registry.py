@@ -290,7 +290,7 @@ def test_an_impossible_hyperparameter_is_refused(method: str, option: str, value
 
 def test_hyperparameters_of_an_unknown_method_are_refused(mine: Path) -> None:
     """A misspelt name would be ignored silently; a known method that does not take part may have some."""
-    with pytest.raises(UsageError, match="hyperparameters for 'ligoo': did you mean ligo"):
+    with pytest.raises(UsageError, match="no method and no table of an experiment: did you mean ligo"):
         registry.get_all(["scratch"], {"ligoo": {"operator_steps": 3}})
     registry.get_all(["scratch"], {"ligo": {"operator_steps": 3}})
     assert registry.get_all(["scratch", str(mine)], {"mine": {"share": 0.1}})[1].method.share == 0.1  # type: ignore[attr-defined]

@@ -15,12 +15,11 @@ from growbench.config.schema import ModelConfig
 from growbench.method import Method
 from growbench.method.options import is_common
 from growbench.registry import Found
-
-COLUMNS = 100
+from growbench.tools.listing import COLUMNS
 
 
 def card(found: Found) -> str:
-    """The card under the method's name, at most 100 columns wide."""
+    """The card under the method's name, as wide as a terminal of 80 columns."""
     cls = type(found.method)
     lines = [found.name]
     for part in parts(found.method):
@@ -67,7 +66,8 @@ def _weight(row: Row) -> tuple[str, str, str, str, str]:
 
 
 def _wrapped(text: str, indent: int, further: int) -> list[str]:
-    return textwrap.wrap(text, COLUMNS, initial_indent=" " * indent, subsequent_indent=" " * further)
+    margins = {"initial_indent": " " * indent, "subsequent_indent": " " * further}
+    return textwrap.wrap(text, COLUMNS, break_on_hyphens=False, **margins)
 
 
 def _setting(field: dataclasses.Field[object]) -> str:

@@ -13,7 +13,7 @@ from growbench import registry
 from growbench.config.loading import File
 from growbench.costs.hardware import choose_device
 from growbench.data.shapes import vocabulary_size
-from growbench.formatting import counted, digits, quantity
+from growbench.formatting import counted, quantity
 from growbench.planning.plan import Unplannable
 from growbench.runs import store
 from growbench.tools import dry_run, shares, stages
@@ -28,10 +28,10 @@ SAME: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Command:
-    """`growbench run` for some runs. `hours`: of training, without evaluations; None: not known."""
+    """`growbench run` for some runs. `seconds`: of training, without evaluations; None: not known."""
 
     arguments: tuple[str, ...]
-    hours: float | None
+    seconds: float | None
 
     @property
     def text(self) -> str:
@@ -50,15 +50,15 @@ class JobList:
     @property
     def text(self) -> str:
         commands = [*self.sources, *self.runs]
-        total = sum(command.hours or 0.0 for command in commands)
+        total = quantity(sum(command.seconds or 0.0 for command in commands), "s")
         width = max(len(command.text) for command in commands)
         lines = [
-            f"# {counted(len(commands), 'command')}, about {digits(total)} h of training at {quantity(self.speed, 'FLOP/s')}",
+            f"# {counted(len(commands), 'command')}, about {total} of training at {quantity(self.speed, 'FLOP/s')}",
             "# Each may be given again: what is done is skipped, what was interrupted goes on.",
         ]
         for said, group in (("# first:", self.sources), ("# then, in any order, on any number of machines:", self.runs)):
             lines += [said] * bool(group)
-            lines += [f"{c.text:<{width}}  # {'unknown' if c.hours is None else f'{digits(c.hours)} h'}" for c in group]
+            lines += [f"{c.text:<{width}}  # {'unknown' if c.seconds is None else quantity(c.seconds, 's')}" for c in group]
         return "\n".join([*lines, "# last:", self.report])
 
 
@@ -76,18 +76,18 @@ def job_list(options: argparse.Namespace, specs: Sequence[str]) -> JobList:
         for share in budgets.of(found.name)
     }
 
-    def hours(flops: Sequence[float | None]) -> float | None:
-        return None if None in flops else sum(filter(None, flops)) / speed / 3600
+    def seconds(flops: Sequence[float | None]) -> float | None:
+        return None if None in flops else sum(filter(None, flops)) / speed
 
     def command(unit: Unit) -> Command:
         # scratch's budgets follow from all methods under the protocol equal-cost
         asked = ",".join(specs) if options.protocol == "equal-cost" else spec_of[unit.method]
-        time = hours([spent[unit.method, share] for share in unit.shares])
+        time = seconds([spent[unit.method, share] for share in unit.shares])
         return Command(_arguments(options, asked, unit.seed, ",".join(unit.runs)), time)
 
     grown = [found.name for found in methods if found.method.uses_source]
     first = [
-        Command(_arguments(options, spec_of[grown[0]], seed, store.name(registry.SOURCE, seed)), hours([_spent(row)]))
+        Command(_arguments(options, spec_of[grown[0]], seed, store.name(registry.SOURCE, seed)), seconds([_spent(row)]))
         for row in sources
         for seed in options.seeds
     ]

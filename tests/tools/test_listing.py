@@ -58,7 +58,9 @@ def test_a_card_is_shown_of_every_kind_of_name(capsys: pytest.CaptureFixture[str
     assert printed(capsys, "show", "gpt2") == printed(capsys, "list", "weights", "gpt2")
     assert cli.main(["show", "gtp2-tiny"]) == cli.main(["show", "./absent.py"]) == cli.main(["show", "absent.toml"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3 and lines[0].startswith("growbench: unknown name 'gtp2-tiny': did you mean gpt2-tiny? known: bert,")
+    assert len(lines) == 3 and lines[0].startswith(
+        "growbench: unknown name 'gtp2-tiny': did you mean gpt2-tiny? growbench list shows all names"
+    )
 
 
 def test_a_report_is_opened_in_a_browser(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
