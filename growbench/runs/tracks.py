@@ -209,6 +209,8 @@ def load(folder: Path) -> Track:
     """The track in a folder, its runs still unread. Raises UsageError for what is none, and for files that were changed."""
     if not VERSIONED.fullmatch(folder.name):
         raise UsageError(f"{folder}: a track's folder is named NAME@VERSION, as gpt2-tiny@1")
+    if (folder / ENTRIES).is_symlink():
+        raise UsageError(f"{folder / ENTRIES}: must be a folder, and no link")
     definition, *entries = chain.contents(folder).items()
     track = Track(folder, _parsed(Definition, folder, *definition), [_parsed(Entry, folder, *entry) for entry in entries])
     if digest_of_configuration(track.definition.configuration) != track.definition.configuration_sha256:

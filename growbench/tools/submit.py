@@ -6,6 +6,7 @@ import hashlib
 import shlex
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def submit(request: Request) -> str:
         submitted.plausible(track, run)
     found = entered.found_of(runs[0].record, request.code)
     vocabulary = submitted.vocabulary_of(track, runs[0])
+    submitted.as_declared(track, runs, found)
     unplanned = submitted.as_planned(runs, found, vocabulary)
     code = _code(found)
     made = _entry(request, track, runs, code)
@@ -89,23 +91,17 @@ def _entry(request: Request, track: Track, runs: Sequence[Run], code: Path | Non
 def _written(request: Request, track: Track, made: Entry, runs: Sequence[Run], code: Path | None) -> str:
     """Write the entry into the track, or below --out. The chain comes last: without it, the entry is not there."""
     out = request.out / track.name if request.out else track.folder
-    content = tracks.text(made)
-    extended = chain.extended(track.folder, made.file, content.encode())
-    place = out / made.runs
-    if place.is_symlink():
-        raise UsageError(f"{place}: must be a folder, and no link")
-    shutil.rmtree(place, ignore_errors=True)  # of a submission that was broken off
+    extended = chain.extended(track.folder, made.file, tracks.text(made).encode())
+    for place in (out / tracks.ENTRIES, out / made.runs):
+        if place.is_symlink():
+            raise UsageError(f"{place}: must be a folder, and no link")
+    if own := [run.folder for run in runs if run.folder.resolve().is_relative_to((out / made.runs).resolve())]:
+        raise UsageError(f"{own[0]}: lies where the entry is laid out, which begins empty")
     try:
-        for run in runs:
-            make_folder(place / run.name)
-            for name in tracks.EVIDENCE:
-                if (run.folder / name).is_file():
-                    shutil.copyfile(run.folder / name, place / run.name / name)
-        if code:
-            shutil.copyfile(code, out / made.code)
-        write_text(out / made.file, content)
+        _lay_out(out, made, runs, code)
         write_text(out / chain.FILE, extended)
     except OSError as error:
+        _remove(out, made)
         raise UsageError(f"cannot write the entry to {out}: {error.strerror}; choose another folder with --out") from error
     supersedes = f", which supersedes {made.method}@{made.number - 1}" if made.number > 1 else ""
     quoted = shlex.quote(str(out))
@@ -115,3 +111,27 @@ def _written(request: Request, track: Track, made: Entry, runs: Sequence[Run], c
         f"git add {shlex.quote(str(track.folder))}, commit, and open a pull request",
     ]
     return "\n".join([f"entry: {out / made.file}{supersedes}", *(f"next: {step}" for step in steps)])
+
+
+def _lay_out(out: Path, made: Entry, runs: Sequence[Run], code: Path | None) -> None:
+    """Write the entry, its runs and its code. What was written is removed if that fails."""
+    _remove(out, made)  # of a submission that was broken off
+    try:
+        for run in runs:
+            place = out / made.runs / run.name
+            make_folder(place)
+            for name in tracks.EVIDENCE:
+                if (run.folder / name).is_file():
+                    shutil.copyfile(run.folder / name, place / name)
+        if code:
+            shutil.copyfile(code, out / made.code)
+        write_text(out / made.file, tracks.text(made))
+    except BaseException:
+        _remove(out, made)
+        raise
+
+
+def _remove(out: Path, made: Entry) -> None:
+    shutil.rmtree(out / made.runs, ignore_errors=True)
+    with suppress(OSError):
+        (out / made.file).unlink()

@@ -28,6 +28,7 @@ from growbench.tools.reproduce import experiment_of
 from growbench.training.parallel import Parallel
 
 HIGHEST_LOSS = 100.0  # nats: of no vocabulary is that of a guess so high
+LARGEST_GAP = 0.1  # nats between a curve's end and the loss on the whole split, beyond scratch's; in committed runs up to 0.03
 ROUNDING = 1e-9  # relative: FLOPs per step are means over a phase's steps
 
 
@@ -99,7 +100,8 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     ours, theirs = dict(_flat(wanted)), dict(_flat(found))
     for key in (*ours, *theirs):
         if ours.get(key) != theirs.get(key):
-            return f"{key} is {theirs.get(key, 'missing')!r}, and must be {ours.get(key, 'missing')!r}"
+            found, needed = (repr(table[key]) if key in table else "missing" for table in (theirs, ours))
+            return f"{key} is {found}, and must be {needed}"
     return ""
 
 
@@ -114,12 +116,12 @@ def _flat(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 def plausible(track: Track, run: Run) -> None:
     """Raise UsageError unless the curve is one that the benchmark writes, and agrees with the record."""
     if wrong := _implausible(track, run):
-        raise UsageError(f"{run.folder}: {curve.FILE} is not plausible: {wrong}")
+        raise UsageError(f"{run.folder}: is not plausible: {wrong}")
 
 
 def _implausible(track: Track, run: Run) -> str:
     """What is wrong; empty if nothing is."""
-    rows, record = run.curve, run.record
+    rows = run.curve
     for column in ("step", "tokens", "flops", "seconds"):
         if not all(column in row for row in rows) or any(b[column] < a[column] for a, b in itertools.pairwise(rows)):
             return f"{column} is missing or falls"
@@ -129,12 +131,33 @@ def _implausible(track: Track, run: Run) -> str:
                 return f"{column} is {loss:g} at step {row['step']}"
     if wrong := _wrong_places(track, run):
         return wrong
+    return _wrong_sums(run) or _wrong_end(track, run) or _wrong_documents(track, run)
+
+
+def _wrong_sums(run: Run) -> str:
+    """Where the record's totals are not those of its phases and its curve."""
+    rows, record = run.curve, run.record
     charged = record.cost.charged(Unit.FLOPS, Ledger.REUSE)
     spent = sum((phase.growth_flops or 0) + phase.steps * _per_step(phase.flops_per_step) for phase in record.phases)
     for what, flops in ("the curve ends at", rows[-1]["flops"]), ("the phases take", spent):
         if not math.isclose(flops, charged, rel_tol=ROUNDING):
             return f"{what} {flops:.6g} FLOPs, and {charged:.6g} are charged"
-    return _wrong_documents(track, run)
+    for what, stated, counted in (
+        ("steps", record.steps, sum(phase.steps for phase in record.phases)),
+        ("tokens", record.tokens, rows[-1]["tokens"]),
+    ):
+        if stated != counted:
+            return f"{store.RECORD} says {stated} {what}, and there are {counted}"
+    return ""
+
+
+def _wrong_end(track: Track, run: Run) -> str:
+    """What is wrong with the curve's last loss: it is of a part of the validation split, of which the record has the whole."""
+    scratch = next(each for each in track.frozen if each.record.method == SCRATCH and each.record.seed == run.record.seed)
+    gap, usual = (each.curve_loss - each.final_loss for each in (run, scratch))
+    if not abs(gap - usual) <= LARGEST_GAP:
+        return f"its curve ends {gap:+.3f} nats beside its loss on the whole validation split, and scratch's {usual:+.3f}"
+    return ""
 
 
 def _wrong_places(track: Track, run: Run) -> str:
@@ -177,6 +200,19 @@ def vocabulary_of(track: Track, run: Run) -> int:
     if data.fingerprint != track.definition.configuration.get("fingerprint"):
         raise UsageError(f"{run.folder}: its data has another fingerprint here than on {track.name}")
     return data.vocabulary
+
+
+def as_declared(track: Track, runs: Sequence[Run], found: Found) -> None:
+    """Raise UsageError unless runs are charged what their source cost on the track, and are marked as their method is."""
+    method = found.method
+    sources = {run.record.seed: run.cost(Unit.FLOPS, Ledger.REUSE) for run in track.frozen if run.record.method == SOURCE}
+    for run in runs:
+        for mark in ("control", "keeps_source"):
+            if (stated := getattr(run.record, mark)) != (own := getattr(method, mark)):
+                raise UsageError(f"{run.folder}: {mark} is {stated}, and {own} in {found.name}")
+        charged, cost = run.source_cost(Unit.FLOPS), sources.get(run.record.seed) if method.uses_source else 0.0
+        if cost is not None and not math.isclose(charged, cost, rel_tol=ROUNDING):
+            raise UsageError(f"{run.folder}: is charged {charged:.6g} FLOPs for its source, which cost {cost:.6g}")
 
 
 def as_planned(runs: Sequence[Run], found: Found, vocabulary: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from growbench.planning.budgets import Budgets
 from growbench.runs import chain, tracks
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
+from growbench.tools import submit
 from growbench.training.parallel import Parallel
 from tests.conftest import WriteMiniature
 
@@ -246,6 +248,10 @@ def lower(rows: list[dict[str, Any]]) -> None:
     rows[-1]["val_loss"] = -1.0
 
 
+def flattered(rows: list[dict[str, Any]]) -> None:
+    rows[-1]["val_loss"] -= 0.5
+
+
 def backwards(rows: list[dict[str, Any]]) -> None:
     rows[3]["step"] = 1
 
@@ -267,6 +273,7 @@ def cheaper(rows: list[dict[str, Any]]) -> None:
     ("change", "said"),
     [
         (lower, "val_loss is -1 at step"),
+        (flattered, "nats beside its loss on the whole validation split"),
         (backwards, "line 4, step 1, does not follow step 2"),
         (not_finite, "line 3 is not an evaluation"),
         (fewer, "the evaluations are at other steps than those of 12 steps in 2 phases"),
@@ -301,6 +308,11 @@ def half_the_cost(record: dict[str, Any]) -> None:
         (lambda record: record["config"]["method"].update(share=0.5), "has other hyperparameters"),
         (lambda record: record["config"].update(stop_at_loss=5.0), "stopped at a target"),
         (lambda record: record.update(method="../../x"), "method is '../../x'"),
+        (lambda record: record.update(steps=7), "run.json says 7 steps, and there are 12"),
+        (lambda record: record.update(tokens=7), "run.json says 7 tokens, and there are"),
+        (lambda record: record.update(control=True), "control is True, and False in mine"),
+        (lambda record: record["cost"]["flops"].update(source=5), "is charged 5 FLOPs for its source, which cost 0"),
+        (lambda record: record["config"]["experiment"].update(extra=1), "extra is 1, and must be missing"),
         (lambda record: record["sha256"].pop("curve.jsonl"), "was stored by an earlier version, without digests"),
     ],
 )
@@ -317,6 +329,16 @@ def test_a_run_that_is_cheaper_than_its_plan_is_refused(place: Place, capsys: py
         place.change(run, half_the_cost)
         place.change_rows(run, cheaper)
     refused(place, "differs from the plan of mine", capsys)
+
+
+def test_a_source_that_is_said_to_be_free_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    others = [place.run(run.replace("mine", "direct_copy")) for run in ALL]
+    free = [shutil.copytree(run, place.root / run.name) for run in others]
+    for run in free:
+        record = json.loads((run / "run.json").read_text())
+        record["cost"]["flops"]["source"] = 0
+        (run / "run.json").write_text(json.dumps(record))
+    refused(place, "is charged 0 FLOPs for its source, which cost", capsys, *free, code=False)
 
 
 def test_other_losses_by_document_are_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,7 +402,30 @@ def test_an_entry_is_not_written_through_a_link(place: Place, capsys: pytest.Cap
     (place.root / "elsewhere").mkdir()
     (place.track / "entries/mine@1").symlink_to(place.root / "elsewhere")
     refused(place, "entries/mine@1: must be a folder, and no link", capsys)
-    assert not any((place.root / "elsewhere").iterdir())
+    (place.track / "entries/mine@1").unlink()
+    (place.track / "entries").rename(place.root / "entries")
+    (place.track / "entries").symlink_to(place.root / "entries")
+    refused(place, "miniature@1/entries: must be a folder, and no link", capsys)
+    assert not any((place.root / "elsewhere").iterdir()) and not (place.root / "entries/mine@1").exists()
+
+
+def test_nothing_is_left_of_an_entry_that_cannot_be_written(
+    place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        if path.name == chain.FILE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_text(text)
+
+    monkeypatch.setattr(submit, "write_text", full)
+    refused(place, "No space left on device; choose another folder", capsys)
+    assert not (place.track / "entries/mine@1").exists()
+
+
+def test_runs_are_not_taken_from_where_they_are_laid_out(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    laid_out = place.track / "entries/mine@1"
+    shutil.copytree(place.results / "miniature", laid_out)
+    refused(place, "lies where the entry is laid out", capsys, *(laid_out / run for run in ALL))
 
 
 def test_an_edited_entry_is_refused_by_every_command(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
