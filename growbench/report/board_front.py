@@ -23,7 +23,7 @@ def figure(comparison: Comparison) -> Callable[[pd.DataFrame, float], Figure]:
     """Draws the table of growbench.analysis.standing.pareto. Methods on the front, scratch and controls among them, are named."""
 
     def draw(data: pd.DataFrame, width: float) -> Figure:
-        named = [comparison.label(method) for ledger in Ledger for method in data.loc[data[front(ledger)], columns.METHOD]]
+        named = list(dict.fromkeys(label for ledger in Ledger for label in members(data, comparison, ledger)))
         height = drawing.high_enough(3.0, named)
         drawn, both = drawing.panels(width, [height], 2, drawing.Frame(0.6, 0.3 + drawing.room(named), 0.4))
         for axes, ledger in zip(both, Ledger, strict=True):

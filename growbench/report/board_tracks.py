@@ -21,7 +21,7 @@ from growbench.registry import SCRATCH
 from growbench.report import board_entries, board_front, drawing, parts, sheets
 from growbench.report.board_entries import said_protocol, said_seeds
 from growbench.report.cells import saving_of
-from growbench.report.headline import headline, urgent
+from growbench.report.headline import sentences, urgent
 from growbench.report.looks import looks
 from growbench.report.parts import MethodName
 from growbench.runs import tracks
@@ -209,7 +209,7 @@ def _track_page(standing: Standing, front: pd.DataFrame, draft: Path, out: Path)
         seeds=said_seeds(track.definition),
         protocol=said_protocol(track.definition),
         head=track.head,
-        headline=headline(comparison),
+        headline=[parts.unbroken(sentence) for sentence in sentences(comparison)],
         urgent=urgent(comparison),
         single=len(track.definition.seeds) == 1,
         images=images,

@@ -32,7 +32,7 @@ const format = (() => {
 
   function quantity(value, unit) {
     const { name, size } = scale(Math.abs(value), unit);
-    return `${digits(value / size)} ${name}`.trimEnd();
+    return `${digits(value / size)}${BLANK}${name}`.trimEnd();
   }
 
   const percentTo = (share, places) =>
