@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
@@ -28,6 +28,7 @@ settings.load_profile("any machine")
 # both are read once, when the first test imports huggingface_hub, and torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small train twice as fast on one thread
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # torch's own processes to compile in have nothing to do
 
 gc.disable()  # while libraries are imported, whose objects stay; until pytest_collection_finish
 
@@ -132,17 +133,23 @@ def no_flushing() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def figures() -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Reports hold their figures' data, but no figures: these take most of the time. `with figures():` they are drawn."""
+def figures() -> Iterator[Callable[..., AbstractContextManager[None]]]:
+    """Reports hold their figures' data, but no figures: these take most of the time. `with figures():` they are drawn.
+
+    `with figures(NAME):` those of the given names are.
+    """
     from growbench.report import drawing
     from tests.figures import data_alone
 
     save = drawing.save
 
     @contextmanager
-    def drawn() -> Iterator[None]:
+    def drawn(*names: str) -> Iterator[None]:
+        def of_names(name: str, *rest: Any) -> drawing.Cuts:
+            return save(name, *rest) if not names or name in names else data_alone(name, *rest)
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(drawing, "save", save)
+            patch.setattr(drawing, "save", of_names)
             yield
 
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,8 @@ MODULES = (
     "growbench.runs.benchmark",
     "growbench.report",
     "growbench.tools.tune",
+    "hypothesis",
+    "pytest",
     "torch._dynamo",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",

@@ -75,20 +75,26 @@ def savings_curve(comparison: Comparison, unit: Unit = Unit.FLOPS) -> pd.DataFra
     after isotonic regression; the saving of the means is 1 - the geometric mean of the ratios of costs.
     """
     reading = comparison.single
-    scratch = reading.scratch_curves[unit]
-    rows = []
+    levels = _levels(comparison.of(SCRATCH), comparison.target_loss)
+    scratch = {seed: [curve.meets(level) for level in levels] for seed, curve in reading.scratch_curves[unit].items()}
+    rows: list[tuple[Any, ...]] = []
     for ledger in Ledger:
         for method in comparison.methods:
             seeds = [seed for seed in reading.seeds(method) if seed in scratch]
-            if method == SCRATCH or not seeds or comparison.of(method, finished=False):
+            if method == SCRATCH or not levels or not seeds or comparison.of(method, finished=False):
                 continue
-            curves = {seed: reading.curve(method, seed, Question.of(unit, ledger)) for seed in seeds}
-            for level in _levels(comparison.of(SCRATCH), comparison.target_loss):
-                costs = np.array([[curves[seed].meets(level), scratch[seed].meets(level)] for seed in seeds])
-                if np.isfinite(costs).all() and (costs[:, 1] > 0).all():
-                    ratios = costs[:, 0] / costs[:, 1]
-                    with np.errstate(divide="ignore"):  # a model that is there as it is grown may have cost nothing
-                        rows.append((method, ledger, level, 1 - gmean(ratios), 1 - max(ratios), 1 - min(ratios)))
+            curves = [reading.curve(method, seed, Question.of(unit, ledger)) for seed in seeds]
+            own = np.array([[curve.meets(level) for curve in curves] for level in levels])
+            reference = np.array([scratch[seed] for seed in seeds]).T
+            reached = (np.isfinite(own) & np.isfinite(reference) & (reference > 0)).all(axis=1)
+            if not reached.any():
+                continue
+            ratios = own[reached] / reference[reached]
+            with np.errstate(divide="ignore"):  # a model that is there as it is grown may have cost nothing
+                means = gmean(ratios, axis=1)
+            passed = np.array(levels)[reached]
+            ends = zip(passed, 1 - means, 1 - ratios.max(axis=1), 1 - ratios.min(axis=1), strict=True)
+            rows += [(method, ledger, *each) for each in ends]
     return pd.DataFrame(rows, columns=[columns.METHOD, columns.LEDGER, columns.LOSS, *SAVED])
 
 

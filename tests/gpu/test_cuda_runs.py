@@ -75,12 +75,12 @@ def test_a_killed_run_resumes_to_the_same_losses(
 
 def test_a_ladder_equals_runs_of_their_own(miniature: Path, tmp_path: Path, device: torch.device) -> None:
     """A rung branches off the longest run's checkpoint, on the device, and ends as a run of that length alone."""
-    wsd = ["--methods", "bert2bert", "--set", "train.schedule=wsd", "--set", "source.steps=12"]
-    run(miniature, tmp_path / "ladder", device, *wsd, "--set", "train.steps=20", "--protocol", "ladder", "--budgets", "0.4,1")
-    run(miniature, tmp_path / "alone", device, *wsd, "--set", "train.steps=8")
+    wsd = ["--methods", "bert2bert", "--set", "train.schedule=wsd", "--set", "source.steps=4"]
+    run(miniature, tmp_path / "ladder", device, *wsd, "--set", "train.steps=10", "--protocol", "ladder", "--budgets", "0.4,1")
+    run(miniature, tmp_path / "alone", device, *wsd, "--set", "train.steps=4")
     rung, alone = "bert2bert-seed0-budget0.4", "bert2bert-seed0"
     assert losses(tmp_path / "ladder", rung) == pytest.approx(losses(tmp_path / "alone", alone), rel=1e-5)
-    assert len(losses(tmp_path / "ladder", rung)) == 9
+    assert len(losses(tmp_path / "ladder", rung)) == 5
     stored = record(tmp_path / "ladder", rung)
     assert stored["inherited"]["flops"] > 0 < stored["inherited"]["seconds"]
     assert stored["cost"]["flops"]["train"] == record(tmp_path / "alone", alone)["cost"]["flops"]["train"]

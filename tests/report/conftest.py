@@ -16,7 +16,7 @@ from growbench import report
 from tests.report import browser as browsers
 from tests.report.results import METHODS, change, fail, write_results, write_run
 
-Figures = Callable[[], AbstractContextManager[None]]
+Figures = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="session")

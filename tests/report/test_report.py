@@ -121,7 +121,7 @@ def test_a_text_experiment_has_no_accuracy(made: Path) -> None:
 
 def test_an_image_experiment_has_accuracy_in_table_and_plot(tmp_path: Path, figures: Figures) -> None:
     folder = of_images(write_results(tmp_path, 2, {method: METHODS[method] for method in ("scratch", "ligo")}))
-    with figures():
+    with figures("accuracy_vs_flops"):
         out = report.make(folder).parent
     finals = [json.loads((folder / f"ligo-seed{seed}/run.json").read_text())["final_val_accuracy"] for seed in range(2)]
     table = pd.read_csv(out / "savings.csv")

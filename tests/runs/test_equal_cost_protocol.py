@@ -88,12 +88,12 @@ def test_the_report_sets_a_methods_loss_beside_the_run_of_its_cost(trained: dict
 
 def test_of_scratchs_runs_under_wsd_those_below_the_full_budget_branch_off_it(miniature: Path, tmp_path: Path) -> None:
     """A longer one is trained alone; a method of the ladder has no run above the full budget."""
-    schedule = "--set", "train.schedule=wsd", "--set", "train.steps=20", "--methods", "bert2bert"
+    schedule = "--set", "train.schedule=wsd", "--set", "train.steps=10", "--methods", "bert2bert"
     assert run(miniature, *schedule, "--results", tmp_path, "--protocol", "ladder", "--budgets", "0.5,1,1.5") == 0
     trained = {found.name: found for found in store.load_all(tmp_path / "miniature")}
     assert {name: found.record.steps for name, found in trained.items() if name != "source-seed0"} == {
-        "scratch-seed0-budget1.5": 30, "scratch-seed0": 20, "scratch-seed0-budget0.5": 10,
-        "bert2bert-seed0": 20, "bert2bert-seed0-budget0.5": 10,
+        "scratch-seed0-budget1.5": 15, "scratch-seed0": 10, "scratch-seed0-budget0.5": 5,
+        "bert2bert-seed0": 10, "bert2bert-seed0-budget0.5": 5,
     }  # fmt: skip
     assert {name for name, found in trained.items() if found.record.inherited} == {
         "scratch-seed0-budget0.5", "bert2bert-seed0-budget0.5",

@@ -496,8 +496,8 @@ def test_a_model_that_its_weights_do_not_make_is_not_saved(miniature: Path, tmp_
     """One line says so, and the run is kept; a hook that changes nothing does not matter."""
     for name, change in CHANGES.items():
         (tmp_path / f"{name}.py").write_text(HOOKED.format(name=name.capitalize(), change=change))
-    methods = ",".join(str(tmp_path / f"{name}.py") for name in CHANGES)
-    code, _, said = growbench("run", miniature, "--methods", methods, "--save", "--results", tmp_path / "results")
+    methods, short = ",".join(str(tmp_path / f"{name}.py") for name in CHANGES), ("--set", "train.steps=3")
+    code, _, said = growbench("run", miniature, "--methods", methods, "--save", "--results", tmp_path / "results", *short)
     assert code == 0
     folder = tmp_path / "results" / "miniature"
     assert {path.parent.name for path in folder.glob("*/model")} == {"scratch-seed0", "plain-seed0"}

@@ -25,7 +25,7 @@ METHODS = ["scratch", "stackbert", "ligo"]
 def test_two_at_once_share_the_work(miniature: Path, tmp_path: Path) -> None:
     """Every run is finished by one process and found done by the other, the source too; the report is whole."""
     arguments = ["run", str(miniature), "--methods", ",".join(METHODS), "--results", str(tmp_path / "results")]
-    said = [err for _, err in ended([start([*arguments, "--set", "train.steps=24"]) for _ in "12"])]
+    said = [err for _, err in ended([start([*arguments, "--set", "train.steps=12"]) for _ in "12"])]
     runs = [f"{name}-seed0" for name in (*METHODS, "source")]
     for run in runs:
         finished = [f"{run:<18} finished" in each for each in said]

@@ -124,7 +124,7 @@ def test_all_curves_are_written_as_one_table(stored: Path, tmp_path: Path) -> No
 
 def test_a_run_is_shown_while_it_goes_on(miniature: Path, tmp_path: Path) -> None:
     """And is the same run."""
-    asked = ("run", miniature, "--methods", "scratch", "--results")
+    asked = ("run", miniature, "--methods", "scratch", "--set", "train.steps=4", "--results")
     assert answer(*asked, tmp_path / "plain").code == 0
     said = answer(*asked, tmp_path / "live", "--track", "tensorboard")
     assert said.code == 0 and "tensorboard" not in said.err, said.err
@@ -140,7 +140,8 @@ def test_a_run_is_shown_while_it_goes_on(miniature: Path, tmp_path: Path) -> Non
 def test_a_tracker_that_fails_costs_a_warning(miniature: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results" / "miniature").mkdir(parents=True)
     (tmp_path / "results" / "miniature" / "tensorboard").write_text("no folder")
-    said = answer("run", miniature, "--methods", "scratch", "--results", tmp_path / "results", "--track", "tensorboard")
+    asked = ("run", miniature, "--methods", "scratch", "--set", "train.steps=4", "--results", tmp_path / "results")
+    said = answer(*asked, "--track", "tensorboard")
     assert said.code == 0, said.err
     assert said.err.count("tensorboard has failed: the run goes on without it; growbench export shows its curve afterwards") == 1
     assert json.loads((tmp_path / "results/miniature/scratch-seed0/run.json").read_text())["status"] == "finished"

@@ -35,10 +35,11 @@ def commands(text: str) -> list[list[str]]:
 
 def test_the_commands_together_are_the_whole_run(miniature: Path, tmp_path: Path) -> None:
     """In any order; each trains its own runs and no other, and none trains anything when it is given again."""
-    whole = answer("run", miniature, *REQUEST, "--results", tmp_path / "whole")
+    request = *REQUEST, "--set", "train.steps=6"
+    whole = answer("run", miniature, *request, "--results", tmp_path / "whole")
     assert whole.code == 0, whole.err
     parts = tmp_path / "parts"
-    listed = answer("jobs", miniature, *REQUEST, "--results", parts, "--throughput", "1e9")
+    listed = answer("jobs", miniature, *request, "--results", parts, "--throughput", "1e9")
     assert listed.code == 0, listed.err
     made = commands(listed.out)
     random.Random(0).shuffle(made)

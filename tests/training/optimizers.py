@@ -1,7 +1,8 @@
-"""Optimizers of a method's own: torch's, and some that hold more than tensors or need whole matrices."""
+"""Optimizers and views of a method's own: torch's optimizers, some that hold more than tensors or need whole matrices."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -122,3 +123,24 @@ class Optimized(Method):
         model = task.build()
         trained = yield Phase(model=model, optimizer=OPTIMIZERS[self.name](model), share=0.5)
         yield Phase(model=model, optimizer=trained.optimizer)
+
+
+TIED, BRANCH = "transformer.wte.weight", "transformer.h.0.mlp.c_proj"
+
+
+def fading(model: nn.Module, step: int, steps: int) -> Mapping[str, Any]:
+    """The tied embeddings count half at first, the first layer's FFN not at all; both count more with every step."""
+    c = step / steps
+    if c == 1:
+        return {}
+    return {TIED: model.get_parameter(TIED) * (1 + c) / 2, BRANCH: lambda module, inputs, output: c * output}
+
+
+class Faded(Method):
+    """Half of the training through a view, then the rest without."""
+
+    uses_source: ClassVar[bool] = False
+
+    def phases(self, task: Task) -> Phases:
+        trained = yield Phase(model=task.build(), share=0.5, view=fading)
+        yield Phase(model=trained.model, optimizer=trained.optimizer)

@@ -35,6 +35,7 @@ from growbench.training.checkpoint import Checkpoint, Checkpoints
 from growbench.training.parallel import Parallel
 from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.step import Step
+from tests.conftest import Once
 from tests.training.optimizers import OPTIMIZERS, Eventful, Optimized, Rewarmed
 
 ALONE = Parallel(torch.device("cpu"))
@@ -98,6 +99,17 @@ def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch:
         benchmark.run([found], [0])
 
 
+def with_source(experiment: Experiment, folder: Path, once: Once) -> None:
+    """Begin a results folder with the experiment's source, which is trained once for all of its tests."""
+    train = experiment.source_train
+
+    def fill(trained: Path) -> None:
+        assert Benchmark(Setting(experiment, trained, ALONE)).run([], [0], sources_of=[0])
+
+    trained = once(f"source of {train.steps} steps, {train.schedule}, {experiment.source.dropout}", fill)
+    shutil.copytree(trained / "source-seed0", folder / "source-seed0")
+
+
 def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A run's curve and record, but for seconds."""
     run = store.load(folder)
@@ -113,15 +125,17 @@ def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 @pytest.mark.parametrize("name", ["mslt", "ki", "ligo", "msg", "progressive_net", "rewarmed"])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, once: Once, name: str
 ) -> None:
     """One method of each kind; `python -m tests.soak.crash` kills all. `rewarmed`: Muon, new entries at a rate of their own."""
     found = Found(name, Rewarmed("muon"), "here") if name == "rewarmed" else get(name, OPTIONS.get(name))
-    experiment = replace(experiment, train=replace(experiment.train, steps=10))
+    experiment = replace(experiment, train=replace(experiment.train, steps=8))
+    for each in ("whole", "killed"):
+        with_source(experiment, tmp_path / each, once)
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
     whole = outcome(tmp_path / "whole" / f"{name}-seed0")
     resumed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
-    for kill_at in (3, 8):  # in the first phase, and later; probes are steps too
+    for kill_at in (3, 7):  # in the first phase, and later; probes are steps too
         run_with_kill(resumed, found, kill_at, monkeypatch)
     resumed.run([found], [0])
     curve, record = outcome(resumed.setting.folder / f"{name}-seed0")
@@ -266,10 +280,13 @@ def test_a_killed_run_goes_on_with_any_optimizer(
     One without state, one that holds others, one that holds more than tensors, one around another.
     """
     found = Found("scratch", Optimized(name), "here")
+    experiment = replace(experiment, train=replace(experiment.train, steps=8))
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
     killed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
-    for kill_at in (6, 12):  # the second time in the second phase
+    for phase, kill_at in enumerate((4, 8)):
         run_with_kill(killed, found, kill_at, monkeypatch)
+        left = (tmp_path / "killed" / "scratch-seed0" / "checkpoints").glob("phase-*-step-*.safetensors")
+        assert max(path.name for path in left).startswith(f"phase-{phase}-")
     killed.run([found], [0])
     assert outcome(killed.setting.folder / "scratch-seed0") == outcome(tmp_path / "whole" / "scratch-seed0")
 
@@ -336,15 +353,25 @@ WSD = ["train.schedule=wsd", "train.steps=20"]
 RUNGS = Budgets((0.4, 0.7, 1.0))
 
 
-def climb(miniature: Path, folder: Path, names: list[str]) -> dict[str, store.Run]:
-    experiment = load(str(miniature), WSD)
+def climb(experiment: Experiment, folder: Path, names: list[str]) -> dict[str, store.Run]:
     Benchmark(Setting(experiment, folder, ALONE), RUNGS).run(get_all(names, OPTIONS), [0])
     return {run.folder.name: run for run in store.load_all(folder)}
 
 
-def alone(miniature: Path, folder: Path, name: str, steps: int) -> store.Run:
-    """A run of its own at a shorter budget, from the source of the full one."""
-    experiment = load(str(miniature), [*WSD, f"train.steps={steps}", "source.steps=20"])
+@pytest.fixture
+def wsd(miniature: Path) -> Experiment:
+    return load(str(miniature), WSD)
+
+
+@pytest.fixture
+def climbed(wsd: Experiment, once: Once) -> dict[str, store.Run]:
+    """Scratch's ladder, trained once."""
+    folder = once("climbed", lambda folder: climb(wsd, folder, ["scratch"]))
+    return {run.folder.name: run for run in store.load_all(folder)}
+
+
+def alone(experiment: Experiment, folder: Path, name: str) -> store.Run:
+    """A run of its own at a shorter budget."""
     Benchmark(Setting(experiment, folder, ALONE)).run([get(name, OPTIONS.get(name))], [0])
     run = store.load(folder / f"{name}-seed0")
     assert run is not None
@@ -352,11 +379,11 @@ def alone(miniature: Path, folder: Path, name: str, steps: int) -> store.Run:
 
 
 def test_a_kill_between_an_evaluation_and_its_checkpoint_leaves_no_row_twice(
-    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wsd: Experiment, climbed: dict[str, store.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a run that branches off a longer one: the rows that were written after the last checkpoint are written anew."""
     rung = "scratch-seed0-budget0.7"
-    whole = climb(miniature, tmp_path / "whole", ["scratch"])[rung]
+    whole = climbed[rung]
     save, close = Checkpoints.save_step, store.RunFolder.close
     for kill_at in (2, 2):
         saved = 0
@@ -371,19 +398,25 @@ def test_a_kill_between_an_evaluation_and_its_checkpoint_leaves_no_row_twice(
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(Checkpoints, "save_step", until_killed)
             patch.setattr(store.RunFolder, "close", lambda self, *each: self.path.name == rung or close(self, *each))
-            climb(miniature, tmp_path / "killed", ["scratch"])
+            climb(wsd, tmp_path / "killed", ["scratch"])
         assert len((tmp_path / "killed" / rung / "curve.jsonl").read_text().splitlines()) > 1, "killed after an evaluation"
-    again = climb(miniature, tmp_path / "killed", ["scratch"])[rung]
+    again = climb(wsd, tmp_path / "killed", ["scratch"])[rung]
     steps = [json.loads(line)["step"] for line in (again.folder / "curve.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) == [row["step"] for row in whole.curve]
     assert again.cut == 0 and again.final_loss == whole.final_loss
 
 
 @pytest.mark.parametrize("name", ["ligo", "mslt"])
-def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(miniature: Path, tmp_path: Path, name: str) -> None:
-    rungs = climb(miniature, tmp_path / "ladder", [name])
+def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(
+    miniature: Path, wsd: Experiment, tmp_path: Path, once: Once, name: str
+) -> None:
+    """From the source of the full budget."""
+    with_source(wsd, tmp_path / "ladder", once)
+    rungs = climb(wsd, tmp_path / "ladder", [name])
     for budget in (0.4, 0.7):
-        own, rung = alone(miniature, tmp_path / f"{budget}", name, round(20 * budget)), rungs[f"{name}-seed0-budget{budget}"]
+        shorter = load(str(miniature), [*WSD, f"train.steps={round(20 * budget)}", "source.steps=20"])
+        with_source(wsd, tmp_path / f"{budget}", once)
+        own, rung = alone(shorter, tmp_path / f"{budget}", name), rungs[f"{name}-seed0-budget{budget}"]
         assert rung.record.final_val_loss == own.record.final_val_loss
         assert rung.record.steps == own.record.steps
         assert [row["val_loss"] for row in rung.curve] == [row["val_loss"] for row in own.curve]
@@ -392,21 +425,19 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(miniature: Path, tmp_p
         if name == "mslt":  # its stages are shares of the budget: nothing is shared
             assert rung.record.inherited is None
         else:
-            training = load(str(miniature), WSD).train
-            stable = schedule.stable_steps(training, round(20 * budget))
+            stable = schedule.stable_steps(wsd.train, round(20 * budget))
             each = rung.record.phases[-1].flops_per_step[Account.TRAIN]
             operator, growth = (rung.record.cost.flops[account] for account in (Account.OPERATOR, Account.GROWTH))
             assert rung.record.inherited is not None and rung.record.inherited.seconds is not None
             assert rung.record.inherited.flops == stable * each + operator + growth
-            shorter = load(str(miniature), [*WSD, f"train.steps={round(20 * budget)}", "source.steps=20"])
             found = get(name, OPTIONS.get(name))
             assert shared(plan(shorter, found, 300), stable) == rung.record.inherited.flops
             assert 0 < rung.record.inherited.seconds < rung.cost(Unit.SECONDS, Ledger.REUSE)
     assert not list((tmp_path / "ladder").glob("*/checkpoints"))
 
 
-def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
-    linear, wsd = load(str(miniature)), load(str(miniature), WSD)
+def test_a_linear_schedule_shares_no_trunk(miniature: Path, wsd: Experiment) -> None:
+    linear = load(str(miniature))
     shorter = replace(wsd, train=replace(wsd.train, steps=8))
     assert branching_step(linear, replace(linear, train=replace(linear.train, steps=8)), get("scratch").method, 300) is None
     sharing = ("scratch", "ligo", "net2net", "random_source")
@@ -415,12 +446,12 @@ def test_a_linear_schedule_shares_no_trunk(miniature: Path) -> None:
     assert steps == dict.fromkeys(sharing, 6) | dict.fromkeys(shares)  # eight steps less a fifth
 
 
-def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(miniature: Path, tmp_path: Path) -> None:
-    experiment = load(str(miniature), WSD)
-    Benchmark(Setting(experiment, tmp_path / "a", ALONE)).run([get("scratch")], [0])  # single first
-    Benchmark(Setting(experiment, tmp_path / "a", ALONE), RUNGS).run([get("scratch")], [0])
-    both = climb(miniature, tmp_path / "b", ["scratch"])
-    for name, run in both.items():
+def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(
+    wsd: Experiment, climbed: dict[str, store.Run], tmp_path: Path
+) -> None:
+    Benchmark(Setting(wsd, tmp_path / "a", ALONE)).run([get("scratch")], [0])  # single first
+    Benchmark(Setting(wsd, tmp_path / "a", ALONE), RUNGS).run([get("scratch")], [0])
+    for name, run in climbed.items():
         later = store.load(tmp_path / "a" / name)
         assert later is not None and later.record.final_val_loss == run.record.final_val_loss
         assert later.record.inherited is None

@@ -29,6 +29,7 @@ from growbench.data import Batch
 from growbench.errors import FailedAlone, UsageError
 from growbench.method import Method, Phase, Phases, Task, cross_entropy, task_loss
 from growbench.registry import Found, get_all
+from growbench.runs import benchmark as planned
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
@@ -43,8 +44,7 @@ from growbench.training.tensor_parallel import Cut, check
 from tests import figures
 from tests.conftest import Once
 from tests.processes import work_together
-from tests.training.optimizers import Optimized, Rewarmed
-from tests.training.test_views import Faded
+from tests.training.optimizers import Faded, Optimized, Rewarmed
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 METHODS = ("mslt", "ki", "bert2bert", "ligo", "progressive_net")
@@ -79,7 +79,7 @@ class Reborn(Method):
     uses_source: ClassVar[bool] = False
 
     def phases(self, task: Task) -> Phases:
-        yield Phase(model=task.build(), steps=9)
+        yield Phase(model=task.build(), steps=5)
         yield Phase(model=task.build())
 
 
@@ -98,11 +98,11 @@ def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Seque
 
 
 def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
-    """Stopped after seven of twelve steps, before the eighth: one process is asked, and all stop."""
+    """Stopped after four of seven steps, before the fifth: one process is asked, and all stop."""
     calls = iter(range(1000))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Interruption, "__call__", lambda self: next(calls) == 7 and parallel.rank == 1)
-        benchmark(experiment, folder, parallel, [REBORN], steps=12)
+        patch.setattr(Interruption, "__call__", lambda self: next(calls) == 4 and parallel.rank == 1)
+        benchmark(experiment, folder, parallel, [REBORN], steps=7)
 
 
 class ByParts(Method):
@@ -177,6 +177,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
         "LOCAL_RANK": str(rank),
     }
     torch.set_num_threads(1)
+    planned.refuse = lambda *_: None  # the process that trains alone has planned every method
     store = start(CPU, 1, False).store
     divisions = {name: each for name, each in DIVISIONS.items() if each.processes == processes}
     mine = {name: replace(each, rank=rank, store=store) for name, each in divisions.items()}
@@ -189,7 +190,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
         interrupted(experiments["gpt2"], folder / "interrupted" / division, parallel)
         if parallel.is_main_process:
             shutil.copytree(folder / "interrupted" / division, folder / "resumed" / division)
-        benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN], steps=12)
+        benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN], steps=7)
     if processes == 2:
         (folder / f"averaged-{rank}.json").write_text(json.dumps(averaged(rank)))
         fail_alone(rank, experiments["gpt2"], folder, mine["replicated"])
@@ -208,7 +209,7 @@ def train_all(write_miniature: Callable[..., Path], folder: Path) -> None:
         experiments[architecture] = write_miniature(folder / "experiments" / architecture, architecture)
         found = get_all(list(METHODS if architecture == "gpt2" else ["mslt"]), OPTIONS)
         benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
-    benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN], steps=12)
+    benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN], steps=7)
     own = own_methods(sorted({name for names in OWN.values() for name in names}))
     benchmark(experiments["gpt2"], folder / "alone" / "own", Parallel(CPU), own, steps=4)
     for processes in (2, 4):
@@ -256,8 +257,8 @@ def test_one_process_goes_on_where_several_stopped(done: Path, division: str) ->
     folder = done / "interrupted" / division
     stopped = store.load(folder / "scratch-seed0")
     assert stopped is not None
-    assert (stopped.record.status, stopped.record.steps) == ("interrupted", 7)
-    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN], steps=12)
+    assert (stopped.record.status, stopped.record.steps) == ("interrupted", 4)
+    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN], steps=7)
     assert_same_run(folder / "scratch-seed0", done / "alone" / "reborn" / "scratch-seed0")
 
 

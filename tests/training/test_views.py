@@ -23,26 +23,7 @@ from growbench.training.step import Step
 from growbench.training.trainer import Output, Trainer, Work
 from growbench.training.views import with_view
 from tests.methods.test_methods import data_of, experiment_of
-
-TIED, BRANCH = "transformer.wte.weight", "transformer.h.0.mlp.c_proj"
-
-
-def fading(model: nn.Module, step: int, steps: int) -> Mapping[str, Any]:
-    """The tied embeddings count half at first, the first layer's FFN not at all; both count more with every step."""
-    c = step / steps
-    if c == 1:
-        return {}
-    return {TIED: model.get_parameter(TIED) * (1 + c) / 2, BRANCH: lambda module, inputs, output: c * output}
-
-
-class Faded(Method):
-    """Half of the training through a view, then the rest without."""
-
-    uses_source: ClassVar[bool] = False
-
-    def phases(self, task: Task) -> Phases:
-        trained = yield Phase(model=task.build(), share=0.5, view=fading)
-        yield Phase(model=trained.model, optimizer=trained.optimizer)
+from tests.training.optimizers import BRANCH, TIED, Faded, fading
 
 
 def test_steps_and_evaluations_use_what_the_view_shows() -> None:
