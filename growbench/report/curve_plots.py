@@ -94,9 +94,9 @@ class Curves:
 
     def draw(self, axes: Axes) -> list[End]:
         """All lines, the named ones on top; gives their ends within the axes."""
-        ends = []
+        ends, looks = [], self.looks
         for (method, _, status), curve in self.data.groupby([columns.METHOD, columns.SEEDS, columns.STATUS], sort=False):
-            look, finished = self.looks[str(method)], status == "finished"
+            look, finished = looks[str(method)], status == "finished"
             before = {*axes.get_children()}
             _curve(axes, _part_within(axes, curve, self.unit, self.measure), self, look, finished)
             inline.tag({*axes.get_children()} - before, str(method))
@@ -201,8 +201,9 @@ def _touches_unscored(scored: pd.Series) -> pd.Series:
 def _target(axes: Axes, shown: Curves) -> None:
     """The target, and on it where each named method meets it: full markers with the source free, open ones with it charged."""
     target_line(axes, shown.comparison.target_loss)
+    looks = shown.looks
     for row in tables.records(shown.comparison.savings):
-        look = shown.looks[row[columns.METHOD]]
+        look = looks[row[columns.METHOD]]
         reuse, build = (row[columns.cost_to_target(shown.unit, ledger)] for ledger in Ledger)
         if np.isfinite(reuse) and look != REST:
             dots = axes.plot(reuse, shown.comparison.target_loss, **_dot(look), markeredgecolor=PAPER.light, zorder=6)

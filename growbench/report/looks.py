@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 from growbench import registry
@@ -126,7 +127,7 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     Of the first 36 no two have the same colour and dashes, or the same marker and dashes. Built-in methods come first, present or
     not, so that each looks the same in every report; then plugins by name.
     """
-    others = [*FIRST, *sorted(set(registry.built_in()) - {*FIRST, SCRATCH})]
+    others = list(_built_in())
     others += sorted(set(methods) - {*others, SCRATCH})
     markers = list(MARKERS)
     found = {
@@ -134,3 +135,9 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
         for index, method in enumerate(others)
     }
     return {SCRATCH: Look(INK), **found}
+
+
+@cache
+def _built_in() -> tuple[str, ...]:
+    """The built-in methods in their turn, listed once: figures ask for looks hundreds of times."""
+    return (*FIRST, *sorted(set(registry.built_in()) - {*FIRST, SCRATCH}))

@@ -23,26 +23,28 @@ from growbench.report.savings_plots import amortised, savings_curve
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: the data it shows (also its CSV; none, no figure), and how to draw that at a given width in inches."""
+    """A figure: the table it shows (also its CSV), how to draw that at a given width in inches, and whether it has a place."""
 
-    data: Callable[[Comparison], pd.DataFrame]
+    table: Callable[[Comparison], pd.DataFrame]
     draw: Callable[[Comparison, pd.DataFrame, float], Figure]
+    applies: Callable[[Comparison], bool] = lambda comparison: True
+
+    def data(self, comparison: Comparison) -> pd.DataFrame:
+        """Its table; an empty one where there is nothing to show, and no figure."""
+        return self.table(comparison) if self.applies(comparison) else pd.DataFrame()
 
 
-def _accuracy_curves(comparison: Comparison) -> pd.DataFrame:
-    """Of images only."""
-    return tables.mean_curves(comparison) if comparison.has_accuracy else pd.DataFrame()
-
-
-def _timed_curves(comparison: Comparison) -> pd.DataFrame:
-    """Where there are seconds that compare."""
-    return tables.mean_curves(comparison) if Unit.SECONDS in comparison.units else pd.DataFrame()
+def _timed(comparison: Comparison) -> bool:
+    """Whether there are seconds that compare."""
+    return Unit.SECONDS in comparison.units
 
 
 PLOTS = {
     "loss_vs_flops": Plot(tables.mean_curves, curves(Unit.FLOPS)),
-    "loss_vs_seconds": Plot(_timed_curves, curves(Unit.SECONDS)),
-    "accuracy_vs_flops": Plot(_accuracy_curves, curves(Unit.FLOPS, columns.VAL_ACCURACY)),
+    "loss_vs_seconds": Plot(tables.mean_curves, curves(Unit.SECONDS), _timed),
+    "accuracy_vs_flops": Plot(
+        tables.mean_curves, curves(Unit.FLOPS, columns.VAL_ACCURACY), lambda comparison: comparison.has_accuracy
+    ),
     "ladder_savings": Plot(lambda comparison: comparison.ladder, savings(Protocol.LADDER)),
     "savings": Plot(lambda comparison: comparison.savings, savings(Protocol.SINGLE)),
     "savings_curve": Plot(tables.savings_curve, savings_curve),
@@ -55,9 +57,10 @@ PLOTS = {
 
 def save(comparison: Comparison, out: Path) -> dict[str, drawing.Cuts]:
     """Write every plot that there are data for to `out`, and give it by its name."""
-    data = {name: plot.data(comparison) for name, plot in PLOTS.items()}
+    applying = {name: plot for name, plot in PLOTS.items() if plot.applies(comparison)}
+    data = {table: table(comparison) for table in {plot.table for plot in applying.values()}}
     return {
-        name: drawing.save(name, data[name], partial(plot.draw, comparison), out)
-        for name, plot in PLOTS.items()
-        if not data[name].empty
+        name: drawing.save(name, data[plot.table], partial(plot.draw, comparison), out)
+        for name, plot in applying.items()
+        if not data[plot.table].empty
     }
