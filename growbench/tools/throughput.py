@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -209,8 +208,11 @@ def growbench_seconds(
     output = Output([], Progress("bench", steps, None, shown=False))
     stop = Stop(interrupted=lambda: trainer.outcome.steps == steps)  # so that no final losses are measured, which take longer
     trainer = Trainer(Work(task, data, 0, costs, machine), output, stop)
-    with suppress(Interrupted):
+    try:
         trainer.run(FirstSteps(steps + 1))
+    except Interrupted:
+        if trainer.outcome.steps < steps:  # by a signal
+            raise
     return costs.seconds[Account.TRAIN], trainer.outcome.waited, costs.peak_memory()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from growbench import architectures
 from growbench.config.loading import load
 from growbench.data import load as load_data
+from growbench.errors import Interrupted
 from growbench.tools.loop_table import BARE, OURS, TRAINER, Comparison, Ratio, markdown
 from growbench.tools.throughput import growbench_seconds
 from growbench.training.evaluation import Evaluation
@@ -45,9 +47,20 @@ def test_the_table_of_all_has_a_row_for_each_experiment() -> None:
     assert "2.00 x (2.00 to 2.25)" in lines[2]
 
 
-def test_of_growbenchs_loop_the_steps_are_measured_and_no_final_losses(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def measured(miniature: Path) -> Callable[[int], tuple[float, float, int]]:
+    """Measures so many steps of growbench's loop on the miniature."""
+    experiment = load(str(miniature))
+    architecture = architectures.of(experiment)
+    data = load_data(experiment.data, architecture.objective, architecture.tokenizer, experiment.train.batch)
+    return lambda steps: growbench_seconds(experiment, data, torch.device("cpu"), steps, compiled=False)
+
+
+def test_of_growbenchs_loop_the_steps_are_measured_and_no_final_losses(
+    measured: Callable[[int], tuple[float, float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Final losses, on whole splits, would take longer than the steps."""
-    experiment, done, update = load(str(miniature)), [], Step.update
+    done, update = [], Step.update
 
     def counted(step: Step) -> None:
         done.append(step)
@@ -55,7 +68,16 @@ def test_of_growbenchs_loop_the_steps_are_measured_and_no_final_losses(miniature
 
     monkeypatch.setattr(Step, "update", counted)
     monkeypatch.setattr(Evaluation, "held_out", None)
-    architecture = architectures.of(experiment)
-    data = load_data(experiment.data, architecture.objective, architecture.tokenizer, experiment.train.batch)
-    seconds, _, memory = growbench_seconds(experiment, data, torch.device("cpu"), 3, compiled=False)
+    seconds, _, memory = measured(3)
     assert len(done) == 3 and seconds > 0 and memory > 0
+
+
+def test_a_signal_ends_the_measurement(
+    measured: Callable[[int], tuple[float, float, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(step: Step) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(Step, "update", interrupted)
+    with pytest.raises(Interrupted):
+        measured(3)
