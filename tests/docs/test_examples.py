@@ -180,9 +180,12 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+BORROWED = {"tracks.md": "tutorial.md"}  # whose methods a page's commands take, beside its own
+
+
 def write_methods(page: Path, folder: Path) -> None:
     for block in METHODS:
-        if block.page == page:
+        if block.page.name in (page.name, BORROWED.get(page.name)):
             (folder / f"{method_name(block)}.py").write_text(block.text, encoding="utf-8")
 
 
@@ -265,7 +268,8 @@ def is_run(run: Path, options: argparse.Namespace) -> bool:
     if not hasattr(options, "tracks"):
         return (ROOT / run / "run.json").is_file()
     experiment = tracks.load(ROOT / options.tracks / options.to).definition.experiment
-    return run.parent == Path("results") / experiment and run.name.removesuffix("-seed*") in registry.names()
+    loose = [Path(options.code).stem] if options.code else []
+    return run.parent == Path("results") / experiment and run.name.partition("-seed")[0] in {*registry.names(), *loose}
 
 
 @pytest.mark.parametrize(("block", "arguments"), with_place(GROWBENCH))
