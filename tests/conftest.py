@@ -133,6 +133,16 @@ def no_flushing() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_server() -> Iterator[None]:
+    """Whoever starts the server of forks first, it imports what tests/preloaded.py says. Else each process imports it itself."""
+    from tests.processes import FORKED
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(FORKED), "set_forkserver_preload", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def figures() -> Iterator[Callable[..., AbstractContextManager[None]]]:
     """Reports hold their figures' data, but no figures: these take most of the time. `with figures():` they are drawn.
 

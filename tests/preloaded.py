@@ -7,8 +7,6 @@ from importlib import import_module
 from growbench import origins
 
 MODULES = (
-    "pytest",  # for functions of test modules
-    "hypothesis",
     "growbench.runs.benchmark",
     "growbench.report",
     "growbench.tools.tune",

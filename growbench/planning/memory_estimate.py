@@ -32,6 +32,7 @@ PRECISE = {
 
 FLOPS = flop_registry | {func: each if hasattr(each, "_get_raw") else shape_wrapper(each) for func, each in PRODUCTS.items()}
 RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
+MOST_KNOWN = 50_000  # operations whose results are kept; more are forgotten
 LARGEST_RANDOM = 2**20  # elements; larger random tensors are weights, whose values are not needed
 
 
@@ -43,19 +44,25 @@ class _Known(NamedTuple):
     mixed: bool  # whether one argument is a small random tensor on the CPU, the others are meta tensors
 
 
+_known: dict[torch.dtype, dict[Any, _Known]] = {}  # by default dtype, and by operation and arguments
+
+
 class TensorTracker(TorchDispatchMode):
     """Tracks every meta tensor that is made inside until it is freed. Bytes: `live` now, `peak` since `reset`.
 
     Also counts `flops`, by the formulas of torch's counter, because a second dispatch mode would double the time. torch infers
-    result shapes on the meta device in Python, which is slow, so what an operation does with equal arguments is found out once.
+    result shapes on the meta device in Python, which is slow, so what an operation does with equal arguments is found out once
+    for all plans.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.flops = 0
-        self._known: dict[Any, _Known] = {}  # by operation and arguments
+        self._known = _known.setdefault(torch.get_default_dtype(), {})
         self._tracked: dict[int, weakref.ref[Any]] = {}  # storages
         self._paused = False
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -82,7 +89,8 @@ class TensorTracker(TorchDispatchMode):
         known = self._known.get(key)
         if known is None:
             known, result = self._find_out(func, args, kwargs)
-            self._known[key] = known
+            if not any(isinstance(each, torch.Generator) for each in kwargs.values()):
+                self._known[key] = known
         elif known.like is not None:
             result = _made(known.like)
         else:
