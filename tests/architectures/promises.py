@@ -219,12 +219,13 @@ class Checkpoint:
     def sizes(self) -> ModelConfig:
         return self.architecture.library.sizes(self.folder)
 
+    @cached_property
     def stock(self) -> nn.Module:
         return self.architecture.library.load(self.folder).double()
 
     @cached_property
     def weights(self) -> Weights:
-        return self.architecture.canonical(self.architecture.library.state(self.stock()), self.sizes)
+        return self.architecture.canonical(self.architecture.library.state(self.stock), self.sizes)
 
     @cached_property
     def ours(self) -> nn.Module:
@@ -237,7 +238,7 @@ class Checkpoint:
     @cached_property
     def example(self) -> tuple[Tensor, Tensor]:
         """Inputs, and the library's logits of them."""
-        stock = self.stock()  # its frequencies of rotation are float32, as ours
+        stock = self.stock  # its frequencies of rotation are float32, as ours
         with in_double_precision():
             return self.architecture.library.example(stock, LENGTH)
 
@@ -278,11 +279,11 @@ def equal(checkpoint: Checkpoint) -> float:
     return relative(logits(checkpoint.ours, inputs), expected)
 
 
-def change(checkpoint: Checkpoint, *grown: tuple[Weights, ModelConfig]) -> float:
-    """The most that growth changes the logits, of several models."""
+def change(checkpoint: Checkpoint, sizes: ModelConfig, *grown: Weights) -> float:
+    """The most that growth to these sizes changes the logits, of several draws: one model holds each in turn."""
     inputs, _ = checkpoint.example
-    expected = logits(checkpoint.ours, inputs)
-    return max(relative(logits(checkpoint.model(*each), inputs), expected) for each in grown)
+    expected, model = logits(checkpoint.ours, inputs), checkpoint.architecture.build(sizes).double().eval()
+    return max(relative(logits(checkpoint.architecture.write(each, model), inputs), expected) for each in grown)
 
 
 def width(checkpoint: Checkpoint) -> float:
@@ -293,13 +294,13 @@ def width(checkpoint: Checkpoint) -> float:
     )  # DINOv3 wants a multiple of 8
     weights = checkpoint.weights
     draws = [maps.copying(small, large, torch.Generator().manual_seed(seed)) for seed in range(6)]
-    return change(checkpoint, *((widen(weights, draw), large) for draw in draws))
+    return change(checkpoint, large, *(widen(weights, draw) for draw in draws))
 
 
 def tiling(checkpoint: Checkpoint) -> float:
     """Twice the width, in order."""
     large = doubled(checkpoint.sizes)
-    return change(checkpoint, (widen(checkpoint.weights, maps.tiling(checkpoint.sizes, large)), large))
+    return change(checkpoint, large, widen(checkpoint.weights, maps.tiling(checkpoint.sizes, large)))
 
 
 def identities(checkpoint: Checkpoint) -> tuple[Weights, ModelConfig]:
@@ -331,7 +332,8 @@ def among(old: Sequence[Any], new: Sequence[Any]) -> tuple[list[int], list[bool]
 
 def depth(checkpoint: Checkpoint) -> float:
     """New layers with zero output matrices are identities."""
-    return change(checkpoint, identities(checkpoint))
+    deeper, large = identities(checkpoint)
+    return change(checkpoint, large, deeper)
 
 
 def grown(checkpoint: Checkpoint, folder: Path) -> Checkpoint:

@@ -34,10 +34,12 @@ MASKED = [name for name in NAMES if architectures.get(name).objective == "masked
 GATED = [name for name in NAMES if any(row.name == "ffn.gate.weight" for row in architectures.get(name).table(TINY))]
 
 each = pytest.mark.parametrize("name", NAMES)
-each_option = pytest.mark.parametrize(
-    ("name", "options"),
-    [(name, {"ffn": 50, "layers": 3}) for name in NAMES]
-    + [(name, {key: OTHER[key]}) for name in NAMES for key in architectures.get(name).options],
+WHOLE = [(name, {"ffn": 50, "layers": 3}) for name in NAMES]
+OPTIONS = [(name, {key: OTHER[key]}) for name in NAMES for key in architectures.get(name).options]
+each_option = pytest.mark.parametrize(("name", "options"), WHOLE + OPTIONS)
+# An option does the same in each layer, but paths are dropped in upper ones alone.
+each_option_in_a_layer = pytest.mark.parametrize(
+    ("name", "options"), WHOLE + [(name, option if "drop_path" in option else option | {"layers": 1}) for name, option in OPTIONS]
 )
 
 
@@ -97,7 +99,7 @@ def training(parts: Counter[str]) -> int:
     return 3 * parts.total() - parts["patches"]
 
 
-@each_option
+@each_option_in_a_layer
 def test_our_counter_equals_the_closed_form_and_fvcore(name: str, options: dict[str, Any]) -> None:
     sizes = replace(TINY, **options)
     model, batch = architectures.get(name).build(sizes), batch_of(name, sizes)
@@ -109,7 +111,7 @@ def test_our_counter_equals_the_closed_form_and_fvcore(name: str, options: dict[
     assert count(lambda: task_loss(model, batch).backward())[0] == training(expected)
 
 
-@each_option
+@each_option_in_a_layer
 def test_counting_on_the_meta_device_is_exact(name: str, options: dict[str, Any]) -> None:
     sizes = replace(TINY, **options)
     with META:

@@ -47,8 +47,8 @@ def written(folder: Path, body: str) -> Path:
     return path
 
 
-def broken(folder: Path, body: str, cell: Cell | None = None) -> str:
-    return "\n".join(broken_promises(registry.get(str(written(folder, body))).method, cell or Cell("gpt2")))
+def broken(folder: Path, body: str, compares: bool = True) -> str:
+    return "\n".join(broken_promises(registry.get(str(written(folder, body))).method, Cell("gpt2"), compares))
 
 
 # What a plugin does, and the line that says so.
@@ -282,11 +282,14 @@ BREACHES = {
 }
 
 
+COMPARED = ("work that changes", "Python's own randomness")  # found by counting FLOPs, and by a second run
+
+
 @pytest.mark.parametrize("breach", BREACHES)
 def test_a_broken_promise_is_named_with_its_phase(breach: str, tmp_path: Path) -> None:
     """Steps beyond the budget are not among these: a phase cannot have more than what is left of it."""
     body, line = BREACHES[breach]
-    assert line in broken(tmp_path, textwrap.dedent(body))
+    assert line in broken(tmp_path, textwrap.dedent(body), compares=breach in COMPARED)
 
 
 def test_each_breach_is_one_line(tmp_path: Path) -> None:
