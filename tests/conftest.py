@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -82,10 +83,23 @@ def documents() -> str:
     return "\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150))
 
 
-def pytest_collection_finish() -> None:
+IMPORTED = pytest.StashKey[int]()  # modules when the collector was last told to leave alone what there is
+MANY = 50  # modules: a library
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What is there by now stays to the end: to go through it again and again took a tenth of the tests' time."""
+    session.stash[IMPORTED] = len(sys.modules)
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """So do the libraries that a test was the first to import."""
+    if len(sys.modules) > item.session.stash[IMPORTED] + MANY:
+        item.session.stash[IMPORTED] = len(sys.modules)
+        gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
