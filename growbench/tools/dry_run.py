@@ -50,6 +50,7 @@ def throughput(experiment: Experiment, vocabulary: int, device: torch.device) ->
 
 
 MEMORY = "memory: the estimated peak of a step: weights, gradients, moments, and what backward needs"
+STATED = "source: what the experiment's file states; growbench has not measured it"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def forecast(
             f"\nin all {in_all}, about {duration(spent / speed)} of training at {quantity(speed, 'FLOP/s')}",
             f"{named}; without evaluations",
             MEMORY,
+            *([STATED] if experiment.pretrained and experiment.pretrained.flops else []),
         ]
     )
 

@@ -304,6 +304,7 @@ def test_a_forecast_needs_no_checkpoint_whose_sizes_and_cost_the_file_states(min
         for text in (out, growbench("run", miniature, *forecast)[1])
     )
     assert stated[:-6] == trained[:-6] and " ".join(stated).count("3.00 T") == 1
+    assert "source: what the experiment's file states; growbench has not measured it" in out
     code, _, said = growbench("run", experiment, "--methods", "bert2bert", "--results", tmp_path / "results")
     assert code == 2 and "'nowhere': not a folder" in said
 
