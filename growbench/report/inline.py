@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 from xml.etree import ElementTree
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
@@ -50,7 +51,7 @@ def shape(marker: str) -> str:
     if marker == "o":
         return "M.5 0A.5.5 0 1 1-.5 0A.5.5 0 1 1 .5 0z"
     style = MarkerStyle(marker)
-    corners = style.get_path().transformed(style.get_transform()).vertices[:-1]
+    corners = np.asarray(style.get_path().transformed(style.get_transform()).vertices)[:-1]
     return "M" + "L".join(f"{x:.3g} {-y:.3g}" for x, y in corners) + "z"
 
 
