@@ -17,8 +17,8 @@ HOSTILE = """</style></title></pre>"'><script>alert(1)</script><img src=x onerro
 TAGS = """html lang|head|meta charset|meta name|meta content|title|style|body|h1|h2|h3|p|p class|b|i|ul|li|span|span class
 |span style|div|div class|table|table id|table class|thead|tbody|tr|tr class|th|th class|th colspan|td|td class|td data-head|small
 |figure|figure id|figure class|figure data-figure|figcaption|details|details class|summary|pre|dl|dt|dd|nav aria-label|nav class
-|main|h2 id|h2 class|a href|a class|a aria-label|p id|div id|div tabindex|tr data-method|svg|svg class|svg viewbox|svg role|svg font-size
-|td colspan|svg aria-labelledby|svg aria-describedby|title id|desc id|script|script id|script type"""
+|main|h2 id|a href|a class|a aria-label|p id|div id|div tabindex|tr data-method|svg|svg class|svg viewbox|svg role|svg font-size
+|td colspan|svg aria-labelledby|svg aria-describedby|title id|desc id|h2 class|script|script id|script type"""
 KNOWN = {tag for entry in TAGS.replace("\n", "").split("|") for tag in (entry, entry.split()[0])}
 
 
