@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growbench.errors import UsageError
+from growbench.formatting import counted
 
 if TYPE_CHECKING:
     from growbench.tools.job_list import Command, JobList
@@ -54,7 +55,8 @@ def submit(jobs: JobList, settings: Mapping[str, str], folder: Path) -> Iterator
         if not commands:
             continue
         submitted = _array(executor, commands)
-        yield f"{title}: {len(submitted)} jobs, {submitted[0].job_id} to {submitted[-1].job_id}; what they say is in {folder}"
+        ids = " to ".join(dict.fromkeys((submitted[0].job_id, submitted[-1].job_id)))
+        yield f"{title}: {counted(len(submitted), 'job')}, {ids}; what they say is in {folder}"
         if executor.cluster == "slurm":  # locks would have them wait too, but on machines that are paid for
             executor.update_parameters(slurm_additional_parameters={"dependency": f"afterok:{submitted[0].job_id.split('_')[0]}"})
 

@@ -123,7 +123,7 @@ def test_an_array_of_jobs_is_carried_out(tmp_path: Path, monkeypatch: pytest.Mon
     runs = [Command(("--version",), 0.1), Command(("show", "absent"), None)]
     jobs = JobList([Command(("list", "methods"), 0.1)], runs, 1e9, "")
     said = list(slurm.submit(jobs, {"cluster": "local", "timeout_min": "2"}, tmp_path / "jobs"))
-    assert [line.partition(",")[0] for line in said] == ["sources: 1 jobs", "runs: 2 jobs"]
+    assert [line.partition(",")[0] for line in said] == ["sources: 1 job", "runs: 2 jobs"]
     assert [job.exception() is None for job in handed] == [True, True, False]
     assert "Copy neurons and heads" in (handed[0].stdout() or "") and "unknown name 'absent'" in (handed[2].stderr() or "")
 
