@@ -66,8 +66,8 @@ def _weight(row: Row) -> tuple[str, str, str, str, str]:
 
 
 def _wrapped(text: str, indent: int, further: int) -> list[str]:
-    margins = {"initial_indent": " " * indent, "subsequent_indent": " " * further}
-    return textwrap.wrap(text, COLUMNS, break_on_hyphens=False, **margins)
+    margin, rest = " " * indent, " " * further
+    return textwrap.wrap(text, COLUMNS, initial_indent=margin, subsequent_indent=rest, break_on_hyphens=False)
 
 
 def _setting(field: dataclasses.Field[object]) -> str:

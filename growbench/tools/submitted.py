@@ -100,8 +100,8 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     ours, theirs = dict(_flat(wanted)), dict(_flat(found))
     for key in (*ours, *theirs):
         if ours.get(key) != theirs.get(key):
-            found, needed = (repr(table[key]) if key in table else "missing" for table in (theirs, ours))
-            return f"{key} is {found}, and must be {needed}"
+            stated, needed = (repr(table[key]) if key in table else "missing" for table in (theirs, ours))
+            return f"{key} is {stated}, and must be {needed}"
     return ""
 
 
