@@ -306,8 +306,7 @@ def get(name: str) -> Architecture:
     """The architecture of that name. Raises UsageError if it is unknown."""
     if name not in names():
         raise UsageError(f"unknown architecture {name!r}: {did_you_mean(name, names())}")
-    architecture: Architecture = importlib.import_module(f"{families.__name__}.{name}").ARCHITECTURE
-    return architecture
+    return cast(Architecture, importlib.import_module(f"{families.__name__}.{name}").ARCHITECTURE)
 
 
 def of_checkpoint(folder: Path) -> Architecture:
