@@ -80,8 +80,16 @@ def _attention(
     scale = options.get("scale") or query.shape[-1] ** -0.5
     query = query.reshape(-1, heads // groups * queries, query.shape[-1])  # (B G, H/G T, D): the heads that share keys together
     key, value = (each.reshape(-1, keys, each.shape[-1]) for each in (key, value))
-    attended: Tensor = _MatrixAttention.apply(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask, scale)
+    query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+    # What all keys share changes no weight, and what all values share passes through: without it, differences are rounded less.
+    shared = _mean(value)
+    attended: Tensor = _MatrixAttention.apply(query, key - _mean(key), value - shared, mask, scale) + shared
     return attended.view(-1, heads, queries, attended.shape[-1])
+
+
+def _mean(each: Tensor) -> Tensor:
+    """(N, 1, D): the mean over the keys. A constant for gradients: those through it would add up to 0."""
+    return each.detach().mean(-2, keepdim=True)
 
 
 def _added_mask(mask: Tensor | None, is_causal: bool, queries: int, keys: int) -> Tensor:
