@@ -83,6 +83,19 @@ def test_attention_over_long_sequences_is_torchs_in_float32(monkeypatch: pytest.
     assert functional.linear(given.float(), torch.randn(8, 8)).dtype == torch.float32
 
 
+def test_what_all_keys_and_values_share_costs_no_accuracy() -> None:
+    """As early in training, where they differ little, and the gradient of the queries consists of these differences."""
+    query, key, value = (torch.randn(2, 2, 16, 8).bfloat16().float().requires_grad_() for _ in range(3))
+    alike = [(16 + each).detach().bfloat16().double().requires_grad_() for each in (key, value)]
+    with autocast(BF16, CPU):
+        found = attend(query, *(each.float() for each in alike), is_causal=True)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = attend(query.double(), *alike, is_causal=True)
+    upstream = torch.randn(2, 2, 16, 8)
+    ours, exact = (torch.autograd.grad(each, query, upstream.to(each.dtype))[0] for each in (found, expected))
+    assert ((ours - exact).norm() / exact.norm()).item() < 0.02
+
+
 class _Casts(TorchDispatchMode):
     """Counts how often tensors are cast from float32 to bf16."""
 
