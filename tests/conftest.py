@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from growbench.config.schema import Experiment
+    from growbench.method import Method, Task
     from growbench.registry import Found
 
 settings.register_profile("any machine", deadline=None, max_examples=25)  # however busy: no test measures time
@@ -81,6 +82,11 @@ def documents() -> str:
         return " ".join(rng.choices(words, weights, k=rng.randint(5, 15))).capitalize() + "."
 
     return "\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150))
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a part of the tests' time is waiting, for processes that they start."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 IMPORTED = pytest.StashKey[int]()  # modules when the collector was last told to leave alone what there is
@@ -202,6 +208,48 @@ def planned_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "refuse", refuse_once)
         patch.setattr(tune, "refuse", refuse_once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watched_once() -> Iterator[None]:
+    """A built-in method that was watched on an architecture is not watched there again: that takes an eighth of a small run."""
+    from growbench.guards import Guard
+    from growbench.guards.code import Code
+    from growbench.training import phases
+
+    class NoCode(Code):
+        def __init__(self) -> None:
+            pass
+
+        def begin(self) -> None:
+            pass
+
+        def changes(self) -> str:
+            return ""
+
+        def restore(self) -> None:
+            pass
+
+    class SettingsGuard(Guard):
+        def __init__(self) -> None:
+            self.code = NoCode()
+            self.begin()
+
+    harmless: set[object] = set()
+    begin = phases.PhaseDriver.__init__
+
+    def watch_once(self: phases.PhaseDriver, method: Method, task: Task, *rest: Any, **options: Any) -> None:
+        key = type(method), type(method).phases, task.architecture.name
+        with pytest.MonkeyPatch.context() as patch:
+            if key in harmless:
+                patch.setattr(phases, "Guard", SettingsGuard)
+            begin(self, method, task, *rest, **options)
+        if type(method).__module__.startswith("growbench.methods."):
+            harmless.add(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases.PhaseDriver, "__init__", watch_once)
         yield
 
 
