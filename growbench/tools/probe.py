@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -42,22 +44,49 @@ class Probe:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model makes of a probe."""
+    """What a model makes of a probe. Its logits wait in a temporary file: with a large vocabulary they are gigabytes."""
 
-    logits: Tensor  # (N, vocabulary) float32, on the CPU: of all positions, or of all images
+    file: BinaryIO
+    shapes: list[torch.Size]  # (N, vocabulary) of the logits of each sequence or image, float32
     loss: float  # nats per labelled token or image
+    finite: bool  # all logits
+
+    def logits(self) -> Iterator[Tensor]:
+        """(N, vocabulary) float32, on the CPU: of one sequence, or of one image, after the other."""
+        start = 0
+        for shape in self.shapes:
+            block = torch.empty(shape)
+            self.file.seek(start)  # another iterator may read in between
+            start += self.file.readinto(memoryview(block.numpy()))  # type: ignore[attr-defined, arg-type]
+            yield block
 
     def change(self, before: Outputs) -> float:
         """The relative change of the logits."""
-        return float((self.logits - before.logits).norm() / before.logits.norm())
+        changes, squares = [], []
+        for new, old in zip(self.logits(), before.logits(), strict=True):
+            squares.append(float(old.norm()) ** 2)
+            changes.append(float((new - old).norm()) ** 2)
+        return math.sqrt(math.fsum(changes) / math.fsum(squares))
 
 
 def outputs(model: nn.Module, probe: Probe) -> Outputs:
-    """Without gradients, sequence by sequence, on the model's device."""
+    """Without gradients, sequence by sequence, on the model's device. Raises UsageError if there is no room for the logits."""
     device = next(model.parameters()).device
-    with torch.no_grad():
-        logits = torch.cat([logits_of(model, row[None].to(device)).float().cpu() for row in probe.batch.inputs])
-        return Outputs(logits, float(_loss(logits, probe.batch)))
+    shapes, losses, finite = [], [], True
+    try:
+        file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  gone with the result
+        for number in range(len(probe.batch.inputs)):
+            row = probe.batch.rows(number, number + 1)
+            with torch.no_grad():
+                logits = logits_of(model, row.inputs.to(device)).float().cpu().contiguous()
+            file.write(memoryview(logits.numpy()))  # type: ignore[arg-type]
+            shapes.append(logits.shape)
+            finite = finite and bool(logits.isfinite().all())
+            losses.append(float(_loss(logits, row)))
+        file.flush()
+    except OSError as error:
+        raise UsageError(f"{tempfile.gettempdir()}: logits cannot wait there ({error.strerror}): set TMPDIR") from error
+    return Outputs(file, shapes, math.fsum(losses) / len(losses), finite)
 
 
 def gradients(architecture: Architecture, model: nn.Module, parts: NewParts, probe: Probe) -> Gradients:

@@ -110,7 +110,6 @@ class _Verification:
         after[torch.float32] = probe.outputs(model, tried)
         self._function(before, after, dtype, promised)
         self._loss(before, after, tried)
-        del before, after  # logits of a large vocabulary take gigabytes
         self._parts(model, tried)
 
     def _method(self) -> bool:
@@ -218,12 +217,13 @@ class _Verification:
                 if lacking := loaded.missing or loaded.misshapen:
                     raise UsageError(f"lacks weights: {lacking[0]}")
                 found[each] = probe.outputs(loaded.model.to(self.request.device), tried)
+                del loaded  # before the next one is there
         return found
 
     def _function(
         self, before: dict[torch.dtype, Outputs], after: dict[torch.dtype, Outputs], dtype: torch.dtype, promised: bool
     ) -> None:
-        if not bool(after[torch.float32].logits.isfinite().all()):
+        if not after[torch.float32].finite:
             raise Broken("its logits are not finite")
         if not before:
             return

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -298,6 +301,37 @@ def test_the_loss_is_the_librarys_own(name: str, tmp_path: Path, corpus: Path) -
             expected = AutoModelForMaskedLM.from_pretrained(folder).eval()(inputs, labels=labels.reshape(inputs.shape)).loss
     assert found.loss == pytest.approx(float(expected), rel=1e-5)
     assert "4 x 9 tokens" in tried.what
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
+def test_logits_compared_one_sequence_after_the_other_change_as_a_whole_does(name: str, tmp_path: Path, corpus: Path) -> None:
+    models = [random_model(name, sizes_for(name)).eval() for _ in range(2)]
+    with torch.no_grad():
+        for parameter in models[1].parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    folder = save(name, models[0], tmp_path / "model", corpus)
+    tried = probe.of(architectures.get(name), sizes_of(models[0]), [folder], corpus if name in TEXT else None)
+    found = [probe.outputs(model, tried) for model in models]
+    with torch.no_grad():
+        whole = [probe.logits_of(model, tried.batch.inputs) for model in models]
+    for each, logits in zip(found, whole, strict=True):
+        torch.testing.assert_close(torch.cat(list(each.logits())), logits)
+        labelled = logits if tried.batch.positions is None else logits[tried.batch.positions]
+        assert each.loss == pytest.approx(float(nn.functional.cross_entropy(labelled, tried.batch.labels)), rel=1e-6)
+    change = float((whole[1] - whole[0]).norm() / whole[0].norm())
+    assert found[0].change(found[0]) == 0
+    assert change > 0.01 and found[1].change(found[0]) == pytest.approx(change, rel=1e-5)
+
+
+def test_logits_that_do_not_fit_on_the_disk_are_refused_in_one_line(
+    wide: Path, corpus: Path, verify: Verify, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    code, _, error = verify(wide)
+    assert code == 2 and "logits cannot wait there (No space left on device): set TMPDIR" in error
 
 
 @pytest.mark.parametrize("name", ["bert", "gemma3", "gpt2"])
