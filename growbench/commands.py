@@ -326,7 +326,7 @@ def grow(options: argparse.Namespace) -> int:
     again += [part for each in options.set for part in ("--set", each)]
     command = shlex.join([*again, "--seed", str(options.seed), "--out", str(options.out)])
     destination = growing.Destination(options.out, command)
-    print(growing.grow(growing.planned(request), destination))
+    print(growing.grow(growing.planned(request, destination), destination))
     return 0
 
 

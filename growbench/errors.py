@@ -21,6 +21,13 @@ class UsageError(Exception):
         super().__init__(" ".join(text.split()))
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error's text, or its class if it has none. Lines that end with a colon go on."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    end = next((place for place, line in enumerate(lines, 1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:end]) or type(error).__name__
+
+
 LONGEST_NAME = 100  # bytes: names of folders and files are made from it, of at most 255 bytes
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from growbench.console import say
-from growbench.errors import UsageError
+from growbench.errors import UsageError, reason
 from growbench.files import write_text
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def one_line_errors(where: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"{where}: cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})") from error
+        raise UsageError(f"{where}: cannot be read ({reason(error)})") from error
 
 
 def digest(options: str, files: Iterable[tuple[str, Path]]) -> str:

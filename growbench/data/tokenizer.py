@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from growbench.errors import UsageError
+from growbench.errors import UsageError, reason
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -143,8 +143,7 @@ def pretrained(name: str) -> PreTrainedTokenizerFast:
         found: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         assert found.backend_tokenizer
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"tokenizer = {name!r}: cannot be loaded ({reason})") from error
+        raise UsageError(f"tokenizer = {name!r}: cannot be loaded ({reason(error)})") from error
     return found  # type: ignore[no-any-return]
 
 

@@ -22,7 +22,7 @@ from growbench import architectures
 from growbench.architectures import Architecture
 from growbench.config import plain
 from growbench.config.schema import ModelConfig
-from growbench.errors import UsageError
+from growbench.errors import UsageError, reason
 from growbench.files import sha256
 
 CARD = "growbench.json"
@@ -62,8 +62,7 @@ def folder_of(checkpoint: str, where: str) -> Path:
     try:
         return Path(snapshot_download(checkpoint, allow_patterns=[*FILES, *COMPANIONS, MODEL_CARD]))
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"{where}: not a folder, and could not be fetched from the hub ({reason})") from error
+        raise UsageError(f"{where}: not a folder, and could not be fetched from the hub ({reason(error)})") from error
 
 
 @contextmanager
@@ -74,8 +73,7 @@ def one_line(where: str) -> Iterator[None]:
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"{where}: cannot be read ({reason})") from error
+        raise UsageError(f"{where}: cannot be read ({reason(error)})") from error
 
 
 def damage(folder: Path) -> str:

@@ -58,6 +58,12 @@ class Destination:
         if self.out.exists():
             raise UsageError(f"--out {self.out}: exists already; choose another folder")
 
+    def check_room(self, size: int) -> None:
+        """Raise UsageError if a checkpoint of so many bytes does not fit there."""
+        folder = next(each for each in self.out.absolute().parents if each.is_dir())
+        if (free := shutil.disk_usage(folder).free) < size + SLACK:
+            raise UsageError(f"--out {self.out}: needs {quantity(size, 'B')}, and {quantity(free, 'B')} are free there")
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -80,12 +86,19 @@ class Growth:
         return {**library.config_json(self.target), **library.settings_json(self.settings)}
 
 
-def planned(request: Request) -> Growth:
-    """Read the headers of the source, and follow the method up to its first training. Raises UsageError for a wrong request."""
+def planned(request: Request, to: Destination | None = None) -> Growth:
+    """Read the headers of the source, and follow the method up to its first training.
+
+    Raises UsageError for a wrong request, and if there is no room at `to`.
+    """
     sizes = grow_sizes.asked(request.to)
     found = _method(request)
     checkpoint = stored_tensors.opened(folder_of(request.source, f"SOURCE = {request.source!r}"))
     target = grow_sizes.target(checkpoint.sizes, sizes, checkpoint.architecture)
+    if to is not None:
+        shapes = {name: place.shape for name, place in checkpoint.places.items()}
+        entries = grow_sizes.entries(shapes, checkpoint.sizes, target, checkpoint.architecture)
+        to.check_room(entries * checkpoint.dtype.itemsize)
     task = StreamingTask.growing(checkpoint.architecture, checkpoint.sizes, target, checkpoint.tensors(), request.seed)
     result = grown(found.name, found.method, task)
     return Growth(request, checkpoint, found, target, result.tensors, result.settings)
@@ -108,7 +121,7 @@ def grow(growth: Growth, to: Destination) -> str:
     """
     out, source = to.out, growth.checkpoint.folder
     begin = time.perf_counter()
-    with _draft(out, growth.bytes) as draft:
+    with _draft(out) as draft:
         for path in sorted({path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}):
             shutil.copyfile(path, draft / path.name)
         write_text(draft / CONFIG, json.dumps(growth.config(), indent=2) + "\n")
@@ -133,13 +146,11 @@ def grow(growth: Growth, to: Destination) -> str:
 
 
 @contextmanager
-def _draft(out: Path, size: int) -> Iterator[Path]:
+def _draft(out: Path) -> Iterator[Path]:
     """A folder beside `out` to fill inside, which then becomes `out`. After an error it is removed."""
     draft = out.with_name(f"{out.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         make_folder(out.parent)
-        if (free := shutil.disk_usage(out.parent).free) < size + SLACK:
-            raise UsageError(f"--out {out}: needs {quantity(size, 'B')}, and {quantity(free, 'B')} are free there")
         draft.mkdir()
         yield draft
         if out.exists():

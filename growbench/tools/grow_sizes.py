@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from math import prod
 
 from growbench.architectures import OPTIONS, Architecture
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError, did_you_mean
+from growbench.growth.weights import WIDTHS, Axis, axis_length
 
 SIZES = {  # what --to takes, and the field or property of ModelConfig that has it
     "layers": "layers", "width": "width", "heads": "heads", "kv_heads": "key_value_heads", "head_dim": "head_size", "ffn": "ffn",
 }  # fmt: skip
+MOST = 1000  # times as large as in the source: more is a slip, and would take minutes to plan
 FARTHEST = 4  # how many times as wide as asked: no fitting width is looked for beyond it
 
 
@@ -38,6 +41,8 @@ def target(source: ModelConfig, sizes: Mapping[str, int], architecture: Architec
             raise UsageError(f"--to {key}={new}: {architecture.name} has none of its own: heads and width decide")
         if new < old[key]:
             raise UsageError(f"--to {key}={new}: the source has {old[key]}, and a model only grows")
+        if new > MOST * old[key]:
+            raise UsageError(f"--to {key}={new}: the source has {old[key]}; at most {MOST:,} times as much is allowed")
     if all(new == old[key] for key, new in sizes.items()):
         raise UsageError("--to: names no size that is larger than the source's")
     width = sizes.get("width", source.width)
@@ -62,6 +67,18 @@ def target(source: ModelConfig, sizes: Mapping[str, int], architecture: Architec
         head_dim=0 if width == followed["heads"] * head_dim else head_dim,
         ffn=followed["ffn"],
     )
+
+
+def entries(shapes: Mapping[str, Sequence[int]], old: ModelConfig, new: ModelConfig, architecture: Architecture) -> int:
+    """Of all tensors of the target, from the shapes of the source's: quickly, whatever the sizes."""
+    total = 0
+    for row in architecture.rows(old):
+        names = [name for _, name in row.natives(old)]
+        number = new.layers - bool(row.first) if row.per_layer and row.group == "layers" else len(names)
+        axes = [axis for axis in row.axes if axis in WIDTHS or axis is Axis.HEAD_SIZE]
+        grown, now = (prod(axis_length(axis, sizes) for axis in axes) for sizes in (new, old))
+        total += number * prod(shapes[row.first or names[0]]) // row.parts * grown // now
+    return total
 
 
 def _followed(old: Mapping[str, int], sizes: Mapping[str, int], width: int) -> dict[str, int] | None:

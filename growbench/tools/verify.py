@@ -17,7 +17,7 @@ from torch import nn
 from growbench.architectures.library import Loaded
 from growbench.architectures.new_parts import NewParts
 from growbench.architectures.symmetry import symmetric
-from growbench.errors import UsageError
+from growbench.errors import UsageError, reason
 from growbench.formatting import counted, difference
 from growbench.formatting import settings as listed
 from growbench.method.options import COMMON_NAMES
@@ -126,8 +126,7 @@ class _Verification:
         try:
             change = promise.change(card, self.grown.architecture, self.source.sizes, self.grown.sizes)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            self.report.row("promise", f"not known: the method cannot be tried on a miniature ({reason})")
+            self.report.row("promise", f"not known: the method cannot be tried on a miniature ({reason(error)})")
             return False
         kept = change < SAME
         what = "so it preserves the function" if kept else "so it does not preserve the function"
@@ -151,8 +150,7 @@ class _Verification:
         try:
             loaded = self.grown.architecture.library.examine(self.grown.folder, dtype)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise Broken(f"its library cannot load it ({reason})") from error
+            raise Broken(f"its library cannot load it ({reason(error)})") from error
         loaded.model.to(self.request.device)
         return loaded
 

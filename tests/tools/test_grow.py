@@ -295,6 +295,8 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "shape": (rewritten(lambda weights: weights | {NORM: torch.ones(5)}), f"{NORM} has shape (5,)"),
     "tied and different": (rewritten(lambda weights: weights | {"lm_head.weight": torch.ones(60, 16)}), "tied, and differ"),
     "unknown family": (with_config(model_type="t5"), "'t5' is no family that growbench can read: it reads bert,"),
+    "size of text": (with_config(hidden_size="many"), "Field 'hidden_size' expected int, got str (value: 'many')"),
+    "layers below zero": (with_config(num_hidden_layers=-3, layer_types=["full_attention"]), "`num_hidden_layers` (-3) must be"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
     "configuration of text": (lambda folder: (folder / "config.json").write_text("{") and None, "config.json: cannot be read"),
 }  # fmt: skip
@@ -378,6 +380,30 @@ def test_sizes_that_do_not_fit_are_refused_with_those_that_do(to: str, reason: s
 )
 def test_sizes_that_are_not_named_follow(to: str, expected: dict[str, int]) -> None:
     assert grow_sizes.target(ModelConfig(**SOURCE), grow_sizes.asked(to), architectures.get("llama")) == ModelConfig(**expected)
+
+
+@pytest.mark.parametrize("name", architectures.names())
+def test_entries_are_counted_as_those_of_the_model(name: str) -> None:
+    architecture, old = architectures.get(name), sizes_of(name)
+    new = replace(old, layers=5, width=32, heads=4, ffn=90, kv_heads=2 * old.kv_heads)
+    real = sum(shape.numel() for shape in architecture.shapes(new).values())
+    assert grow_sizes.entries(architecture.shapes(old), old, new, architecture) == real
+
+
+@pytest.mark.parametrize(
+    ("to", "reason"),
+    [
+        ("width=16016", "--to width=16016: the source has 16; at most 1,000 times as much is allowed"),
+        ("layers=2147483647", "--to layers=2147483647: the source has 2; at most 1,000 times as much is allowed"),
+        ("layers=2000,width=16000", "are free there"),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_planned(
+    to: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved("llama", tmp_path / "source")
+    monkeypatch.setattr("growbench.tools.grow.grown", None)
+    assert reason in refused(tmp_path / "source", to=to, capsys=capsys)
 
 
 def test_heads_that_follow_from_the_width_grow_whole() -> None:
