@@ -14,7 +14,7 @@ from growbench.analysis.selection import made_by_earlier_code
 from growbench.analysis.standing import Standing
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import counted, setting
-from growbench.report.cells import saving_of, verdict_of
+from growbench.report.cells import Judged, judged, saving_of
 from growbench.report.parts import MethodName
 from growbench.report.ranking import groups
 from growbench.runs.store import Run
@@ -30,7 +30,7 @@ class EntryLine:
     method: MethodName
     entry: Entry
     savings: Mapping[str, str]  # by ledger
-    verdicts: Mapping[str, str]
+    verdicts: Mapping[str, Judged]  # by ledger
     loss: str
     code: str  # whose it is, or whether it is today's
     code_address: str  # of a method's file that lies with the entry
@@ -55,7 +55,7 @@ def entries(standing: Standing, names: Mapping[str, MethodName], out: Path) -> l
                 method=names[method],
                 entry=entry,
                 savings={ledger: saving_of(row, Unit.FLOPS, ledger) for ledger in Ledger},
-                verdicts={ledger: verdict_of(row, ledger) for ledger in Ledger},
+                verdicts={ledger: judged(row, ledger) for ledger in Ledger},
                 loss=f"{finals[method]:.4f}",
                 code=_code(entry, runs),
                 code_address=link(track.place(entry.code), out) if entry.code else "",

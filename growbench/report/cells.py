@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from growbench.analysis import columns
@@ -11,6 +12,7 @@ from growbench.analysis.estimator import Verdict
 from growbench.costs.accounts import Ledger, Unit
 from growbench.formatting import Scale, p_value, saving, scale
 from growbench.registry import SCRATCH
+from growbench.report.looks import CHIPS
 
 UNKNOWN = "unknown"
 NO_VERDICT = "no verdict"
@@ -47,6 +49,21 @@ def verdict_of(row: Mapping[str, Any], ledger: Ledger) -> str:
     p = row[columns.adjusted_p_value(ledger)]
     text = row[columns.verdict(ledger)]
     return f"{NO_VERDICT} ({text})" if math.isnan(p) else f"{text} (p\N{NO-BREAK SPACE}{p_value(p, equals=True)})"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict as a chip has it: the name of its colours, its text; below it the p-value, or why there is none."""
+
+    name: str
+    text: str
+    why: str
+
+
+def judged(row: Mapping[str, Any], ledger: Ledger) -> Judged:
+    """The same as a chip."""
+    verdict, (_, bracket, why) = claimed(row, ledger), verdict_of(row, ledger).partition(" (")
+    return Judged(verdict.name.lower(), CHIPS[verdict].text, bracket.strip() + why)
 
 
 def claimed(row: Mapping[str, Any], ledger: Ledger) -> Verdict:

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -79,6 +80,15 @@ class Definition:
             enough = "all seeds" if fewest == len(self.seeds) else f"the first {fewest} seeds or more"
             raise UsageError(f"an entry has {enough} of the track at every budget; missing: {', '.join(missing)}")
         return seeds
+
+    def command(self, spec: str, seeds: Sequence[int], options: Sequence[str] = ()) -> str:
+        """What runs a method on the track. `spec`: the method as `growbench run` takes it; `options`: its hyperparameters."""
+        asked = ["growbench", "run", self.experiment]
+        asked += [part for override in (*self.overrides, *options) for part in ("--set", override)]
+        asked += ["--methods", spec, "--seeds", ",".join(map(str, seeds))]
+        if self.protocol == "ladder":
+            asked += ["--protocol", "ladder", "--budgets", ",".join(f"{share:.12g}" for share in self.budgets)]
+        return shlex.join(asked)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,12 +78,7 @@ def command(definition: Definition, runs: Sequence[Run], spec: str) -> str:
     record, seeds = runs[0].record, definition.seeds_of(runs[0].record.method, [run.name for run in runs])
     name, usual = record.method, _usual(definition, record)
     own = [f"{name}.{key}={_text(value)}" for key, value in record.config.method.items() if usual.get(key) != value]
-    asked = ["growbench", "run", definition.experiment]
-    asked += [part for override in (*definition.overrides, *own) for part in ("--set", override)]
-    asked += ["--methods", f"{name}={spec}" if record.variant_of else spec, "--seeds", ",".join(map(str, seeds))]
-    if definition.protocol == "ladder":
-        asked += ["--protocol", "ladder", "--budgets", ",".join(f"{share:.12g}" for share in definition.budgets)]
-    return shlex.join(asked)
+    return definition.command(f"{name}={spec}" if record.variant_of else spec, seeds, own)
 
 
 def _usual(definition: Definition, record: RunRecord) -> dict[str, Any]:

@@ -125,6 +125,21 @@ def test_everybody_can_read_the_board(browser: Chrome, board: Path, name: str, w
     assert hindrances(browser) == "[]" and browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
+def test_a_window_of_1000_pixels_shows_all_columns_of_a_track(browser: Chrome, board: Path) -> None:
+    pretend(browser, 1000)
+    browser.get(board.with_name("four@2.html").as_uri())
+    box = "document.getElementById('standing-table').parentElement"
+    assert browser.execute_script(f"return {box}.scrollWidth <= {box}.clientWidth")
+
+
+def test_the_page_of_a_track_says_how_to_enter_a_method(board: Path) -> None:
+    """By the command that made its entries, with another method."""
+    page = read(board.with_name("one@1.html")).text
+    made = re.search(r"--methods ligo( --seeds 0 --protocol ladder --budgets [\d.,]+)", page)
+    assert made and f"growbench run gpt2-tiny --methods ./mine.py{made[1]}" in page
+    assert "growbench submit results/one/mine-seed* --to one@1 --by NAME --code ./mine.py" in page
+
+
 def test_the_page_of_an_experiment_links_to_its_tracks(results: Path, board: Path, tmp_path: Path) -> None:
     """To those whose pages are there."""
     links = read(report.make(results / "one", tmp_path / "one")).links
