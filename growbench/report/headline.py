@@ -18,10 +18,10 @@ from growbench.runs import store
 
 Row = Mapping[str, Any]
 
-PROTOCOLS = {Protocol.SINGLE: "Read off one run's curve (single protocol)", Protocol.LADDER: "On the ladder (ladder protocol)"}
+PROTOCOLS = {Protocol.SINGLE: "Read off one run's curve", Protocol.LADDER: "By the ladder of budgets"}
 LEDGERS = {
-    Ledger.REUSE: "with the source free (reuse ledger)",
-    Ledger.BUILD: "with the source's training charged (build ledger)",
+    Ledger.REUSE: "with the source free (reuse ledger),",
+    Ledger.BUILD: "with the source's training charged (build ledger),",
 }
 MANY = 3  # methods, above which not all are named
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from growbench.analysis import columns
 from growbench.analysis.comparison import Comparison
+from growbench.costs.accounts import Unit
 from growbench.formatting import counted, settings
+from growbench.registry import SCRATCH
 from growbench.report import parts, run_tables, savings_tables
 from growbench.report.drawing import Cuts
 from growbench.report.equal_cost import at_equal_cost
@@ -45,6 +48,8 @@ def html(
         notes=[note for note in comparison.notes if note not in urgent(comparison)],
         ladder=savings_tables.ladder(comparison),
         images=images,
+        claims=comparison.savings[[columns.published_saving(unit) for unit in Unit]].notna().any(axis=None),
+        ladder_loss=f"{comparison.ladder_loss:.3f}",
         equal_cost=at_equal_cost(comparison),
         papers=savings_tables.papers(comparison),
         tests=savings_tables.tests(comparison),
@@ -89,9 +94,11 @@ def markdown(comparison: Comparison) -> str:
 def _setting(comparison: Comparison) -> str:
     seeds = len({run.record.seed for run in comparison.runs})
     machines = distinct(_machine(run) for run in comparison.runs)
-    methods = len(comparison.methods)
+    controls = len(comparison.where("control"))
+    methods = counted(len(set(comparison.methods) - {SCRATCH}) - controls, "method")
+    others = counted(controls, "control") if controls else ""
     experiment = comparison.runs[0].record.experiment
-    return " · ".join((experiment, counted(methods, "method"), counted(seeds, "seed"), machines))
+    return " · ".join(filter(None, (experiment, methods, others, counted(seeds, "seed"), machines)))
 
 
 def _machine(run: Run) -> str:

@@ -23,14 +23,15 @@ TITLES = {Unit.FLOPS: "FLOPs", Unit.SECONDS: "time"}  # within a head
 
 @dataclass(frozen=True)
 class SavingsTable:
-    """Per method its final loss, in how many seeds it met scratch, what it saved, and what the tests say."""
+    """Per method its final loss, in how many seeds it met scratch or the target, what it saved, and what the tests say."""
 
     comparison: Comparison
 
     @property
     def own_heads(self) -> list[str]:
         """The heads between the methods' names and the columns on savings."""
-        return ["final loss", *(["final accuracy"] if self.comparison.has_accuracy else []), "met scratch"]
+        met = "met target" if self.comparison.target_loss_given else "met scratch"
+        return ["final loss", *(["final accuracy"] if self.comparison.has_accuracy else []), met]
 
     @property
     def groups(self) -> dict[str, dict[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from matplotlib import style
-from selenium.webdriver import Chrome
+from selenium.webdriver import Chrome, Keys
 
 from growbench.analysis.comparison import analyse
 from growbench.report import drawing, inline, page, plots
@@ -70,6 +70,18 @@ def test_no_number_wraps_on_a_phone(browser: Any, address: str) -> None:
         })"""
     found = browser.execute_script(lines)
     assert len(found) > 300 and not [text for text, count in found if count > 1]
+
+
+def test_what_scripts_say_counts_methods_as_the_headline_does(browser: Any, address: str) -> None:
+    """Controls are none of them. At another target the table says so."""
+    browser.get(address)
+    said = browser.find_element("id", "live-said").text
+    reuse, build = re.findall(r"(\d+) of (\d+) methods", browser.find_element("id", "verdict").text)
+    assert f"{' of '.join(reuse)} methods are shown to save" in said and f"free, {build[0]} with" in said
+    head = "return document.querySelector('#live-table th:nth-child(2)').textContent"
+    assert browser.execute_script(head) == "met scratch"
+    browser.find_element("id", "live-slider").send_keys(Keys.PAGE_UP)
+    assert browser.execute_script(head) == "met target"
 
 
 def test_figures_have_the_schemes_colours(browser: Any, address: str) -> None:

@@ -232,10 +232,10 @@ def test_the_headline_says_what_the_ladder_says(climbed: Path) -> None:
     comparison = analyse(climbed.parent)
     saving = f"bert2bert {saving_of(row(comparison.ladder, 'bert2bert'), Unit.FLOPS, Ledger.REUSE)}"
     text = headline(verdicts(comparison, "saves"))
-    assert text.startswith("On the ladder (ladder protocol), with the source free (reuse ledger) 3 of 3 methods save FLOPs: ")
-    assert saving in text and "With the source's training charged (build ledger) 3 of 3 methods save FLOPs" in text
+    assert text.startswith("By the ladder of budgets, with the source free (reuse ledger), 3 of 3 methods save FLOPs: ")
+    assert saving in text and "With the source's training charged (build ledger), 3 of 3 methods save FLOPs" in text
     text = headline(verdicts(comparison, "costs more"))
-    assert f"(reuse ledger) no method is shown to save FLOPs; the best estimate is {saving}, costs more." in text
+    assert f"(reuse ledger), no method is shown to save FLOPs; the best estimate is {saving}, costs more." in text
 
 
 def test_no_interval_of_the_headline_is_divided(climbed: Path) -> None:
@@ -254,7 +254,7 @@ def test_the_headline_ranks_what_is_known(made: Path) -> None:
     for order in (["stackbert", "bert2bert", "ligo"], ["ligo", "stackbert", "bert2bert"], ["bert2bert", "ligo", "stackbert"]):
         savings = comparison.savings.set_index("method").loc[["scratch", *order]].reset_index().assign(**changed)
         best = savings.loc[savings["flops_saving_reuse"].idxmax(), "method"]
-        assert f"(reuse ledger) no method is shown to save FLOPs; the best estimate is {best} " in headline(
+        assert f"(reuse ledger), no method is shown to save FLOPs; the best estimate is {best} " in headline(
             dataclasses.replace(comparison, savings=savings)
         )
 

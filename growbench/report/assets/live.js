@@ -238,16 +238,20 @@
       const found = Object.fromEntries(Object.keys(LEDGERS).map((ledger) => [ledger, judged[ledger].get(method.name)]));
       return savings.row(method, found, read.reached(method.name), kept.seeds(method.name).length, data.chips);
     });
-    head.replaceChildren(made("caption", { class: "unseen" }, "Savings at the target loss"), savings.table(unit()), made("tbody", {}, ...rows));
+    head.replaceChildren(made("caption", { class: "unseen" }, "Savings at the target loss"), savings.table(unit(), read.target === null), made("tbody", {}, ...rows));
     head.className = `live-table live-by-${state.ledger}`;
     said.textContent = summary(read, target, judged);
   }
 
   function summary(read, target, judged) {
-    const count = (ledger) => [...judged[ledger].values()].filter((found) => found.verdict === estimator.SAVES).length;
+    const methods = data.methods.filter(({ name }) => judged.reuse.has(name));
+    const [rivals, controls] = [false, true].map((control) => methods.filter((method) => method.control === control));
+    const saves = (ledger) => ({ name }) => judged[ledger].get(name).verdict === estimator.SAVES;
+    const count = (ledger) => rivals.filter(saves(ledger)).length;
+    const saving = controls.filter(saves("reuse")).map((method) => method.label);
     const own = read.target === null ? `scratch's final loss with the same seed (mean ${format.loss(target)})` : format.loss(target);
-    return `Target: ${own}; ${met(read)}. ${count("reuse")} of ${judged.reuse.size} methods are shown to save with the small model ` +
-      `free, ${count("build")} with its training charged.`;
+    return `Target: ${own}; ${met(read)}. ${count("reuse")} of ${rivals.length} ${rivals.length === 1 ? "method is" : "methods are"} shown to save ` +
+      `with the small model free, ${count("build")} with its training charged.${saving.length ? ` Controls save too: ${saving.join(", ")}.` : ""}`;
   }
 
   // The report's own forest, or that of the target and the protocol which are chosen.

@@ -21,14 +21,15 @@ const savings = (() => {
     method.label, ...(method.control ? [made("span", { class: "tag" }, "control")] : []),
   ];
 
-  function table(unit) {
+  // `own`: the target is each seed's scratch's own final loss.
+  function table(unit, own) {
     const title = unit === "flops" ? "FLOPs saved" : "Time saved";
     const ledgers = Object.values(LEDGERS).flatMap((ledger) => [
       made("th", { scope: "col", class: `live-${ledger}` }, `${title}, ${ledger}`),
       made("th", { scope: "col", class: `live-${ledger}` }, `verdict, ${ledger}`),
     ]);
     return made("thead", {}, made("tr", {},
-      made("th", { scope: "col" }, "method"), made("th", { scope: "col" }, "met scratch"), ...ledgers));
+      made("th", { scope: "col" }, "method"), made("th", { scope: "col" }, own ? "met scratch" : "met target"), ...ledgers));
   }
 
   function row(method, found, reached, seeds, chips) {
