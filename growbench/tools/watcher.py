@@ -207,6 +207,8 @@ class Run:
         output = Output(self.curve, Progress("check", 1, None, shown=False))
         self.steps = StepCounts(costs.gradients, counts_steps, costs.counts)
         self.trainer = Trainer(work, output, observers=[self.watcher, self.steps])
+        if not counts_steps:  # no second run is compared with this one's curve: each phase is evaluated at both ends
+            self.trainer.every = experiment.train.steps
         try:
             with redirect_stderr(io.StringIO()), self.watcher.watching(), contained():
                 self.trainer.run(method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,14 @@ def has_types_for(name: str, layers: int, deeper: int) -> bool:
 
 
 def random_model(name: str, sizes: ModelConfig) -> Any:
-    """Every parameter random, biases and norms too, so that nothing is equal by chance."""
+    """Every parameter random, biases and norms too, so that nothing is equal by chance. One model for all tests: it is read."""
+    model = _random_model(name, sizes)
+    torch.manual_seed(1)  # whether it was there or not, a test draws the same numbers next
+    return model
+
+
+@cache
+def _random_model(name: str, sizes: ModelConfig) -> nn.Module:
     torch.manual_seed(0)
     model = architectures.get(name).build(sizes).double().eval()
     for parameter in model.parameters():
@@ -263,8 +270,9 @@ def test_canonical_names_say_what_the_library_uses_each_weight_for(name: str, kv
     sizes = replace(SMALL, heads=4, kv_heads=kv_heads)
     model, seen = random_model(name, sizes), []
     module, attribute = architectures.get(name).stack(model)
-    getattr(module, attribute)[1].register_forward_hook(lambda layer, given, result: seen.extend([given[0], result]))
+    hook = getattr(module, attribute)[1].register_forward_hook(lambda layer, given, result: seen.extend([given[0], result]))
     logits(name, model)
+    hook.remove()
     given, result = seen
     expected = ByHand(name, architectures.get(name).read(model), 1, sizes)(given)
     precision = 1e-5 if name in {*ROTARY, "dinov3"} else 1e-12
@@ -328,8 +336,9 @@ def test_local_attention_of_modernbert_is_that_of_the_library(positions: int) ->
     torch.testing.assert_close(
         local, logits_of_the_library("modernbert", model, inputs_of("modernbert", model.sizes)), rtol=1e-12, atol=1e-12
     )
-    model.config.sliding_window = positions
-    assert torch.equal(logits("modernbert", model), local) == (positions <= window + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.config, "sliding_window", positions)
+        assert torch.equal(logits("modernbert", model), local) == (positions <= window + 1)
 
 
 @each_option

@@ -8,8 +8,9 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,14 @@ def sizes_for(name: str, **other: Any) -> ModelConfig:
 
 
 def random_model(name: str, sizes: ModelConfig) -> nn.Module:
-    """Every parameter random, biases and norms too, so that nothing is equal by chance."""
+    """Every parameter random, biases and norms too, so that nothing is equal by chance. One model for all tests: it is read."""
+    model = _random_model(name, sizes)
+    torch.manual_seed(1)  # whether it was there or not, a test draws the same numbers next
+    return model
+
+
+@cache
+def _random_model(name: str, sizes: ModelConfig) -> nn.Module:
     torch.manual_seed(0)
     model = architectures.get(name).build(sizes).eval()
     for parameter in model.parameters():
@@ -69,22 +77,40 @@ def trained_tokenizer(name: str, corpus: Path) -> tuple[Any, Any]:
     """As growbench trains them, with at most 300 tokens."""
     architecture = architectures.get(name)
     assert architecture.tokenizer is not None
-    text = corpus.read_text(encoding="utf-8")
-    return tokenizer.train(architecture.tokenizer, 300, architecture.objective == "masked", [text])
+    trained, vocabulary = _trained_tokenizer(architecture.tokenizer, architecture.objective == "masked", corpus)
+    return type(trained).from_str(trained.to_str()), vocabulary  # what is saved gets ends of its own
+
+
+@cache
+def _trained_tokenizer(kind: Literal["wordpiece", "bytes"], masked: bool, corpus: Path) -> tuple[Any, Any]:
+    return tokenizer.train(kind, 300, masked, [corpus.read_text(encoding="utf-8")])
 
 
 Checkpoint = Callable[..., Path]
+Original = Callable[..., Path]
+
+
+def saved(name: str, model: nn.Module, folder: Path, corpus: Path) -> Path:
+    """The folder, with the model as a run saves it."""
+    sizes = architectures.sizes_of(model)
+    own = tokenizer.for_transformers(*trained_tokenizer(name, corpus), sizes.positions) if name in TEXT else None
+    saved_models.TrainedModel(architectures.get(name), model, sizes, own).save(folder, RECORD)
+    return folder
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, corpus: Path) -> Checkpoint:
-    """Saves a model as a run does."""
+    """Saves a model as a run does, for a test that changes it."""
+    return lambda name, model: saved(name, model, tmp_path / f"{name}-model", corpus)
 
-    def save(name: str, model: nn.Module) -> Path:
-        folder, sizes = tmp_path / f"{name}-model", architectures.sizes_of(model)
-        own = tokenizer.for_transformers(*trained_tokenizer(name, corpus), sizes.positions) if name in TEXT else None
-        saved_models.TrainedModel(architectures.get(name), model, sizes, own).save(folder, RECORD)
-        return folder
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Original:
+    """The random model of a name in a folder that is read only, saved once."""
+
+    @cache
+    def save(name: str, tied: bool = True) -> Path:
+        return saved(name, random_model(name, sizes_for(name, tied=tied)), tmp_path_factory.mktemp(name) / "model", corpus)
 
     return save
 
@@ -117,10 +143,10 @@ def by_the_library(name: str, folder: Path) -> Any:
 
 
 @each_tying
-def test_a_saved_model_is_its_librarys_own_and_computes_the_same(name: str, tied: bool, checkpoint: Checkpoint) -> None:
+def test_a_saved_model_is_its_librarys_own_and_computes_the_same(name: str, tied: bool, original: Original) -> None:
     sizes = sizes_for(name, tied=tied)
     model = random_model(name, sizes)
-    loaded = by_the_library(name, checkpoint(name, model))
+    loaded = by_the_library(name, original(name, tied))
     assert type(loaded) is type(model).__base__
     inputs = torch.randint(300, (4, 9))
     inputs[0, :3] = torch.arange(3)  # the tokens that padding has in one model or another
@@ -165,9 +191,9 @@ def test_a_setting_that_cannot_be_saved_is_refused(name: str, setting: str, mess
 
 
 @each_tying
-def test_a_saved_model_comes_back_bit_by_bit(name: str, tied: bool, checkpoint: Checkpoint) -> None:
+def test_a_saved_model_comes_back_bit_by_bit(name: str, tied: bool, original: Original) -> None:
     model = random_model(name, sizes_for(name, tied=tied))
-    back = taken_over(name, checkpoint(name, model), tied=tied)
+    back = taken_over(name, original(name, tied), tied=tied)
     assert type(back) is type(model) and not back.training
     for key, value in model.state_dict().items():
         rounded = name == "gemma3" and key.endswith("norm.weight")  # Gemma's library stores a gain minus 1
@@ -211,12 +237,12 @@ def test_of_more_positions_the_first_are_taken(name: str, checkpoint: Checkpoint
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_the_tokenizer_beside_a_model_is_the_one_it_was_trained_with(name: str, checkpoint: Checkpoint, corpus: Path) -> None:
+def test_the_tokenizer_beside_a_model_is_the_one_it_was_trained_with(name: str, original: Original, corpus: Path) -> None:
     """The same ids and roles; of masked models a row has the same ends, and the mask in a text is the mask."""
     from transformers import AutoTokenizer
 
     own, vocabulary = trained_tokenizer(name, corpus)
-    folder = checkpoint(name, random_model(name, sizes_for(name)))
+    folder = original(name)
     found = AutoTokenizer.from_pretrained(folder)
     text = "The river's known for Größe, [UNK] and 日本."
     ids = own.encode(text, add_special_tokens=False).ids
@@ -230,11 +256,11 @@ def test_the_tokenizer_beside_a_model_is_the_one_it_was_trained_with(name: str, 
         assert vocabulary.mask in found(f"the {found.mask_token} is")["input_ids"]
 
 
-def test_images_are_prepared_as_they_were_in_training(checkpoint: Checkpoint) -> None:
+def test_images_are_prepared_as_they_were_in_training(original: Original) -> None:
     from timm.data import resolve_model_data_config
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    found = resolve_model_data_config(by_the_library("vit", checkpoint("vit", random_model("vit", sizes_for("vit")))))
+    found = resolve_model_data_config(by_the_library("vit", original("vit")))
     assert found["input_size"] == (3, 12, 12) and found["interpolation"] == "bicubic" and found["crop_pct"] == 1
     assert (*found["mean"], *found["std"]) == (*IMAGENET_DEFAULT_MEAN, *IMAGENET_DEFAULT_STD)
 
@@ -265,9 +291,9 @@ def refusal(experiment: Experiment) -> str:
     return text
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused(checkpoint: Checkpoint) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(original: Original) -> None:
     """By its name, what is wrong, and what is allowed."""
-    folder = checkpoint("bert", random_model("bert", sizes_for("bert")))
+    folder = original("bert")
     fits = experiment_from("bert", folder)
     data = fits.data
     assert isinstance(data, TextConfig)
@@ -382,8 +408,8 @@ def test_the_settings_of_a_checkpoint_are_taken_over(name: str, key: str, value:
     assert value in (getattr(grown.config, key, None), (getattr(grown.config, "rope_parameters", None) or {}).get(key))
 
 
-def test_a_model_that_computes_something_else_is_refused(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = checkpoint("gpt2", random_model("gpt2", sizes_for("gpt2")))
+def test_a_model_that_computes_something_else_is_refused(original: Original, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = original("gpt2")
     forward = GPT2.forward
     monkeypatch.setattr(GPT2, "forward", lambda *arguments: 1.001 * forward(*arguments))
     message = "computes something else than growbench's gpt2 with the same settings"
@@ -397,8 +423,8 @@ def test_weights_that_do_not_fit_their_configuration_are_refused(checkpoint: Che
     assert "transformer.h.0.mlp.c_fc.bias has shape (40,), in its class (80,)" in refusal(experiment_from("gpt2", folder))
 
 
-def test_images_of_another_kind_are_refused(checkpoint: Checkpoint) -> None:
-    fits = experiment_from("vit", checkpoint("vit", random_model("vit", sizes_for("vit"))))
+def test_images_of_another_kind_are_refused(original: Original) -> None:
+    fits = experiment_from("vit", original("vit"))
     data = fits.data
     assert isinstance(data, ImageConfig)
     assert "needs data.image_size = 12 and data.patch = 4" in refusal(replace(fits, data=replace(data, image_size=8)))
