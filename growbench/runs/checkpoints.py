@@ -128,5 +128,21 @@ def described(checkpoint: str, where: str) -> Described:
         if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
             raise UsageError("has quantised weights: only floating-point weights are read")
         card = folder / CARD
-        known = plain.from_json(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        with one_line(CARD):
+            known = plain.from_json(card.read_text(encoding="utf-8")) if card.is_file() else {}
+        _check_card(known)
         return Described(checkpoint, folder, architecture, architecture.library.sizes(folder), known)
+
+
+def _check_card(card: Any) -> None:
+    """Raise UsageError for a growbench.json that is not of the form in which growbench writes it."""
+    if not isinstance(card, dict):
+        raise UsageError(f"{CARD} is no JSON object")
+    grown = {"method": str, "hyperparameters": dict, "seed": int, "preserves": str} if "source" in card else {}
+    for key, kind in {"source": dict, "sha256": dict, "layer_origins": list, **grown}.items():
+        if not isinstance(card.get(key, None if key in grown else kind()), kind):
+            raise UsageError(f"{CARD}: {key} is missing, or no {kind.__name__}")
+    if not all(isinstance(each, list) for each in card.get("layer_origins", [])):
+        raise UsageError(f"{CARD}: layer_origins must hold lists of layers")
+    if not isinstance(card.get("source", {}).get("checkpoint", ""), str):
+        raise UsageError(f"{CARD}: source.checkpoint is no str")

@@ -169,7 +169,8 @@ def _files(folder: Path) -> list[Path]:
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         what = f"only pickled weights ({pickles[0]}), which can run code: save it" if pickles else "no weights: save them"
         raise UsageError(f"holds {what} as safetensors, the only format that is read")
-    table = plain.from_json(index.read_bytes())
+    with one_line(INDEX):
+        table = plain.from_json(index.read_bytes())
     found = table.get("weight_map") if isinstance(table, dict) else None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise UsageError(f"{INDEX} has no weight_map")

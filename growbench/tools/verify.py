@@ -144,6 +144,8 @@ class _Verification:
         known = {name: count for name, count in found.items() if name in stored_tensors.TYPES}
         if not known:
             raise Broken(f"has no weights of {', '.join(stored_tensors.TYPES)}, but of {', '.join(found)}")
+        if len(found) > 1 and "source" in self.grown.card:
+            self.report.fault(f"its weights are of several types ({', '.join(sorted(found))}): growbench grow writes one")
         return stored_tensors.TYPES[max(known, key=lambda name: known[name])]
 
     def _grown(self, dtype: torch.dtype) -> Loaded:
@@ -169,7 +171,7 @@ class _Verification:
         state = model.state_dict()
         for name, value in state.items():
             if not bool(value.isfinite().all()):
-                raise Broken(f"{name} holds {counted(int((~value.isfinite()).sum()), 'value')} that are not finite")
+                raise Broken(f"{name} holds NaN or infinity, {counted(int((~value.isfinite()).sum()), 'time')}")
         report.row("tensors", f"{len(state)}, all present, of the right shape and finite; none extra")
         self._ties(model)
 

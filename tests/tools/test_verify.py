@@ -155,6 +155,10 @@ def not_finite(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     tensors["transformer.h.1.mlp.c_fc.weight"][3, 4] = torch.nan
 
 
+def of_several_types(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    tensors["transformer.h.1.mlp.c_fc.weight"] = tensors["transformer.h.1.mlp.c_fc.weight"].bfloat16()
+
+
 def untied(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"] + 1
 
@@ -179,7 +183,8 @@ def more_layers(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
         (more_layers, "lacks transformer.h.2.attn.c_attn.bias (and 11 others)"),
         (beyond, "has a tensor that its class has not: transformer.h.2.ln_1.weight"),
         (misshapen, "transformer.h.1.ln_1.weight has shape (16,), in its class (32,)"),
-        (not_finite, "transformer.h.1.mlp.c_fc.weight holds 1 value that are not finite"),
+        (not_finite, "transformer.h.1.mlp.c_fc.weight holds NaN or infinity, 1 time"),
+        (of_several_types, "its weights are of several types (BF16, F32): growbench grow writes one"),
         (untied, "is not tied: embedding and head are different tensors"),
         (untied_by_configuration, "is not tied: its configuration gives it a head of its own"),
         (another_function, "its function is another: logits change by"),
@@ -191,6 +196,28 @@ def test_damage_is_found_and_named(edit: Edit, message: str, wide: Path, tmp_pat
     code, said, error = verify(broken)
     assert code == 1 and error.startswith(f"growbench: {broken}: {message}")
     assert "WRONG" in said
+
+
+@pytest.mark.parametrize(
+    ("written", "code", "message"),
+    [
+        (("model.safetensors.index.json", "[1"), 1, "model.safetensors.index.json: cannot be read (Expecting ',' delimiter"),
+        (("model.safetensors.index.json", '{"weight_map": {"a": "../a.safetensors"}}'), 1, "points outside its folder"),
+        (("growbench.json", "{"), 2, "growbench.json: cannot be read"),
+        (("growbench.json", "[1]"), 2, "growbench.json is no JSON object"),
+        (("growbench.json", '{"source": {}, "method": "lemon"}'), 2, "growbench.json: hyperparameters is missing, or no dict"),
+        (("growbench.json", '{"sha256": []}'), 2, "growbench.json: sha256 is missing, or no dict"),
+        (("growbench.json", '{"layer_origins": [0, 1]}'), 2, "growbench.json: layer_origins must hold lists of layers"),
+    ],
+)
+def test_a_description_that_cannot_be_read_is_named(
+    written: tuple[str, str], code: int, message: str, wide: Path, tmp_path: Path, verify: Verify
+) -> None:
+    shutil.copytree(wide, tmp_path / "broken")
+    file, content = written
+    (tmp_path / "broken" / file).write_text(content)
+    found, _, error = verify(tmp_path / "broken")
+    assert found == code and message in error
 
 
 def test_a_file_that_was_cut_off_is_named(wide: Path, tmp_path: Path, verify: Verify) -> None:
