@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import growbench
 from growbench import descriptions
 from growbench.config.loading import own_training, parse
-from growbench.errors import Interrupted, UsageError, check_name, did_you_mean
+from growbench.errors import Interrupted, UsageError, check_name, closest, did_you_mean
 from growbench.origins import BUILT_IN, digest, entry_points_of
 from growbench.variants import Spec, refuse_twin
 
@@ -150,8 +150,11 @@ def named(specs: Iterable[str], options: Mapping[str, Mapping[str, Any]]) -> dic
         found[name] = spec
     for name in options:
         if name not in found and name not in known:
-            near = did_you_mean(name, {*found, *known})
-            raise UsageError(f"hyperparameters for {name!r}, which is no method and no table of an experiment: {near}")
+            near = closest(name, {*found, *known})
+            raise UsageError(
+                f"hyperparameters for {name!r}, which is no method and no table of an experiment: "
+                f"{near}`growbench list methods` names all methods"
+            )
     return found
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from growbench.architectures import families
-from growbench.architectures.library import CONFIG, Library
+from growbench.architectures.library import CONFIG, META, Library, Unset
 from growbench.config.schema import Experiment, ImageConfig, ModelConfig
 from growbench.errors import UsageError, did_you_mean
 from growbench.growth.weights import Axis, Weight, Weights
@@ -229,7 +229,7 @@ def _refuse_dead(weights: Weights) -> None:
 
 @cache
 def _shapes(name: str, config: ModelConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
+    with META, Unset():
         return parameter_shapes(get(name).build(config))
 
 

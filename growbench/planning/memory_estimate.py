@@ -6,7 +6,6 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
+from growbench.architectures.library import changes_values
 from growbench.costs.flops import PRODUCTS
 
 attend = functional.scaled_dot_product_attention
@@ -83,9 +83,9 @@ class TensorTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _changes_values(func) and isinstance(args[0], Tensor) and args[0].is_meta:
+        if changes_values(func) and isinstance(args[0], Tensor) and args[0].is_meta:
             return args[0]
-        key = func, _key(args), _key(kwargs)
+        key = func, tuple(map(_key, args)), _key(kwargs) if kwargs else ()
         known = self._known.get(key)
         if known is None:
             known, result = self._find_out(func, args, kwargs)
@@ -129,12 +129,6 @@ class TensorTracker(TorchDispatchMode):
             self._tracked[place] = weakref.ref(storage, freed)
             self.live += size
             self.peak = max(self.peak, self.live)
-
-
-@cache
-def _changes_values(func: Any) -> bool:
-    """Whether an operation changes only values of its first argument, in place."""
-    return func._schema.name.endswith("_") and torch.Tag.inplace_view not in func.tags
 
 
 def _key(argument: Any) -> Any:
