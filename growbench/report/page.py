@@ -37,6 +37,7 @@ def html(
         contents=_contents(comparison, images, bool(unfinished)),
         headline=[parts.unbroken(sentence) for sentence in sentences(comparison)],
         urgent=urgent(comparison),
+        uncontrolled=len(comparison.methods) > 1 and not comparison.where("control"),
         deciding="savings" if comparison.ladder.empty else "ladder_savings",
         words=described(comparison),
         unnamed=[comparison.label(method) for method in comparison.methods if method not in named(comparison)],

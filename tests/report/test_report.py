@@ -179,12 +179,14 @@ def test_controls_and_kept_sources_are_marked(tmp_path: Path) -> None:
     )  # savings, equal cost, growth, phases
     assert ">ligo†</a></td>" in page and "| ligo† |" in table and "| bert2bert (control) |" in table
     assert "stackbert†" not in page and "scratch†" not in page
+    assert "There is no control:" not in page
     assert "No control is shown to save (bert2bert)." in page and "no method is shown to save FLOPs; the best estimate is" in page
 
 
 def test_without_marks_there_are_no_footnotes(made: Path) -> None:
     page = (made / "index.html").read_text(encoding="utf-8")
     assert "†" not in page and "Control:" not in page and 'class="tag"' not in page
+    assert page.count("There is no control:") == 1
 
 
 def test_cells_carry_their_heads_for_narrow_screens(made: Path) -> None:

@@ -166,8 +166,8 @@ def test_controls_and_single_seeds_are_named_as_such(board: Path) -> None:
     assert text.index("Methods by tracks") < text.index("Controls") < text.index("scratch_restart")
     assert "one seed, no test" in text and "4 seeds, single protocol" in text and "ladder of 2 budgets" in text
     assert "One seed:" in read(board.parent / "one@1.html").text and "One seed:" not in read(board.parent / "four@2.html").text
-    assert "No control is entered" in read(board.parent / "one@1.html").text
-    assert "No control is entered" not in read(board.parent / "four@2.html").text
+    assert "There is no control:" in read(board.parent / "one@1.html").text
+    assert "There is no control:" not in read(board.parent / "four@2.html").text
 
 
 def test_an_entry_of_fewer_seeds_is_said_to_have_them(board: Path) -> None:
