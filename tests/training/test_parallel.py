@@ -47,7 +47,6 @@ from tests.processes import work_together
 from tests.training.optimizers import Faded, Optimized, Rewarmed
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-METHODS = ("mslt", "ki", "bert2bert", "ligo", "progressive_net")
 DIVISIONS = {
     "replicated": Parallel(CPU, dp_degree=2),
     "sharded": Parallel(CPU, dp_degree=2, sharded=True),
@@ -79,7 +78,7 @@ class Reborn(Method):
     uses_source: ClassVar[bool] = False
 
     def phases(self, task: Task) -> Phases:
-        yield Phase(model=task.build(), steps=5)
+        yield Phase(model=task.build(), steps=3)
         yield Phase(model=task.build())
 
 
@@ -91,18 +90,18 @@ def own_methods(names: Sequence[str]) -> list[Found]:
     return [Found(name, methods.get(name) or Optimized(name), "here") for name in names]
 
 
-def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found], steps: int = 5) -> None:
+def benchmark(experiment: Path, folder: Path, parallel: Parallel, methods: Sequence[Found], steps: int = 3) -> None:
     """Train on a vocabulary that no number of processes divides."""
     settings = ["data.vocabulary=301", f"train.steps={steps}"]
     assert Benchmark(Setting(load(str(experiment), settings), folder, parallel)).run(methods, [0])
 
 
 def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
-    """Stopped after four of seven steps, before the fifth: one process is asked, and all stop."""
+    """Stopped after two of four steps, before the third: one process is asked, and all stop."""
     calls = iter(range(1000))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Interruption, "__call__", lambda self: next(calls) == 4 and parallel.rank == 1)
-        benchmark(experiment, folder, parallel, [REBORN], steps=7)
+        patch.setattr(Interruption, "__call__", lambda self: next(calls) == 2 and parallel.rank == 1)
+        benchmark(experiment, folder, parallel, [REBORN], steps=4)
 
 
 class ByParts(Method):
@@ -141,13 +140,13 @@ def averaged(rank: int) -> list[list[float]]:
 
 
 class Fails(Method):
-    """Fails at step 3, in these processes."""
+    """Fails at its second step, in these processes."""
 
     ranks: tuple[int, ...] = (0, 1)
 
     def phases(self, task: Task) -> Phases:
         def loss(model: nn.Module, batch: Batch, step: int) -> torch.Tensor:
-            if step == 3 and torch.distributed.get_rank() in self.ranks:
+            if step == 1 and torch.distributed.get_rank() in self.ranks:
                 raise MemoryError("no memory left")
             return task_loss(model, batch)
 
@@ -181,16 +180,15 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
     store = start(CPU, 1, False).store
     divisions = {name: each for name, each in DIVISIONS.items() if each.processes == processes}
     mine = {name: replace(each, rank=rank, store=store) for name, each in divisions.items()}
-    for (architecture, division), methods in CASES.items():
-        if division in mine:
-            found = get_all(list(methods), OPTIONS)
-            benchmark(experiments[architecture], folder / division / architecture, mine[division], found)
     for division, parallel in mine.items():
-        benchmark(experiments["gpt2"], folder / division / "own", parallel, own_methods(OWN[division]), steps=4)
+        found = get_all(list(CASES.get(("gpt2", division), ())), OPTIONS) + own_methods(OWN[division])
+        benchmark(experiments["gpt2"], folder / division / "gpt2", parallel, found)
+        if others := CASES.get(("bert", division)):
+            benchmark(experiments["bert"], folder / division / "bert", parallel, get_all(list(others), OPTIONS))
         interrupted(experiments["gpt2"], folder / "interrupted" / division, parallel)
         if parallel.is_main_process:
             shutil.copytree(folder / "interrupted" / division, folder / "resumed" / division)
-        benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN], steps=7)
+        benchmark(experiments["gpt2"], folder / "resumed" / division, parallel, [REBORN], steps=4)
     if processes == 2:
         (folder / f"averaged-{rank}.json").write_text(json.dumps(averaged(rank)))
         fail_alone(rank, experiments["gpt2"], folder, mine["replicated"])
@@ -207,11 +205,11 @@ def train_all(write_miniature: Callable[..., Path], folder: Path) -> None:
     for architecture in ("gpt2", "bert"):
         (folder / "experiments" / architecture).mkdir(parents=True)
         experiments[architecture] = write_miniature(folder / "experiments" / architecture, architecture)
-        found = get_all(list(METHODS if architecture == "gpt2" else ["mslt"]), OPTIONS)
+        methods = sorted({name for case, names in CASES.items() for name in names if case[0] == architecture})
+        own = sorted({name for names in OWN.values() for name in names}) if architecture == "gpt2" else []
+        found = get_all(methods, OPTIONS) + own_methods(own)
         benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
-    benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN], steps=7)
-    own = own_methods(sorted({name for names in OWN.values() for name in names}))
-    benchmark(experiments["gpt2"], folder / "alone" / "own", Parallel(CPU), own, steps=4)
+    benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN], steps=4)
     for processes in (2, 4):
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -229,7 +227,7 @@ def test_a_process_that_fails_alone_ends(done: Path) -> None:
 @pytest.mark.parametrize(("architecture", "division"), CASES)
 def test_several_processes_give_what_one_gives(done: Path, architecture: str, division: str) -> None:
     """The same curves to float tolerance, and the same FLOPs, at the same global batch."""
-    two = store.load_all(done / division / architecture)
+    two = [run for run in store.load_all(done / division / architecture) if run.record.method not in OWN[division]]
     assert {run.folder.name for run in two} - {"source-seed0"} == {f"{name}-seed0" for name in CASES[architecture, division]}
     for run in two:
         one = store.load(done / "alone" / architecture / run.folder.name)
@@ -248,7 +246,7 @@ def test_a_method_s_own_loss_and_optimizer_do_what_they_do_in_one_process(done: 
     """Whatever the loss calls of the model, and whatever the optimizer holds or needs to see of a parameter."""
     in_bfloat16 = name in ("Muon", "CombinedOptimizer", "rewarmed muon")  # torch's Muon multiplies matrices in it
     tolerance = 5e-4 if in_bfloat16 else 2e-5
-    assert_same_run(done / division / "own" / f"{name}-seed0", done / "alone" / "own" / f"{name}-seed0", tolerance)
+    assert_same_run(done / division / "gpt2" / f"{name}-seed0", done / "alone" / "gpt2" / f"{name}-seed0", tolerance)
 
 
 @pytest.mark.parametrize("division", DIVISIONS)
@@ -257,8 +255,8 @@ def test_one_process_goes_on_where_several_stopped(done: Path, division: str) ->
     folder = done / "interrupted" / division
     stopped = store.load(folder / "scratch-seed0")
     assert stopped is not None
-    assert (stopped.record.status, stopped.record.steps) == ("interrupted", 4)
-    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN], steps=7)
+    assert (stopped.record.status, stopped.record.steps) == ("interrupted", 2)
+    benchmark(done / "experiments" / "gpt2" / "miniature.toml", folder, Parallel(CPU), [REBORN], steps=4)
     assert_same_run(folder / "scratch-seed0", done / "alone" / "reborn" / "scratch-seed0")
 
 
