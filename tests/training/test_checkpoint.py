@@ -40,7 +40,7 @@ from tests.training.optimizers import OPTIMIZERS, Eventful, Optimized, Rewarmed
 
 ALONE = Parallel(torch.device("cpu"))
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ligo": {"operator_steps": 5},
+    "ligo": {"operator_steps": 3},
     "msg": {"order": "together", "share": 0.6},
     "stackbert": {"state": "grown", "rewarm_steps": 3},
 }
@@ -69,7 +69,7 @@ class Killed(Interrupted):
 @pytest.fixture
 def experiment(miniature: Path) -> Experiment:
     """Every evaluation leaves a checkpoint, and dropout makes the random state matter."""
-    found = load(str(miniature), ["train.steps=14"])
+    found = load(str(miniature), ["train.steps=6"])
     return replace(found, target=replace(found.target, dropout=0.1), source=replace(found.source, dropout=0.1))
 
 
@@ -129,13 +129,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 ) -> None:
     """One method of each kind; `python -m tests.soak.crash` kills all. `rewarmed`: Muon, new entries at a rate of their own."""
     found = Found(name, Rewarmed("muon"), "here") if name == "rewarmed" else get(name, OPTIONS.get(name))
-    experiment = replace(experiment, train=replace(experiment.train, steps=8))
     for each in ("whole", "killed"):
         with_source(experiment, tmp_path / each, once)
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
     whole = outcome(tmp_path / "whole" / f"{name}-seed0")
     resumed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
-    for kill_at in (3, 7):  # in the first phase, and later; probes are steps too
+    for kill_at in (3, 6):  # in the first phase, and later; probes are steps too
         run_with_kill(resumed, found, kill_at, monkeypatch)
     resumed.run([found], [0])
     curve, record = outcome(resumed.setting.folder / f"{name}-seed0")
@@ -162,10 +161,10 @@ def test_the_energy_of_a_resumed_run_is_that_of_its_steps(
     """What was done after the last checkpoint and is done again is not counted twice."""
     joules_of_steps(monkeypatch, 3.6e6)
     benchmark = Benchmark(Setting(experiment, tmp_path, ALONE))
-    run_with_kill(benchmark, get("scratch"), 8, monkeypatch)
+    run_with_kill(benchmark, get("scratch"), 6, monkeypatch)
     benchmark.run([get("scratch")], [0])
     run = store.load(tmp_path / "scratch-seed0")
-    assert run and run.record.energy_kwh == {Part.GPU: {Account.TRAIN: pytest.approx(14)}}
+    assert run and run.record.energy_kwh == {Part.GPU: {Account.TRAIN: pytest.approx(6)}}
 
 
 def test_energy_that_was_measured_in_part_is_not_stored(
@@ -174,7 +173,7 @@ def test_energy_that_was_measured_in_part_is_not_stored(
     benchmark = Benchmark(Setting(experiment, tmp_path, ALONE))
     with monkeypatch.context() as patch:
         patch.setattr(execution, "counters", lambda device, processes: [])
-        run_with_kill(benchmark, get("scratch"), 8, monkeypatch)
+        run_with_kill(benchmark, get("scratch"), 6, monkeypatch)
     joules_of_steps(monkeypatch, 1)
     benchmark.run([get("scratch")], [0])
     run = store.load(tmp_path / "scratch-seed0")
@@ -185,7 +184,7 @@ def test_a_run_goes_on_only_with_the_same_configuration(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch = get("scratch")
-    run_with_kill(Benchmark(Setting(experiment, tmp_path / "a", ALONE)), scratch, 15, monkeypatch)
+    run_with_kill(Benchmark(Setting(experiment, tmp_path / "a", ALONE)), scratch, 6, monkeypatch)
     changed = replace(experiment, train=replace(experiment.train, lr=2e-3))
     Benchmark(Setting(changed, tmp_path / "a", ALONE)).run([scratch], [0])
     Benchmark(Setting(changed, tmp_path / "b", ALONE)).run([scratch], [0])
@@ -196,7 +195,7 @@ def test_an_unreadable_checkpoint_is_passed_over(experiment: Experiment, tmp_pat
     scratch = get("scratch")
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([scratch], [0])
     killed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
-    run_with_kill(killed, scratch, 15, monkeypatch)
+    run_with_kill(killed, scratch, 6, monkeypatch)
     folder = tmp_path / "killed" / "scratch-seed0" / "checkpoints"
     files = sorted(folder.glob("phase-0-step-*"), key=lambda path: int(path.stem.rpartition("-")[2]))
     assert len(files) == 2  # the newest two are kept
@@ -217,7 +216,7 @@ def test_a_run_whose_files_were_damaged_ends_with_the_same_bits(
     """Killed in its second phase. It takes what is good, else it begins anew; no run fails for it."""
     stackbert = get("stackbert")
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([stackbert], [0])
-    run_with_kill(Benchmark(Setting(experiment, tmp_path / "killed", ALONE)), stackbert, 18, monkeypatch)
+    run_with_kill(Benchmark(Setting(experiment, tmp_path / "killed", ALONE)), stackbert, 9, monkeypatch)
     for what in ("the end of a phase", "all checkpoints", "the curve"):
         folder = shutil.copytree(tmp_path / "killed", tmp_path / what) / "stackbert-seed0"
         files = list((folder / "checkpoints").glob("*.safetensors"))
@@ -280,10 +279,9 @@ def test_a_killed_run_goes_on_with_any_optimizer(
     One without state, one that holds others, one that holds more than tensors, one around another.
     """
     found = Found("scratch", Optimized(name), "here")
-    experiment = replace(experiment, train=replace(experiment.train, steps=8))
     Benchmark(Setting(experiment, tmp_path / "whole", ALONE)).run([found], [0])
     killed = Benchmark(Setting(experiment, tmp_path / "killed", ALONE))
-    for phase, kill_at in enumerate((4, 8)):
+    for phase, kill_at in enumerate((4, 7)):
         run_with_kill(killed, found, kill_at, monkeypatch)
         left = (tmp_path / "killed" / "scratch-seed0" / "checkpoints").glob("phase-*-step-*.safetensors")
         assert max(path.name for path in left).startswith(f"phase-{phase}-")
@@ -349,7 +347,7 @@ def test_a_checkpoint_of_an_earlier_version_is_passed_over(tmp_path: Path, capsy
 
 # --- the ladder
 
-WSD = ["train.schedule=wsd", "train.steps=20"]
+WSD = ["train.schedule=wsd", "train.decay=0.4", "train.steps=10"]
 RUNGS = Budgets((0.4, 0.7, 1.0))
 
 
@@ -414,7 +412,7 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(
     with_source(wsd, tmp_path / "ladder", once)
     rungs = climb(wsd, tmp_path / "ladder", [name])
     for budget in (0.4, 0.7):
-        shorter = load(str(miniature), [*WSD, f"train.steps={round(20 * budget)}", "source.steps=20"])
+        shorter = load(str(miniature), [*WSD, f"train.steps={round(10 * budget)}", "source.steps=10"])
         with_source(wsd, tmp_path / f"{budget}", once)
         own, rung = alone(shorter, tmp_path / f"{budget}", name), rungs[f"{name}-seed0-budget{budget}"]
         assert rung.record.final_val_loss == own.record.final_val_loss
@@ -425,7 +423,7 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(
         if name == "mslt":  # its stages are shares of the budget: nothing is shared
             assert rung.record.inherited is None
         else:
-            stable = schedule.stable_steps(wsd.train, round(20 * budget))
+            stable = schedule.stable_steps(wsd.train, round(10 * budget))
             each = rung.record.phases[-1].flops_per_step[Account.TRAIN]
             operator, growth = (rung.record.cost.flops[account] for account in (Account.OPERATOR, Account.GROWTH))
             assert rung.record.inherited is not None and rung.record.inherited.seconds is not None
@@ -443,7 +441,7 @@ def test_a_linear_schedule_shares_no_trunk(miniature: Path, wsd: Experiment) -> 
     sharing = ("scratch", "ligo", "net2net", "random_source")
     shares = ("ki", "lag", "mslt", "raptr", "scratch_short", "stackbert")  # their stages, guidance or schedules are of the budget
     steps = {name: branching_step(wsd, shorter, get(name, OPTIONS.get(name)).method, 300) for name in (*sharing, *shares)}
-    assert steps == dict.fromkeys(sharing, 6) | dict.fromkeys(shares)  # eight steps less a fifth
+    assert steps == dict.fromkeys(sharing, 5) | dict.fromkeys(shares)  # eight steps less two fifths
 
 
 def test_a_rung_whose_trunk_kept_no_branch_is_trained_alone(
@@ -461,10 +459,17 @@ def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
     miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM and SIGINT in steps that are no evaluation's: saved, 130, and the last call ends as an uninterrupted one."""
+    make, loss = trainer.Trainer.__init__, trainer.Trainer._batch
+
+    def evaluates_seldom(self: trainer.Trainer, *arguments: Any) -> None:
+        make(self, *arguments)
+        self.every = 8  # as with a budget of 800 steps
+
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 1e9)
-    arguments = ["run", str(miniature), "--methods", "scratch", "--set", "train.steps=250", "--results"]
+    monkeypatch.setattr(trainer.Trainer, "__init__", evaluates_seldom)
+    arguments = ["run", str(miniature), "--methods", "scratch", "--set", "train.steps=20", "--results"]
     assert main([*arguments, str(tmp_path / "whole")]) == 0
-    steps, loss = 0, trainer.Trainer._batch
+    steps = 0
 
     def signalled(self: trainer.Trainer, *rest: Any) -> torch.Tensor:
         nonlocal steps
@@ -473,13 +478,10 @@ def test_a_signal_lets_the_step_end_and_the_run_go_on_from_it(
             os.kill(os.getpid(), signals[steps])
         return loss(self, *rest)
 
-    signals = {
-        104: signal.SIGTERM,
-        160: signal.SIGINT,
-    }  # probes count too: the first, after resuming again, a hidden one
+    signals = {6: signal.SIGTERM, 18: signal.SIGINT}  # probes count too: the first, after resuming again, a hidden one
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "_batch", signalled)
-        for done in (102, 157):
+        for done in (5, 15):
             assert main([*arguments, str(tmp_path / "stopped")]) == 130
             stopped = store.load(tmp_path / "stopped" / "miniature" / "scratch-seed0")
             assert stopped is not None and stopped.record.status == "interrupted" and stopped.record.steps == done
