@@ -77,13 +77,12 @@ class Operation(Node):
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     place: int | None = None  # which of several results
+    _eager: list[Tensor] = field(init=False)  # inputs that are known already
     _versions: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._versions = [each._version for each in self._eager()]
-
-    def _eager(self) -> list[Tensor]:
-        return [each for each in tree_leaves((self.args, self.kwargs)) if isinstance(each, Tensor)]
+        self._eager = [each for each in tree_leaves((self.args, self.kwargs)) if isinstance(each, Tensor)]
+        self._versions = [each._version for each in self._eager]
 
     @cached_property
     def _rule(self) -> Any:
@@ -92,7 +91,7 @@ class Operation(Node):
         return lazy_rules.of(self)
 
     def compute(self, wanted: Selection, at: Evaluation) -> Tensor:
-        if self._versions != [each._version for each in self._eager()]:
+        if self._versions != [each._version for each in self._eager]:
             raise RuntimeError(f"a tensor was changed in place after {self.function} had used it: change a clone of it")
         rule = self._rule
         passed = {dim: indices for dim, indices in wanted.items() if dim in rule.dims}

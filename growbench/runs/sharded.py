@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
@@ -113,8 +114,9 @@ def _parts(tensor: Tensor, dtype: torch.dtype) -> list[range]:
     """The tensor's rows in parts of at most `ROWS` bytes, or of one row."""
     if not tensor.dim():
         return [range(1)]
-    rows = max(1, ROWS // max(1, tensor[0].numel() * dtype.itemsize))
-    return [range(start, min(start + rows, len(tensor))) for start in range(0, len(tensor), rows)]
+    number, *row = tensor.shape
+    rows = max(1, ROWS // max(1, prod(row) * dtype.itemsize))
+    return [range(start, min(start + rows, number)) for start in range(0, number, rows)]
 
 
 def _header(tensors: Mapping[str, Lazy], dtype: torch.dtype) -> bytes:
