@@ -13,6 +13,7 @@ import pytest
 from selenium.webdriver import Chrome
 
 from growbench import report
+from tests.conftest import Once
 from tests.report import browser as browsers
 from tests.report.results import METHODS, change, fail, write_results, write_run
 
@@ -20,24 +21,31 @@ Figures = Callable[..., AbstractContextManager[None]]
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(once: Once) -> Path:
     """Three seeds of four methods, one of whose runs failed."""
-    folder = write_results(tmp_path_factory.mktemp("results"), seeds=3)
-    fail(folder / "stackbert-seed1", "loss is <nan>")
-    return folder
+
+    def fill(folder: Path) -> None:
+        write_results(folder, seeds=3)
+        fail(folder / "stackbert-seed1", "loss is <nan>")
+
+    return once("results", fill)
 
 
 @pytest.fixture(scope="session")
-def made(results: Path, figures: Figures) -> Path:
-    """Their report."""
-    with figures():
-        return report.make(results).parent
+def made(results: Path, once: Once, figures: Figures) -> Path:
+    """Their report, which takes long because of its figures: one process of pytest makes it."""
+    once("report of results", partial(_report, results, figures))
+    return results / "report"
 
 
 @pytest.fixture(scope="session")
-def ladder_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ladder_results(once: Once) -> Path:
     """A ladder: two seeds at three budgets; stackbert misses the target in one seed, ligo is ahead at once."""
-    folder = write_results(tmp_path_factory.mktemp("climbed"), 2)
+    return once("ladder", _ladder)
+
+
+def _ladder(folder: Path) -> None:
+    write_results(folder, 2)
     for index, (method, growth) in enumerate(METHODS.items()):
         for seed, budget in itertools.product(range(2), (0.4, 0.7)):
             write_run(folder, method, seed, growth, noise=np.random.default_rng([index, seed, int(10 * budget)]), budget=budget)
@@ -45,14 +53,19 @@ def ladder_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(2):
         change(folder / f"ligo-seed{seed}-budget0.4", final_val_loss=4.5)
         change(folder / f"ligo-seed{seed}-budget0.7", final_val_loss=4.4)
-    return folder
 
 
 @pytest.fixture(scope="session")
-def climbed(ladder_results: Path, figures: Figures) -> Path:
+def climbed(ladder_results: Path, once: Once, figures: Figures) -> Path:
     """Its report."""
+    once("report of ladder", partial(_report, ladder_results, figures))
+    return ladder_results / "report"
+
+
+def _report(results: Path, figures: Figures, _: Path) -> None:
+    """Among the results."""
     with figures():
-        return report.make(ladder_results).parent
+        report.make(results)
 
 
 @pytest.fixture(scope="session")

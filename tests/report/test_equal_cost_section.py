@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from growbench import report
 from growbench.analysis.comparison import Comparison, analyse
@@ -41,29 +43,31 @@ def test_scratch_alone_has_no_section(tmp_path: Path) -> None:
     assert "equal-cost-table" not in page.tables and "Equal cost" not in page.text
 
 
-def with_longer_scratch(folder: Path) -> Comparison:
+@pytest.fixture(scope="module")
+def longer_scratch(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison]:
     """Three seeds, and scratch at the cost of every method with its source: there it ends far lower."""
-    write_results(folder, 3)
+    folder = write_results(tmp_path_factory.mktemp("longer") / "results", 3)
     for seed in range(3):
         for budget in (0.85, 1.425):
             write_run(folder, "scratch", seed, METHODS["scratch"], np.random.default_rng([9, seed, int(100 * budget)]), budget)
-    return analyse(folder)
+    return folder, analyse(folder)
 
 
-def test_scratchs_other_budgets_alone_make_no_ladder(tmp_path: Path) -> None:
+def test_scratchs_other_budgets_alone_make_no_ladder(longer_scratch: tuple[Path, Comparison], tmp_path: Path) -> None:
     """Savings are read off the single runs, as without them; the page has no ladder, and names the runs that failed."""
-    comparison = with_longer_scratch(tmp_path / "results")
+    folder, comparison = longer_scratch
     assert comparison.ladder.empty and {run.record.budget_share for run in comparison.runs} == {1.0}
     before = analyse(write_results(tmp_path / "before", 3))
     pd.testing.assert_frame_equal(comparison.savings, before.savings)
+    shutil.copytree(folder, tmp_path / "results")
     fail(tmp_path / "results" / "scratch-seed1-budget1.425", "loss is not finite")
     page = read(report.make(tmp_path / "results"))
     assert "ladder-table" not in page.tables
     assert "scratch-seed1-budget1.425 failed at step 200: loss is not finite" in page.text
 
 
-def test_a_saving_that_equal_cost_does_not_bear_out_is_noted(tmp_path: Path) -> None:
-    comparison = with_longer_scratch(tmp_path / "results")
+def test_a_saving_that_equal_cost_does_not_bear_out_is_noted(longer_scratch: tuple[Path, Comparison]) -> None:
+    _, comparison = longer_scratch
     said = comparison.savings.assign(flops_verdict_build="saves", flops_verdict_reuse="saves")
     found = [replace(each, verdict=Outcome.HIGHER) if each.ledger == "build" else each for each in comparison.equal_cost]
     noted = notes(found, said)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +12,7 @@ from growbench import cli
 from growbench.costs.accounts import Ledger, Unit
 from growbench.runs import store
 from growbench.runs.store import Run
+from tests.conftest import Once, WriteMiniature
 
 METHODS = ("stackbert", "bert2bert")
 
@@ -22,12 +22,14 @@ def run(*arguments: str | Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> Path:
+def results(once: Once, write_miniature: WriteMiniature) -> Path:
     """Two seeds under the protocol."""
-    folder = tmp_path_factory.mktemp("results")
-    common = "--results", folder, "--methods", ",".join(METHODS), "--seeds", "0,1", "--protocol", "equal-cost"
-    assert run(write_miniature(folder), *common) == 0
-    return folder
+
+    def train(folder: Path) -> None:
+        common = "--results", folder, "--methods", ",".join(METHODS), "--seeds", "0,1", "--protocol", "equal-cost"
+        assert run(write_miniature(folder), *common) == 0
+
+    return once("equal cost", train)
 
 
 @pytest.fixture(scope="module")

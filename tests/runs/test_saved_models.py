@@ -31,6 +31,7 @@ from growbench.data import load, tokenizer
 from growbench.errors import UsageError
 from growbench.runs import saved_models, store
 from growbench.runs.records import Cost, RunConfig, RunCosts, RunRecord, RunStatus
+from tests.conftest import Once, WriteMiniature
 from tests.processes import answer
 
 SIZES = ModelConfig(layers=2, width=16, heads=2, ffn=40, vocabulary=300, positions=9)
@@ -444,13 +445,17 @@ def growbench(*arguments: object, figures: bool = False) -> tuple[int, str, str]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, write_miniature: Callable[..., Path]) -> tuple[Path, Path, str]:
+def done(once: Once, write_miniature: WriteMiniature) -> tuple[Path, Path, str]:
     """The miniature's file, its results with the models of two methods, and what was said."""
-    folder = tmp_path_factory.mktemp("saved")
-    miniature, results = write_miniature(folder), folder / "results"
-    code, _, said = growbench("run", miniature, "--methods", "bert2bert,progressive_net", "--save", "--results", results)
-    assert code == 0
-    return miniature, results / "miniature", said
+
+    def train(folder: Path) -> None:
+        asked = ("run", write_miniature(folder), "--methods", "bert2bert,progressive_net", "--save")
+        code, _, said = growbench(*asked, "--results", folder / "results")
+        assert code == 0
+        (folder / "said").write_text(said, encoding="utf-8")
+
+    folder = once("saved models", train)
+    return folder / "miniature.toml", folder / "results" / "miniature", (folder / "said").read_text(encoding="utf-8")
 
 
 def test_run_saves_what_it_scored(done: tuple[Path, Path, str]) -> None:

@@ -32,8 +32,12 @@ def check(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setattr(aa_test, "PLANTED_SEEDS", 2)
     monkeypatch.setattr(aa_test, "SEEDS", (2,))
     monkeypatch.setattr(simulation, "SEEDS", (2,))
+    noise = tmp_path / "noise"
+    noise.mkdir()
+    for name in ("gpt2-mini", "modernbert-mini"):  # a ladder, and single runs
+        (noise / name).symlink_to(MINI / name)
     settings = [part for override in SHORT for part in ("--set", override)]
-    places = ["--noise", str(MINI), "--out", str(tmp_path)]
+    places = ["--noise", str(noise), "--out", str(tmp_path)]
     return lambda *more: cli.main(["check", "--aa", str(miniature), "--repetitions", "2", *places, *settings, *more])
 
 

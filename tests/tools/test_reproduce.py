@@ -18,7 +18,7 @@ from growbench.config.schema import PROTOCOL
 from growbench.errors import UsageError
 from growbench.runs import store
 from growbench.tools.reproduce import Comparison, compare, experiment_of, judge
-from tests.conftest import WriteMiniature
+from tests.conftest import Once, WriteMiniature
 
 RESULTS = Path(__file__).parents[2] / "results"
 METHODS = ("scratch", "ligo", "stackbert", "random_source")
@@ -62,12 +62,15 @@ class Results:
 
 
 @pytest.fixture(scope="module")
-def trained(write_miniature: WriteMiniature, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def trained(write_miniature: WriteMiniature, once: Once) -> Results:
     """A ladder of four methods, trained once."""
-    folder = tmp_path_factory.mktemp("trained")
-    results = Results(write_miniature(folder), folder / "results")
-    assert results.run("--protocol", "ladder", "--budgets", "0.5,0.75,1") == 0
-    return results
+
+    def train(folder: Path) -> None:
+        results = Results(write_miniature(folder), folder / "results")
+        assert results.run("--protocol", "ladder", "--budgets", "0.5,0.75,1") == 0
+
+    folder = once("to be reproduced", train)
+    return Results(folder / "miniature.toml", folder / "results")
 
 
 @pytest.fixture

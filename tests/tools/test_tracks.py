@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
 from growbench.tools import submit
 from growbench.training.parallel import Parallel
-from tests.conftest import WriteMiniature
+from tests.conftest import Once, WriteMiniature
 
 MINE = '''"""A method of one's own."""
 
@@ -100,17 +101,20 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def trained(write_miniature: WriteMiniature, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(write_miniature: WriteMiniature, once: Once) -> Path:
     """A ladder of two seeds of scratch, of a built-in method and of a loose one; the track, without the loose one."""
-    place = Place(tmp_path_factory.mktemp("tracks"))
-    write_miniature(place.root)
+    return once("track", partial(_frozen, write_miniature))
+
+
+def _frozen(write_miniature: WriteMiniature, root: Path) -> None:
+    place = Place(root)
+    write_miniature(root)
     place.code.write_text(MINE)
     experiment = loading.load(str(place.experiment), ["train.schedule=wsd"])
     setting = Setting(experiment, place.results / "miniature", Parallel(torch.device("cpu")))
     methods = [registry.get(spec) for spec in ("scratch", "direct_copy", str(place.code))]
     assert Benchmark(setting, Budgets.ladder(experiment, (0.5, 1.0))).run(methods, SEEDS)
     assert place.freeze() == 0
-    return place.root
 
 
 @pytest.fixture
