@@ -114,11 +114,11 @@ class Done(NamedTuple):
 def done(
     tmp_path_factory: pytest.TempPathFactory,
     write_miniature: Callable[..., Path],
-    figures: Callable[[], AbstractContextManager[None]],
+    figures: Callable[..., AbstractContextManager[None]],
 ) -> Done:
     folder = tmp_path_factory.mktemp("done")
     experiment = write_miniature(folder)
-    with figures():
+    with figures(*PLOTS):
         run = growbench("run", experiment, "--methods", ",".join(KINDS), "--results", folder / "results")
         return Done(experiment, folder / "results", run)
 
@@ -631,10 +631,15 @@ def test_an_interrupt_keeps_what_was_done(miniature: Path, tmp_path: Path) -> No
 
 
 def test_output_may_be_cut_short() -> None:
-    """As by `| head -1`."""
-    command = f"{sys.executable} -c 'from growbench.cli import main; import sys; sys.exit(main())' list methods --long | head -1"
-    ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    """As by `| head -1`, or by a reader that is gone before the first line."""
+    command = f"{sys.executable} -c 'from growbench.cli import main; import sys; sys.exit(main())' list"
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", f"{command} | head -1"], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr, len(ended.stdout.splitlines())) == (0, "", 1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(["bash", "-c", command], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_stop_at_target_ends_a_run_early(miniature: Path, tmp_path: Path) -> None:
