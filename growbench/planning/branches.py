@@ -12,20 +12,29 @@ from growbench.planning.plan import META, PlannedPhase, walk
 from growbench.training.phases import PhaseStart
 
 
-def branching_step(longer: Experiment, shorter: Experiment, method: Method, vocabulary: int) -> int | None:
-    """The scored step at which a method's run at the shorter budget branches off the longer one: where its decay begins (wsd).
+def branching_steps(longer: Experiment, shorter: Sequence[Experiment], method: Method, vocabulary: int) -> list[int | None]:
+    """The scored step at which a method's run at each shorter budget branches off the longer one: where its decay begins (wsd).
 
     None if it cannot branch off. It can if both runs have the same phases, losses and schedules, and only the last phase's
     length depends on the budget.
     """
-    if longer.train.schedule != "wsd":
-        return None
+    trunk = _phases(longer, method, vocabulary) if shorter and longer.train.schedule == "wsd" else []
+    return [
+        stable_steps(each.train, each.train.steps) if trunk and _same(trunk, _phases(each, method, vocabulary)) else None
+        for each in shorter
+    ]
+
+
+def _phases(experiment: Experiment, method: Method, vocabulary: int) -> list[PhaseStart]:
+    """Empty if the method cannot be planned: nothing is known about it."""
     try:
-        walks = [list(walk(experiment, method, vocabulary, Costs(META))) for experiment in (longer, shorter)]
-    except Exception:  # the method cannot be planned, so nothing is known about it
-        return None
-    same = len(walks[0]) == len(walks[1]) and all(map(_alike, *walks))
-    return stable_steps(shorter.train, shorter.train.steps) if same else None
+        return list(walk(experiment, method, vocabulary, Costs(META)))
+    except Exception:
+        return []
+
+
+def _same(trunk: Sequence[PhaseStart], phases: Sequence[PhaseStart]) -> bool:
+    return len(trunk) == len(phases) and all(map(_alike, trunk, phases))
 
 
 def _alike(a: PhaseStart, b: PhaseStart) -> bool:

@@ -13,7 +13,7 @@ from growbench.data import Data, tokenizer_to_save
 from growbench.elapsed import Part, elapsed
 from growbench.errors import UsageError
 from growbench.files import check_folder
-from growbench.planning.branches import branching_step
+from growbench.planning.branches import branching_steps
 from growbench.planning.budgets import Budgets
 from growbench.planning.plan import check_sizes, refuse
 from growbench.registry import SCRATCH, SOURCE, Found
@@ -200,7 +200,7 @@ class Round:
         """Train one method at several budgets, the longest first. With the schedule wsd, shorter ones branch off the full one."""
         full = replace(ladder[0], budget_share=1.0)
         trunk = self.setting.checkpoints_of(full)
-        steps = {job.name: step for job in ladder if (step := self._branching_step(full, job)) is not None}
+        steps = self._branching_steps(full, ladder)
         finished = []
         for job in ladder:
             checkpoint = trunk.branch(steps[job.name]) if job.name in steps else None
@@ -212,15 +212,12 @@ class Round:
             trunk.remove()
         return JobState.DONE if all(finished) else JobState.FAILED
 
-    def _branching_step(self, full: Job, job: Job) -> int | None:
-        """The number of scored steps after which a job branches off the run at the full budget; None if it does not.
-
-        A longer job never does.
-        """
-        if job.budget_share >= 1:
-            return None
-        longer, shorter = (self.setting.experiment.at(each.budget_share, job.found.training) for each in (full, job))
-        return branching_step(longer, shorter, job.found.method, self.data.vocabulary)
+    def _branching_steps(self, full: Job, ladder: Sequence[Job]) -> dict[str, int]:
+        """By name, the number of scored steps after which jobs branch off the run at the full budget. A longer job never does."""
+        jobs = [job for job in ladder if job.budget_share < 1]
+        longer, *shorter = (self.setting.experiment.at(job.budget_share, full.found.training) for job in (full, *jobs))
+        steps = branching_steps(longer, shorter, full.found.method, self.data.vocabulary)
+        return {job.name: step for job, step in zip(jobs, steps, strict=True) if step is not None}
 
 
 def _check_parallelism(setting: Setting) -> None:

@@ -19,7 +19,7 @@ from growbench.costs.hardware import device_name
 from growbench.data.shapes import shape_batch, vocabulary_size
 from growbench.formatting import counted, data_size, duration, quantity
 from growbench.method import task_loss
-from growbench.planning.branches import branching_step, shared
+from growbench.planning.branches import branching_steps, shared
 from growbench.planning.budgets import Budgets
 from growbench.planning.plan import PlannedPhase, Unplannable, check_sizes, plan, plan_source
 from growbench.registry import SCRATCH, Found
@@ -130,7 +130,7 @@ def row_of(
     except Unplannable as error:
         return Row(name, error, source)
     full = experiment.at(1.0, found.training)
-    branch = branching_step(full, own, found.method, vocabulary) if share < 1 else None
+    (branch,) = branching_steps(full, [own], found.method, vocabulary) if share < 1 else (None,)
     return Row(name, phases, source, 0.0 if branch is None else shared(phases, branch))
 
 

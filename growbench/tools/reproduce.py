@@ -22,7 +22,7 @@ from growbench.console import Progress, say
 from growbench.costs.accounts import Account, Unit
 from growbench.costs.hardware import Hardware
 from growbench.errors import UsageError
-from growbench.planning.branches import branching_step
+from growbench.planning.branches import branching_steps
 from growbench.runs import reproduced, saved_models, store
 from growbench.runs.apart import Died, apart
 from growbench.runs.claims import Claims
@@ -173,7 +173,7 @@ class Reproduction:
         """Begin the run where it branches off the longest one of its ladder, which is first trained up to there."""
         full, at = replace(self.job, budget_share=1.0), self.setting.experiment.at
         longer, shorter = (at(job.budget_share, job.found.training) for job in (full, self.job))
-        step = branching_step(longer, shorter, self.job.found.method, self.data.vocabulary)
+        (step,) = branching_steps(longer, [shorter], self.job.found.method, self.data.vocabulary)
         if step is None:
             raise UsageError("branched off a longer run, which it does not with today's code")
         trunk = Checkpoints(self._folder(full))

@@ -23,7 +23,7 @@ from growbench.costs.accounts import Account, Ledger, Part, Unit
 from growbench.costs.energy import EnergyCounter
 from growbench.errors import Interrupted
 from growbench.method import schedule
-from growbench.planning.branches import branching_step, shared
+from growbench.planning.branches import branching_steps, shared
 from growbench.planning.budgets import Budgets
 from growbench.planning.plan import plan
 from growbench.registry import Found, get, get_all
@@ -437,10 +437,11 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(
 def test_a_linear_schedule_shares_no_trunk(miniature: Path, wsd: Experiment) -> None:
     linear = load(str(miniature))
     shorter = replace(wsd, train=replace(wsd.train, steps=8))
-    assert branching_step(linear, replace(linear, train=replace(linear.train, steps=8)), get("scratch").method, 300) is None
+    assert branching_steps(linear, [replace(linear, train=replace(linear.train, steps=8))], get("scratch").method, 300) == [None]
     sharing = ("scratch", "ligo", "net2net", "random_source")
     shares = ("ki", "lag", "mslt", "raptr", "scratch_short", "stackbert")  # their stages, guidance or schedules are of the budget
-    steps = {name: branching_step(wsd, shorter, get(name, OPTIONS.get(name)).method, 300) for name in (*sharing, *shares)}
+    methods = {name: get(name, OPTIONS.get(name)).method for name in (*sharing, *shares)}
+    steps = {name: step for name, method in methods.items() for step in branching_steps(wsd, [shorter], method, 300)}
     assert steps == dict.fromkeys(sharing, 5) | dict.fromkeys(shares)  # eight steps less two fifths
 
 
