@@ -42,7 +42,7 @@ from growbench.training.replicas import DataParallelReplica, LossScope, Replica,
 from growbench.training.step import Step
 from growbench.training.tensor_parallel import Cut, check
 from tests import figures
-from tests.conftest import Once
+from tests.conftest import Once, documents
 from tests.processes import work_together
 from tests.training.optimizers import Faded, Optimized, Rewarmed
 
@@ -201,10 +201,11 @@ def done(write_miniature: Callable[..., Path], once: Once) -> Path:
 
 
 def train_all(write_miniature: Callable[..., Path], folder: Path) -> None:
-    experiments = {}
+    experiments, corpus = {}, folder / "corpus.txt"
+    corpus.write_text("\n\n".join(documents().split("\n\n")[:60]), encoding="utf-8")  # less to evaluate at each run's end
     for architecture in ("gpt2", "bert"):
         (folder / "experiments" / architecture).mkdir(parents=True)
-        experiments[architecture] = write_miniature(folder / "experiments" / architecture, architecture)
+        experiments[architecture] = write_miniature(folder / "experiments" / architecture, architecture, corpus)
         methods = sorted({name for case, names in CASES.items() for name in names if case[0] == architecture})
         own = sorted({name for names in OWN.values() for name in names}) if architecture == "gpt2" else []
         found = get_all(methods, OPTIONS) + own_methods(own)
@@ -349,8 +350,8 @@ def command_line(folder: Path, *arguments: str) -> int:
 def test_torchrun_starts_the_command_line(miniature: Path, tmp_path: Path) -> None:
     """Its launcher starts two processes. One speaks and writes; the page says how many worked."""
     launch = LaunchConfig(1, 1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="forkserver")
-    arguments = ["run", str(miniature), "--methods", "scratch", "--tensor-parallel", "2", "--results", str(tmp_path)]
-    codes = elastic_launch(launch, command_line)(tmp_path, *arguments)
+    arguments = ["run", str(miniature), "--methods", "scratch", "--set", "train.steps=3", "--tensor-parallel", "2"]
+    codes = elastic_launch(launch, command_line)(tmp_path, *arguments, "--results", str(tmp_path))
     said = {name: "".join((tmp_path / f"{name}-{rank}").read_text() for rank in range(2)) for name in ("out", "err")}
     assert codes == {0: 0, 1: 0}, said
     assert said["err"].count("scratch-seed0      finished") == 1
