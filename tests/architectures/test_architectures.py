@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -49,8 +50,8 @@ def has_types_for(name: str, layers: int, deeper: int) -> bool:
 
 
 def random_model(name: str, sizes: ModelConfig) -> Any:
-    """Every parameter random, biases and norms too, so that nothing is equal by chance. One model for all tests: it is read."""
-    model = _random_model(name, sizes)
+    """Every parameter random, biases and norms too, so that nothing is equal by chance. It is built once, and copied."""
+    model = copy.deepcopy(_random_model(name, sizes))
     torch.manual_seed(1)  # whether it was there or not, a test draws the same numbers next
     return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 import math
@@ -59,8 +60,8 @@ def sizes_for(name: str, **other: Any) -> ModelConfig:
 
 
 def random_model(name: str, sizes: ModelConfig) -> nn.Module:
-    """Every parameter random, biases and norms too, so that nothing is equal by chance. One model for all tests: it is read."""
-    model = _random_model(name, sizes)
+    """Every parameter random, biases and norms too, so that nothing is equal by chance. It is built once, and copied."""
+    model = copy.deepcopy(_random_model(name, sizes))
     torch.manual_seed(1)  # whether it was there or not, a test draws the same numbers next
     return model
 
