@@ -84,11 +84,6 @@ def documents() -> str:
     return "\n\n".join(" ".join(sentence() for _ in range(rng.randint(3, 8))) for _ in range(150))
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: a part of the tests' time is waiting, for processes that they start."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
 IMPORTED = pytest.StashKey[int]()  # modules when the collector was last told to leave alone what there is
 MANY = 50  # modules: a library
 
