@@ -64,7 +64,7 @@ class NewParts:
 
 
 class Norms(NamedTuple):
-    """Of the gradient of one canonical weight. None: it has no such entries."""
+    """Of the gradient of one canonical weight, the root mean square over the inputs. None: it has no such entries."""
 
     old: float | None
     new: float | None
@@ -72,14 +72,15 @@ class Norms(NamedTuple):
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradient of a grown model."""
+    """The gradients of a grown model, on so many sequences or images."""
 
+    inputs: int
     norms: dict[str, Norms]  # by canonical weight
     dead: list[str]  # new layers and new units none of whose weights has a gradient
 
 
 class GradientCount:
-    """What is known of a gradient, weight by weight, so that no two weights' gradients need be there at once.
+    """What is known of the gradients on some inputs, weight by weight, so that no two weights' gradients need be there at once.
 
     Units of new layers do not count as dead: where such a layer begins as the identity, its own first step wakes them.
     """
@@ -92,9 +93,8 @@ class GradientCount:
         self._units: dict[Place, Tensor] = {}  # new ones; the sum over all weights of each
 
     def add(self, piece: Piece) -> None:
-        """The gradient of one weight, once."""
-        row, layer, value = piece
-        square = value.detach().cpu().square()
+        """The squares of the gradient of one weight, once for each input."""
+        row, layer, square = piece[0], piece[1], piece[2].cpu()
         piece = row, layer, square
         for is_new, block in self._parts.blocks(piece):
             before = self._squares[row.key]
@@ -107,14 +107,18 @@ class GradientCount:
                 sums = side.weights.sum(1)[self._parts.units(side.axis)]
                 self._units[side.place] = self._units[side.place] + sums if side.place in self._units else sums
 
-    def found(self) -> Gradients:
-        norms = {key: Norms(*(part if part is None else part**0.5 for part in both)) for key, both in self._squares.items()}
+    def found(self, inputs: int) -> Gradients:
+        """`inputs`: so many were added."""
+        norms = {
+            key: Norms(*(part if part is None else (part / inputs) ** 0.5 for part in both))
+            for key, both in self._squares.items()
+        }
         dead = [f"layer {layer}" for layer, sum_ in self._layers.items() if not sum_]
         for place, sums in self._units.items():
             if count := int((sums == 0).sum()):
                 where = "" if place.layer is None else f" of layer {place.layer}"
                 dead.append(f"{count} of the {len(sums)} new {place.kind}{where}")
-        return Gradients(norms, dead)
+        return Gradients(inputs, norms, dead)
 
 
 def _more(total: float | None, entries: Tensor) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from growbench.architectures import Architecture
+from growbench.architectures import Architecture, Row
 from growbench.architectures.new_parts import GradientCount, Gradients, NewParts
 from growbench.config.schema import ModelConfig, TextConfig
 from growbench.data import tokenizer as tokenizers
@@ -90,37 +90,49 @@ def outputs(model: nn.Module, probe: Probe) -> Outputs:
 
 
 def gradients(architecture: Architecture, model: nn.Module, parts: NewParts, probe: Probe) -> Gradients:
-    """Of the probe's loss, by one backward pass through a library's model, which is of no use afterwards.
+    """Of the loss on the first sequence or image, through a library's model, which is of no use afterwards.
 
-    Memory beside the model: the activations of one layer, which are computed twice, and the gradients of a few weights.
+    The others follow while a new part has no gradient. Memory beside the model: the activations of one layer, which are
+    computed twice, and the gradients of a few weights.
     """
     rows = architecture.rows(parts.new)
+    _keep_no_activations(model, rows)
+    names: dict[Tensor, list[str]] = {}  # several of a tied one
+    for name, each in model.named_parameters(remove_duplicate=False):
+        names.setdefault(each, []).append(name)
+    count, unreached = GradientCount(rows, parts), set(names)
+
+    def consume(parameter: Tensor, squares: Tensor) -> None:
+        unreached.discard(parameter)
+        for piece in architecture.pieces(dict.fromkeys(names[parameter], squares), parts.new):
+            count.add(piece)
+
+    def accumulated(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        consume(parameter, parameter.grad.square_())
+        parameter.grad = None
+
+    for parameter in names:
+        parameter.register_post_accumulate_grad_hook(accumulated)
+    device = next(iter(names)).device
+    for number in range(len(probe.batch.inputs)):
+        row = probe.batch.rows(number, number + 1).to(device)
+        _loss(logits_of(model, row.inputs), row).backward()
+        for parameter in list(unreached):  # those that the loss does not depend on
+            consume(parameter, torch.zeros((), device=device).expand_as(parameter))
+        found = count.found(number + 1)
+        if not found.dead:
+            break
+    return found
+
+
+def _keep_no_activations(model: nn.Module, rows: Iterable[Row]) -> None:
+    """Compute each layer twice in a backward pass, so that only one layer's activations are there."""
     for stack in dict.fromkeys(row.native.partition(".{}")[0] for row in rows if row.per_layer):
         for layer in model.get_submodule(stack).children():
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
     if config := getattr(model, "config", None):
         config.use_cache = False  # keys and values that the second computation would add to
-    names: dict[Tensor, list[str]] = {}  # several of a tied one
-    for name, each in model.named_parameters(remove_duplicate=False):
-        names.setdefault(each, []).append(name)
-    count = GradientCount(rows, parts)
-
-    def consume(parameter: Tensor, gradient: Tensor) -> None:
-        for piece in architecture.pieces(dict.fromkeys(names.pop(parameter), gradient), parts.new):
-            count.add(piece)
-
-    def accumulated(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        consume(parameter, parameter.grad)
-        parameter.grad = None
-
-    for parameter in names:
-        parameter.register_post_accumulate_grad_hook(accumulated)
-    batch = probe.batch.to(next(iter(names)).device)
-    _loss(logits_of(model, batch.inputs), batch).backward()
-    for unreached in list(names):  # those that the loss does not depend on
-        consume(unreached, torch.zeros((), device=unreached.device).expand_as(unreached))
-    return count.found()
 
 
 def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from growbench.architectures.new_parts import Gradients
 from growbench.architectures.symmetry import Symmetric
+from growbench.formatting import counted
 
 WIDTH, INDENT = 80, 16  # columns
 
@@ -60,7 +61,8 @@ def _ranges(numbers: Sequence[int]) -> str:
 def gradient_table(found: Gradients, compared: bool) -> list[str]:
     """The norm of the gradient of each canonical weight. `compared`: of a source's entries and of new ones."""
     columns = ("of old entries", "of new entries")[: 1 + compared] if compared else ("",)
-    lines = [f"{'norm of the gradient':<48}{''.join(f'{column:>16}' for column in columns)}".rstrip()]
+    name = f"norm of the gradient on {counted(found.inputs, 'input')}"
+    lines = [f"{name:<48}{''.join(f'{column:>16}' for column in columns)}".rstrip()]
     for name, norms in found.norms.items():
         lines.append(f"  {name:<46}{''.join(f'{_norm(norm):>16}' for norm in norms[: len(columns)])}")
     return lines

@@ -367,10 +367,10 @@ def test_norms_of_gradients_are_those_of_a_plain_backward_pass(name: str, tmp_pa
     model = random_model(name, sizes_for(name))
     folder, architecture, sizes = save(name, model, tmp_path / "model", corpus), architectures.get(name), sizes_of(model)
     tried = probe.of(architecture, sizes, [folder], corpus if name in TEXT else None)
-    plain = architecture.library.load(folder)
-    logits = probe.logits_of(plain, tried.batch.inputs)
-    logits = logits if tried.batch.positions is None else logits[tried.batch.positions]
-    nn.functional.cross_entropy(logits, tried.batch.labels).backward()
+    plain, first = architecture.library.load(folder), tried.batch.rows(0, 1)
+    logits = probe.logits_of(plain, first.inputs)
+    logits = logits if first.positions is None else logits[first.positions]
+    nn.functional.cross_entropy(logits, first.labels).backward()
     expected = {key: parameter.grad for key, parameter in plain.named_parameters()}
     half = replace(sizes, width=sizes.width // 2, heads=sizes.heads // 2, ffn=sizes.ffn // 2, layers=1)
     corners = {(row.key, layer): each.shape for row, layer, each in architecture.pieces(_zeros(name, half), half)}
@@ -380,10 +380,31 @@ def test_norms_of_gradients_are_those_of_a_plain_backward_pass(name: str, tmp_pa
         squares[row.key][0] += float(old.double().square().sum())
         squares[row.key][1] += float(gradient.double().square().sum())
     loaded = architecture.library.load(folder)
-    found = probe.gradients(architecture, loaded, NewParts.of(half, sizes, []), tried).norms
-    for key, (before, new) in found.items():
+    found = probe.gradients(architecture, loaded, NewParts.of(half, sizes, []), tried)
+    assert found.inputs == 1 and not found.dead
+    for key, (before, new) in found.norms.items():
         assert [(before or 0) ** 2, (before or 0) ** 2 + (new or 0) ** 2] == pytest.approx(squares[key], rel=1e-4, abs=1e-12)
     assert all(parameter.grad is None for parameter in loaded.parameters())
+
+
+@pytest.mark.parametrize(("fires_on", "inputs"), [(0, 1), (1, 2), (None, 4)])
+def test_a_unit_that_one_sequence_leaves_asleep_is_tried_on_the_next(
+    fires_on: int | None, inputs: int, source: Path, corpus: Path
+) -> None:
+    """New neurons with a ReLU that fires at the last token of one sequence alone, or nowhere."""
+    architecture, old = architectures.get("gpt2"), architectures.get("gpt2").library.sizes(source)
+    model: Any = architecture.library.load(source)
+    tried, mlp, seen = probe.of(architecture, old, [source], corpus), model.transformer.h[0].mlp, []
+    mlp.act = nn.ReLU()
+    mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        probe.logits_of(model, tried.batch.inputs)
+        wakes = torch.zeros(old.width) if fires_on is None else seen[0][fires_on, -1]
+        mlp.c_fc.weight[:, old.ffn // 2 :] = wakes[:, None]
+        mlp.c_fc.bias[old.ffn // 2 :] = -0.99 * wakes @ wakes if wakes.any() else -1
+    found = probe.gradients(architecture, model, NewParts.of(replace(old, ffn=old.ffn // 2), old, []), tried)
+    assert found.inputs == inputs
+    assert found.dead == ([f"{old.ffn // 2} of the {old.ffn // 2} new FFN neurons of layer 0"] if fires_on is None else [])
 
 
 def _zeros(name: str, sizes: ModelConfig) -> dict[str, Tensor]:
