@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from growbench import architectures
-from growbench.config.schema import Experiment
+from growbench.architectures.library import META
+from growbench.config.schema import Experiment, TextConfig
 from growbench.costs.accounts import CHARGED, Account
 from growbench.costs.flops import count
 from growbench.costs.hardware import device_name
@@ -26,17 +27,20 @@ from growbench.registry import SCRATCH, Found
 from growbench.runs import saved_models
 from growbench.training.precision import autocast
 
+SHORT, FEW = 128, 4096  # tokens of a sequence, and of a vocabulary, where those of the experiment would take a minute a step
+
 
 def throughput(experiment: Experiment, vocabulary: int, device: torch.device) -> float:
     """FLOP/s of this device on one layer of the target: the median of three steps of forward and backward."""
-    architecture = architectures.of(experiment)
+    data, fitting = experiment.data, 2e13 if device.type == "cuda" else 2e10  # FLOPs of a batch: well below a second
+    if isinstance(data, TextConfig) and _flops_of_one(experiment, vocabulary) > fitting:
+        data, vocabulary = replace(data, sequence_length=min(data.sequence_length, SHORT)), min(vocabulary, FEW)
+        experiment = replace(experiment, data=data)
+    flops_of_one, architecture = _flops_of_one(experiment, vocabulary), architectures.of(experiment)
     with device:
         model = architecture.build(replace(experiment.sizes("target", vocabulary), layers=1))
-    one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, device)
-    flops_of_one, _ = count(lambda: task_loss(model, one).backward())
-    fitting = 2e13 if device.type == "cuda" else 2e10  # FLOPs of a batch: well below a second
     rows = max(1, min(experiment.machine.micro_batch_size(experiment.train.batch), int(fitting / flops_of_one)))
-    batch = shape_batch(experiment.data, architecture.objective, rows, vocabulary, device)
+    batch = shape_batch(data, architecture.objective, rows, vocabulary, device)
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
@@ -47,6 +51,15 @@ def throughput(experiment: Experiment, vocabulary: int, device: torch.device) ->
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
     return rows * flops_of_one / statistics.median(seconds[1:])
+
+
+def _flops_of_one(experiment: Experiment, vocabulary: int) -> int:
+    """FLOPs of forward and backward of one layer of the target, on one sequence or image."""
+    architecture = architectures.of(experiment)
+    with META:
+        model = architecture.build(replace(experiment.sizes("target", vocabulary), layers=1))
+    one = shape_batch(experiment.data, architecture.objective, 1, vocabulary, META)
+    return count(lambda: task_loss(model, one).backward())[0]
 
 
 MEMORY = "memory: the estimated peak of a step: weights, gradients, moments, and what backward needs"

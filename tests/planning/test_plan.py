@@ -14,11 +14,14 @@ from torch.nn import functional
 from growbench import cli
 from growbench.config import loading, schema
 from growbench.costs.flops import count
+from growbench.data import Batch
+from growbench.data.shapes import shape_batch
 from growbench.formatting import quantity
 from growbench.planning import plan
 from growbench.planning.memory_estimate import DeviceEmulation, TensorTracker
 from growbench.planning.plan import CPU, META
 from growbench.registry import get
+from growbench.tools import dry_run as dry_run_tool
 from growbench.tools import phase_costs
 from tests.processes import FORKED
 
@@ -147,6 +150,21 @@ def test_times_follow_from_the_throughput(miniature: Path, capsys: pytest.Captur
     assert " ".join(rows(out)["scratch"][-2:]) == quantity(planned.flops / 1e6, "s")
     assert "inherit: 4 x " in out and "learn operator: 3 x " in out
     assert all(len(line) <= 120 for line in out.splitlines())
+
+
+def test_the_speed_is_measured_on_little_where_a_sequence_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a vocabulary of a million tokens, one sequence of 2,048 would take a TFLOP."""
+    experiment, computed = loading.load("qwen3-tiny", ["data.sequence_length=2048"]), []
+
+    def made(data: schema.TextConfig, objective: str, rows: int, vocabulary: int, device: torch.device) -> Batch:
+        if device == CPU:
+            computed.append((rows * data.sequence_length, vocabulary))
+        return shape_batch(data, objective, rows, vocabulary, device)
+
+    monkeypatch.setattr(dry_run_tool, "shape_batch", made)
+    assert dry_run_tool.throughput(experiment, 1_000_000, CPU) > 0
+    ((tokens, vocabulary),) = computed
+    assert tokens * vocabulary < 1e8
 
 
 def test_a_plan_for_a_device_that_is_not_here(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
