@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -20,10 +20,12 @@ from torch import nn
 
 from growbench import architectures
 from growbench.architectures import Architecture
+from growbench.architectures.library import CONFIG
 from growbench.config import plain
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError, reason
 from growbench.files import sha256
+from growbench.formatting import counted
 
 CARD = "growbench.json"
 
@@ -31,7 +33,7 @@ CARD = "growbench.json"
 INDEX = "model.safetensors.index.json"
 
 
-FILES = ("config.json", "model*.safetensors", INDEX, CARD)
+FILES = (CONFIG, "model*.safetensors", INDEX, CARD)
 
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -120,29 +122,39 @@ class Described:
 def described(checkpoint: str, where: str) -> Described:
     """The checkpoint in this folder, or of this id on the hub. `where`: as errors name it.
 
-    Raises UsageError if there is none, if growbench does not know its family, or if its weights are quantised.
+    Raises UsageError if there is none, if growbench does not know its family, if it brings code, or if its weights are quantised.
     """
     folder = folder_of(checkpoint, where)
     architecture = architectures.of_checkpoint(folder)
     with one_line(where):
-        if "quantization_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")):
-            raise UsageError("has quantised weights: only floating-point weights are read")
-        card = folder / CARD
+        refuse_foreign(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        card, sizes = folder / CARD, architecture.library.sizes(folder)
         with one_line(CARD):
             known = plain.from_json(card.read_text(encoding="utf-8")) if card.is_file() else {}
-        _check_card(known)
-        return Described(checkpoint, folder, architecture, architecture.library.sizes(folder), known)
+        _check_card(known, sizes.layers)
+        return Described(checkpoint, folder, architecture, sizes, known)
 
 
-def _check_card(card: Any) -> None:
-    """Raise UsageError for a growbench.json that is not of the form in which growbench writes it."""
+def refuse_foreign(config: Mapping[str, Any]) -> None:
+    """Raise UsageError for a config.json of code of its own, or of quantised weights."""
+    if "auto_map" in config:
+        raise UsageError(f"brings code of its own (auto_map in {CONFIG}), which is never run")
+    if "quantization_config" in config:
+        raise UsageError("its weights are quantised (quantization_config): only floating-point weights are read")
+
+
+def _check_card(card: Any, layers: int) -> None:
+    """Raise UsageError for a growbench.json that growbench would not write for a model of so many layers."""
     if not isinstance(card, dict):
         raise UsageError(f"{CARD} is no JSON object")
     grown = {"method": str, "hyperparameters": dict, "seed": int, "preserves": str} if "source" in card else {}
     for key, kind in {"source": dict, "sha256": dict, "layer_origins": list, **grown}.items():
         if not isinstance(card.get(key, None if key in grown else kind()), kind):
             raise UsageError(f"{CARD}: {key} is missing, or no {kind.__name__}")
-    if not all(isinstance(each, list) for each in card.get("layer_origins", [])):
+    origins = card.get("layer_origins", [])
+    if not all(isinstance(each, list) and all(type(layer) is int for layer in each) for each in origins):
         raise UsageError(f"{CARD}: layer_origins must hold lists of layers")
+    if len(origins) not in (0, layers):
+        raise UsageError(f"{CARD}: layer_origins lists {counted(len(origins), 'layer')}, the model has {layers}")
     if not isinstance(card.get("source", {}).get("checkpoint", ""), str):
         raise UsageError(f"{CARD}: source.checkpoint is no str")

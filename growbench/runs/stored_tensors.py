@@ -29,7 +29,7 @@ from growbench.errors import UsageError
 from growbench.files import sha256
 from growbench.growth.lazy import Lazy, Stored
 from growbench.growth.selections import Selection, runs, selected
-from growbench.runs.checkpoints import CARD, INDEX, one_line
+from growbench.runs.checkpoints import CARD, INDEX, one_line, refuse_foreign
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WHOLE = {2: (torch.int16, torch.uint16), 4: (torch.int32, torch.uint32), 8: (torch.int64, torch.uint64)}  # by bytes
@@ -134,10 +134,7 @@ def opened(folder: Path) -> Checkpoint:
     config = _config(folder)
     architecture = architectures.of_checkpoint(folder)
     with one_line(str(folder)):
-        if "auto_map" in config:
-            raise UsageError(f"brings code of its own (auto_map in {CONFIG}), which is never run")
-        if "quantization_config" in config:
-            raise UsageError("its weights are quantised (quantization_config): grow the unquantised model")
+        refuse_foreign(config)
         sizes = architecture.library.sizes(folder)
         stored = headers(folder)
         names, left_out = _names(architecture, stored, sizes)
@@ -266,7 +263,7 @@ def _check_types(places: Mapping[str, Place]) -> None:
         if place.kind.startswith("C"):
             raise UsageError(f"{name} holds complex numbers")
         if place.kind not in TYPES:
-            raise UsageError(f"its weights are quantised ({name} is {place.kind}): grow the unquantised model")
+            raise UsageError(f"its weights are quantised ({name} is {place.kind}): only floating-point weights are read")
     kinds = sorted({place.kind for place in places.values()})
     if len(kinds) > 1:
         raise UsageError(f"its weights are of several types ({', '.join(kinds)}): save them in one")

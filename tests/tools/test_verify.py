@@ -208,6 +208,8 @@ def test_damage_is_found_and_named(edit: Edit, message: str, wide: Path, tmp_pat
         (("growbench.json", '{"source": {}, "method": "lemon"}'), 2, "growbench.json: hyperparameters is missing, or no dict"),
         (("growbench.json", '{"sha256": []}'), 2, "growbench.json: sha256 is missing, or no dict"),
         (("growbench.json", '{"layer_origins": [0, 1]}'), 2, "growbench.json: layer_origins must hold lists of layers"),
+        (("growbench.json", '{"layer_origins": [[0], [[1]]]}'), 2, "growbench.json: layer_origins must hold lists of layers"),
+        (("growbench.json", '{"layer_origins": [[0]]}'), 2, "growbench.json: layer_origins lists 1 layer, the model has 2"),
     ],
 )
 def test_a_description_that_cannot_be_read_is_named(
@@ -520,7 +522,10 @@ def test_wrong_requests_are_refused(source: Path, wide: Path, tmp_path: Path, co
     bert = save("bert", random_model("bert", sizes_for("bert")), tmp_path / "bert", corpus)
     assert "GROWN is of the family gpt2, SOURCE of bert" in refused(wide, bert)
     quantised = changed(wide, tmp_path / "q", lambda tensors, config: config.update(quantization_config={"bits": 4}))
-    assert "has quantised weights" in refused(quantised)
+    assert "its weights are quantised (quantization_config)" in refused(quantised)
+    foreign = changed(wide, tmp_path / "own", lambda tensors, config: config.update(auto_map={"AutoModel": "mine.Model"}))
+    assert f"GROWN = '{foreign}': brings code of its own (auto_map in config.json)" in refused(foreign)
+    assert f"SOURCE = '{foreign}': brings code of its own" in refused(wide, foreign)
 
 
 def test_without_a_tokenizer_the_tokens_are_random_and_this_is_said(source: Path, tmp_path: Path, verify: Verify) -> None:
