@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
 from typing import Any
 
 DEEPEST = 50  # tables and lists within one another
@@ -43,13 +42,27 @@ def _number(digits: str) -> int | float:
     return int(digits) if len(digits.lstrip("-")) <= MOST_STORED_DIGITS else float(digits)
 
 
-def _check(value: Any, most_digits: int) -> None:
+def _check(value: Any, most_digits: int, place: tuple[str, ...] = (), depth: int = 0) -> None:
     """Raise ValueError, naming the key, unless a plain value can be stored, printed, and used as the name of a file."""
-    for key, each in _walk(value):
-        if isinstance(each, int) and abs(each) >= 10**most_digits:
-            raise ValueError(f"{key}: a whole number has more than {most_digits} digits")
-        if isinstance(each, str) and not is_text(each):
-            raise ValueError(f"{key} = {ascii(each)[:80]}: holds characters that are not text")
+    if depth > DEEPEST:
+        raise ValueError(f"{''.join(place[:1])}: nested more than {DEEPEST} deep")
+    if isinstance(value, dict):
+        for key in value:
+            if not is_text(key):
+                raise ValueError(f"a key below {'.'.join(place) or 'the top'} = {_shown(key)}")
+        for key, each in value.items():
+            _check(each, most_digits, (*place, key), depth + 1)
+    elif isinstance(value, list):
+        for each in value:
+            _check(each, most_digits, place, depth + 1)
+    elif isinstance(value, int) and abs(value) >= 10**most_digits:
+        raise ValueError(f"{'.'.join(place) or 'the value'}: a whole number has more than {most_digits} digits")
+    elif isinstance(value, str) and not is_text(value):
+        raise ValueError(f"{'.'.join(place) or 'the value'} = {_shown(value)}")
+
+
+def _shown(text: str) -> str:
+    return f"{ascii(text)[:80]}: holds characters that are not text"
 
 
 def is_text(text: str) -> bool:
@@ -59,19 +72,3 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in text
-
-
-def _walk(root: Any) -> Iterator[tuple[str, Any]]:
-    """Every key and value in it, each with the dotted name of its place. Raises ValueError for what is nested too deeply."""
-    left: list[tuple[str, int, Any]] = [("", 0, root)]
-    while left:
-        where, depth, value = left.pop()
-        if depth > DEEPEST:
-            raise ValueError(f"{where.partition('.')[0]}: nested more than {DEEPEST} deep")
-        if isinstance(value, dict):
-            left += [(f"{where}.{key}".removeprefix("."), depth + 1, each) for key, each in reversed(value.items())]
-            yield from ((f"a key below {where or 'the top'}", key) for key in value)
-        elif isinstance(value, list):
-            left += [(where, depth + 1, each) for each in reversed(value)]
-        else:
-            yield where or "the value", value

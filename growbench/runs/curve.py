@@ -26,6 +26,7 @@ ROW: dict[str, tuple[type, ...]] = {  # what every row holds
 MORE: dict[str, tuple[type, ...]] = {  # what it may hold
     "tokens": NUMBER, "train_loss": (*NUMBER, NOTHING), "lr": (*NUMBER, NOTHING), "val_accuracy": (*NUMBER, NOTHING),
 }  # fmt: skip
+KNOWN = {**ROW, **MORE}
 
 
 class CurveFile:
@@ -119,12 +120,11 @@ def _is_evaluation(row: Any) -> bool:
     """Whether it holds what an evaluation holds: values of the right types, and numbers that a sum of them still can be."""
     if not isinstance(row, dict) or not ROW.keys() <= row.keys():
         return False
-    known = {**ROW, **MORE}
-    return all(type(value) in known.get(key, (type(value),)) and _is_moderate(value) for key, value in row.items())
+    return all(type(value) in KNOWN.get(key, (type(value),)) and _is_moderate(value) for key, value in row.items())
 
 
 def _is_moderate(value: Any) -> bool:
-    return not isinstance(value, int | float) or abs(value) <= LARGEST  # false for NaN
+    return not isinstance(value, (int, float)) or abs(value) <= LARGEST  # false for NaN
 
 
 def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -163,14 +163,14 @@ def test_a_wrong_estimator_breaks_them(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[..., Estimate], repetitions: int, expected: list[bool]
 ) -> None:
     monkeypatch.setattr(simulation, "estimate", broken)
-    assert kept(monkeypatch, ladder(), repetitions) == expected
+    assert kept(monkeypatch, single(), repetitions) == expected
 
 
 def test_a_family_without_correction_breaks_its_promise(monkeypatch: pytest.MonkeyPatch) -> None:
     from growbench.analysis import savings
 
     monkeypatch.setattr(savings, "holm", without_holm)
-    assert kept(monkeypatch, ladder(), 100) == [True, True, False, True]
+    assert kept(monkeypatch, single(), 100) == [True, True, False, True]
 
 
 def test_every_mini_experiment_is_simulated_by_its_protocol() -> None:
