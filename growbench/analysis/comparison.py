@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -99,7 +100,11 @@ class Comparison:
 
     def label(self, method: str) -> str:
         """A method's name as a reader sees it, with a dagger if it keeps its source."""
-        return method + KEEPS * (method in self.where("keeps_source"))
+        return method + KEEPS * (method in self._keeping)
+
+    @cached_property
+    def _keeping(self) -> frozenset[str]:
+        return frozenset(self.where("keeps_source"))
 
 
 def _priced(savings: pd.DataFrame, price: float) -> pd.DataFrame:

@@ -19,8 +19,8 @@ FORMULA = re.compile(r"'*[=+\-@\t\n].", re.DOTALL)  # with apostrophes in front,
 def text(table: pd.DataFrame, **options: Any) -> str:
     """The table as CSV without its index. `options`: of pandas."""
     safe = table.rename(columns=_escaped)
-    for column in range(safe.shape[1]):
-        if safe.dtypes.iloc[column].kind not in "biufc":
+    for column, dtype in enumerate(safe.dtypes):
+        if dtype.kind not in "biufc":
             cells = [_escaped(value) for value in safe.iloc[:, column]]
             safe.isetitem(column, pd.array(cells, dtype=object))
     csv: str = safe.to_csv(index=False, **options)

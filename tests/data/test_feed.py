@@ -100,8 +100,12 @@ def test_as_many_workers_as_cores_can_be_spared(monkeypatch: pytest.MonkeyPatch)
 
 PROGRAM = """
 import signal, sys, torch
+from multiprocessing.context import ForkServerContext
 from growbench.data import Batch
 from growbench.data.feed import Feed
+
+preload = ForkServerContext.set_forkserver_preload
+ForkServerContext.set_forkserver_preload = lambda self, _: preload(self, ["torch"])  # no images, so no library for them
 
 class Numbers:
     costly = True
@@ -109,6 +113,7 @@ class Numbers:
         return Batch(torch.tensor([step]), None, torch.tensor([seed]))
 
 if __name__ == "__main__":
+    print([name for name in ("timm", "torchvision", "PIL", "datasets") if name in sys.modules], flush=True)
     feed = Feed(Numbers(), 0, torch.device("cpu"), 2)
     asked = []
     signal.signal(signal.SIGINT, lambda *_: asked.append(True))
@@ -126,11 +131,13 @@ if __name__ == "__main__":
 
 
 def test_workers_ignore_ctrl_c_and_end_with_their_parent(tmp_path: Path) -> None:
+    """And data that are no images import no library for images."""
     (tmp_path / "program.py").write_text(PROGRAM)
     command, err = [sys.executable, str(tmp_path / "program.py")], tmp_path / "err"
     with err.open("w") as file:
         program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, start_new_session=True)
     assert program.stdout is not None
+    assert program.stdout.readline() == "[]\n"
     workers = [int(pid) for pid in program.stdout.readline().split()]
     assert len(workers) == 2
     os.killpg(program.pid, signal.SIGINT)  # as a terminal does

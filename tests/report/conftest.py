@@ -33,8 +33,8 @@ def results(once: Once) -> Path:
 
 @pytest.fixture(scope="session")
 def made(results: Path, once: Once, figures: Figures) -> Path:
-    """Their report, which takes long because of its figures: one process of pytest makes it."""
-    once("report of results", partial(_report, results, figures))
+    """Their report, with all figures, which take long: one process of pytest makes it."""
+    once("report of results", partial(_report, results, figures()))
     return results / "report"
 
 
@@ -57,14 +57,15 @@ def _ladder(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def climbed(ladder_results: Path, once: Once, figures: Figures) -> Path:
-    """Its report."""
-    once("report of ladder", partial(_report, ladder_results, figures))
+    """Its report, with the figures that the other one has not, and those that a page shows first."""
+    drawn = figures("ladder_savings", "ladder", "loss_vs_flops", "cost_breakdown")
+    once("report of ladder", partial(_report, ladder_results, drawn))
     return ladder_results / "report"
 
 
-def _report(results: Path, figures: Figures, _: Path) -> None:
+def _report(results: Path, drawn: AbstractContextManager[None], _: Path) -> None:
     """Among the results."""
-    with figures():
+    with drawn:
         report.make(results)
 
 

@@ -137,15 +137,18 @@ def test_a_run_is_shown_while_it_goes_on(miniature: Path, tmp_path: Path) -> Non
     assert losses[0] == losses[1]
 
 
-def test_a_tracker_that_fails_costs_a_warning(miniature: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "results" / "miniature").mkdir(parents=True)
-    (tmp_path / "results" / "miniature" / "tensorboard").write_text("no folder")
+def test_a_tracker_that_fails_costs_a_warning(
+    miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in for trackio fails at the first evaluation."""
+    (tmp_path / "trackio.py").write_text("def init(*_, **named): return named['group']")  # a text has no log
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     asked = ("run", miniature, "--methods", "scratch", "--set", "train.steps=4", "--results", tmp_path / "results")
-    said = answer(*asked, "--track", "tensorboard")
+    said = answer(*asked, "--track", "trackio")
     assert said.code == 0, said.err
-    assert said.err.count("tensorboard has failed: the run goes on without it; growbench export shows its curve afterwards") == 1
+    assert said.err.count("trackio has failed: the run goes on without it; growbench export shows its curve afterwards") == 1
     assert json.loads((tmp_path / "results/miniature/scratch-seed0/run.json").read_text())["status"] == "finished"
-    assert "Traceback" not in capfd.readouterr().err
+    assert capfd.readouterr().err == "trackio: 'str' object has no attribute 'log'\n"
 
 
 def test_what_cannot_be_exported_is_refused(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
