@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PART, CPU_PART = 2**26, 2**17  # elements of logits that are computed at a time: few launches; on a CPU, what its caches hold
+PART, CPU_PART = 2**26, 2**18  # elements of logits that are computed at a time: few launches; on a CPU, what its caches hold
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -30,26 +30,26 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _HalfCrossEntropy(torch.autograd.Function):
-    """Of logits in half precision. They are never in float32 as a whole: it computes in float32 by parts."""
+    """Of logits in half precision. It computes in float32 by parts, the gradient with them: all logits are never in float32."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        picked, normalisers = [], []  # of each row: the label's log-probability, and what all logits exceed theirs by
-        for part, label in _parts(logits, labels[:, None]):
-            log_probabilities = torch.log_softmax(part, -1, dtype=torch.float32)
-            picked.append(log_probabilities.gather(-1, label))
-            normalisers.append(part[:, :1] - log_probabilities[:, :1])
-        ctx.save_for_backward(logits, labels[:, None], torch.cat(normalisers))
-        return -torch.cat(picked).mean()
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        losses = []
+        for part, label, *result in _parts(logits, labels[:, None], *([] if gradient is None else [gradient])):
+            probabilities = torch.softmax(part, -1, dtype=torch.float32)
+            largest, label_logit = part.amax(-1, keepdim=True).float(), part.gather(-1, label).float()
+            losses.append(largest - probabilities.amax(-1, keepdim=True).log() - label_logit)
+            for each in result:
+                slope = probabilities.scatter_add_(-1, label, torch.full_like(largest, -1.0))  # softmax - one-hot
+                each.copy_(slope.mul_(1 / len(logits)))
+        ctx.save_for_backward(gradient)
+        return torch.cat(losses).mean()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None]:
-        logits, labels, normalisers = ctx.saved_tensors
-        scale, gradient = scale / len(labels), torch.empty_like(logits)
-        for part, label, normaliser, result in _parts(logits, labels, normalisers, gradient):
-            slope = (part - normaliser).exp_().mul_(scale)
-            result.copy_(slope.scatter_add_(-1, label, (-scale).expand(label.shape)))  # softmax - one-hot
-        return gradient, None
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(scale), None  # autograd refuses a second backward pass
 
 
 def _parts(logits: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

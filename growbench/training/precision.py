@@ -77,19 +77,8 @@ def _attention(
         exact = query.float(), key.float(), value.float()
         return functional.scaled_dot_product_attention(*exact, masked, dropout_p, is_causal, **options)
     mask = _added_mask(attn_mask, is_causal, queries, keys).repeat(heads // groups, 1)
-    scale = options.get("scale") or query.shape[-1] ** -0.5
-    query = query.reshape(-1, heads // groups * queries, query.shape[-1])  # (B G, H/G T, D): the heads that share keys together
-    key, value = (each.reshape(-1, keys, each.shape[-1]) for each in (key, value))
-    query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
-    # What all keys share changes no weight, and what all values share passes through: without it, differences are rounded less.
-    shared = _mean(value)
-    attended: Tensor = _MatrixAttention.apply(query, key - _mean(key), value - shared, mask, scale) + shared
-    return attended.view(-1, heads, queries, attended.shape[-1])
-
-
-def _mean(each: Tensor) -> Tensor:
-    """(N, 1, D): the mean over the keys. A constant for gradients: those through it would add up to 0."""
-    return each.detach().mean(-2, keepdim=True)
+    attended: Tensor = _MatrixAttention.apply(query, key, value, mask, options.get("scale") or query.shape[-1] ** -0.5)
+    return attended
 
 
 def _added_mask(mask: Tensor | None, is_causal: bool, queries: int, keys: int) -> Tensor:
@@ -102,20 +91,33 @@ def _added_mask(mask: Tensor | None, is_causal: bool, queries: int, keys: int) -
 
 
 class _MatrixAttention(torch.autograd.Function):
-    """softmax(scale Q K^T + mask) V of queries (N, T, D), keys and values (N, S, D)."""
+    """softmax(scale Q K^T + mask) V of queries (B, H, T, D), keys and values (B, G, S, D).
+
+    Queries are multiplied as (B G, H/G T, D): the heads that share keys together. The mask is (H/G T, S).
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+        ctx.scale, ctx.shapes = scale, (query.shape, key.shape, value.shape)
+        query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+        # What all keys share changes no weight, and what all values share passes through: without it, differences are rounded
+        # less. It is taken off and added in the layout (B, T, H, D), where long rows of numbers are side by side.
+        shared = value.mean(-2, keepdim=True)
+        key, value = (each.reshape(-1, *each.shape[-2:]) for each in (key - key.mean(-2, keepdim=True), value - shared))
+        query = query.reshape(-1, len(mask), query.shape[-1])
         weights = torch.baddbmm(mask, query, key.mT, alpha=scale).softmax(-1)
         ctx.save_for_backward(query, key, value, weights)
-        ctx.scale = scale
-        return weights @ value
+        batch, heads, queries, _ = ctx.shapes[0]
+        attended = (weights @ value).view(batch, heads, queries, -1).transpose(1, 2).contiguous().transpose(1, 2)
+        return attended.add_(shared.repeat_interleave(heads // shared.shape[1], 1))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights = ctx.saved_tensors
+        gradient = gradient.reshape(*query.shape[:2], -1)
         slope = torch._softmax_backward_data(gradient @ value.mT, weights, -1, weights.dtype)
-        return _scaled(slope, key, ctx.scale), _scaled(slope.mT, query, ctx.scale), weights.mT @ gradient, None, None
+        found = _scaled(slope, key, ctx.scale), _scaled(slope.mT, query, ctx.scale), weights.mT @ gradient
+        return *(each.view(shape) for each, shape in zip(found, ctx.shapes, strict=True)), None, None
 
 
 def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
