@@ -60,6 +60,7 @@ def cells_of(only: str | None, settings: Mapping[str, Any]) -> list[Cell]:
 
 def report(found: Found, cells: Sequence[Cell]) -> int:
     """Print a line for each cell or broken promise, then a summary. 0 if at least one cell was checked and no promise broken."""
+    torch.set_num_threads(1)  # more are slower at this size
     verdicts = []
     warnings = card_warnings(found.method)
     said: Counter[str] = Counter()  # in how many cells each promise was broken
