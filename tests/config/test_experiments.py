@@ -158,4 +158,5 @@ def test_a_lite_experiment_runs_on_images_of_ones_own(tmp_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{number}.png")
     own = [f"data.corpus=files:{tmp_path}/images/*/*.png", "data.image_size=16", "data.patch=8", "data.classes=3"]
+    own += ["machine.workers=0"]  # those take seconds to start
     check_run(tiny("cait-xs-s-lite", *own), tmp_path)

@@ -8,8 +8,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn, optim
 
-from growbench.method import EntrySchedule, Method, Phase, Phases, Task, copying, deepen, stack, widen
+from growbench.method import EntrySchedule, Method, Phase, Phases, Task, copying, deepen, stack, task_loss, widen
+from growbench.method.interface import LossFn
 from growbench.method.optimizer import CombinedOptimizer
+
+
+def with_gradient(group: Mapping[str, Any]) -> list[nn.Parameter]:
+    return [parameter for parameter in group["params"] if parameter.grad is not None]
 
 
 class Eventful(optim.Optimizer):
@@ -31,7 +36,7 @@ class Eventful(optim.Optimizer):
         self.average.mul_(0.9).add_(sum(self.norms["all"]))
         for group in self.param_groups:
             group["decay"] *= 0.97
-            for parameter in group["params"]:
+            for parameter in with_gradient(group):
                 state = self.state[parameter]
                 state["seen"] = state.get("seen", 0) + 1
                 state["window"] = (*state.get("window", ())[-1:], parameter.grad.mean().item())
@@ -68,7 +73,7 @@ class Orthogonal(optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for parameter in group["params"]:
+            for parameter in with_gradient(group):
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.view(-1).mul_(0.9).add_(parameter.grad.flatten())
                 update = momentum / (momentum.norm() + 1e-7)
@@ -118,11 +123,12 @@ class Optimized(Method):
 
     name: str = ""
     uses_source: ClassVar[bool] = False
+    loss: ClassVar[LossFn] = staticmethod(task_loss)
 
     def phases(self, task: Task) -> Phases:
         model = task.build()
-        trained = yield Phase(model=model, optimizer=OPTIMIZERS[self.name](model), share=0.5)
-        yield Phase(model=model, optimizer=trained.optimizer)
+        trained = yield Phase(model=model, loss=self.loss, optimizer=OPTIMIZERS[self.name](model), share=0.5)
+        yield Phase(model=model, loss=self.loss, optimizer=trained.optimizer)
 
 
 TIED, BRANCH = "transformer.wte.weight", "transformer.h.0.mlp.c_proj"

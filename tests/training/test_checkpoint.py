@@ -27,6 +27,7 @@ from growbench.planning.branches import branching_steps, shared
 from growbench.planning.budgets import Budgets
 from growbench.planning.plan import plan
 from growbench.registry import Found, get, get_all
+from growbench.runs import benchmark as planned
 from growbench.runs import execution, store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
@@ -76,6 +77,12 @@ def experiment(miniature: Path) -> Experiment:
 @pytest.fixture(autouse=True)
 def at_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def not_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is run here can be."""
+    monkeypatch.setattr(planned, "refuse", lambda *_: None)
 
 
 def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch: pytest.MonkeyPatch) -> None:

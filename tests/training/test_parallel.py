@@ -28,6 +28,7 @@ from growbench.costs.accounts import Account
 from growbench.data import Batch
 from growbench.errors import FailedAlone, UsageError
 from growbench.method import Method, Phase, Phases, Task, cross_entropy, task_loss
+from growbench.method.interface import LossFn
 from growbench.registry import Found, get_all
 from growbench.runs import benchmark as planned
 from growbench.runs import store
@@ -53,23 +54,24 @@ DIVISIONS = {
     "tensor": Parallel(CPU, tp_degree=2),
     "both": Parallel(CPU, dp_degree=2, tp_degree=2),
 }
-FEW = ("mslt", "ligo")  # a plain model and then a partly frozen one, one that is no plain transformer
 OPTIONS = {"ligo": {"operator_steps": 3}, "bert2bert": {"sub_model_share": 0.3, "sub_model_layers": 1}}
-CASES = {
-    ("gpt2", "replicated"): (*FEW, "ki", "progressive_net"),
-    ("gpt2", "sharded"): (*FEW, "bert2bert"),
-    ("gpt2", "tensor"): FEW,
+WITH_SOURCE = "replicated"  # the division that trains a source too; the others take the one that was trained alone
+CASES = {  # mslt: a plain model and then a partly frozen one; ligo: one that is no plain transformer
+    ("gpt2", "replicated"): ("mslt", "ligo", "ki", "progressive_net"),
+    ("gpt2", "sharded"): ("ligo", "bert2bert"),
+    ("gpt2", "tensor"): ("ligo",),
     ("bert", "sharded"): ("mslt",),
     ("bert", "tensor"): ("mslt",),
 }
 
 
 OWN = {  # losses and optimizers of a method's own
-    "replicated": ("by parts", "faded", "rewarmed muon"),
-    "sharded": ("by parts", "ASGD", "CombinedOptimizer", "Lookahead", "faded", "rewarmed adamw"),
-    "tensor": ("by parts", "Muon", "Eventful", "rewarmed adamw"),
-    "both": ("by parts", "Orthogonal", "rewarmed muon"),
+    "replicated": ("ASGD by parts", "faded", "rewarmed muon"),
+    "sharded": ("ASGD by parts", "CombinedOptimizer", "Lookahead", "faded", "rewarmed adamw"),
+    "tensor": ("Muon", "Eventful by parts", "rewarmed adamw"),
+    "both": ("Orthogonal by parts", "rewarmed muon"),
 }
+BY_PARTS = " by parts"
 
 
 class Reborn(Method):
@@ -86,7 +88,8 @@ REBORN = Found("scratch", Reborn(), "here")  # by this name it needs no other ru
 
 
 def own_methods(names: Sequence[str]) -> list[Found]:
-    methods = {"by parts": ByParts(), "faded": Faded(), "rewarmed adamw": Rewarmed("adamw"), "rewarmed muon": Rewarmed("muon")}
+    methods = {"faded": Faded(), "rewarmed adamw": Rewarmed("adamw"), "rewarmed muon": Rewarmed("muon")}
+    methods |= {name: ByParts(name.removesuffix(BY_PARTS)) for name in names if name.endswith(BY_PARTS)}
     return [Found(name, methods.get(name) or Optimized(name), "here") for name in names]
 
 
@@ -104,22 +107,19 @@ def interrupted(experiment: Path, folder: Path, parallel: Parallel) -> None:
         benchmark(experiment, folder, parallel, [REBORN], steps=4)
 
 
-class ByParts(Method):
-    """Its loss calls the model's parts in its own way, reads attributes and parameters, and leaves one parameter out."""
+def by_parts(model: Any, batch: Batch, step: int) -> torch.Tensor:
+    """Calls the model's parts in its own way, reads attributes and parameters, and leaves one parameter out."""
+    assert isinstance(model, GPT2) and model.num_parameters()
+    base = model.transformer
+    hidden = base.wte(batch.inputs)
+    for block in base.h[: model.sizes.layers]:
+        hidden = block(hidden)
+    logits = model.lm_head(base.ln_f(hidden).flatten(0, 1))
+    return cross_entropy(logits, batch.labels) + base.ln_f.weight.square().mean()
 
-    uses_source: ClassVar[bool] = False
 
-    def phases(self, task: Task) -> Phases:
-        def loss(model: Any, batch: Batch, step: int) -> torch.Tensor:
-            assert isinstance(model, GPT2) and model.num_parameters()
-            base = model.transformer
-            hidden = base.wte(batch.inputs)
-            for block in base.h[: model.sizes.layers]:
-                hidden = block(hidden)
-            logits = model.lm_head(base.ln_f(hidden).flatten(0, 1))
-            return cross_entropy(logits, batch.labels) + base.ln_f.weight.square().mean()
-
-        yield Phase(model=task.build(), loss=loss)
+class ByParts(Optimized):
+    loss: ClassVar[LossFn] = staticmethod(by_parts)
 
 
 def averaged(rank: int) -> list[list[float]]:
@@ -211,6 +211,8 @@ def train_all(write_miniature: Callable[..., Path], folder: Path) -> None:
         found = get_all(methods, OPTIONS) + own_methods(own)
         benchmark(experiments[architecture], folder / "alone" / architecture, Parallel(CPU), found)
     benchmark(experiments["gpt2"], folder / "alone" / "reborn", Parallel(CPU), [REBORN], steps=4)
+    for division in DIVISIONS.keys() - {WITH_SOURCE}:
+        shutil.copytree(folder / "alone" / "gpt2" / "source-seed0", folder / division / "gpt2" / "source-seed0")
     for processes in (2, 4):
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -228,18 +230,17 @@ def test_a_process_that_fails_alone_ends(done: Path) -> None:
 @pytest.mark.parametrize(("architecture", "division"), CASES)
 def test_several_processes_give_what_one_gives(done: Path, architecture: str, division: str) -> None:
     """The same curves to float tolerance, and the same FLOPs, at the same global batch."""
-    two = [run for run in store.load_all(done / division / architecture) if run.record.method not in OWN[division]]
-    assert {run.folder.name for run in two} - {"source-seed0"} == {f"{name}-seed0" for name in CASES[architecture, division]}
-    for run in two:
-        one = store.load(done / "alone" / architecture / run.folder.name)
-        assert one is not None
+    trained = [*CASES[architecture, division], *(["source"] if division == WITH_SOURCE else [])]
+    for name in trained:
+        run, one = (store.load(done / each / architecture / f"{name}-seed0") for each in (division, "alone"))
+        assert run is not None and one is not None
         assert run.record.hardware.processes == DIVISIONS[division].describe()
         assert [row["step"] for row in run.curve] == [row["step"] for row in one.curve]
         losses, expected = ([row["val_loss"] for row in each.curve] for each in (run, one))
         torch.testing.assert_close(torch.tensor(losses), torch.tensor(expected), rtol=2e-5, atol=0)
         for account, flops in run.record.cost.flops.items():
             if account not in ("overhead", "operator"):  # each of two processes builds the weights that an operator makes
-                assert flops == one.record.cost.flops[account], (run.folder.name, account)
+                assert flops == one.record.cost.flops[account], (name, account)
 
 
 @pytest.mark.parametrize(("division", "name"), [(division, name) for division, names in OWN.items() for name in names])
