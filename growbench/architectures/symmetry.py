@@ -36,12 +36,12 @@ class _Units:
     """What is known of the units at one place."""
 
     count: int
-    incoming: list[hashlib.blake2b] = field(init=False)  # a digest for each unit
+    incoming: list[hashlib._Hash] = field(init=False)  # a digest for each unit
     outgoing: Tensor = field(init=False)  # (N, DIRECTIONS) projections
     squares: Tensor = field(init=False)  # (N,) of the outgoing weights' length
 
     def __post_init__(self) -> None:
-        self.incoming = [hashlib.blake2b(digest_size=16) for _ in range(self.count)]
+        self.incoming = [hashlib.sha256() for _ in range(self.count)]
         self.outgoing = torch.zeros(self.count, DIRECTIONS, dtype=torch.float64)
         self.squares = torch.zeros(self.count, dtype=torch.float64)
 
@@ -52,8 +52,8 @@ class _Units:
 
     def produce(self, weights: Tensor) -> None:
         """Incoming `weights`: (N, n) of each unit."""
-        for digest, row in zip(self.incoming, (weights.float() + 0.0).numpy(), strict=True):  # no -0.0
-            digest.update(row.tobytes())
+        for digest, row in zip(self.incoming, (weights.float() + 0.0).contiguous().numpy(), strict=True):  # no -0.0
+            digest.update(row)
 
     def pairs(self) -> int:
         alike = defaultdict(list)

@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -25,7 +25,7 @@ from growbench.runs.stored_tensors import TYPES, is_finite
 SHARD = 5 * 10**9  # bytes of tensors in a file
 ROWS = 1 << 21  # bytes of rows that are computed at a time
 GAPS = 16  # tensors, after which memory is returned that was freed between parts of many sizes
-AHEAD = 4  # such parts that may wait for the disk
+AHEAD = 4  # such parts that may wait for disk and digest
 
 KINDS = {dtype: kind for kind, dtype in TYPES.items()}
 
@@ -63,8 +63,8 @@ def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written
     files = shards(tensors, dtype)
     digests = {}
     for shard in files:
-        with (folder / shard.name).open("wb") as file, ThreadPoolExecutor(1) as thread:
-            digests[shard.name] = _Writer(file, thread, dtype, written).write(shard)
+        with (folder / shard.name).open("wb") as file, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as hashing:
+            digests[shard.name] = _Writer(file, disk, hashing, dtype, written).write(shard)
     if len(files) > 1:
         total = sum(tensor.numel() for tensor in tensors.values())
         index = {
@@ -75,13 +75,19 @@ def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written
     return digests
 
 
+@dataclass
 class _Writer:
-    """One file. A thread writes and digests the parts while the next ones are computed."""
+    """One file. One thread writes the parts and another digests them, while the next ones are computed."""
 
-    def __init__(self, file: BinaryIO, thread: ThreadPoolExecutor, dtype: torch.dtype, written: Callable[[int], object]) -> None:
-        self.file, self.thread, self.dtype, self.written = file, thread, dtype, written
+    file: BinaryIO
+    disk: ThreadPoolExecutor
+    hashing: ThreadPoolExecutor
+    dtype: torch.dtype
+    written: Callable[[int], object]
+    waiting: deque[tuple[Future[None], Future[None]]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
         self.digest = hashlib.sha256()
-        self.waiting: deque[Future[None]] = deque()
 
     def write(self, shard: Shard) -> str:
         self._put(_header(shard.tensors, self.dtype))
@@ -91,22 +97,24 @@ class _Writer:
                 part = tensor.part({0: rows} if tensor.dim() else {}, at).to(self.dtype).contiguous()
                 if not is_finite(part):
                     raise UsageError(f"{name} grows to entries that {str(self.dtype).removeprefix('torch.')} cannot hold")
-                self._later(part)
+                self._put(memoryview(part.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
             if number % GAPS == 0:
                 memory.return_freed()
         while self.waiting:
-            self.waiting.popleft().result()
+            self._finish_one()
         return self.digest.hexdigest()
 
-    def _later(self, part: Tensor) -> None:
-        if len(self.waiting) >= AHEAD:
-            self.waiting.popleft().result()
-        data = memoryview(part.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-        self.waiting.append(self.thread.submit(self._put, data))
-
     def _put(self, data: bytes | memoryview) -> None:
+        if len(self.waiting) >= AHEAD:
+            self._finish_one()
+        self.waiting.append((self.disk.submit(self._write, data), self.hashing.submit(self.digest.update, data)))
+
+    def _finish_one(self) -> None:
+        for each in self.waiting.popleft():
+            each.result()
+
+    def _write(self, data: bytes | memoryview) -> None:
         self.file.write(data)
-        self.digest.update(data)
         self.written(len(data))
 
 

@@ -125,7 +125,7 @@ def grow(growth: Growth, to: Destination) -> str:
         for path in sorted({path for pattern in COMPANIONS for path in source.glob(pattern) if path.is_file()}):
             shutil.copyfile(path, draft / path.name)
         write_text(draft / CONFIG, json.dumps(growth.config(), indent=2) + "\n")
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # one thread writes and digests
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))  # others write and digest
         with ThreadPoolExecutor(1) as thread, byte_bar(f"growing {out.name}", growth.bytes) as written:
             digests: Future[dict[str, str]] = thread.submit(growth.checkpoint.digests)
             weights = sharded.write(draft, growth.tensors, growth.checkpoint.dtype, written)
