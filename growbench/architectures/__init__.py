@@ -173,9 +173,9 @@ class Architecture:
             raise ValueError(f"weights lack {', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}")
         for row in rows:
             value = weights[row.key].value
-            layers = value.unbind(0) if row.per_layer else None
+            layers = value.unbind(0) if row.per_layer else (value,)
             for layer, native in row.natives(sizes):
-                parts.setdefault(native, []).append(_stored(row, value if layers is None else layers[layer or 0]))
+                parts.setdefault(native, []).append(layers[layer or 0].mT if row.transposed else layers[layer or 0])
                 dims[native] = row.part_dim
         return {name: blocks[0] if len(blocks) == 1 else torch.cat(blocks, dims[name]) for name, blocks in parts.items()}
 
@@ -263,10 +263,6 @@ def _canonical(row: Row, stored: Tensor) -> Tensor:
     return stored.mT if row.transposed else stored
 
 
-def _stored(row: Row, value: Tensor) -> Tensor:
-    return value.mT if row.transposed else value
-
-
 def linear(name: str, native: str, out: Axis, into: Axis, role: str, bias: bool = True) -> list[Row]:
     """A linear layer: its weight consumes `into`; weight and bias produce `out`."""
     residual = out is Axis.WIDTH and role.endswith(("attention_out", "ffn_down"))
@@ -319,9 +315,13 @@ def of_checkpoint(folder: Path) -> Architecture:
     for architecture in map(get, names()):
         if architecture.library.reads(config):
             return architecture
-    what = f"model_type {kind!r}" if kind else f"timm's {timm!r}" if timm else "a model without model_type"
+    what = f"transformers' {kind!r}" if kind else f"timm's {timm!r}" if timm else "a model without model_type"
+    own, timms = (
+        ", ".join(name for name in names() if get(name).library.stock.__module__.startswith(library))
+        for library in ("transformers", "timm")
+    )
     raise UsageError(
-        f"{folder}: {what} is no family that growbench can read: it reads {', '.join(names())}; "
+        f"{folder}: {what} is no family that growbench can read: it reads transformers' {own}, and timm's {timms}; "
         "a table in growbench/architectures/families adds one"
     )
 

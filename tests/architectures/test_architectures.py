@@ -676,7 +676,11 @@ def test_sizes_that_timm_rounds_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "t5"}, r"model_type 't5' is no family that growbench can read: it reads bert, cait, .*; a table"),
+        (
+            {"model_type": "t5"},
+            r"transformers' 't5' is no family .* it reads transformers' bert, .*, and timm's .*vit; a table",
+        ),
+        ({"model_type": "vit"}, "transformers' 'vit' is no family"),
         ({"architecture": "resnet50"}, "timm's 'resnet50' is no family"),
         ({}, "a model without model_type is no family"),
         ([], "config.json cannot be read"),

@@ -294,7 +294,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "damaged": (with_card, "model.safetensors: is damaged (sha256 differs from growbench.json)"),
     "shape": (rewritten(lambda weights: weights | {NORM: torch.ones(5)}), f"{NORM} has shape (5,)"),
     "tied and different": (rewritten(lambda weights: weights | {"lm_head.weight": torch.ones(60, 16)}), "tied, and differ"),
-    "unknown family": (with_config(model_type="t5"), "'t5' is no family that growbench can read: it reads bert,"),
+    "unknown family": (with_config(model_type="t5"), "'t5' is no family that growbench can read: it reads transformers' bert,"),
     "size of text": (with_config(hidden_size="many"), "Field 'hidden_size' expected int, got str (value: 'many')"),
     "layers below zero": (with_config(num_hidden_layers=-3, layer_types=["full_attention"]), "`num_hidden_layers` (-3) must be"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
