@@ -26,6 +26,7 @@ from growbench.analysis.selection import is_scratch
 from growbench.console import say
 from growbench.costs.accounts import Ledger, Unit
 from growbench.errors import UsageError
+from growbench.registry import SCRATCH
 from growbench.runs import store
 from growbench.runs.store import Run
 from growbench.tools.claims import outcome_row
@@ -96,7 +97,8 @@ def noises(folder: Path) -> list[Noise]:
     """Of the experiments in a folder of results that have two scratch seeds or more. Raises UsageError if there is none."""
     found = []
     for place in sorted(path for path in folder.glob("*") if path.is_dir()):
-        runs = [run for run in store.load_all(place) if is_scratch(run) and run.finished]
+        scratch = (run for folder in sorted(place.glob(f"{SCRATCH}-*")) if (run := store.load(folder)))
+        runs = [run for run in scratch if is_scratch(run) and run.finished]
         if len({run.record.seed for run in runs if run.record.budget_share == 1}) > 1:
             found.append(noise(place.name, runs))
     if not found:

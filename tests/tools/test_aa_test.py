@@ -98,7 +98,10 @@ def test_nulls_are_other_runs_than_their_scratch(miniature: Path, tmp_path: Path
     assert len({str(sets) for sets in drawn}) == 10
 
 
-def test_a_run_that_fails_is_one_line(check: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fails_is_one_line(
+    check: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(aa_test, "POOL", 1)
     assert check("--set", "train.lr=1e30") == 2
     error = capsys.readouterr().err
     assert "a run of the check failed: scratch-seed0" in error and error.count("\n") == 1

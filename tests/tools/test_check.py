@@ -294,7 +294,7 @@ def test_a_broken_promise_is_named_with_its_phase(breach: str, tmp_path: Path) -
 
 def test_each_breach_is_one_line(tmp_path: Path) -> None:
     for body, line in list(BREACHES.values())[:3]:
-        said = broken(tmp_path, textwrap.dedent(body))
+        said = broken(tmp_path, textwrap.dedent(body), compares=False)
         assert line in said and "\n" not in said
 
 
@@ -395,7 +395,8 @@ def test_every_architecture_is_there_tied_and_untied() -> None:
 
 @pytest.fixture
 def two_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(miniatures, "cells", lambda: [Cell("bert", tied=False), Cell("vit")])
+    """Where one run of a method is checked."""
+    monkeypatch.setattr(miniatures, "cells", lambda: [Cell("bert", tied=False), Cell("gpt2", tied=False)])
 
 
 @pytest.mark.usefixtures("two_cells")
