@@ -14,10 +14,15 @@ import pytest
 import torch
 
 from growbench import cli, registry
+from growbench.config import loading
 from growbench.config.schema import PROTOCOL
 from growbench.errors import UsageError
+from growbench.planning.budgets import Budgets
 from growbench.runs import store
+from growbench.runs.benchmark import Benchmark
+from growbench.runs.jobs import Setting
 from growbench.tools.reproduce import Comparison, compare, experiment_of, judge
+from growbench.training.parallel import Parallel
 from tests.conftest import Once, WriteMiniature
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -63,11 +68,14 @@ class Results:
 
 @pytest.fixture(scope="module")
 def trained(write_miniature: WriteMiniature, once: Once) -> Results:
-    """A ladder of four methods, trained once."""
+    """Four methods, two of them at smaller budgets too, trained once."""
 
     def train(folder: Path) -> None:
-        results = Results(write_miniature(folder), folder / "results")
-        assert results.run("--protocol", "ladder", "--budgets", "0.5,0.75,1") == 0
+        experiment = loading.load(str(write_miniature(folder)), SETTINGS[1::2])
+        setting = Setting(experiment, folder / "results" / "miniature", Parallel(torch.device("cpu")))
+        shares = {"scratch": (1.0,), "ligo": (0.5, 0.75, 1.0), "stackbert": (0.5, 1.0), "random_source": (1.0,)}
+        for found in registry.get_all(METHODS, experiment.methods):
+            assert Benchmark(setting, Budgets(shares[found.name])).run([found], [0])
 
     folder = once("to be reproduced", train)
     return Results(folder / "miniature.toml", folder / "results")
