@@ -166,13 +166,21 @@ def kind_of(name: str) -> str:
 
 @cache
 def in_turns(number: int) -> list[Cell]:
-    """The miniatures of method `number`: one of each kind of architecture, of those with grouped heads one or two."""
-    images, after, first, grouped = ([name for name in architectures.names() if kind_of(name) == kind] for kind in KINDS)
-    names = [kind[number % len(kind)] for kind in (images, after, first)]
-    names += [grouped[place % len(grouped)] for place in range(5 * number // 3, 5 * (number + 1) // 3)]
-    compared = names[number % len(names)]  # in its first cell, where alone a run is compared with its plan
+    """The miniatures of method `number`: one of each kind of architecture, so that all methods together meet all miniatures."""
+    *others, grouped = ([name for name in architectures.names() if kind_of(name) == kind] for kind in KINDS)
+    names = [kind[number % len(kind)] for kind in others] + [grouped[5 * number // 3 % len(grouped)]]
     of_each = {name: [cell for cell in miniatures.cells() if cell.architecture == name] for name in names}
-    return [cells[0 if name == compared else (number // 2) % len(cells)] for name, cells in of_each.items()]
+    first = names[compared(number)]
+    return [cells[0 if name == first else (number // 5) % len(cells)] for name, cells in of_each.items()]
+
+
+def compared(number: int) -> int:
+    """The place of the miniature in which the method's run is compared with its plan: the first of its architecture."""
+    return number // 4 % len(KINDS)
+
+
+def test_the_methods_together_meet_all_miniatures() -> None:
+    assert {cell for number in range(len(BUILT_IN)) for cell in in_turns(number)} == set(miniatures.cells())
 
 
 TYPES = (
@@ -189,7 +197,7 @@ REFUSED = {
 @pytest.mark.parametrize(
     ("name", "cell", "compares"),
     [
-        pytest.param(name, cell, place == number % len(in_turns(number)), id=f"{cell}-{name}")
+        pytest.param(name, cell, place == compared(number), id=f"{cell}-{name}")
         for number, name in enumerate(BUILT_IN)
         for place, cell in enumerate(in_turns(number))
     ],
