@@ -17,6 +17,7 @@ from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from growbench.architectures.library import changes_values
 from growbench.costs.flops import PRODUCTS
+from growbench.training.precision import SHORT
 
 attend = functional.scaled_dot_product_attention
 
@@ -188,8 +189,9 @@ def _made(like: Any) -> Any:
 class DeviceEmulation(TorchFunctionMode):
     """Makes functions of meta tensors keep for the backward pass what they would keep on `device`.
 
-    Fused attention keeps query, key, value and output, but no attention weights; only dropout on the CPU prevents it. For half
-    precision it applies CUDA autocast's lists of functions, because autocast ignores meta tensors. The result is an estimate.
+    Fused attention keeps query, key, value and output, but no attention weights; only dropout on the CPU prevents it, and bf16
+    there. For half precision it applies CUDA autocast's lists of functions, because autocast ignores meta tensors. The result
+    is an estimate.
     """
 
     def __init__(self, device: torch.device, bf16: bool, tracker: TensorTracker) -> None:
@@ -204,7 +206,8 @@ class DeviceEmulation(TorchFunctionMode):
         elif self.bf16 and func in PRECISE:
             args, kwargs = _each(_single, args), _each(_single, kwargs)
         if func is attend and (self.gpu or not kwargs.get("dropout_p")):
-            return _FusedAttention.apply(*args[:3], self.tracker)  # type: ignore[no-untyped-call]
+            by_products = self.bf16 and not self.gpu and max(args[0].shape[-2], args[1].shape[-2]) <= SHORT
+            return _FusedAttention.apply(*args[:3], by_products, self.tracker)  # type: ignore[no-untyped-call]
         if func is functional.dropout and self.gpu and kwargs["training"]:
             return torch.native_dropout(args[0], kwargs["p"], True)[0]  # keeps a mask of one byte per element
         return func(*args, **kwargs)
@@ -224,26 +227,26 @@ def _single(value: Tensor) -> Tensor:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Fused attention. Its products are computed, so that their FLOPs are counted, but take no memory.
+    """Fused attention, or one that keeps its weights. Its products are computed for their FLOPs, but take no other memory.
 
     Shape legend: B rows, H heads, T queries, S keys, D head size. Grouped keys and values have fewer heads.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tracker: TensorTracker) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, keeps_weights: bool, tracker: TensorTracker) -> Tensor:
         with tracker.paused():
             weights = query @ _for_each_head(key, query).mT  # (B, H, T, S)
             weights @ _for_each_head(value, query)
         output = _rows_first(query, value.shape[-1])
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, sums)
+        ctx.save_for_backward(query, key, value, output, torch.empty_like(weights) if keeps_weights else sums)
         ctx.tracker = tracker
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *_ = ctx.saved_tensors
-        of_query, of_key, of_value, _ = ctx.needs_input_grad
+        of_query, of_key, of_value, *_ = ctx.needs_input_grad
         with ctx.tracker.paused():
             weights = gradient.new_empty((*query.shape[:-1], key.shape[-2]))
             if of_query or of_key:
@@ -255,7 +258,7 @@ class _FusedAttention(torch.autograd.Function):
             if of_value:
                 weights.mT @ gradient
         given = zip((query, key, value), (of_query, of_key, of_value), strict=True)
-        return *(_rows_first(each, each.shape[-1]) if needed else None for each, needed in given), None
+        return *(_rows_first(each, each.shape[-1]) if needed else None for each, needed in given), None, None
 
 
 def _for_each_head(grouped: Tensor, query: Tensor) -> Tensor:

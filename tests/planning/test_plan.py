@@ -76,6 +76,16 @@ def test_attention_keeps_its_weights_only_where_no_kernel_does_it(device: torch.
         assert q.grad is not None and q.grad.shape == shape
 
 
+def test_attention_in_bf16_keeps_its_weights_on_a_cpu() -> None:
+    with TensorTracker() as tracker, DeviceEmulation(CPU, True, tracker):
+        q, k, v = (torch.empty(2, 4, 64, 16, device=META, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        before = tracker.live
+        output = functional.scaled_dot_product_attention(q, k, v)
+        assert tracker.live - before == 2 * (output.numel() + 2 * 4 * 64 * 64)
+        output.sum().backward()
+        assert tracker.live - before == 2 * 4 * output.numel(), "the output and three gradients"
+
+
 def test_half_precision_keeps_halves() -> None:
     """A product keeps its input and its weight in half precision."""
     with TensorTracker() as tracker, DeviceEmulation(CUDA, True, tracker):
@@ -123,11 +133,13 @@ def test_micro_batches_save_memory_and_no_flops(miniature: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="elsewhere than on Linux a process has one peak only")
-@pytest.mark.parametrize(("method", "phase"), [("scratch", 0), ("ligo", 0)])
-def test_the_estimate_is_near_the_measured_peak(method: str, phase: int) -> None:
+@pytest.mark.parametrize(
+    ("method", "phase", "precision"), [("scratch", 0, "float32"), ("scratch", 0, "bf16"), ("ligo", 0, "float32")]
+)
+def test_the_estimate_is_near_the_measured_peak(method: str, phase: int, precision: str) -> None:
     """GPT-2 3x384 on 1,024 tokens, in a process of its own."""
     sizes = ["source.width=192", "source.heads=3", "target.layers=3", "target.width=384", "target.heads=6", "train.batch=16"]
-    experiment = loading.load("gpt2-tiny", sizes)
+    experiment = loading.load("gpt2-tiny", [*sizes, f"train.precision={precision}"])
     planned = plan.plan(experiment, get(method), 2048)[phase].memory
     with ProcessPoolExecutor(1, FORKED, own_pages) as alone:
         measured = alone.submit(phase_costs.step_memory, experiment, method, phase, 2048, CPU).result()
