@@ -11,6 +11,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ class _Units:
     """What is known of the units at one place."""
 
     count: int
-    incoming: list[hashlib._Hash] = field(init=False)  # a digest for each unit
+    incoming: list[Any] = field(init=False)  # a digest for each unit
     outgoing: Tensor = field(init=False)  # (N, DIRECTIONS) projections
     squares: Tensor = field(init=False)  # (N,) of the outgoing weights' length
 

@@ -172,7 +172,8 @@ def test_times_follow_from_the_throughput(miniature: Path, capsys: pytest.Captur
 
 def test_the_speed_is_measured_on_little_where_a_sequence_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a vocabulary of a million tokens, one sequence of 2,048 would take a TFLOP."""
-    experiment, computed = loading.load("qwen3-tiny", ["data.sequence_length=2048"]), []
+    experiment = loading.load("qwen3-tiny", ["data.sequence_length=2048"])
+    computed: list[tuple[int, int]] = []
 
     def made(data: schema.TextConfig, objective: str, rows: int, vocabulary: int, device: torch.device) -> Batch:
         if device == CPU:

@@ -396,7 +396,8 @@ def test_a_unit_that_one_sequence_leaves_asleep_is_tried_on_the_next(
     """New neurons with a ReLU that fires at the last token of one sequence alone, or nowhere."""
     architecture, old = architectures.get("gpt2"), architectures.get("gpt2").library.sizes(source)
     model: Any = architecture.library.load(source)
-    tried, mlp, seen = probe.of(architecture, old, [source], corpus), model.transformer.h[0].mlp, []
+    tried, mlp = probe.of(architecture, old, [source], corpus), model.transformer.h[0].mlp
+    seen: list[Tensor] = []
     mlp.act = nn.ReLU()
     mlp.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     with torch.no_grad():
