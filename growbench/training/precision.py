@@ -54,6 +54,8 @@ class CpuAutocast(TorchFunctionMode):
                 return _attention(*args, **kwargs)
         if func is functional.rms_norm:  # torch has it in one kernel only where input and weight are of one type
             return func(args[0].float(), *args[1:], **kwargs)
+        if func is functional.layer_norm:  # of an operator's products, weight and bias are in bf16
+            kwargs = {name: each.float() if isinstance(each, Tensor) else each for name, each in kwargs.items()}
         return func(*args, **kwargs)
 
 

@@ -149,3 +149,11 @@ def test_rms_norm_is_computed_in_float32() -> None:
     given, norm = torch.randn(3, 8).bfloat16(), nn.RMSNorm(8)
     with autocast(BF16, CPU):
         assert torch.equal(norm(given), norm(given.float())) and norm(given).dtype == torch.float32
+
+
+def test_layer_norm_takes_weights_that_are_products() -> None:
+    """As a growth operator makes them."""
+    given, weight, bias = torch.randn(3, 8), torch.randn(8).bfloat16(), torch.randn(8).bfloat16()
+    with autocast(BF16, CPU):
+        found = functional.layer_norm(given, (8,), weight, bias)
+    assert torch.equal(found, functional.layer_norm(given, (8,), weight.float(), bias.float()))
