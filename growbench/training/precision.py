@@ -52,10 +52,10 @@ class CpuAutocast(TorchFunctionMode):
         if func is functional.scaled_dot_product_attention:
             with torch.autocast("cpu", enabled=False):
                 return _attention(*args, **kwargs)
-        if func is functional.rms_norm:  # torch has it in one kernel only where input and weight are of one type
-            return func(args[0].float(), *args[1:], **kwargs)
-        if func is functional.layer_norm:  # of an operator's products, weight and bias are in bf16
+        if func in (functional.layer_norm, functional.rms_norm):  # weights that are an operator's products are in bf16
             kwargs = {name: each.float() if isinstance(each, Tensor) else each for name, each in kwargs.items()}
+        if func is functional.rms_norm:  # torch has it in one kernel only where input and weight are of one type
+            args = args[0].float(), *args[1:]
         return func(*args, **kwargs)
 
 

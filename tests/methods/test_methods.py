@@ -179,10 +179,16 @@ def compared(number: int) -> int:
     return number // 4 % len(KINDS)
 
 
+def rounded(number: int) -> int:
+    """The place of the miniature in which the method trains in bf16."""
+    return (compared(number) + 1) % len(KINDS)
+
+
 def test_the_methods_together_meet_all_miniatures() -> None:
     assert {cell for number in range(len(BUILT_IN)) for cell in in_turns(number)} == set(miniatures.cells())
 
 
+IN_BF16 = {"train.precision": "bf16"}
 TYPES = (
     "layer 2 of 2 is of type sliding_attention, and with 1 layer there is only full_attention to copy: "
     "grow from at least 2 layers"
@@ -197,13 +203,13 @@ REFUSED = {
 @pytest.mark.parametrize(
     ("name", "cell", "compares"),
     [
-        pytest.param(name, cell, place == compared(number), id=f"{cell}-{name}")
+        pytest.param(name, cell.at(IN_BF16 if place == rounded(number) else {}), place == compared(number), id=f"{cell}-{name}")
         for number, name in enumerate(BUILT_IN)
         for place, cell in enumerate(in_turns(number))
     ],
 )
 def test_every_method_keeps_every_promise_on_every_kind_of_architecture(name: str, cell: Cell, compares: bool) -> None:
-    """With its plan and a second run on one. `growbench check NAME` does all of it in every miniature."""
+    """With its plan and a second run on one, in bf16 on another. `growbench check NAME` does all else in every miniature."""
     refused = REFUSED.get((name, cell.architecture))
     if refused:
         assert broken_promises(get(name).method, cell) == [f"refused: {refused}"]
