@@ -25,7 +25,6 @@ from growbench.config import plain
 from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError, reason
 from growbench.files import sha256
-from growbench.formatting import counted
 
 CARD = "growbench.json"
 
@@ -128,11 +127,11 @@ def described(checkpoint: str, where: str) -> Described:
     architecture = architectures.of_checkpoint(folder)
     with one_line(where):
         refuse_foreign(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        card, sizes = folder / CARD, architecture.library.sizes(folder)
+        card = folder / CARD
         with one_line(CARD):
             known = plain.from_json(card.read_text(encoding="utf-8")) if card.is_file() else {}
-        _check_card(known, sizes.layers)
-        return Described(checkpoint, folder, architecture, sizes, known)
+        _check_card(known)
+        return Described(checkpoint, folder, architecture, architecture.library.sizes(folder), known)
 
 
 def refuse_foreign(config: Mapping[str, Any]) -> None:
@@ -143,8 +142,8 @@ def refuse_foreign(config: Mapping[str, Any]) -> None:
         raise UsageError("its weights are quantised (quantization_config): only floating-point weights are read")
 
 
-def _check_card(card: Any, layers: int) -> None:
-    """Raise UsageError for a growbench.json that growbench would not write for a model of so many layers."""
+def _check_card(card: Any) -> None:
+    """Raise UsageError for a growbench.json that is not of the form in which growbench writes it."""
     if not isinstance(card, dict):
         raise UsageError(f"{CARD} is no JSON object")
     grown = {"method": str, "hyperparameters": dict, "seed": int, "preserves": str} if "source" in card else {}
@@ -154,7 +153,5 @@ def _check_card(card: Any, layers: int) -> None:
     origins = card.get("layer_origins", [])
     if not all(isinstance(each, list) and all(type(layer) is int for layer in each) for each in origins):
         raise UsageError(f"{CARD}: layer_origins must hold lists of layers")
-    if len(origins) not in (0, layers):
-        raise UsageError(f"{CARD}: layer_origins lists {counted(len(origins), 'layer')}, the model has {layers}")
     if not isinstance(card.get("source", {}).get("checkpoint", ""), str):
         raise UsageError(f"{CARD}: source.checkpoint is no str")

@@ -200,6 +200,10 @@ class _Verification:
         self.report.row("ties", "embedding and head are one tensor" if grown.tied else "none: the head is a tensor of its own")
 
     def _files(self) -> None:
+        """Raises Broken."""
+        listed_layers, layers = len(self.grown.card.get("layer_origins", [])), self.grown.sizes.layers
+        if listed_layers not in (0, layers):
+            raise Broken(f"{checkpoints.CARD}: layer_origins lists {counted(listed_layers, 'layer')}, the model has {layers}")
         wrong = checkpoints.damage(self.grown.folder)
         digests = self.grown.card.get("sha256")
         self.report.row(

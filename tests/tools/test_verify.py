@@ -209,7 +209,7 @@ def test_damage_is_found_and_named(edit: Edit, message: str, wide: Path, tmp_pat
         (("growbench.json", '{"sha256": []}'), 2, "growbench.json: sha256 is missing, or no dict"),
         (("growbench.json", '{"layer_origins": [0, 1]}'), 2, "growbench.json: layer_origins must hold lists of layers"),
         (("growbench.json", '{"layer_origins": [[0], [[1]]]}'), 2, "growbench.json: layer_origins must hold lists of layers"),
-        (("growbench.json", '{"layer_origins": [[0]]}'), 2, "growbench.json: layer_origins lists 1 layer, the model has 2"),
+        (("growbench.json", '{"layer_origins": [[0]]}'), 1, "growbench.json: layer_origins lists 1 layer, the model has 2"),
     ],
 )
 def test_a_description_that_cannot_be_read_is_named(
