@@ -24,7 +24,7 @@ from growbench.runs.stored_tensors import TYPES, is_finite
 
 SHARD = 5 * 10**9  # bytes of tensors in a file
 ROWS = 1 << 21  # bytes of rows that are computed at a time
-BLOCK = 1 << 17  # bytes that are written at a time: for more, Linux looks for large pages, which takes ten times as long
+BLOCK = 1 << 17  # bytes that are written at a time: writes of megabytes took several times the system time
 GAPS = 16  # tensors, after which memory is returned that was freed between parts of many sizes
 AHEAD = 4  # such parts that may wait for disk and digest
 
