@@ -184,10 +184,6 @@ def rounded(number: int) -> int:
     return (compared(number) + 1) % len(KINDS)
 
 
-def test_the_methods_together_meet_all_miniatures() -> None:
-    assert {cell for number in range(len(BUILT_IN)) for cell in in_turns(number)} == set(miniatures.cells())
-
-
 IN_BF16 = {"train.precision": "bf16"}
 TYPES = (
     "layer 2 of 2 is of type sliding_attention, and with 1 layer there is only full_attention to copy: "
@@ -222,8 +218,8 @@ def test_every_miniature_has_its_share_of_the_methods() -> None:
     cells = [cell for number in range(len(BUILT_IN)) for cell in in_turns(number)]
     of_architectures = Counter(cell.architecture for cell in cells)
     assert {*cells} == {*miniatures.cells()}
-    assert of_architectures.keys() == {*architectures.names()} and min(of_architectures.values()) >= 6
-    assert all(in_turns(number)[number % len(in_turns(number))].plain for number in range(len(BUILT_IN)))
+    assert of_architectures.keys() == {*architectures.names()} and min(of_architectures.values()) >= 3
+    assert all(in_turns(number)[compared(number)].plain for number in range(len(BUILT_IN)))
 
 
 @pytest.mark.parametrize("name", registry.built_in())
