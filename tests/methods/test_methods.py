@@ -166,22 +166,23 @@ def kind_of(name: str) -> str:
 
 @cache
 def in_turns(number: int) -> list[Cell]:
-    """The miniatures of method `number`: one of each kind of architecture, so that all methods together meet all miniatures."""
-    *others, grouped = ([name for name in architectures.names() if kind_of(name) == kind] for kind in KINDS)
-    names = [kind[number % len(kind)] for kind in others] + [grouped[5 * number // 3 % len(grouped)]]
+    """The miniatures of method `number`: one of each kind of architecture, of those with grouped heads one or two."""
+    images, after, first, grouped = ([name for name in architectures.names() if kind_of(name) == kind] for kind in KINDS)
+    names = [kind[number % len(kind)] for kind in (images, after, first)]
+    names += [grouped[place % len(grouped)] for place in range(5 * number // 3, 5 * (number + 1) // 3)]
+    in_full = names[number % len(names)]
     of_each = {name: [cell for cell in miniatures.cells() if cell.architecture == name] for name in names}
-    first = names[compared(number)]
-    return [cells[0 if name == first else (number // 5) % len(cells)] for name, cells in of_each.items()]
+    return [cells[0 if name == in_full else (number // 2) % len(cells)] for name, cells in of_each.items()]
 
 
 def compared(number: int) -> int:
     """The place of the miniature in which the method's run is compared with its plan: the first of its architecture."""
-    return number // 4 % len(KINDS)
+    return number % len(in_turns(number))
 
 
 def rounded(number: int) -> int:
     """The place of the miniature in which the method trains in bf16."""
-    return (compared(number) + 1) % len(KINDS)
+    return (number + 1) % len(in_turns(number))
 
 
 IN_BF16 = {"train.precision": "bf16"}
@@ -218,7 +219,7 @@ def test_every_miniature_has_its_share_of_the_methods() -> None:
     cells = [cell for number in range(len(BUILT_IN)) for cell in in_turns(number)]
     of_architectures = Counter(cell.architecture for cell in cells)
     assert {*cells} == {*miniatures.cells()}
-    assert of_architectures.keys() == {*architectures.names()} and min(of_architectures.values()) >= 3
+    assert of_architectures.keys() == {*architectures.names()} and min(of_architectures.values()) >= 6
     assert all(in_turns(number)[compared(number)].plain for number in range(len(BUILT_IN)))
 
 
