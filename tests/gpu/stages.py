@@ -241,9 +241,14 @@ def bench(session: Session, seconds: float) -> str:
         command += ["--device", session.device, *settings([*data, *changes, *LITTLE_ELSE])]
         ended += run({session.log(f"bench-{name}"): command}, left)
         print(ended[-1].log.read_text(errors="replace"))
-        found = re.search(r"^growbench +\d+ +(\S+ ?%) .* (\S+) x$", ended[-1].log.read_text(errors="replace"), re.MULTILINE)
-        said.append(f"{name} {found[1]} of the peak, {found[2]} x Trainer" if found else f"{name}: none")
+        said.append(f"{name}: {speed(ended[-1].log.read_text(errors='replace'))}")
     return f"{'FAILED: ' * bool(verdict(ended))}{'; '.join(filter(None, [*said, verdict(ended)]))}"
+
+
+def speed(printed: str) -> str:
+    """What growbench bench found of its own loop, in words, from what it printed."""
+    found = re.search(r"^growbench +\d+ +(\S+\s%) +\S+ +(\S+ x) ", printed, re.MULTILINE)
+    return f"{found[1]} of the peak, {found[2]} Trainer" if found else "none"
 
 
 def _images(session: Session) -> list[str]:

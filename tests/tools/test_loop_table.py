@@ -16,6 +16,7 @@ from growbench.tools.loop_table import BARE, OURS, TRAINER, Comparison, Ratio, m
 from growbench.tools.throughput import growbench_seconds
 from growbench.training.evaluation import Evaluation
 from growbench.training.step import Step
+from tests.gpu.stages import speed
 
 
 def test_a_ratio_is_of_pairs_so_that_a_slow_round_cancels() -> None:
@@ -39,6 +40,11 @@ def test_no_column_contradicts_another() -> None:
         "growbench                      1000         10.0%       1000.0   2.00 x (2.00 to 2.25)",
         "transformers.Trainer            500          5.0%       2000.0   1.00 x (1.00 to 1.00)",
     ]
+
+
+def test_the_summary_of_a_gpu_session_has_what_the_table_says() -> None:
+    assert speed(FOUND.text).replace("\N{NO-BREAK SPACE}", "") == "10.0% of the peak, 2.00 x Trainer"
+    assert speed("growbench: corpus = 'hub:c4': cannot be read") == "none"
 
 
 def test_the_table_of_all_has_a_row_for_each_experiment() -> None:
