@@ -186,11 +186,9 @@ def figures() -> Iterator[Callable[..., AbstractContextManager[None]]]:
 @pytest.fixture(scope="session", autouse=True)
 def planned_once() -> Iterator[None]:
     """A built-in method that an experiment was found to take is not planned on it again: plans take a fifth of a small run."""
-    from growbench.planning.plan import refuse
-    from growbench.runs import benchmark
-    from growbench.tools import tune
+    from growbench.planning import plan
 
-    possible: set[object] = set()
+    refuse, possible = plan.refuse, set[object]()
 
     def refuse_once(experiment: Experiment, found: Found, vocabulary: int, device: torch.device) -> None:
         method = found.method
@@ -202,8 +200,7 @@ def planned_once() -> Iterator[None]:
             possible.add(key)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "refuse", refuse_once)
-        patch.setattr(tune, "refuse", refuse_once)
+        patch.setattr(plan, "refuse", refuse_once)
         yield
 
 

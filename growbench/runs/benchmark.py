@@ -13,9 +13,9 @@ from growbench.data import Data, tokenizer_to_save
 from growbench.elapsed import Part, elapsed
 from growbench.errors import UsageError
 from growbench.files import check_folder
+from growbench.planning import plan
 from growbench.planning.branches import branching_steps
 from growbench.planning.budgets import Budgets
-from growbench.planning.plan import check_sizes, refuse
 from growbench.registry import SCRATCH, SOURCE, Found
 from growbench.runs import store
 from growbench.runs.claims import Claims
@@ -122,12 +122,12 @@ class Benchmark:
         """Load the data. Raises UsageError for a request that cannot be carried out."""
         setting, experiment = self.setting, self.setting.experiment
         self.sources.pretrained_cost()
-        check_sizes(experiment, 1000)  # with any vocabulary, before the data are prepared
+        plan.check_sizes(experiment, 1000)  # with any vocabulary, before the data are prepared
         data = setting.load_data("target")
         with elapsed.part(Part.PLAN):
             for found in methods:
                 for share in self.budgets.of(found.name):
-                    refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
+                    plan.refuse(experiment.at(share, found.training), found, data.vocabulary, setting.parallel.device)
         _check_parallelism(setting)
         if setting.save:
             tokenizer_to_save(data)  # raises UsageError if there is none

@@ -36,6 +36,7 @@ from growbench.training.trainer import Output, Stop, Trainer, Work
 
 SECONDS = 3.0  # approximate length of one measurement
 WARM_UP = 3  # steps before each measurement
+READY = 8  # batches of the loops that do not prepare their own: images take far longer to prepare than to train on
 PRECISE = "growbench in float32"
 
 
@@ -50,6 +51,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     architecture = architectures.of(experiment)
     training = experiment.train
     data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
+    batches = [data.train_batch(step, 0) for step in range(READY)]
     precision = training.precision_on(device.type)
 
     def fresh() -> nn.Module:
@@ -60,11 +62,10 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     def shipped() -> nn.Module:
         return as_shipped(fresh()).to(device)
 
-    part = data.train_batch(0, 0).part(0, training.batch // experiment.machine.micro_batch_size(training.batch)).to(device)
+    part = batches[0].part(0, training.batch // experiment.machine.micro_batch_size(training.batch)).to(device)
     flops_of_part, _ = count(lambda: task_loss(fresh(), part).backward())
     flops_per_step = flops_of_part * training.batch // len(part.inputs)
-    bare = BareLoop(experiment, data, device, fresh())
-    bare.train(WARM_UP)
+    bare = BareLoop(experiment, data.vocabulary, batches, fresh())
     steps = max(5, round(SECONDS / wall_seconds(bare.train, 1, device)))
     compiled = bare.step.compiled
     del bare  # frees its memory, which is not to be counted as growbench's
@@ -79,9 +80,9 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
         return seconds
 
     loops: dict[str, Callable[[int], float]] = {
-        BARE: lambda n: bare_seconds(experiment, data, device, fresh(), n),
+        BARE: lambda n: wall_seconds(BareLoop(experiment, data.vocabulary, batches, fresh()).train, n, device),
         OURS: ours,
-        TRAINER: lambda n: trainer_seconds(experiment, data, device, shipped(), n, compiled),
+        TRAINER: lambda n: trainer_seconds(experiment, batches, shipped(), n, compiled),
     }
     precise = replace(experiment, train=replace(training, precision="float32"))
     if precision == "bf16" and device.type == "cpu":  # where bf16 must be asked for
@@ -167,23 +168,19 @@ def as_shipped(model: nn.Module) -> nn.Module:
 class BareLoop:
     """Forward, backward, clipping and optimizer on batches that are ready on the device: the least that a loop must do."""
 
-    def __init__(self, experiment: Experiment, data: Data, device: torch.device, model: nn.Module) -> None:
-        optimizer = Task.of(experiment, "target", data.vocabulary, device).optimizer(model.train())
+    def __init__(self, experiment: Experiment, vocabulary: int, batches: Sequence[Batch], model: nn.Module) -> None:
+        """Trains its warm-up."""
+        device = next(model.parameters()).device
+        optimizer = Task.of(experiment, "target", vocabulary, device).optimizer(model.train())
         live, training = Replica(model, optimizer), experiment.train
         self.step = Step.of(Phase(model=model), live, training, experiment.machine, device, training.steps)
-        self.batches = itertools.cycle([data.train_batch(step, 0).to(device) for step in range(8)])
+        self.batches = itertools.cycle([batch.to(device) for batch in batches])
+        self.train(WARM_UP)
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
             self.step.backward(next(self.batches), 0)
             self.step.update()
-
-
-def bare_seconds(experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int) -> float:
-    """Seconds of `steps` steps of the bare loop, after its warm-up."""
-    loop = BareLoop(experiment, data, device, model)
-    loop.train(WARM_UP)
-    return wall_seconds(loop.train, steps, device)
 
 
 class FirstSteps(Method):
@@ -229,9 +226,7 @@ def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) 
     }
 
 
-def trainer_seconds(
-    experiment: Experiment, data: Data, device: torch.device, model: nn.Module, steps: int, compiled: bool
-) -> float:
+def trainer_seconds(experiment: Experiment, batches: Sequence[Batch], model: nn.Module, steps: int, compiled: bool) -> float:
     """Seconds of `steps` steps of transformers.Trainer, after its warm-up."""
     from transformers import Trainer as TransformersTrainer
     from transformers import TrainerCallback, TrainingArguments
@@ -246,8 +241,8 @@ def trainer_seconds(
                     torch.cuda.synchronize(device)
                 self.start, self.seconds = time.perf_counter(), time.perf_counter() - self.start
 
-    timer = Timer()
-    rows = [row for step in range(8) for row in _rows(data.train_batch(step, 0))]
+    timer, device = Timer(), next(model.parameters()).device
+    rows = [row for batch in batches for row in _rows(batch)]
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,

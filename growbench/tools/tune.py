@@ -30,7 +30,7 @@ from growbench.errors import UsageError
 from growbench.files import write_text
 from growbench.formatting import quantity, setting
 from growbench.method.options import settings
-from growbench.planning.plan import CPU, refuse
+from growbench.planning import plan
 from growbench.registry import Found
 from growbench.report import sheets
 from growbench.runs import store
@@ -136,7 +136,7 @@ class Tuner:
 
 def _refuse(experiment: Experiment, found: Found, vocabulary: int) -> None:
     """Raise UsageError if the method refuses the experiment or its own hyperparameters."""
-    refuse(experiment.at(1.0, found.training), found, vocabulary, CPU)
+    plan.refuse(experiment.at(1.0, found.training), found, vocabulary, plan.CPU)
 
 
 def _lock(folder: Path, name: str) -> FileLock:

@@ -54,7 +54,7 @@ STAGES = [
     Stage(stages.precision, 75),
     Stage(stages.seconds, 120),
     Stage(stages.ladder, 300),
-    Stage(stages.bench, 180),
+    Stage(stages.bench, 300),
     Stage(stages.lite, float("inf")),
 ]
 KEPT = (store.RECORD, store.DOCUMENTS, "curve.jsonl")  # of a finished run: what is committed

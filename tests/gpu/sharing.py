@@ -14,7 +14,7 @@ import torch
 from growbench import architectures, data
 from growbench.config import loading
 from growbench.costs.hardware import choose_device
-from growbench.tools.throughput import WARM_UP, BareLoop
+from growbench.tools.throughput import READY, BareLoop
 from growbench.training.graphs import capture
 
 WAIT = 60.0  # seconds for the other processes
@@ -43,8 +43,8 @@ def steps_per_second(options: argparse.Namespace) -> float:
     torch.manual_seed(0)
     with device:
         model = architecture.build(experiment.sizes("target", texts.vocabulary))
-    loop = BareLoop(experiment, texts, device, model)
-    loop.train(WARM_UP)
+    batches = [texts.train_batch(step, 0) for step in range(READY)]
+    loop = BareLoop(experiment, texts.vocabulary, batches, model)
     if experiment.machine.graphs:
         loop.step = capture(loop.step, next(loop.batches))  # type: ignore[arg-type, assignment]
     (options.meet / str(options.number)).touch()

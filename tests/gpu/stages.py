@@ -83,7 +83,7 @@ CUT = Sizes(
     precision=[*_SHORT, "source.warmup=2"],
     bench={
         "bert-small-base": [*_SMALL, "train.batch=4", "machine.micro_batch=2"],
-        "gpt2-base-medium": [*_SMALL, "train.batch=2", "machine.micro_batch=2"],
+        "gpt2-base-medium": [*_SMALL, "train.batch=2", "machine.micro_batch=2", "data.sequence_length=128"],
         "deit-s-b": [*_SMALL, "train.batch=4", "machine.micro_batch=2"],
     },
     bench_is="throughput.SECONDS, throughput.matrix_peak = 0.1, lambda *_: 1e12",  # the peak of a CPU takes minutes
