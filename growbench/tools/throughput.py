@@ -60,7 +60,8 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
             return architecture.build(experiment.sizes("target", data.vocabulary))
 
     def shipped() -> nn.Module:
-        return as_shipped(fresh()).to(device)
+        with device:
+            return as_shipped(fresh())
 
     part = batches[0].part(0, training.batch // experiment.machine.micro_batch_size(training.batch)).to(device)
     flops_of_part, _ = count(lambda: task_loss(fresh(), part).backward())

@@ -285,8 +285,7 @@ class Trainer:
             if now.cpu_seconds is not None:
                 now.cpu_seconds += spent.cpu_seconds
         now.step_seconds += step_seconds
-        self.outcome.waited += self.feed.waited
-        self.feed.waited = 0.0
+        self.outcome.waited, self.feed.waited = self.outcome.waited + self.feed.waited, 0.0
 
     def _batch(self, now: PhaseState, step: int) -> Batch:
         """This process's part of the batch of a step."""
@@ -300,8 +299,9 @@ class Trainer:
             with now.live.accumulating():
                 do.backward(self._batch(now, step), step)
 
-        parameters = parameters_of(now.optimizer)
+        parameters, waited = parameters_of(now.optimizer), self.feed.waited
         flops = self.costs.probe(once, now.account, parameters)
+        self.feed.waited = waited  # the clock stands while a step is counted
         now.skips_parameters |= any(parameter.grad is None for parameter in parameters)
         flops = {account: each * self.parallel.dp_degree for account, each in flops.items()} | now.optimizer_flops()
         now.live.zero_grad()

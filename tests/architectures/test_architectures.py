@@ -16,6 +16,7 @@ import torch
 from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import masking_utils
 
 from growbench import architectures
 from growbench.config.schema import ModelConfig
@@ -555,6 +556,7 @@ def test_attention_takes_the_fused_kernels(name: str, monkeypatch: pytest.Monkey
         return fused(*arguments, **options)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(masking_utils, "is_torchdynamo_exporting", lambda: True)  # as when torch before 2.14 compiles
     logits(name, random_model(name, SMALL))
     attended = SMALL.class_layers if name == "cait" else SMALL.layers
     assert len(calls) == attended

@@ -20,6 +20,7 @@ from growbench.config.schema import Experiment, Machine, ModelConfig, TextConfig
 from growbench.console import Progress
 from growbench.costs.ledger import Costs
 from growbench.data import Batch, TextData, load
+from growbench.data.feed import Feed
 from growbench.method import Method, Phase, Phases, Task, constant, schedule, task_loss
 from growbench.method.interface import MethodError
 from growbench.registry import get
@@ -347,6 +348,29 @@ def test_micro_batches_add_up_to_the_batch(train: Train, name: str) -> None:
     assert losses(curve) == pytest.approx(losses(expected), rel=1e-5)
     assert parted.costs.flops["train"] == whole.costs.flops["train"]
     assert parted.costs.flops["teacher"] == whole.costs.flops["teacher"]
+
+
+def test_only_steps_on_the_clock_wait_for_data(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch takes a second. The one of the step that is counted amid the phase is there already when the step begins."""
+    fetch, one_step, fetched, in_steps = Feed.batch, Trainer._step, [], []
+
+    def slow(self: Feed, step: int) -> Batch:
+        new, waited = step != self._step, self.waited
+        batch = fetch(self, step)
+        self.waited = waited + new
+        fetched.append(new)
+        return batch
+
+    def watched(self: Trainer, *arguments: Any, **options: Any) -> None:
+        before = sum(fetched)
+        one_step(self, *arguments, **options)
+        in_steps.append(sum(fetched) - before)
+
+    monkeypatch.setattr(Feed, "batch", slow)
+    monkeypatch.setattr(Trainer, "_step", watched)
+    outcome, _ = train(get("scratch").method)
+    assert len(in_steps) == 12 and sum(fetched) == 12
+    assert outcome.waited == sum(in_steps) < sum(fetched)
 
 
 def test_a_compiled_run_is_the_same_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

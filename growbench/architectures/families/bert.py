@@ -15,7 +15,9 @@ class Bert(BertForMaskedLM):
     """transformers' BERT that maps tokens (B, T) to the logits of the labelled positions."""
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        hidden = self.bert(inputs).last_hidden_state.flatten(0, 1)
+        base = self.bert
+        # base.forward would add a mask in compiled models (torch before 2.14), which attention's fast kernels do not take.
+        hidden = base.encoder(base.embeddings(inputs)).last_hidden_state.flatten(0, 1)
         return self.cls(hidden if positions is None else hidden[positions])
 
 

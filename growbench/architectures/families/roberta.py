@@ -22,8 +22,10 @@ class Roberta(RobertaForMaskedLM):
     """transformers' RoBERTa that maps tokens (B, T) to the logits of the labelled positions."""
 
     def forward(self, inputs: Tensor, positions: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        base = self.roberta
         places = torch.arange(FIRST_POSITION, FIRST_POSITION + inputs.shape[1], device=inputs.device)
-        hidden = self.roberta(inputs, position_ids=places[None]).last_hidden_state.flatten(0, 1)
+        # base.forward would add a mask in compiled models (torch before 2.14), which attention's fast kernels do not take.
+        hidden = base.encoder(base.embeddings(inputs, position_ids=places[None])).last_hidden_state.flatten(0, 1)
         return self.lm_head(hidden if positions is None else hidden[positions])
 
 
