@@ -108,7 +108,8 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     foot = [
         *gain,
         f"transformers.Trainer: {type(shipped()).__name__} as its library ships it, {flags}",
-        f"growbench waits for data {percent(statistics.median(waited))} of the time; peak memory {data_size(max(largest))}",
+        f"growbench prepares its batches and waits for them {percent(statistics.median(waited))} of the time; those of the other "
+        f"loops are ready; peak memory of growbench {data_size(max(largest))}",
     ]
     return Comparison(experiment.name, per_step, data.tokens_per_batch, flops_per_step, max(peaks), head, foot)
 

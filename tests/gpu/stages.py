@@ -73,7 +73,7 @@ class Sizes:
 
 # GPT-2 Medium and DeiT-B at a smaller batch: a measurement takes seconds, and the micro-batches are the experiments' own
 WHOLE = Sizes(
-    bench={"bert-small-base": [], "gpt2-base-medium": ["train.batch=16"], "deit-s-b": ["train.batch=128", "machine.workers=8"]}
+    bench={"bert-small-base": [], "gpt2-base-medium": ["train.batch=16"], "deit-s-b": ["train.batch=128"]}
 )
 
 _SMALL = ["target.layers=2", "target.width=48", "target.heads=2", "source.layers=1", "source.width=24", "source.heads=1"]
