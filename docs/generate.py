@@ -311,6 +311,12 @@ def mini() -> str:
     return (ROOT / "results/mini/report/overview.md").read_text(encoding="utf-8")
 
 
+def speed() -> str:
+    """The table at the end of what `growbench bench --all` printed."""
+    lines = (ROOT / "results/speed.txt").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|"))
+
+
 def headline() -> str:
     """Three methods of the reference run, and the columns that say most."""
     lines = [line.strip("| ").split(" | ") for line in savings().splitlines() if line.startswith("|")]
@@ -348,6 +354,7 @@ PARTS: dict[str, Callable[..., str]] = {
         aa_test,
         claims,
         mini,
+        speed,
         headline,
     )
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -27,6 +29,7 @@ ROWS = 1 << 21  # bytes of rows that are computed at a time
 BLOCK = 1 << 17  # bytes that are written at a time: writes of megabytes took several times the system time
 GAPS = 16  # tensors, after which memory is returned that was freed between parts of many sizes
 AHEAD = 4  # such parts that may wait for disk and digest
+SYNC = 1 << 27  # bytes, after which what was written begins to be saved, so that the disk does not begin at the end
 
 KINDS = {dtype: kind for kind, dtype in TYPES.items()}
 
@@ -64,8 +67,8 @@ def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written
     files = shards(tensors, dtype)
     digests = {}
     for shard in files:
-        with (folder / shard.name).open("wb") as file, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as hashing:
-            digests[shard.name] = _Writer(file, disk, hashing, dtype, written).write(shard)
+        with (folder / shard.name).open("wb") as file, Threads() as threads:
+            digests[shard.name] = _Writer(file, threads, dtype, written).write(shard)
     if len(files) > 1:
         total = sum(tensor.numel() for tensor in tensors.values())
         index = {
@@ -76,16 +79,25 @@ def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written
     return digests
 
 
+class Threads(ExitStack):
+    """One for each kind of work beside computing, so that work of one kind is done in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing, self.saving, self.hashing = (self.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+
+
 @dataclass
 class _Writer:
-    """One file. One thread writes the parts and another digests them, while the next ones are computed."""
+    """One file. Threads write the parts, have the disk save them, and digest them, while the next ones are computed."""
 
     file: BinaryIO
-    disk: ThreadPoolExecutor
-    hashing: ThreadPoolExecutor
+    threads: Threads
     dtype: torch.dtype
     written: Callable[[int], object]
     waiting: deque[tuple[Future[None], Future[None]]] = field(default_factory=deque)
+    unsaved: int = 0  # bytes
+    saved: Future[None] | None = None
 
     def __post_init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -95,20 +107,25 @@ class _Writer:
         for number, (name, tensor) in enumerate(shard.tensors.items()):
             at = Evaluation()
             for rows in _parts(tensor, self.dtype):
-                part = tensor.part({0: rows} if tensor.dim() else {}, at).to(self.dtype).contiguous()
-                if not is_finite(part):
+                found = tensor.part({0: rows} if tensor.dim() else {}, at)
+                part = found.to(self.dtype).contiguous()
+                if found.dtype == tensor.dtype and not is_finite(part):  # a narrower type: entries that were read, and checked
                     raise UsageError(f"{name} grows to entries that {str(self.dtype).removeprefix('torch.')} cannot hold")
                 self._put(memoryview(part.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
             if number % GAPS == 0:
                 memory.return_freed()
         while self.waiting:
             self._finish_one()
+        if self.saved:
+            self.saved.result()
         return self.digest.hexdigest()
 
     def _put(self, data: bytes | memoryview) -> None:
         if len(self.waiting) >= AHEAD:
             self._finish_one()
-        self.waiting.append((self.disk.submit(self._write, data), self.hashing.submit(self.digest.update, data)))
+        self.waiting.append(
+            (self.threads.writing.submit(self._write, data), self.threads.hashing.submit(self.digest.update, data))
+        )
 
     def _finish_one(self) -> None:
         for each in self.waiting.popleft():
@@ -118,6 +135,10 @@ class _Writer:
         for start in range(0, len(data), BLOCK):
             self.file.write(data[start : start + BLOCK])
         self.written(len(data))
+        self.unsaved += len(data)
+        if self.unsaved > SYNC and (self.saved is None or self.saved.done()):
+            self.file.flush()
+            self.saved, self.unsaved = self.threads.saving.submit(os.fsync, self.file.fileno()), 0
 
 
 def _parts(tensor: Tensor, dtype: torch.dtype) -> list[range]:

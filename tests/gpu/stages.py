@@ -72,9 +72,7 @@ class Sizes:
 
 
 # GPT-2 Medium and DeiT-B at a smaller batch: a measurement takes seconds, and the micro-batches are the experiments' own
-WHOLE = Sizes(
-    bench={"bert-small-base": [], "gpt2-base-medium": ["train.batch=16"], "deit-s-b": ["train.batch=128"]}
-)
+WHOLE = Sizes(bench={"bert-small-base": [], "gpt2-base-medium": ["train.batch=16"], "deit-s-b": ["train.batch=128"]})
 
 _SMALL = ["target.layers=2", "target.width=48", "target.heads=2", "source.layers=1", "source.width=24", "source.heads=1"]
 _SHORT = ["train.steps=20", "source.steps=10", "train.warmup=2", "train.batch=4", "data.evaluation_batches=1"]
