@@ -23,11 +23,10 @@ from growbench.costs.accounts import Account, Ledger, Part, Unit
 from growbench.costs.energy import EnergyCounter
 from growbench.errors import Interrupted
 from growbench.method import schedule
+from growbench.planning import plan
 from growbench.planning.branches import branching_steps, shared
 from growbench.planning.budgets import Budgets
-from growbench.planning.plan import plan
 from growbench.registry import Found, get, get_all
-from growbench.runs import benchmark as planned
 from growbench.runs import execution, store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
@@ -82,7 +81,7 @@ def at_every_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def not_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is run here can be."""
-    monkeypatch.setattr(planned, "refuse", lambda *_: None)
+    monkeypatch.setattr(plan, "refuse", lambda *_: None)
 
 
 def run_with_kill(benchmark: Benchmark, found: Found, kill_at: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +435,7 @@ def test_a_rung_is_bit_by_bit_the_run_alone_at_its_budget(
             assert rung.record.inherited is not None and rung.record.inherited.seconds is not None
             assert rung.record.inherited.flops == stable * each + operator + growth
             found = get(name, OPTIONS.get(name))
-            assert shared(plan(shorter, found, 300), stable) == rung.record.inherited.flops
+            assert shared(plan.plan(shorter, found, 300), stable) == rung.record.inherited.flops
             assert 0 < rung.record.inherited.seconds < rung.cost(Unit.SECONDS, Ledger.REUSE)
     assert not list((tmp_path / "ladder").glob("*/checkpoints"))
 

@@ -29,8 +29,8 @@ from growbench.data import Batch
 from growbench.errors import FailedAlone, UsageError
 from growbench.method import Method, Phase, Phases, Task, cross_entropy, task_loss
 from growbench.method.interface import LossFn
+from growbench.planning import plan
 from growbench.registry import Found, get_all
-from growbench.runs import benchmark as planned
 from growbench.runs import store
 from growbench.runs.benchmark import Benchmark
 from growbench.runs.jobs import Setting
@@ -176,7 +176,7 @@ def work(rank: int, port: int, processes: int, experiments: dict[str, Path], fol
         "LOCAL_RANK": str(rank),
     }
     torch.set_num_threads(1)
-    planned.refuse = lambda *_: None  # the process that trains alone has planned every method
+    plan.refuse = lambda *_: None  # the process that trains alone has planned every method
     store = start(CPU, 1, False).store
     divisions = {name: each for name, each in DIVISIONS.items() if each.processes == processes}
     mine = {name: replace(each, rank=rank, store=store) for name, each in divisions.items()}
