@@ -107,9 +107,8 @@ class _Writer:
         for number, (name, tensor) in enumerate(shard.tensors.items()):
             at = Evaluation()
             for rows in _parts(tensor, self.dtype):
-                found = tensor.part({0: rows} if tensor.dim() else {}, at)
-                part = found.to(self.dtype).contiguous()
-                if found.dtype == tensor.dtype and not is_finite(part):  # a narrower type: entries that were read, and checked
+                part = tensor.part({0: rows} if tensor.dim() else {}, at).to(self.dtype).contiguous()
+                if not is_finite(part):
                     raise UsageError(f"{name} grows to entries that {str(self.dtype).removeprefix('torch.')} cannot hold")
                 self._put(memoryview(part.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
             if number % GAPS == 0:

@@ -67,7 +67,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     flops_of_part, _ = count(lambda: task_loss(fresh(), part).backward())
     flops_per_step = flops_of_part * training.batch // len(part.inputs)
     bare = BareLoop(experiment, data.vocabulary, batches, fresh())
-    steps = max(5, round(SECONDS / wall_seconds(bare.train, 1, device)))
+    steps = max(5, round(SECONDS / bare.seconds(1)))
     compiled = bare.step.compiled
     del bare  # frees its memory, which is not to be counted as growbench's
     waited: list[float] = []
@@ -81,7 +81,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
         return seconds
 
     loops: dict[str, Callable[[int], float]] = {
-        BARE: lambda n: wall_seconds(BareLoop(experiment, data.vocabulary, batches, fresh()).train, n, device),
+        BARE: lambda n: BareLoop(experiment, data.vocabulary, batches, fresh()).seconds(n),
         OURS: ours,
         TRAINER: lambda n: trainer_seconds(experiment, batches, shipped(), n, compiled),
     }
@@ -171,18 +171,21 @@ class BareLoop:
     """Forward, backward, clipping and optimizer on batches that are ready on the device: the least that a loop must do."""
 
     def __init__(self, experiment: Experiment, vocabulary: int, batches: Sequence[Batch], model: nn.Module) -> None:
-        """Trains its warm-up."""
-        device = next(model.parameters()).device
-        optimizer = Task.of(experiment, "target", vocabulary, device).optimizer(model.train())
+        self.device = next(model.parameters()).device
+        optimizer = Task.of(experiment, "target", vocabulary, self.device).optimizer(model.train())
         live, training = Replica(model, optimizer), experiment.train
-        self.step = Step.of(Phase(model=model), live, training, experiment.machine, device, training.steps)
-        self.batches = itertools.cycle([batch.to(device) for batch in batches])
-        self.train(WARM_UP)
+        self.step = Step.of(Phase(model=model), live, training, experiment.machine, self.device, training.steps)
+        self.batches = itertools.cycle([batch.to(self.device) for batch in batches])
 
     def train(self, steps: int) -> None:
         for _ in range(steps):
             self.step.backward(next(self.batches), 0)
             self.step.update()
+
+    def seconds(self, steps: int) -> float:
+        """Of so many steps, after the warm-up."""
+        self.train(WARM_UP)
+        return wall_seconds(self.train, steps, self.device)
 
 
 class FirstSteps(Method):

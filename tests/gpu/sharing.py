@@ -14,7 +14,7 @@ import torch
 from growbench import architectures, data
 from growbench.config import loading
 from growbench.costs.hardware import choose_device
-from growbench.tools.throughput import READY, BareLoop
+from growbench.tools.throughput import READY, WARM_UP, BareLoop
 from growbench.training.graphs import capture
 
 WAIT = 60.0  # seconds for the other processes
@@ -45,6 +45,7 @@ def steps_per_second(options: argparse.Namespace) -> float:
         model = architecture.build(experiment.sizes("target", texts.vocabulary))
     batches = [texts.train_batch(step, 0) for step in range(READY)]
     loop = BareLoop(experiment, texts.vocabulary, batches, model)
+    loop.train(WARM_UP)
     if experiment.machine.graphs:
         loop.step = capture(loop.step, next(loop.batches))  # type: ignore[arg-type, assignment]
     (options.meet / str(options.number)).touch()
