@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +13,25 @@ from torch import Tensor
 from torch.nn import functional
 
 PART, CPU_PART = 2**26, 2**18  # elements of logits that are computed at a time: few launches; on a CPU, what its caches hold
+
+_is_compiled = ContextVar("_is_compiled", default=False)
+
+
+@contextmanager
+def compiled_loss() -> Iterator[None]:
+    """Within, the loss of logits in half precision is compiled by torch.compile, which then reads them twice, and writes their
+    gradient once.
+    """
+    token = _is_compiled.set(True)
+    try:
+        yield
+    finally:
+        _is_compiled.reset(token)
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
+    return torch.compile(lambda logits, labels: functional.cross_entropy(logits.float(), labels), dynamic=False)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -67,6 +89,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     half = logits.dtype.itemsize < 4
     if labels.dim() == 2:
         return functional.cross_entropy(logits.float() if half else logits, labels)
+    if half and _is_compiled.get():
+        return _compiled()(logits, labels)
     loss: Tensor = (_HalfCrossEntropy if half else _CrossEntropy).apply(logits, labels)
     return loss
 

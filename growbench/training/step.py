@@ -16,6 +16,7 @@ from growbench.config.schema import Machine, Training
 from growbench.data import Batch
 from growbench.method import Phase
 from growbench.method.interface import MethodError
+from growbench.method.loss import compiled_loss
 from growbench.training.precision import autocast, casting_once
 from growbench.training.replicas import Replica
 
@@ -79,10 +80,16 @@ class Step:
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
-        """Within, calls of the model run compiled. No wrapper: it would have another class, without the model's methods."""
+        """Within, calls of the model run compiled, and the loss. No wrapper: it would have another class, without the model's
+        methods.
+        """
+        if self.compiled_call is None:
+            yield
+            return
         model = self.live.model
         model._compiled_call_impl = self.compiled_call  # nn.Module.compile sets it too, but permanently
         try:
-            yield
+            with compiled_loss():
+                yield
         finally:
             model._compiled_call_impl = None

@@ -8,7 +8,8 @@ Stages, in this order:
     precision  final losses in bf16 against float32
     seconds    reference seconds of the ladder's methods, measured alone
     ladder     the ladder of results/README.md, as far as its runs are missing or of earlier code
-    bench      growbench bench of three targets of full size
+    kernels    three targets of full size, compiled: share of the matrix peak, and where a step goes
+    bench      growbench bench of the same, uncompiled
     lite       bert-small-base-lite by the paper's six methods, as far as the rest of the time reaches
 
 A stage that fails does not stop the others. OUT gets summary.txt, logs.tar.gz and results.tar.gz, which holds finished runs, to
@@ -54,6 +55,7 @@ STAGES = [
     Stage(stages.precision, 75),
     Stage(stages.seconds, 120),
     Stage(stages.ladder, 300),
+    Stage(stages.kernels, 200),
     Stage(stages.bench, 300),
     Stage(stages.lite, float("inf")),
 ]

@@ -71,8 +71,14 @@ class Sizes:
     lite: Sequence[str] = ()  # --set
 
 
-# GPT-2 Medium and DeiT-B at a smaller batch: a measurement takes seconds, and the micro-batches are the experiments' own
-WHOLE = Sizes(bench={"bert-small-base": [], "gpt2-base-medium": ["train.batch=16"], "deit-s-b": ["train.batch=128"]})
+# GPT-2 Medium and DeiT-B at a smaller batch: a measurement takes seconds. Micro-batches are for 80 GB
+WHOLE = Sizes(
+    bench={
+        "bert-small-base": ["machine.micro_batch=256"],
+        "gpt2-base-medium": ["train.batch=16", "machine.micro_batch=16"],
+        "deit-s-b": ["train.batch=128"],
+    }
+)
 
 _SMALL = ["target.layers=2", "target.width=48", "target.heads=2", "source.layers=1", "source.width=24", "source.heads=1"]
 _SHORT = ["train.steps=20", "source.steps=10", "train.warmup=2", "train.batch=4", "data.evaluation_batches=1"]
@@ -241,6 +247,19 @@ def bench(session: Session, seconds: float) -> str:
         print(ended[-1].log.read_text(errors="replace"))
         said.append(f"{name}: {speed(ended[-1].log.read_text(errors='replace'))}")
     return f"{'FAILED: ' * bool(verdict(ended))}{'; '.join(filter(None, [*said, verdict(ended)]))}"
+
+
+def kernels(session: Session, seconds: float) -> str:
+    """The share of the matrix peak that the compiled step of each target of the stage bench has, and its kernels."""
+    deadline, said, ended = time.monotonic() + seconds, [], []
+    for number, (name, changes) in enumerate(session.sizes.bench.items()):
+        left = (deadline - time.monotonic()) / (len(session.sizes.bench) - number)
+        data = _images(session) if name == "deit-s-b" else session.text()
+        command = ["-m", "tests.gpu.kernels", name, "--device", session.device, *settings([*data, *changes])]
+        ended += run({session.log(f"kernels-{name}"): command}, left)
+        print(ended[-1].log.read_text(errors="replace"))
+        said.append(ended[-1].last_line)
+    return f"{'FAILED: ' * bool(verdict(ended))}{'; '.join([*said, verdict(ended)])}"
 
 
 def speed(printed: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from growbench.costs import memory
 from growbench.costs.flops import count
 from growbench.costs.ledger import Costs, Stopwatch
 from growbench.data.shapes import shape_batch
-from growbench.method import Batch, Task, task_loss
+from growbench.method import Batch, Task, cross_entropy, task_loss
+from growbench.method.loss import compiled_loss
 from growbench.planning.plan import plan
 from growbench.tools.miniatures import VOCABULARY, Cell
 from growbench.training import step
@@ -128,6 +130,29 @@ def test_long_phases_are_compiled_on_cuda_alone(train: Train, device: torch.devi
         assert compiled.costs.seconds["compilation"] > compiled.costs.seconds["train"]
     else:
         assert compiled.costs.seconds["compilation"] == 0
+
+
+@pytest.mark.gpu
+def test_the_compiled_loss_is_the_same_in_less_memory() -> None:
+    """Beside the logits, which are padded as compiled models have them, there is their gradient alone."""
+    rows, classes = 1024, 50257
+    padded = torch.randn(rows, classes + 7, device="cuda", dtype=torch.bfloat16)[:, :classes]
+    labels = torch.randint(classes, (rows,), device="cuda")
+    found = []
+    for compiled in False, True, True:
+        logits = padded.detach().requires_grad_()
+        with compiled_loss() if compiled else nullcontext():
+            memory.reset_peak(torch.device("cuda"))
+            before = torch.cuda.memory_allocated()
+            loss = cross_entropy(logits, labels)
+            (loss / 4).backward()
+        more = torch.cuda.max_memory_allocated() - before
+        assert logits.grad is not None
+        found.append((loss.item(), logits.grad, more))
+    (expected, gradient, _), _, (value, given, more) = found
+    assert value == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(given, gradient, rtol=2**-7, atol=0)
+    assert more < 1.2 * gradient.nbytes
 
 
 def test_the_tasks_optimizer_is_fused_and_steps_as_the_plain_one(miniature: Path, device: torch.device) -> None:

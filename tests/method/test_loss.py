@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from growbench.method import loss
-from growbench.method.loss import cross_entropy
+from growbench.method.loss import compiled_loss, cross_entropy
 
 ROWS, CLASSES = 7, 11
 
@@ -64,3 +65,28 @@ def test_logits_in_half_precision_are_never_whole_in_float32(monkeypatch: pytest
     with Largest() as largest:
         cross_entropy(logits, labels).backward()
     assert largest.found == 2 * CLASSES
+
+
+def test_compiled_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    made_by: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        made_by.append("compiler")
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))  # the default generates code for a minute
+    loss._compiled.cache_clear()
+    logits, labels = made(torch.bfloat16)
+    expected = cross_entropy(logits, labels)
+    (0.25 * expected).backward()
+    assert logits.grad is not None
+    gradient, logits.grad = logits.grad, None
+    with compiled_loss():
+        found = cross_entropy(logits, labels)
+    loss._compiled.cache_clear()
+    (0.25 * found).backward()
+    assert made_by == ["compiler"]
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    torch.testing.assert_close(logits.grad, gradient, rtol=2**-7, atol=0)  # at most one unit of the last place
+    assert not loss._is_compiled.get()
