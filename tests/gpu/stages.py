@@ -75,7 +75,7 @@ class Sizes:
 WHOLE = Sizes(
     bench={
         "bert-small-base": ["machine.micro_batch=256"],
-        "gpt2-base-medium": ["train.batch=16", "machine.micro_batch=16"],
+        "gpt2-base-medium": ["train.batch=16", "machine.micro_batch=8"],
         "deit-s-b": ["train.batch=128"],
     }
 )
