@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from growbench.console import say
-from growbench.data import sources
+from growbench.data import processes, sources
 from growbench.errors import UsageError
 from growbench.files import flush_all, make_folder, move, remove_drafts, sha256, write_text
 
@@ -39,6 +39,7 @@ def cached(settings: list[Any], fill: Callable[[Path], None], read: Callable[[Pa
 
     Raises UsageError if it cannot be written.
     """
+    processes.end_if_starting()
     folder = sources.cache_folder() / hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     try:
         if folder.exists():

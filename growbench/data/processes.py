@@ -33,6 +33,15 @@ def context(*imports: str) -> ForkServerContext:
     return found
 
 
+def end_if_starting() -> None:
+    """End this process if it is a worker that is not ready yet: it runs a script again that is not made for that.
+
+    Python does so in each worker with what the script has outside of `if __name__ == "__main__":`.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(1)
+
+
 def begin(_: int = 0) -> None:
     """Called first in every worker: from then on it ends when its parent process ends, even by SIGKILL."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every core has a worker already

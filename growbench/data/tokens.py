@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -254,6 +255,11 @@ def _in_order(chunks: Iterable[Chunk], encode: Encoder) -> Iterator[tuple[Chunk,
                     yield chunk, tokens.result()
             for chunk, tokens in waiting:
                 yield chunk, tokens.result()
+        except BrokenProcessPool as error:
+            raise UsageError(
+                "a worker process that prepares data has ended: memory is short, or the script that calls growbench "
+                'does its work outside of `if __name__ == "__main__":`'
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -471,6 +473,25 @@ def test_worker_processes_write_the_same(tmp_path: Path, monkeypatch: pytest.Mon
         (folder,) = (tmp_path / name).iterdir()
         made.append(prepared_bytes(folder))
     assert made[0] == made[1] == made[2]
+
+
+UNGUARDED = """
+from growbench.config.schema import TextConfig
+from growbench.data import tokens
+tokens.SAMPLE_CHARACTERS, tokens.CHUNK_CHARACTERS, tokens.processes.cores = 20_000, 3_000, lambda: 2
+tokens.prepare(TextConfig(corpus="files:{corpus}", sequence_length=16, vocabulary=300), "causal", "bytes")
+"""
+
+
+def test_a_script_without_a_guard_is_told_to_have_one(tmp_path: Path) -> None:
+    """Its worker processes run it again, and would wait for the lock of the process that waits for them."""
+    script = tmp_path / "script.py"
+    script.write_text(UNGUARDED.format(corpus=write(tmp_path / "a.jsonl", make_documents())))
+    environment = {**os.environ, "GROWBENCH_CACHE": str(tmp_path / "cache")}
+    ended = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 1
+    assert 'outside of `if __name__ == "__main__":`' in ended.stderr.splitlines()[-1]
+    assert ended.stderr.count("Traceback") == 2  # the error and its cause; none of the workers
 
 
 class Killed(BaseException):

@@ -35,17 +35,18 @@ class Ended:
 def run(commands: Mapping[Path, Sequence[str]], seconds: float, environment: Environment | None = None) -> list[Ended]:
     """Run Python with these arguments, one process for each log file, all at once and for so many seconds at most.
 
-    At the limit they get SIGTERM, as from a batch system, and SIGKILL after `GRACE`.
+    At the limit they get SIGTERM, as from a batch system, and SIGKILL after `GRACE`. None outlives this process.
     """
     deadline = time.monotonic() + seconds
     started = [_start(log, arguments, {**os.environ, **(environment or {})}) for log, arguments in commands.items()]
-    late = [_outlasts(process, deadline) for process in started]
-    for process, is_late in zip(started, late, strict=True):
-        if is_late:
+    try:
+        late = [_outlasts(process, deadline) for process in started]
+    finally:
+        for process in started:
             _signal(process, signal.SIGTERM)
-    for process in started:
-        if _outlasts(process, time.monotonic() + GRACE):
-            _signal(process, signal.SIGKILL)
+        for process in started:
+            if _outlasts(process, time.monotonic() + GRACE):
+                _signal(process, signal.SIGKILL)
     return [Ended(process.wait(), was, log) for process, was, log in zip(started, late, commands, strict=True)]
 
 

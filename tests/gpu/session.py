@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import subprocess
+import sys
 import tarfile
 import time
 import traceback
@@ -64,6 +66,7 @@ KEPT = (store.RECORD, store.DOCUMENTS, "curve.jsonl")  # of a finished run: what
 
 def main() -> int:
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does, so that the commands of a stage end too
     options = _options()
     device = choose_device(options.device)
     sizes = stages.CUT if options.cut else stages.WHOLE
