@@ -98,7 +98,8 @@ class Operation(Node):
         left = {dim: indices for dim, indices in wanted.items() if dim not in rule.dims}
         if not left and not rule.small:
             return rule.compute(passed, at)
-        return selected(at.kept(self, passed, lambda: rule.compute(passed, at)), left)
+        exactly = at.exactly  # because others may want it
+        return selected(exactly.kept(self, passed, lambda: rule.compute(passed, exactly)), left)
 
     def whole(self, at: Evaluation) -> Tensor:
         """All of it, from all of its inputs."""
@@ -108,10 +109,20 @@ class Operation(Node):
 
 
 class Evaluation:
-    """Computes nodes. It keeps what it had to compute in excess of what was wanted, for other parts of the same tensor."""
+    """Computes nodes. It keeps what it had to compute in excess of what was wanted, for other parts of the same tensor.
 
-    def __init__(self) -> None:
+    `rounded`: the type that its values are rounded to by whoever asks for them. They may be rounded to it already.
+    """
+
+    def __init__(self, rounded: torch.dtype | None = None) -> None:
+        self.rounded = rounded
+        self._exactly = None if rounded is None else Evaluation()
         self._kept: dict[Any, Tensor] = {}
+
+    @property
+    def exactly(self) -> Evaluation:
+        """One whose values are not rounded, for operands."""
+        return self._exactly or self
 
     def value(self, source: Node | Tensor, wanted: Selection) -> Tensor:
         """The wanted part of a node, or of an eager tensor, in any type that holds its entries."""
@@ -119,7 +130,7 @@ class Evaluation:
 
     def exact(self, source: Node | Tensor, wanted: Selection) -> Tensor:
         """Likewise, in its own type, for arithmetic."""
-        value = self.value(source, wanted)
+        value = self.exactly.value(source, wanted)
         return value.to(source.meta.dtype) if isinstance(source, Node) else value
 
     def laid_out(self, source: Node | Tensor, wanted: Selection) -> Tensor:

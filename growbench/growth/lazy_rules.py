@@ -5,28 +5,18 @@ Each rule says along which dimensions of the result a selection can be passed on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from growbench.growth.lazy import Evaluation, InPlace, Node, Operation
-from growbench.growth.selections import Selection, broadcast, consecutive, joined, selected, within
+from growbench.growth.lazy_arithmetic import Rule, all_dims, arithmetic, copied, mapped, pointwise, scaled
+from growbench.growth.selections import Selection, broadcast, consecutive, joined, runs, selected, within
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Rule:
-    """`dims`: of the result, along which a selection can be passed on. `small`: the result is worth keeping."""
-
-    dims: Container[int]
-    compute: Callable[[Selection, Evaluation], Tensor]
-    small: bool = False
 
 
 def of(op: Operation) -> Rule:
@@ -37,7 +27,7 @@ def of(op: Operation) -> Rule:
     elif torch.Tag.reduction in op.function.tags:
         maker = _reduction
     else:
-        maker = MAKERS.get(op.function.overloadpacket, _pointwise if torch.Tag.pointwise in op.function.tags else _whole)
+        maker = MAKERS.get(op.function.overloadpacket, pointwise if torch.Tag.pointwise in op.function.tags else _whole)
     return maker(op) or _whole(op)
 
 
@@ -50,36 +40,6 @@ def _named(op: Operation) -> dict[str, Any]:
     arguments = op.function._schema.arguments
     found = {each.name: each.default_value for each in arguments if each.has_default_value()}
     return found | {each.name: value for each, value in zip(arguments, op.args, strict=False)} | dict(op.kwargs)
-
-
-def _all(op: Operation) -> range:
-    return range(len(op.shape))
-
-
-def _mapped(value: Any, change: Callable[[Node | Tensor], Tensor]) -> Any:
-    """Arguments with their tensors changed."""
-    return tree_map(lambda each: change(each) if isinstance(each, (Node, Tensor)) else each, value)
-
-
-def _pointwise(op: Operation) -> Rule:
-    def compute(passed: Selection, at: Evaluation) -> Tensor:
-        args, kwargs = _mapped((op.args, op.kwargs), lambda each: at.exact(each, broadcast(passed, each.shape, op.shape)))
-        return op.function(*args, **kwargs)  # type: ignore[no-any-return]
-
-    return Rule(_all(op), compute)
-
-
-def _copy(op: Operation) -> Rule:
-    """The same entries; those of a narrower type stay in it."""
-    source = op.args[0]
-    return Rule(_all(op), lambda passed, at: at.value(source, passed)) if source.meta.dtype == op.meta.dtype else _pointwise(op)
-
-
-def _scaled(op: Operation) -> Rule:
-    """mul and div. By ones, entries stay as they are, and in the type that they are stored in."""
-    by = op.args[1]
-    ones = isinstance(by, Tensor) and by.dim() <= len(op.shape) and bool((by == 1).all())
-    return _copy(op) if ones and op.args[0].shape == op.shape else _pointwise(op)
 
 
 def _in_place(op: Operation) -> Rule | None:
@@ -103,10 +63,10 @@ def _in_place(op: Operation) -> Rule | None:
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         index = {"index": op.kwargs["index"]} if "index" in op.kwargs else {}
-        arguments = _mapped(dict(op.kwargs), lambda each: at.exact(each, broadcast(passed, each.shape, shape))) | index
+        arguments = mapped(dict(op.kwargs), lambda each: at.exact(each, broadcast(passed, each.shape, shape))) | index
         return narrowed(at.exact(op.args[0], passed), **arguments)
 
-    return Rule([dim for dim in _all(op) if dim not in touched], compute)
+    return Rule([dim for dim in all_dims(op) if dim not in touched], compute)
 
 
 def _sliced(args: Sequence[Any], shape: torch.Size) -> tuple[int, range]:
@@ -149,13 +109,15 @@ def _index_select(op: Operation) -> Rule | None:
     if not isinstance(index, Tensor) or not source.shape:
         return None
     dim %= len(source.shape)
+    several = runs(index)
+    indices = several[0] if several and len(several) == 1 else index
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         if dim in passed:
-            return at.value(source, {**passed, dim: within(passed[dim], index)})
-        return selected(at.value(source, passed), {dim: index})
+            return at.value(source, {**passed, dim: within(passed[dim], indices)})
+        return selected(at.value(source, passed), {dim: indices})
 
-    return Rule(_all(op), compute)
+    return Rule(all_dims(op), compute)
 
 
 def _picked(op: Operation) -> Rule:
@@ -168,7 +130,7 @@ def _picked(op: Operation) -> Rule:
         rest = {each if each < dim else each + 1: indices for each, indices in passed.items()}
         return at.value(source, {dim: range(place, place + 1), **rest}).select(dim, 0)
 
-    return Rule(_all(op), compute)
+    return Rule(all_dims(op), compute)
 
 
 def _split(op: Operation) -> Rule:
@@ -185,7 +147,7 @@ def _narrowed(op: Operation, dim: int, indices: range) -> Rule:
         chosen = consecutive(chosen) if isinstance(chosen, range) else chosen
         return at.value(op.args[0], {**passed, dim: chosen})
 
-    return Rule(_all(op), compute)
+    return Rule(all_dims(op), compute)
 
 
 def _permuted(op: Operation) -> Rule:
@@ -200,7 +162,7 @@ def _permuted(op: Operation) -> Rule:
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         return at.value(source, {order[dim]: indices for dim, indices in passed.items()}).permute(order)
 
-    return Rule(_all(op), compute)
+    return Rule(all_dims(op), compute)
 
 
 def _unsqueezed(op: Operation) -> Rule:
@@ -209,7 +171,7 @@ def _unsqueezed(op: Operation) -> Rule:
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         return at.value(source, {each if each < dim else each - 1: indices for each, indices in passed.items()}).unsqueeze(dim)
 
-    return Rule([each for each in _all(op) if each != dim], compute)
+    return Rule([each for each in all_dims(op) if each != dim], compute)
 
 
 def _expanded(op: Operation) -> Rule:
@@ -219,7 +181,7 @@ def _expanded(op: Operation) -> Rule:
         shape = [len(passed[dim]) if dim in passed else size for dim, size in enumerate(op.shape)]
         return at.value(source, broadcast(passed, source.shape, op.shape)).expand(shape)
 
-    return Rule(_all(op), compute)
+    return Rule(all_dims(op), compute)
 
 
 def _viewed(op: Operation) -> Rule | None:
@@ -250,7 +212,7 @@ def _stacked(op: Operation) -> Rule:
         rest = {each if each < dim else each - 1: indices for each, indices in passed.items() if each != dim}
         return joined([each.unsqueeze(dim) for each in _alike(chosen, [rest] * len(chosen), at)], dim)
 
-    return Rule(_all(op), compute)
+    return Rule(all_dims(op), compute)
 
 
 def _joined(op: Operation) -> Rule | None:
@@ -277,7 +239,7 @@ def _joined(op: Operation) -> Rule | None:
                 wants.append({**passed, dim: range(int(inside[0]), int(inside[0]) + len(inside)) if consecutive else inside})
         return joined(_alike(chosen, wants, at), dim)
 
-    return Rule(_all(op), compute)
+    return Rule(all_dims(op), compute)
 
 
 def _alike(sources: Any, wanted: Any, at: Evaluation) -> list[Tensor]:
@@ -286,7 +248,7 @@ def _alike(sources: Any, wanted: Any, at: Evaluation) -> list[Tensor]:
     if len({value.dtype for value in values}) == 1:
         return values
     return [
-        value.to(source.meta.dtype if isinstance(source, Node) else source.dtype)
+        value.to(at.rounded or (source.meta.dtype if isinstance(source, Node) else source.dtype))
         for value, source in zip(values, sources, strict=True)
     ]
 
@@ -312,21 +274,23 @@ def _aligned(op: Operation) -> Rule:
             **{
                 name: value
                 if name == "index"
-                else _mapped(value, lambda each: at.exact(each, broadcast(passed, each.shape, op.shape)))
+                else mapped(value, lambda each: at.exact(each, broadcast(passed, each.shape, op.shape)))
                 for name, value in named.items()
             }
         )
 
-    return Rule([each for each in _all(op) if each != dim], compute)
+    return Rule([each for each in all_dims(op) if each != dim], compute)
 
 
 MAKERS: Mapping[Any, Callable[[Operation], Rule | None]] = {
-    aten.clone: _copy,
-    aten.detach: _copy,
-    aten.alias: _copy,
-    aten._to_copy: _copy,
-    aten.mul: _scaled,
-    aten.div: _scaled,
+    aten.clone: copied,
+    aten.detach: copied,
+    aten.alias: copied,
+    aten._to_copy: copied,
+    aten.mul: scaled,
+    aten.div: scaled,
+    aten.add: arithmetic,
+    aten.sub: arithmetic,
     aten.index_select: _index_select,
     aten.select: _picked,
     aten.unbind: _picked,

@@ -46,11 +46,12 @@ def joined(parts: list[Tensor], dim: int) -> Tensor:
 
 def runs(indices: Tensor) -> list[range] | None:
     """The same indices as runs of consecutive ones; None if these are too many, or too short."""
-    ends = [*(indices.diff() != 1).nonzero().flatten().tolist(), len(indices) - 1]
-    if len(ends) > RUNS or len(indices) < 4 * len(ends):
+    whole = indices.numpy()
+    ends = [*np.flatnonzero(np.diff(whole) != 1).tolist(), len(whole) - 1]
+    if len(ends) > RUNS or len(whole) < 4 * len(ends):
         return None
     starts = [0, *(end + 1 for end in ends[:-1])]
-    return [range(int(indices[start]), int(indices[end]) + 1) for start, end in zip(starts, ends, strict=True)]
+    return [range(int(whole[start]), int(whole[end]) + 1) for start, end in zip(starts, ends, strict=True)]
 
 
 def within(wanted: Indices, indices: Indices) -> Indices:

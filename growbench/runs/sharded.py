@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ from growbench.runs.stored_tensors import TYPES, is_finite
 
 SHARD = 5 * 10**9  # bytes of tensors in a file
 ROWS = 1 << 21  # bytes of rows that are computed at a time
-BLOCK = 1 << 17  # bytes that are written at a time: writes of megabytes took several times the system time
+BLOCK = 1 << 18  # bytes that are written at a time: writes of megabytes took several times the system time
 GAPS = 16  # tensors, after which memory is returned that was freed between parts of many sizes
-AHEAD = 4  # such parts that may wait for disk and digest
+AHEAD = 16  # such parts that may wait for disk and digest
 SYNC = 1 << 27  # bytes, after which what was written begins to be saved, so that the disk does not begin at the end
 
 KINDS = {dtype: kind for kind, dtype in TYPES.items()}
@@ -67,7 +67,7 @@ def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written
     files = shards(tensors, dtype)
     digests = {}
     for shard in files:
-        with (folder / shard.name).open("wb") as file, Threads() as threads:
+        with (folder / shard.name).open("wb", buffering=0) as file, Threads() as threads:
             digests[shard.name] = _Writer(file, threads, dtype, written).write(shard)
     if len(files) > 1:
         total = sum(tensor.numel() for tensor in tensors.values())
@@ -91,7 +91,7 @@ class Threads(ExitStack):
 class _Writer:
     """One file. Threads write the parts, have the disk save them, and digest them, while the next ones are computed."""
 
-    file: BinaryIO
+    file: FileIO
     threads: Threads
     dtype: torch.dtype
     written: Callable[[int], object]
@@ -105,7 +105,7 @@ class _Writer:
     def write(self, shard: Shard) -> str:
         self._put(_header(shard.tensors, self.dtype))
         for number, (name, tensor) in enumerate(shard.tensors.items()):
-            at = Evaluation()
+            at = Evaluation(self.dtype)
             for rows in _parts(tensor, self.dtype):
                 part = tensor.part({0: rows} if tensor.dim() else {}, at).to(self.dtype).contiguous()
                 if not is_finite(part):
@@ -131,12 +131,12 @@ class _Writer:
             each.result()
 
     def _write(self, data: bytes | memoryview) -> None:
-        for start in range(0, len(data), BLOCK):
-            self.file.write(data[start : start + BLOCK])
+        left = memoryview(data)
+        while left:
+            left = left[self.file.write(left[:BLOCK]) :]
         self.written(len(data))
         self.unsaved += len(data)
         if self.unsaved > SYNC and (self.saved is None or self.saved.done()):
-            self.file.flush()
             self.saved, self.unsaved = self.threads.saving.submit(os.fsync, self.file.fileno()), 0
 
 

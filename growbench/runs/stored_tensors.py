@@ -12,10 +12,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -32,7 +33,7 @@ from growbench.growth.selections import Selection, runs, selected
 from growbench.runs.checkpoints import CARD, INDEX, one_line, refuse_foreign
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-WHOLE = {2: (torch.int16, torch.uint16), 4: (torch.int32, torch.uint32), 8: (torch.int64, torch.uint64)}  # by bytes
+WHOLE = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32), 8: (torch.int64, np.uint64)}  # by bytes
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 LATEST = 2  # tensors that are kept once they were read whole, because rows of them are asked for in any order
 LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # names that transformers still reads
@@ -122,11 +123,18 @@ def is_finite(value: Tensor) -> bool:
     The bits of these are the largest whole numbers: signed for positive entries, unsigned for negative ones. To compare them is
     many times as fast as to compare entries.
     """
-    infinities = torch.tensor([math.inf, -math.inf], dtype=value.dtype)
-    for place, kind in enumerate(WHOLE[value.dtype.itemsize]):
-        if value.view(kind).numpy().max(initial=0) >= infinities.view(kind).numpy()[place]:
-            return False
-    return True
+    signed, unsigned = WHOLE[value.dtype.itemsize]
+    bits = value.view(signed).numpy()
+    positive, negative = _infinities(value.dtype)
+    return bool(bits.max(initial=0) < positive and bits.view(unsigned).max(initial=0) < negative)
+
+
+@cache
+def _infinities(dtype: torch.dtype) -> tuple[int, int]:
+    """The bits of infinity as a signed whole number, and of minus infinity as an unsigned one."""
+    signed, unsigned = WHOLE[dtype.itemsize]
+    bits = torch.tensor([math.inf, -math.inf], dtype=dtype).view(signed).numpy()
+    return int(bits[0]), int(bits.view(unsigned)[1])
 
 
 def opened(folder: Path) -> Checkpoint:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from growbench.growth import lazy_draws
-from growbench.growth.lazy import Lazy, Stored
+from growbench.growth.lazy import Evaluation, Lazy, Stored
 from growbench.growth.selections import Selection, selected
 
 Change = Callable[[Tensor], Tensor]
@@ -140,6 +140,35 @@ def test_any_part_of_a_random_program_is_what_torch_computes(data: st.DataObject
     wanted = data.draw(selections(expected.shape))
     for part in ({}, wanted):
         assert torch.equal(found.part(part).to(expected.dtype), selected(expected, part))
+        rounded = found.part(part, Evaluation(torch.bfloat16)).bfloat16()
+        assert torch.equal(rounded, selected(expected, part).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("operation", [torch.mul, torch.div, torch.add, torch.sub])
+def test_what_half_precision_holds_is_computed_in_it_if_the_result_is_rounded_to_it(
+    operation: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    bits = torch.randint(-(2**15), 2**15, (2, 9, 999), generator=torch.Generator().manual_seed(0)).to(torch.int16)
+    value, other = bits.view(dtype).nan_to_num(1.0).where(bits != 0, 1.0).float()
+    held = [other, other[0], lazy(other, dtype), torch.tensor([2]), 0.5, 3]
+    wider = [other * (1 + 2**-12), lazy(other * (1 + 2**-12)), torch.tensor([2049]), 0.3, 2**12 + 1]
+
+    def kind(found: Tensor, expected: Tensor) -> torch.dtype:
+        """The type that some rows are computed in, if these are right."""
+        assert isinstance(found, Lazy)
+        part = found.part({0: range(3, 5)}, Evaluation(dtype))
+        assert torch.equal(part.to(dtype).view(torch.int16), expected[3:5].to(dtype).view(torch.int16))
+        assert torch.equal(found.part({}), expected)
+        return part.dtype
+
+    for by in (*held, *wider):
+        found = operation(lazy(value, dtype), by)
+        expected = operation(value, by.part({}).float() if isinstance(by, Lazy) else by)
+        assert kind(found, expected) == (dtype if any(by is each for each in held) else torch.float32)
+        both = [torch.stack([each, each.clamp(min=0)], 1) for each in (found, expected)]
+        assert kind(*both) == kind(found, expected)
+        assert kind(found / other, expected / other) == torch.float32  # of operands that were not rounded
 
 
 @pytest.mark.parametrize("draw", [torch.randn, torch.rand])
