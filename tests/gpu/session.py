@@ -57,7 +57,7 @@ STAGES = [
     Stage(stages.precision, 75),
     Stage(stages.seconds, 120),
     Stage(stages.ladder, 300),
-    Stage(stages.kernels, 200),
+    Stage(stages.kernels, 270),
     Stage(stages.bench, 300),
     Stage(stages.lite, float("inf")),
 ]

@@ -259,7 +259,7 @@ def kernels(session: Session, seconds: float) -> str:
         ended += run({session.log(f"kernels-{name}"): command}, left)
         print(ended[-1].log.read_text(errors="replace"))
         said.append(ended[-1].last_line)
-    return f"{'FAILED: ' * bool(verdict(ended))}{'; '.join([*said, verdict(ended)])}"
+    return f"{'FAILED: ' * bool(verdict(ended))}{'; '.join(filter(None, [*said, verdict(ended)]))}"
 
 
 def speed(printed: str) -> str:
