@@ -181,10 +181,10 @@ class Architecture:
 
     def parameters(self, model: nn.Module) -> Iterator[tuple[str, int | None, nn.Parameter]]:
         """Canonical name, layer (None if it does not repeat) and parameter. A fused parameter comes once for each part."""
-        sizes = self._sizes(model)
+        sizes, parameters = self._sizes(model), dict(model.named_parameters(remove_duplicate=False))
         for row in self.rows(sizes):
             for layer, native in row.natives(sizes):
-                yield row.key, layer, model.get_parameter(native)
+                yield row.key, layer, parameters[native]
 
     def hidden_matrices(self, model: nn.Module) -> list[nn.Parameter]:
         """The matrices of linear maps within the layers, as stored: fused ones whole. Only those that `model` has by these names.

@@ -70,7 +70,7 @@ def paper_step(
         return own(batch, sequence_length) + taught
     try:
         trained = {(name.partition(".")[0], layer) for name, layer, p in architecture.parameters(model) if p.requires_grad}
-    except AttributeError:
+    except (AttributeError, KeyError):  # it is no such model
         return None
     layers = sum(group == "layers" for group, _ in trained)
     return ligo_paper_step(sizes_of(model), batch, sequence_length, layers, ("embeddings", None) in trained) + taught

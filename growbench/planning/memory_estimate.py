@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,7 +19,7 @@ from growbench.architectures.library import changes_values
 from growbench.costs.flops import PRODUCTS
 from growbench.training.precision import SHORT
 
-attend = functional.scaled_dot_product_attention
+aten, attend = torch.ops.aten, functional.scaled_dot_product_attention
 
 # functions used by models that autocast on CUDA computes in half precision, and in float32
 HALVED = {
@@ -32,9 +32,10 @@ PRECISE = {
 }  # fmt: skip
 
 FLOPS = flop_registry | {func: each if hasattr(each, "_get_raw") else shape_wrapper(each) for func, each in PRODUCTS.items()}
-RANDOM = {torch.ops.aten.rand.generator, torch.ops.aten.randn.generator}
+ANY = aten.any.default
+RANDOM = {aten.rand.generator, aten.randn.generator, aten.randperm.generator}
 MOST_KNOWN = 50_000  # operations whose results are kept; more are forgotten
-LARGEST_RANDOM = 2**20  # elements; larger random tensors are weights, whose values are not needed
+LARGEST_RANDOM = 2**20  # elements; larger random tensors are weights, or their order, whose values are not needed
 
 
 class _Known(NamedTuple):
@@ -112,8 +113,10 @@ class TensorTracker(TorchDispatchMode):
         return _Known(_like(result) if _makes_new(func, args, kwargs, result) else None, flops, mixed), result
 
     def _carried_out(self, func: Any, args: Any, kwargs: Any, mixed: bool) -> Any:
-        if func in RANDOM and math.prod(args[0]) > LARGEST_RANDOM:
+        if func in RANDOM and np.prod(args[0]) > LARGEST_RANDOM:
             kwargs = kwargs | {"device": "meta", "generator": None}
+        if func is ANY and args[0].is_cpu and args[0].dtype == torch.bool:
+            return torch.tensor(args[0].numpy().any())  # torch's own takes fifty times as long
         if mixed:
             args = _each(lambda each: each.to("meta"), args)
         return func(*args, **kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import textwrap
 import time
@@ -91,8 +90,7 @@ def forecast(
 ) -> str:
     """Forecast every method at each of its budgets. `speed` is in FLOP/s; None: it is measured, on a device that exists."""
     vocabulary = vocabulary_size(experiment.data)
-    check_sizes(experiment, vocabulary)  # which imports the models' library
-    gc.freeze()  # what is imported stays: to go through it again and again takes a fifth of the time of planning
+    check_sizes(experiment, vocabulary)
     sources, source_flops = source_rows(experiment, methods, vocabulary, device)
     rows = [
         replace(

@@ -48,6 +48,24 @@ def test_a_tensor_counts_from_its_making_until_it_is_freed() -> None:
         assert tracker.peak == 0
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (0, 3)])
+@pytest.mark.parametrize("last", [False, True])
+def test_masks_keep_their_values(shape: tuple[int, int], last: bool) -> None:
+    mask = torch.zeros(shape, dtype=torch.bool)
+    mask[-1:] = last
+    expected = mask.any(), mask.t().any(), mask[:, 1:].any()
+    with TensorTracker():
+        found = mask.any(), mask.t().any(), mask[:, 1:].any()
+    assert all(map(torch.equal, found, expected)) and found[0].dtype == torch.bool
+
+
+def test_a_large_random_order_is_not_drawn() -> None:
+    generator = torch.Generator()
+    with TensorTracker():
+        assert torch.randperm(2**20 + 1, generator=generator).is_meta
+        assert not torch.randperm(2**10, generator=generator).is_meta
+
+
 def test_what_backward_needs_is_kept_and_freed() -> None:
     """y = W x; loss = sum(y^2). Alive at the peak, in backward: W, x, y, the gradients of y^2, of y, and what that is made of."""
     with TensorTracker() as tracker:
