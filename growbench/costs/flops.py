@@ -37,10 +37,6 @@ def _dot(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * a[0]
 
 
-def _mm(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(a) * b[-1]
-
-
 def _product(a: Tensor, b: Tensor, *args: Any, **kwargs: Any) -> int:
     return 2 * a.numel() * b.shape[-1]
 
@@ -51,10 +47,6 @@ def _added_product(bias: Tensor, a: Tensor, b: Tensor, *args: Any, **kwargs: Any
 
 # for torch's counter: they take tensors, and not a tree of all arguments' shapes
 _product._get_raw = _added_product._get_raw = True  # type: ignore[attr-defined]
-
-
-def _addmm(bias: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * math.prod(a) * b[-1]
 
 
 def _distances(a: Any, b: Any, *args: Any, **kwargs: Any) -> int:
@@ -68,16 +60,16 @@ def _refused(name: str) -> Callable[..., int]:
     return refuse
 
 
-# products that torch's counter lacks: with vectors, in place, summed over a batch, of integers, in distances
+# products that torch's counter lacks: with vectors, in place, summed over a batch, of integers, in distances; others as it has
+# them, but faster
 PRODUCTS: dict[Any, Callable[..., int]] = {
-    **dict.fromkeys((aten.mm, aten.bmm), _product),  # these two lines as torch's own counter has them, but faster
-    **dict.fromkeys((aten.addmm, aten.baddbmm), _added_product),
+    **dict.fromkeys((aten.mm, aten.bmm, aten._int_mm), _product),
+    **dict.fromkeys((aten.addmm, aten.addmm_, aten.baddbmm, aten.baddbmm_), _added_product),
+    **dict.fromkeys((aten.addbmm, aten.addbmm_, aten._addmm_activation), _added_product),
     aten.mv: _mv,
     **dict.fromkeys((aten.addmv, aten.addmv_), _addmv),
     **dict.fromkeys((aten.dot, aten.vdot), _dot),
-    aten._int_mm: _mm,
     aten._euclidean_dist: _distances,  # of torch.cdist
-    **dict.fromkeys((aten.addmm_, aten.baddbmm_, aten.addbmm, aten.addbmm_, aten._addmm_activation), _addmm),
 }
 UNKNOWN = (
     aten._grouped_mm, aten._scaled_grouped_mm, aten._trilinear, aten.mkldnn_rnn_layer, aten._cudnn_rnn,
