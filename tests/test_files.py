@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from growbench.files import make_folder, move, no_room, remove_drafts, replacing, sha256, write_text
+from growbench.files import BLOCK, make_folder, move, no_room, remove_drafts, replacing, sha256, write_text
 from tests.power_loss import recorded
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK, 2 * BLOCK + 1])
+def test_the_digest_is_that_of_the_whole_content(tmp_path: Path, size: int) -> None:
+    content = (bytes(range(256)) * (size // 256 + 1))[:size]
+    (tmp_path / "file").write_bytes(content)
+    assert sha256(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 def test_a_file_is_replaced_in_full_or_stays_as_it_was(tmp_path: Path) -> None:
