@@ -7,7 +7,7 @@ import shlex
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,29 +237,33 @@ def _finished(folder: Path) -> dict[str, Run]:
 
 def bench(session: Session, seconds: float) -> str:
     """growbench's loop, a bare one and transformers.Trainer, on three targets of full size, one after the other."""
-    deadline, said, ended = time.monotonic() + seconds, [], []
-    for number, (name, changes) in enumerate(session.sizes.bench.items()):
-        left = (deadline - time.monotonic()) / (len(session.sizes.bench) - number)
-        data = _images(session) if name == "deit-s-b" else session.text()
-        command = ["-c", SHORTER.format(session.sizes.bench_is), "bench", name, "--rounds", "5"]
-        command += ["--device", session.device, *settings([*data, *changes, *LITTLE_ELSE])]
-        ended += run({session.log(f"bench-{name}"): command}, left)
-        print(ended[-1].log.read_text(errors="replace"))
-        said.append(f"{name}: {speed(ended[-1].log.read_text(errors='replace'))}")
-    return f"{'FAILED: ' * bool(verdict(ended))}{'; '.join(filter(None, [*said, verdict(ended)]))}"
+    command = ["-c", SHORTER.format(session.sizes.bench_is), "bench", "--rounds", "5", *settings(LITTLE_ELSE)]
+    ended = _targets(session, seconds, "bench", command)
+    said = [f"{name}: {speed(each.log.read_text(errors='replace'))}" for name, each in ended.items()]
+    return _said(said, ended.values())
 
 
 def kernels(session: Session, seconds: float) -> str:
     """The share of the matrix peak that the compiled step of each target of the stage bench has, and its kernels."""
-    deadline, said, ended = time.monotonic() + seconds, [], []
+    ended = _targets(session, seconds, "kernels", ["-m", "tests.gpu.kernels"])
+    return _said([each.last_line for each in ended.values()], ended.values())
+
+
+def _targets(session: Session, seconds: float, stage: str, command: Sequence[str]) -> dict[str, Ended]:
+    """Run a command on each target of full size, one after the other. Each gets an equal share of the time that is left."""
+    deadline, ended = time.monotonic() + seconds, dict[str, Ended]()
     for number, (name, changes) in enumerate(session.sizes.bench.items()):
         left = (deadline - time.monotonic()) / (len(session.sizes.bench) - number)
         data = _images(session) if name == "deit-s-b" else session.text()
-        command = ["-m", "tests.gpu.kernels", name, "--device", session.device, *settings([*data, *changes])]
-        ended += run({session.log(f"kernels-{name}"): command}, left)
-        print(ended[-1].log.read_text(errors="replace"))
-        said.append(ended[-1].last_line)
-    return f"{'FAILED: ' * bool(verdict(ended))}{'; '.join(filter(None, [*said, verdict(ended)]))}"
+        request = [*command, name, "--device", session.device, *settings([*data, *changes])]
+        (ended[name],) = run({session.log(f"{stage}-{name}"): request}, left)
+        print(ended[name].log.read_text(errors="replace"))
+    return ended
+
+
+def _said(said: Sequence[str], ended: Iterable[Ended]) -> str:
+    wrong = verdict([*ended])
+    return f"{'FAILED: ' * bool(wrong)}{'; '.join(filter(None, [*said, wrong]))}"
 
 
 def speed(printed: str) -> str:
