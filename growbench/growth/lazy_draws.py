@@ -1,12 +1,14 @@
 """Large tensors that a method draws or fills, made lazy. The entries that are drawn are those that torch draws at once.
 
 torch draws a long tensor from one sequence of random numbers, in groups of 16. So it can be drawn block by block, and any block
-again once the generator's state in front of it is known. That holds for the weights of a freshly initialised model, too.
+again once the generator's state in front of it is known. That holds for the weights of a freshly initialised model, too. A thread
+draws the next block while one is used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +24,7 @@ from growbench.growth.selections import Indices, Selection, selected
 
 LARGE = 1 << 18  # entries, from which on a tensor is lazy
 BLOCK = 1 << 20  # entries that are drawn at a time, a multiple of 16
-KEPT = 8  # blocks that were drawn last, of all that come from one generator
+KEPT = 8  # blocks that were used last, of all that come from one generator
 
 aten = torch.ops.aten
 DRAWS = {aten.randn: Tensor.normal_, aten.rand: Tensor.uniform_}
@@ -36,7 +38,8 @@ class Sequence:
 
     generator: torch.Generator
     latest: Drawn | None = None  # whose entries the generator has not gone past yet
-    rooms: dict[tuple[Drawn, int], Tensor] = field(default_factory=dict)  # with the blocks that were drawn last, by their number
+    rooms: dict[tuple[Drawn, int], Room] = field(default_factory=dict)  # of the blocks that were used last, by their number
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def draw(self, meta: Tensor, fill: Callable[..., Tensor]) -> Drawn:
         """The next entries, not drawn yet."""
@@ -49,15 +52,28 @@ class Sequence:
             self.generator.set_state(self.latest.after())
             self.latest = None
 
-    def room(self, key: tuple[Drawn, int], length: int) -> Tensor:
-        """Memory for a block: that of the oldest one, because freed memory would be divided among what is kept."""
-        dtype, room = key[0].meta.dtype, None
+    def used(self, drawn: Drawn, number: int) -> Room:
+        """The room of a block, which from now on is the one that was used last."""
+        self.rooms[drawn, number] = self.rooms.pop((drawn, number))
+        return self.rooms[drawn, number]
+
+    def begin(self, drawn: Drawn, number: int, fill: Callable[[Tensor], Tensor]) -> Room:
+        """Have a block filled, in the memory of the one unused for longest: freed memory would be divided among what is kept."""
+        dtype, memory = drawn.meta.dtype, None
         if len(self.rooms) == KEPT:
-            room = self.rooms.pop(next(iter(self.rooms)))
-        if room is None or room.dtype != dtype:
-            room = torch.empty(2 * BLOCK, dtype=dtype)  # no block is longer
-        self.rooms[key] = room
-        return room[:length]
+            memory = self.rooms.pop(next(iter(self.rooms))).memory
+        if memory is None or memory.dtype != dtype:
+            memory = torch.empty(2 * BLOCK, dtype=dtype)  # no block is longer
+        self.rooms[drawn, number] = Room(memory, self.thread.submit(fill, memory))
+        return self.rooms[drawn, number]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory for a block, and the block once it is drawn."""
+
+    memory: Tensor
+    block: Future[Tensor]
 
 
 @dataclass(eq=False)
@@ -113,15 +129,27 @@ class Drawn(Node):
         return max(1, self.shape.numel() // BLOCK)
 
     def _block(self, number: int) -> Tensor:
-        length = BLOCK if number < self._blocks - 1 else self.shape.numel() - number * BLOCK
+        """The one behind it is begun, if it has not been drawn yet."""
+        block = self._begun(number).block.result()
+        is_latest = number + 2 == len(self._states)
+        if is_latest and number + 1 < self._blocks:
+            self._begun(number + 1)
+        return block
+
+    def _begun(self, number: int) -> Room:
         if (self, number) in self.sequence.rooms:
-            return self.sequence.rooms[self, number][:length]
+            return self.sequence.used(self, number)
+        length = BLOCK if number < self._blocks - 1 else self.shape.numel() - number * BLOCK
         generator = torch.Generator()
         generator.set_state(self._state(number))
-        block = self.fill(self.sequence.room((self, number), length), generator=generator)
-        if number == len(self._states) - 1:
-            self._states.append(generator.get_state())
-        return block
+
+        def fill(memory: Tensor) -> Tensor:
+            block = self.fill(memory[:length], generator=generator)
+            if number == len(self._states) - 1:
+                self._states.append(generator.get_state())
+            return block
+
+        return self.sequence.begin(self, number, fill)
 
     def _state(self, number: int) -> Tensor:
         """In front of a block."""

@@ -254,14 +254,29 @@ def _alike(sources: Any, wanted: Any, at: Evaluation) -> list[Tensor]:
 
 
 def _indexed(op: Operation) -> Rule | None:
-    """Advanced indexing: dimensions in front of the first index are passed on."""
+    """Advanced indexing of neighbouring dimensions, as if they were one: all other dimensions are passed on."""
     source, indices = op.args
     used = [dim for dim, index in enumerate(indices) if index is not None]
     if any(not isinstance(indices[dim], Tensor) or indices[dim].dtype == torch.bool for dim in used):
         return None
-    if used != list(range(used[0], used[-1] + 1)):  # their dimensions come first in the result
+    first, last = used[0], used[-1]
+    if used != list(range(first, last + 1)):  # they come first in the result
         return None
-    return Rule(range(used[0]), lambda passed, at: op.function(at.value(source, passed), indices))
+    places = torch.broadcast_tensors(*(indices[dim] for dim in used))
+    flat = torch.zeros_like(places[0])
+    for index, size in zip(places, source.shape[first:], strict=False):
+        if index.numel() and not -size <= int(index.min()) <= int(index.max()) < size:
+            return None
+        flat = flat * size + index % size
+    picked, more = flat.shape, flat.dim() - len(used)
+    behind = range(first + flat.dim(), len(op.shape))
+
+    def compute(passed: Selection, at: Evaluation) -> Tensor:
+        value = at.value(source, {dim - more if dim in behind else dim: wanted for dim, wanted in passed.items()})
+        value = selected(value.flatten(first, last), {first: flat.flatten()})
+        return value.reshape([*value.shape[:first], *picked, *value.shape[first + 1 :]])
+
+    return Rule([*range(first), *behind], compute)
 
 
 def _aligned(op: Operation) -> Rule:

@@ -70,6 +70,7 @@ def changes(draw: st.DrawFn, value: Tensor) -> Change:
     shaped: list[Change] = [
         lambda x: x.index_select(dim, index),
         lambda x: x[tuple([slice(None)] * dim + [index])],
+        lambda x: x[tuple([slice(None)] * (dim - 1) + [torch.tensor([[0], [-1]]), index])] if dim else x[index - size],
         lambda x: x[tuple(part)],
         lambda x: x.select(dim, start),
         lambda x: x.narrow(dim, start, stop - start),
