@@ -292,7 +292,8 @@ def _written(function: Any, args: Any, kwargs: Any) -> Any:
         _at_once(function, args, kwargs)
         return target
     if torch.Tag.nondeterministic_seeded in function.tags:  # each evaluation would draw anew
-        drawn = _at_once(aten.clone.default, [target], {})
+        drawn = torch.empty_strided(target.shape, target.stride(), dtype=target.dtype)  # on which the numbers depend
+        _at_once(aten.copy_.default, [drawn, target], {})
         function(**{target_name: drawn}, **named)
         function, target_name, named = aten.copy_.default, "self", {"src": drawn}
     root = target

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -77,17 +78,28 @@ def _sliced(args: Sequence[Any], shape: torch.Size) -> tuple[int, range]:
 
 
 def _reduction(op: Operation) -> Rule | None:
+    """Entries may be computed alone along dimensions that come first, and are further out in memory than those that are reduced.
+
+    Elsewhere torch rounds an entry otherwise than among all.
+    """
     named = _named(op)
     source, dims = named["self"], named.get("dim")
     if op.place is not None or not isinstance(dims, list) or not dims:
         return None
     keep, reduced = named.get("keepdim", False), {dim % len(source.shape) for dim in dims}
     left = [dim for dim in range(len(source.shape)) if dim not in reduced]
-    places = {dim: dim if keep else number for number, dim in enumerate(left)}  # in the result, by the dimension of the source
+    strides = source.meta.stride()
+    inner = max(strides[dim] for dim in reduced)
+    alike = op.function.overloadpacket not in (aten.std, aten.var)  # which are computed in another way if there is one result
+    places = {  # in the result, by the dimension of the source
+        dim: dim if keep else number
+        for number, dim in enumerate(takewhile(lambda dim: strides[dim] > inner, left))
+        if alike and source.shape[dim] > 1  # where a selection can be smaller
+    }
 
     def compute(passed: Selection, at: Evaluation) -> Tensor:
         value = at.laid_out(source, {dim: passed[place] for dim, place in places.items() if place in passed})
-        with _threads(1 if op.shape.numel() > 1 else torch.get_num_threads()):  # only a sum of all entries is divided among them
+        with _threads(1 if places else torch.get_num_threads()):  # only a sum of all entries is divided among them
             result: Tensor = op.function(value, *op.args[1:], **op.kwargs)
         return result
 

@@ -215,6 +215,7 @@ def test_what_is_drawn_into_a_tensor_is_drawn_once_and_in_order(monkeypatch) -> 
         with torch.no_grad():
             linear.weight.normal_(1.0, std=0.5)
             linear.weight[2:, 1].uniform_(-1, 1)
+            linear.weight[:, 1:5].normal_()  # torch draws other numbers where entries are not consecutive
             linear.weight.mT[1:3].normal_(generator=rng)
         truncated = torch.nn.init.trunc_normal_(torch.empty(8, 9), std=0.1, generator=rng)
         return [
@@ -246,6 +247,19 @@ def test_sums_of_a_layer_are_rounded_as_among_all_layers() -> None:
     for layer in range(3):
         assert torch.equal(mean.part({0: range(layer, layer + 1)})[0], value.square().mean((-2, -1), keepdim=True)[layer])
         assert torch.equal(transposed.part({0: range(layer, layer + 1)})[0], value.mT.square().sum((1, 2))[layer])
+
+
+@pytest.mark.parametrize("dims", [(0,), (1,), (0, 2), (2,)])
+def test_a_sum_is_rounded_alike_whichever_of_its_entries_are_wanted(dims: tuple[int, ...]) -> None:
+    """torch adds in another order where its vectors do not reach, and along a row that stands alone."""
+    whole = torch.randn(17, 100, 65, generator=torch.Generator().manual_seed(0))
+    for value in (whole, whole.transpose(0, 2)):
+        for reduce in (Tensor.sum, Tensor.mean, Tensor.std, Tensor.logsumexp, torch.linalg.vector_norm):
+            found, expected = reduce(lazy(value), dim=dims), reduce(value, dim=dims)
+            assert isinstance(found, Lazy)
+            for dim, size in enumerate(expected.shape):
+                for wanted in (range(1, 2), range(3, size), torch.tensor([size - 1, 0])):
+                    assert torch.equal(found.part({dim: wanted}), selected(expected, {dim: wanted}))
 
 
 def test_only_the_layers_and_rows_that_are_wanted_are_read() -> None:
