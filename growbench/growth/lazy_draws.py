@@ -30,6 +30,7 @@ aten = torch.ops.aten
 DRAWS = {aten.randn: Tensor.normal_, aten.rand: Tensor.uniform_}
 INTO = {aten.normal_: Tensor.normal_, aten.uniform_: Tensor.uniform_}  # a tensor that is there
 FILLS = {aten.zeros: 0.0, aten.ones: 1.0, aten.empty: 0.0}
+MARK = torch.Generator().manual_seed(0x10CA7E).get_state()  # of a generator that lazy draws wait for; seeding it takes it away
 
 
 @dataclass
@@ -38,19 +39,32 @@ class Sequence:
 
     generator: torch.Generator
     latest: Drawn | None = None  # whose entries the generator has not gone past yet
+    start: Tensor = field(init=False)  # the generator's state in front of all that waits
     rooms: dict[tuple[Drawn, int], Room] = field(default_factory=dict)  # of the blocks that were used last, by their number
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def draw(self, meta: Tensor, fill: Callable[..., Tensor]) -> Drawn:
         """The next entries, not drawn yet."""
-        self.latest = Drawn(meta, fill, self, self.latest or self.generator.get_state())
+        before: Drawn | Tensor | None = self._waiting()
+        if before is None:
+            before = self.start = self.generator.get_state()
+        self.latest = Drawn(meta, fill, self, before)
+        self.generator.set_state(MARK)
         return self.latest
 
     def catch_up(self) -> None:
         """Put the generator behind all that was drawn."""
-        if self.latest:
-            self.generator.set_state(self.latest.after())
-            self.latest = None
+        if latest := self._waiting():
+            self.generator.set_state(latest.after())
+
+    def leave(self) -> None:
+        """Give the generator a state of its own again."""
+        if self._waiting():
+            self.generator.set_state(self.start)
+
+    def _waiting(self) -> Drawn | None:
+        """What the generator has not gone past yet: nothing, once it was seeded anew."""
+        return self.latest if torch.equal(self.generator.get_state(), MARK) else None
 
     def used(self, drawn: Drawn, number: int) -> Room:
         """The room of a block, which from now on is the one that was used last."""
@@ -211,5 +225,10 @@ def large_are_lazy(generator: torch.Generator) -> Iterator[None]:
 
     What is drawn behind a lazy one waits for it.
     """
-    with _LargeAreLazy((generator, torch.default_generator)):
-        yield
+    mode = _LargeAreLazy((generator, torch.default_generator))
+    try:
+        with mode:
+            yield
+    finally:
+        for sequence in mode.sequences.values():
+            sequence.leave()

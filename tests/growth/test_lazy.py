@@ -238,6 +238,37 @@ def test_what_is_drawn_into_a_tensor_is_drawn_once_and_in_order(monkeypatch) -> 
             )
 
 
+def test_a_generator_may_be_seeded_between_draws(monkeypatch) -> None:
+    """Also with the same seed again. What waits keeps its numbers, and the generator has its own state in the end."""
+    monkeypatch.setattr(lazy_draws, "LARGE", 40)
+    monkeypatch.setattr(lazy_draws, "BLOCK", 32)
+    rng, seeds = torch.Generator(), (1, 7, 7)
+
+    def drawn() -> list[Tensor]:
+        found = []
+        for seed in seeds:
+            rng.manual_seed(seed)
+            found += [torch.randn(64, generator=rng), torch.randn(8, 8, generator=rng)]
+        return found
+
+    expected = drawn()
+    with lazy_draws.large_are_lazy(rng):
+        found = drawn()
+        assert torch.equal(torch.rand(3, generator=rng), torch.rand(3, generator=after(expected, seeds[-1])))
+        drawn()
+    assert torch.equal(rng.get_state(), torch.Generator().manual_seed(seeds[-1]).get_state())
+    for value, whole in reversed(list(zip(found, expected, strict=True))):
+        assert isinstance(value, Lazy) and torch.equal(value.part({}), whole)
+
+
+def after(drawn: list[Tensor], seed: int) -> torch.Generator:
+    """A generator with this seed behind the last two draws."""
+    rng = torch.Generator().manual_seed(seed)
+    for each in drawn[-2:]:
+        torch.randn(each.shape, generator=rng)
+    return rng
+
+
 def test_sums_of_a_layer_are_rounded_as_among_all_layers() -> None:
     """torch divides a sum among threads if it is the only result, which rounds it in another way."""
     value = torch.randn(3, 300, 400, generator=torch.Generator().manual_seed(0))
