@@ -42,7 +42,8 @@ def _carry_out(options: argparse.Namespace) -> int:
         say(str(error))
         os._exit(1)  # an orderly end would wait for the others
     except KeyboardInterrupt:
-        say("growbench: interrupted; finished work is kept, and the same command resumes")
+        resumes = options.command in ("run", "tune") and not getattr(options, "dry_run", False)
+        say("growbench: interrupted" + ("; finished work is kept, and the same command resumes" if resumes else ""))
         return 130
 
 

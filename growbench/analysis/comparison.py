@@ -119,8 +119,10 @@ def _priced(savings: pd.DataFrame, price: float) -> pd.DataFrame:
 def analyse(folder: Path, target_loss: float | None = None) -> Comparison:
     """Compare the runs stored in an experiment's results folder. `target_loss`: nats; default the mean loss that scratch ends at.
 
-    Raises UsageError when there are no runs, or neither a finished scratch run nor a `target_loss`.
+    Raises UsageError when there is no such folder, there are no runs, or neither a finished scratch run nor a `target_loss`.
     """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder")
     runs = [run for run in store.load_all(folder) if run.record.method != registry.SOURCE]
     if not any(run.curve for run in runs):
         raise UsageError(f"no ended run with a loss curve in {folder}: give one experiment's folder, as in results/gpt2-tiny")

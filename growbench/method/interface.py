@@ -25,7 +25,7 @@ from growbench.config.schema import Experiment, ModelConfig, Training
 from growbench.costs import teaching
 from growbench.costs.published import ligo_paper_construction, ligo_paper_step
 from growbench.data import Batch
-from growbench.errors import UsageError
+from growbench.errors import UsageError, closest
 from growbench.growth import WIDTHS, Axis, Weights, axis_length
 from growbench.method import entries, optimizer, schedule
 from growbench.method.entries import EntrySchedule
@@ -323,8 +323,9 @@ class Method(ABC):
             is_data = not (name.startswith("_") or callable(value) or hasattr(value, "__get__"))
             if is_data and name not in CLASS_FIELDS and name not in inspect.get_annotations(cls):
                 raise UsageError(
-                    f"{cls.__name__}.{name} = {value!r} has no type: write {name}: {type(value).__name__} = {value!r} for a "
-                    f"hyperparameter, or {name}: ClassVar[{type(value).__name__}] for a constant"
+                    f"{cls.__name__}.{name} = {value!r} has no type: {closest(name, CLASS_FIELDS)}write {name}: "
+                    f"{type(value).__name__} = {value!r} for a hyperparameter, or {name}: ClassVar[{type(value).__name__}] for a "
+                    "constant"
                 )
             if name in COMMON_NAMES and name not in inspect.get_annotations(cls):
                 raise UsageError(f"{cls.__name__}.{name} hides a hyperparameter that every method has: rename it")

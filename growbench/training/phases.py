@@ -173,7 +173,8 @@ class PhaseDriver:
     def _generator(self) -> Phases:
         phases: Any = self.method.phases(self.task)
         if not inspect.isgenerator(phases):
-            raise MethodError(f"phases() returned {_a(phases)}: {IN_PLACE_OF_RETURN}")
+            how = "write `yield Phase(model=...)`" if phases is None else IN_PLACE_OF_RETURN
+            raise MethodError(f"phases() returned {_a(phases)}: {how}")
         return cast(Phases, phases)
 
     def _checked(self, yielded: Any, number: int) -> Phase:

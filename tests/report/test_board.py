@@ -116,5 +116,5 @@ def test_several_experiments_elsewhere_and_refusals(tmp_path: Path) -> None:
         fail(path)
     with pytest.raises(UsageError, match="nothing to compare"):
         report.make_all(folder)
-    with pytest.raises(UsageError, match="no ended run"):
+    with pytest.raises(UsageError, match=r"absent: there is no such folder$"):
         report.make_all(tmp_path / "absent")

@@ -188,6 +188,10 @@ BREACHES = {
         "return\nyield",
         "no phase is scored: nothing is trained within the budget: write `yield Phase(model=...)`",
     ),
+    "a forgotten yield": (
+        "Phase(model=model)",
+        "before the first phase: phases() returned nothing: write `yield Phase(model=...)`",
+    ),
     "return for yield": (
         "return Phase(model=model)",
         "before the first phase: phases() returned a Phase: write `yield Phase(model=...)` in place of `return`",
@@ -353,6 +357,12 @@ def test_a_field_without_a_type_is_refused_where_the_class_is_made() -> None:
         class Typeless(Method):
             paper = "https://example.org"
             share = 0.5
+
+    with pytest.raises(UsageError, match=r"Typo\.use_source = False has no type: did you mean uses_source\? write "):
+
+        class Typo(Method):
+            paper = "https://example.org"
+            use_source = False
 
             def phases(self, task: Task) -> Phases:
                 yield Phase(model=task.build())

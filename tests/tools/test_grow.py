@@ -454,11 +454,15 @@ def test_a_disk_that_fills_leaves_nothing(
     assert "1.00 kB are free there" in refused(tmp_path / "source", capsys=capsys)
 
 
-def test_an_interruption_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And does not say that something can be resumed."""
     saved("gpt2", tmp_path / "source")
     monkeypatch.setattr("growbench.tools.grow.flush_all", interrupted)
     assert main(["grow", str(tmp_path / "source"), "--to", "layers=3", "--out", str(tmp_path / "out")]) == 130
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    assert capsys.readouterr().err.splitlines()[-1] == "growbench: interrupted"
 
 
 def interrupted(folder: Path) -> None:
