@@ -9,13 +9,13 @@ from growbench.method import Method, Phase, Phases, Task, UsageError, copying, d
 
 
 class DepthMap(Method):
-    """Copy the source's layers into the deeper model in one of six orders, of which papers disagree which is best.
+    """Copy the source's layers into the deeper model in one of six orders; papers disagree which is best.
 
     Formula: from L layers to N, each new layer copies one old one. map = "stack": l mod L (G_stack). "interpose": floor(l L / N),
     every layer repeated in place. "random": each old layer as often as in stack, in random order. "middle": the block of
     `block` layers around the middle is repeated where it stands, the last time cut off. "last": the same with the top `block`
-    layers. "solar": the lower half of the new layers is the bottom of the source, the upper half its top; what lies around the
-    source's middle comes twice. Width, if it grows, as in bert2BERT's FPI.
+    layers. "solar": the lower half of the new layers is the bottom of the source, the upper half its top; the layers around
+    the source's middle come twice. Width, if it grows, as in bert2BERT's FPI.
     Paper: Du et al. 2024 (G_stack). "interpose": Wang et al. 2025 (2510.08008). "middle": one hop of MIDAS (2409.19044). "last":
     gradual stacking, and an ablation of DPT (2511.04981). "solar": Kim et al. 2023 (2312.15166), where 32 layers become 48: the
     first copy without its last 8 layers, the second without its first 8.

@@ -17,8 +17,9 @@ class Dpt(Method):
     Paper: Bu 2025 (2511.04981). It scales fresh layers by muP; here they are as the architecture initialises them.
     Function preserving: no, on purpose: layers whose outputs begin at zero learn no features in the paper.
     Claim: about 80 % less compute for GPT-2 with 60 layers (7B parameters), 3 to 5 times less for LLaMA-3 and DeepSeek-V3, with a
-    loss that is less than 0.5 % higher, under wsd; under cosine, late growth does not catch up. The saving is nearly that of the
-    arithmetic, so what matters is the loss at the end. Embeddings and head cost what they cost: in small models far more.
+    loss that is less than 0.5 % higher, under wsd; under cosine, late growth does not catch up. The saving in FLOPs is
+    nearly fixed by the depths, so the loss at the end decides. Embeddings and head are trained at full cost, a far larger
+    share in small models.
     Defaults: start 0. stable 0.1, so that growth is at 80 % of the budget with a decay of 10 %, as in the paper. Other schedules
     than wsd grow at the same step. What becomes of the optimizer's state is not known; here it is new.
     from_source: the given small model, of no layer or one and the target's width, is grown at once.

@@ -16,16 +16,17 @@ class Lag(Method):
     Formula: each of `candidates` grows the source and trains for `lag` of the budget, with the beginning of the run's schedule
     and data that come one after the other. The one with the lowest mean training loss over the second half of these steps is
     trained on to the budget's end, with its optimizer and the rest of its schedule.
-    Paper: Karp et al. 2024: the loss some hundred to thousand steps after growth predicts the final one, that at growth does not.
+    Paper: Karp et al. 2024: the loss some hundred to thousand steps after growth predicts the final loss; the loss at
+    growth does not.
     Function preserving: as its candidates.
     Claim: finds the best of several stacking operators for BERT and UL2; no saving of its own.
     Defaults: three layer maps of depth_map, at 2 % of the budget each; the paper gives numbers of steps for its own budgets. All
     candidates must grow the source, and train the grown model in one phase that takes the whole budget. options are their
     hyperparameters, by the candidate's name: also state, rewarm_steps and rewarm_peak, and values of [train] such as
     {mid = {train = {lr = 1e-3}}}. A state or a re-warm of lag itself holds for all of them, and then none has its own.
-    Costs beyond training: the steps of all candidates, those of the chosen one too, are charged to `operator`. Its budget is
-    shorter by its own, so that the others are what the choice costs. All grown models and their optimizers are in memory. The
-    curve shows each trial's losses.
+    Costs beyond training: the steps of all candidates, those of the chosen one too, are charged to `operator`. The budget
+    of the chosen one is shortened by its own trial steps, so only the other trials are extra cost. All grown models and
+    their optimizers are in memory. The curve shows each trial's losses.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2406.02469"

@@ -42,10 +42,10 @@ class Lemon(Method):
     upper layers, and a second one if there are more ("between"), or all follow the last layer ("top").
     Paper: Wang et al., ICLR 2024, sections 4 and 5, and the authors' code, which has the constants.
     Function preserving: where norms come first, in width at every ratio and in depth. Where norms come last, only in width and at
-    whole ratios. Refused are other ratios where norms come last, and where the head has a norm behind a nonlinearity
-    (ModernBERT): the input of these norms cannot be given its mean. New layers "between" the old ones change the function where
-    layers have types and an old one comes to a place of another type, as in ModernBERT from 3 layers to 5, not to 6; those at the
-    "top" do not.
+    whole ratios. Other ratios are refused where norms come last, and where the head has a norm behind a nonlinearity
+    (ModernBERT): the mean cannot be appended to the input of these norms. New layers "between" the old ones change the
+    function where layers have types and an old one comes to a place of another type, as in ModernBERT from 3 layers to 5,
+    not to 6; those at the "top" do not.
     Claim: 56.7 % of the computation saved for ViT, 33.2 % for BERT with norms first, the source free.
     Defaults: "projection", scale 1 and "zero", as for ViT in the paper. For BERT the code has "complement" and scale 0.1. In the
     code the new heads and neurons of new layers come from the layer above; here they are copies. CaiT: the new entries of

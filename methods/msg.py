@@ -76,8 +76,8 @@ class Msg(Method):
     dimension i mask_i times, with mask_i = c where new: mu = sum mask_i x_i / sum mask_i. A new layer's output is
     c layer(x) + (1 - c) x. c goes linearly from 0 to 1 over the steps of a growth. With talking heads, what new heads give to
     others is multiplied by c too.
-    Paper: Yao et al., ICLR 2024, and the authors' code (cofe-ai/MSG), which is of BERT. There is none of models whose norms come
-    first: in these, embeddings and all that writes to the residual stream are masked.
+    Paper: Yao et al., ICLR 2024, and the authors' code (cofe-ai/MSG), which is of BERT. There is no code for models whose
+    norms come first: here, their embeddings and all that writes to the residual stream are masked.
     Function preserving: strictly, at the start of each growth, for any new values, on all architectures and at any ratio. Heads
     keep their size. Heads per key-value head may not become fewer.
     Claim: 2.20 times faster (54.6 % saved) for BERT-large, 1.40 times (28 %) for GPT-2, with all stages charged.

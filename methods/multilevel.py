@@ -57,7 +57,7 @@ class Multilevel(Method):
     Heads are merged whole. `between` adds levels of these sizes: each trains on the way down and is coalesced in turn; on the way
     up it is mixed, and trains as the small model did.
     Paper: Zou et al., ICLR 2024, and the authors' code (Photooon/Multi-Level-Training-Framework).
-    Function preserving: no; nor is de-coalescing in depth. In width it is at integer ratios.
+    Function preserving: no. De-coalescing alone preserves the function in width at integer ratios, not in depth.
     Claim: 19.0 % of the FLOPs of BERT-base saved, 24.1 % of GPT-base, 27.1 % of DeiT-B, up to 51.6 % of BERT-large.
     Defaults: those of the code's GPT-2, with 100,000 steps of scratch. The target trains for 5 % of the budget, all of it
     warm-up, the small model for half of the budget at 4 times the learning rate, then the target for the rest. Both of these
