@@ -333,9 +333,9 @@ def test_a_truncated_last_line_is_left_out(tmp_path: Path) -> None:
     assert row(comparison, "ligo")["flops_saving_reuse"] == 0.5
 
 
-@pytest.mark.parametrize("name", [".", "absent"])
-def test_a_folder_without_runs_is_a_usage_error(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="no ended run"):
+@pytest.mark.parametrize(("name", "message"), [(".", "no ended run"), ("absent", "there is no such folder")])
+def test_a_folder_without_runs_is_a_usage_error(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         analyse(tmp_path / name)
 
 
