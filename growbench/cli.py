@@ -42,9 +42,13 @@ def _carry_out(options: argparse.Namespace) -> int:
         say(str(error))
         os._exit(1)  # an orderly end would wait for the others
     except KeyboardInterrupt:
-        resumes = options.command in ("run", "tune") and not getattr(options, "dry_run", False)
-        say("growbench: interrupted" + ("; finished work is kept, and the same command resumes" if resumes else ""))
+        say("growbench: interrupted" + ("; finished work is kept, and the same command resumes" if _stores_runs(options) else ""))
         return 130
+
+
+def _stores_runs(options: argparse.Namespace) -> bool:
+    trains = options.command in ("run", "tune") or getattr(options, "aa", None) is not None
+    return trains and not getattr(options, "dry_run", False)
 
 
 def _do(options: argparse.Namespace) -> int:

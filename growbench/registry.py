@@ -237,8 +237,8 @@ def _located(spec: str) -> _Located:
         with _loading(f"method {spec!r} of {_owner(point)}"):
             cls = point.load()
         return _Located(spec, _checked(cls, spec), _owner(point))
-    mine = f"did you mean ./{spec}.py? " if Path(f"{spec}.py").is_file() else ""
-    raise UsageError(f"unknown method {spec!r}: {mine}{did_you_mean(spec, names())}; or a file, as ./mine.py")
+    mine = [f"./{spec}.py"] if Path(f"{spec}.py").is_file() else []
+    raise UsageError(f"unknown method {spec!r}: {did_you_mean([*mine, spec][0], [*mine, *names()])}; or a file, as ./mine.py")
 
 
 def _loose(spec: str) -> _Located:

@@ -614,6 +614,28 @@ def test_a_source_that_diverges_leaves_the_others(miniature: Path, tmp_path: Pat
     assert (status["source-seed0"], status["scratch-seed0"], status["stackbert-seed0"]) == ("failed", "finished", "finished")
 
 
+@pytest.mark.parametrize(
+    ("function", "arguments", "resumes"),
+    [
+        ("run", ["run"], True),
+        ("run", ["run", "--dry-run"], False),
+        ("tune", ["tune"], True),
+        ("check", ["check", "--aa", "gpt2-tiny"], True),
+        ("check", ["check", "ligo"], False),
+        ("report", ["report", "results/gpt2-tiny"], False),
+    ],
+)
+def test_only_what_is_resumed_says_so(
+    function: str, arguments: list[str], resumes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, function, interrupted)
+    assert cli.main(arguments) == 130
+    assert ("the same command resumes" in capsys.readouterr().err) == resumes
+
+
 def test_an_interrupt_keeps_what_was_done(miniature: Path, tmp_path: Path) -> None:
     """Exit code 130; the run is stored as interrupted with its curve, those before it are kept, and the next call goes on."""
     path = loose(tmp_path, "interrupted", at_step_3="import os, signal; os.kill(os.getpid(), signal.SIGINT)")

@@ -258,7 +258,7 @@ def test_an_unknown_name_gets_a_suggestion_and_the_list() -> None:
 def test_a_file_without_its_suffix_gets_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").touch()
     monkeypatch.chdir(tmp_path)
-    assert refusal("mine").startswith("unknown method 'mine': did you mean ./mine.py? known: bert2bert, ")
+    assert refusal("mine").startswith("unknown method 'mine': did you mean ./mine.py? known: ./mine.py, bert2bert, ")
 
 
 def test_a_wrong_hyperparameter_is_refused(mine: Path) -> None:

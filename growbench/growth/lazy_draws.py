@@ -143,9 +143,9 @@ class Drawn(Node):
         return max(1, self.shape.numel() // BLOCK)
 
     def _block(self, number: int) -> Tensor:
-        """The one behind it is begun, if it has not been drawn yet."""
+        """Entries of one block. The next block is begun, if it has not been drawn yet."""
         block = self._begun(number).block.result()
-        is_latest = number + 2 == len(self._states)
+        is_latest = number + 2 == len(self._states)  # no state behind the next one is known
         if is_latest and number + 1 < self._blocks:
             self._begun(number + 1)
         return block
