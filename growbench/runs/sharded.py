@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from io import FileIO
 from math import prod
 from pathlib import Path
 
@@ -22,14 +20,13 @@ from growbench.errors import UsageError
 from growbench.files import write_text
 from growbench.growth.lazy import Evaluation, Lazy
 from growbench.runs.checkpoints import INDEX
+from growbench.runs.direct_file import DirectFile
 from growbench.runs.stored_tensors import TYPES, is_finite
 
 SHARD = 5 * 10**9  # bytes of tensors in a file
 ROWS = 1 << 21  # bytes of rows that are computed at a time
-BLOCK = 1 << 18  # bytes that are written at a time: writes of megabytes took several times the system time
 GAPS = 16  # tensors, after which memory is returned that was freed between parts of many sizes
 AHEAD = 16  # such parts that may wait for disk and digest
-SYNC = 1 << 27  # bytes, after which what was written begins to be saved, so that the disk does not begin at the end
 
 KINDS = {dtype: kind for kind, dtype in TYPES.items()}
 
@@ -67,7 +64,7 @@ def write(folder: Path, tensors: Mapping[str, Lazy], dtype: torch.dtype, written
     files = shards(tensors, dtype)
     digests = {}
     for shard in files:
-        with (folder / shard.name).open("wb", buffering=0) as file, Threads() as threads:
+        with DirectFile(folder / shard.name) as file, Threads() as threads:
             digests[shard.name] = _Writer(file, threads, dtype, written).write(shard)
     if len(files) > 1:
         total = sum(tensor.numel() for tensor in tensors.values())
@@ -84,20 +81,18 @@ class Threads(ExitStack):
 
     def __init__(self) -> None:
         super().__init__()
-        self.writing, self.saving, self.hashing = (self.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+        self.writing, self.hashing = (self.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
 
 
 @dataclass
 class _Writer:
-    """One file. Threads write the parts, have the disk save them, and digest them, while the next ones are computed."""
+    """One file. Threads write the parts and digest them, while the next ones are computed."""
 
-    file: FileIO
+    file: DirectFile
     threads: Threads
     dtype: torch.dtype
     written: Callable[[int], object]
     waiting: deque[tuple[Future[None], Future[None]]] = field(default_factory=deque)
-    unsaved: int = 0  # bytes
-    saved: Future[None] | None = None
 
     def __post_init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -115,8 +110,6 @@ class _Writer:
                 memory.return_freed()
         while self.waiting:
             self._finish_one()
-        if self.saved:
-            self.saved.result()
         return self.digest.hexdigest()
 
     def _put(self, data: bytes | memoryview) -> None:
@@ -131,13 +124,8 @@ class _Writer:
             each.result()
 
     def _write(self, data: bytes | memoryview) -> None:
-        left = memoryview(data)
-        while left:
-            left = left[self.file.write(left[:BLOCK]) :]
+        self.file.write(data)
         self.written(len(data))
-        self.unsaved += len(data)
-        if self.unsaved > SYNC and (self.saved is None or self.saved.done()):
-            self.saved, self.unsaved = self.threads.saving.submit(os.fsync, self.file.fileno()), 0
 
 
 def _parts(tensor: Tensor, dtype: torch.dtype) -> list[range]:
