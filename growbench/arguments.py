@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, help: str, function: str = "") -> argparse.ArgumentParser:
         """`function`: its name in growbench.commands, which --help need not import; default: the command's own."""
         sub = group.add_parser(name, help=help, description=help)
-        sub.set_defaults(command=function or name)
+        sub.set_defaults(command=function or name, prog=sub.prog)
         return sub
 
     _run(command("run", "train every method, then make the report"))
@@ -267,7 +267,7 @@ def _show(show: argparse.ArgumentParser) -> None:
 
 def _check(check: argparse.ArgumentParser) -> None:
     check.add_argument(
-        "method", nargs="?", metavar="METHOD", help="a name, ./file.py or ./file.py:Class; several with commas; all: every method"
+        "method", nargs="?", type=values.names, metavar="METHODS", help="names, or files as ./file.py or ./file.py:Class; or all"
     )
     check.add_argument(
         "--aa",
@@ -302,6 +302,7 @@ def _bench(bench: argparse.ArgumentParser) -> None:
     _add_experiment(bench)
     bench.add_argument(
         "--methods",
+        type=values.names,
         metavar="A,B",
         help="instead of throughput: FLOPs, memory and time of a step in each phase, compared with a step of scratch; the times "
         "are stored beside the experiment's runs, as reference for a report",
@@ -326,6 +327,7 @@ def _add_experiment(sub: argparse.ArgumentParser) -> None:
 def _add_methods(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--methods",
+        type=values.names,
         metavar="A,B",
         help="names or files, or NAME=A for a variant of A whose hyperparameters --set NAME.KEY=VALUE gives, or all; default: "
         "all; scratch is always added",

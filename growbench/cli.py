@@ -18,12 +18,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It does not depend on whether somebody reads stdout to its end. 1 also where stdout cannot be written, as on a full disk.
     """
     with lasting_streams() as out:
-        code = _carry_out(parser().parse_args(arguments))
+        code = _carry_out(_parsed(arguments))
         out.flush()
         if out.lost is None or isinstance(out.lost, BrokenPipeError):
             return code
         say(f"growbench: cannot write to stdout: {out.lost.strerror}")
         return code or 1
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command and its options. Exits with code 2 and one line if they are not known."""
+    top = parser()
+    options, unknown = top.parse_known_args(arguments)
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}; {options.prog} --help lists all")
+    return options
 
 
 def _carry_out(options: argparse.Namespace) -> int:

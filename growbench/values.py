@@ -37,6 +37,12 @@ def budgets(text: str) -> list[float]:
     return budgets
 
 
+def names(text: str) -> str:
+    if text.rstrip().endswith(","):
+        raise argparse.ArgumentTypeError(f"{text!r}: must not end with a comma; write names without spaces, as ligo,bert2bert")
+    return text
+
+
 def assignment(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key.isidentifier() and equals and value):

@@ -275,6 +275,12 @@ def test_a_report_of_nothing_is_refused(refused: Refused, tmp_path: Path) -> Non
         ("run --set train.steps=many", "growbench: train.steps = 'many': must be a valid integer"),
         ("", "growbench: the following arguments are required: COMMAND"),
         ("fly", "growbench: argument COMMAND: invalid choice: 'fly'"),
+        ("run --sed 3", "growbench: unrecognized arguments: --sed; growbench run --help lists all"),
+        (
+            "run --methods ligo, bert2bert",
+            "growbench run: argument --methods: 'ligo,': must not end with a comma; write names without",
+        ),
+        ("check ligo, bert2bert", "growbench check: argument METHODS: 'ligo,': must not end with a comma; write names without"),
     ],
 )
 def test_the_shell_sees_exit_code_2_and_one_line(tmp_path: Path, arguments: str, message: str) -> None:
