@@ -85,6 +85,9 @@ class WatchedTask(Task):
         return super().source
 
 
+WatchedTask.__name__ = Task.__name__  # so that Python's messages name what a method knows
+
+
 class Watcher(PhaseObserver):
     """Checks the model, the source and the random generators whenever a phase begins or ends."""
 

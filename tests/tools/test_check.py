@@ -346,6 +346,11 @@ def test_a_budget_that_is_not_used_up_is_a_warning(tmp_path: Path) -> None:
         assert not verdict(registry.get(str(written(tmp_path, body))).method, Cell("gpt2"), compares=False).warnings
 
 
+def test_an_attribute_that_is_mistyped_is_one_of_the_task(tmp_path: Path) -> None:
+    seen = verdict(registry.get(str(written(tmp_path, "task.buidl()"))).method, Cell("gpt2"), compares=False)
+    assert [line.partition("AttributeError: ")[2] for line in seen.broken] == ["'Task' object has no attribute 'buidl'"]
+
+
 def test_a_share_of_1_is_the_whole_budget(tmp_path: Path) -> None:
     body = "trained = yield Phase(model=model, share=1)\nassert trained.steps == task.budget == 6"
     assert broken(tmp_path, body) == ""
