@@ -30,7 +30,7 @@ from growbench.runs.curve import CurveFile, say_once
 from growbench.runs.records import Cost, RunRecord, RunStatus
 from growbench.runs.reproduced import Stamp
 from growbench.training.checkpoint import Checkpoints
-from growbench.training.evaluation import HeldOutLoss
+from growbench.training.records import HeldOutLoss
 
 REPLACED = "replaced"  # the folder of archived runs: finished ones that were trained again with another configuration
 TUNING = "tuning"  # the folder of tuning trials, beside the runs that a report compares

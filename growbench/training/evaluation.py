@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from growbench.costs.accounts import Account
@@ -18,22 +16,9 @@ from growbench.errors import UsageError
 from growbench.growth.weights import Axis, Weights
 from growbench.method.loss import cross_entropy, each_cross_entropy
 from growbench.training.graphs import CapturedValue
+from growbench.training.records import HeldOutLoss
 
 OUTPUTS = 1024  # rows of logits that are compared
-
-
-@dataclass(frozen=True)
-class HeldOutLoss:
-    """A model's loss on the whole of a held-out split, by document. Of images, each is a document of its own."""
-
-    losses: NDArray[np.float64]  # (documents,) the mean over a document's labels, in nats
-    labels: NDArray[np.int64]  # (documents,) how many each has
-    accuracy: float | None = None  # of images
-
-    @property
-    def loss(self) -> float:
-        """The mean over all labels, in nats."""
-        return float(np.average(self.losses, weights=self.labels))
 
 
 class Evaluation:

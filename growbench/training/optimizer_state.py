@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,9 +18,6 @@ from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam
 
 # optimizers that update each element of a parameter from that element alone; a subclass need not
 ELEMENT_WISE = (ASGD, SGD, Adadelta, Adagrad, Adam, AdamW, Adamax, NAdam, RAdam, RMSprop, Rprop)
-
-# the attributes that every optimizer has
-COMMON = frozenset(vars(Optimizer([nn.Parameter(torch.zeros(1))], {})))
 
 
 @dataclass(frozen=True)
@@ -124,8 +122,14 @@ def move_state(optimizer: Optimizer, device: torch.device) -> None:
         state.update(moved)
 
 
+@cache
+def _common() -> frozenset[str]:
+    """The attributes that every optimizer has. To make one imports torch's compiler, which takes a second."""
+    return frozenset(vars(Optimizer([nn.Parameter(torch.zeros(1))], {})))
+
+
 def _data(optimizer: Optimizer) -> dict[str, Any]:
-    attributes = {name: value for name, value in vars(optimizer).items() if name not in COMMON and not _is_code(value)}
+    attributes = {name: value for name, value in vars(optimizer).items() if name not in _common() and not _is_code(value)}
     for name, value in attributes.items():
         if isinstance(value, Optimizer):
             attributes[name] = _data(value)

@@ -1,4 +1,4 @@
-"""What training records of a run: each phase as it was trained, and the counters that a checkpoint holds beside its tensors."""
+"""What training records of a run: held-out loss, phases, and the counters that a checkpoint holds beside its tensors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,27 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from growbench.costs.accounts import Account, Unit
 
 Amount = int | float | None  # of FLOPs or seconds; None: not known
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """A model's loss on the whole of a held-out split, by document. Of images, each is a document of its own."""
+
+    losses: NDArray[np.float64]  # (documents,) the mean over a document's labels, in nats
+    labels: NDArray[np.int64]  # (documents,) how many each has
+    accuracy: float | None = None  # of images
+
+    @property
+    def loss(self) -> float:
+        """The mean over all labels, in nats."""
+        return float(np.average(self.losses, weights=self.labels))
 
 
 @dataclass(frozen=True, kw_only=True)

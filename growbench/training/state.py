@@ -21,10 +21,10 @@ from growbench.method import Phase, Schedule, Task
 from growbench.method.optimizer import step_flops
 from growbench.training.audit import Timetable
 from growbench.training.checkpoint import Checkpoint, RandomStates
-from growbench.training.evaluation import Evaluation, HeldOutLoss
+from growbench.training.evaluation import Evaluation
 from growbench.training.graphs import CapturedStep
 from growbench.training.phases import PhaseStart
-from growbench.training.records import PhaseRecord, PhaseUnderWay, RunState
+from growbench.training.records import HeldOutLoss, PhaseRecord, PhaseUnderWay, RunState
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
 from growbench.training.views import SeenModel

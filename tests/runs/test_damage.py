@@ -17,7 +17,7 @@ from growbench.costs.hardware import Hardware
 from growbench.runs import store
 from growbench.runs.execution import Execution
 from growbench.runs.records import RunStatus
-from growbench.training.evaluation import HeldOutLoss
+from growbench.training.records import HeldOutLoss
 from tests.conftest import Once
 from tests.runs.test_records import RECORD
 

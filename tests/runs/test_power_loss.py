@@ -19,7 +19,7 @@ from growbench.files import write_text
 from growbench.runs import store
 from growbench.runs.records import RunStatus
 from growbench.training.checkpoint import Checkpoint, Checkpoints
-from growbench.training.evaluation import HeldOutLoss
+from growbench.training.records import HeldOutLoss
 from tests.power_loss import Disk, State, recorded
 from tests.runs.test_records import RECORD
 from tests.training.test_checkpoint import STATE
