@@ -80,7 +80,7 @@ def one_line(where: str) -> Iterator[None]:
 def damage(folder: Path) -> str:
     """Which file of a saved model is not what growbench.json says of it; empty if none is, or if it says nothing."""
     file = folder / CARD
-    card = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    card = plain.from_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name, expected in card.get("sha256", {}).items():
         if (folder / name).is_file():
             if sha256(folder / name) != expected:
@@ -127,11 +127,8 @@ def described(checkpoint: str, where: str) -> Described:
     architecture = architectures.of_checkpoint(folder)
     with one_line(where):
         refuse_foreign(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        card = folder / CARD
-        with one_line(CARD):
-            known = plain.from_json(card.read_text(encoding="utf-8")) if card.is_file() else {}
-        _check_card(known)
-        return Described(checkpoint, folder, architecture, architecture.library.sizes(folder), known)
+        card = card_of(folder)
+        return Described(checkpoint, folder, architecture, architecture.library.sizes(folder), card)
 
 
 def refuse_foreign(config: Mapping[str, Any]) -> None:
@@ -142,16 +139,27 @@ def refuse_foreign(config: Mapping[str, Any]) -> None:
         raise UsageError("its weights are quantised (quantization_config): only floating-point weights are read")
 
 
+def card_of(folder: Path) -> dict[str, Any]:
+    """growbench.json; empty if there is none. Raises UsageError if it is not of the form in which growbench writes it."""
+    file = folder / CARD
+    with one_line(CARD):
+        card = plain.from_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    _check_card(card)
+    return card  # type: ignore[no-any-return]
+
+
 def _check_card(card: Any) -> None:
     """Raise UsageError for a growbench.json that is not of the form in which growbench writes it."""
     if not isinstance(card, dict):
         raise UsageError(f"{CARD} is no JSON object")
     grown = {"method": str, "hyperparameters": dict, "seed": int, "preserves": str} if "source" in card else {}
-    for key, kind in {"source": dict, "sha256": dict, "layer_origins": list, **grown}.items():
+    for key, kind in {"source": dict, "sha256": dict, "layer_origins": list, "cost": dict, **grown}.items():
         if not isinstance(card.get(key, None if key in grown else kind()), kind):
             raise UsageError(f"{CARD}: {key} is missing, or no {kind.__name__}")
     origins = card.get("layer_origins", [])
     if not all(isinstance(each, list) and all(type(layer) is int for layer in each) for each in origins):
         raise UsageError(f"{CARD}: layer_origins must hold lists of layers")
+    if not all(isinstance(each, dict) for each in card.get("cost", {}).values()):
+        raise UsageError(f"{CARD}: cost must hold tables")
     if not isinstance(card.get("source", {}).get("checkpoint", ""), str):
         raise UsageError(f"{CARD}: source.checkpoint is no str")

@@ -30,10 +30,11 @@ from growbench.errors import UsageError
 from growbench.files import sha256
 from growbench.growth.lazy import Lazy, Stored
 from growbench.growth.selections import Selection, runs, selected
-from growbench.runs.checkpoints import CARD, INDEX, one_line, refuse_foreign
+from growbench.runs.checkpoints import CARD, INDEX, card_of, one_line, refuse_foreign
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WHOLE = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32), 8: (torch.int64, np.uint64)}  # by bytes
+SINGLE = "model.safetensors"  # holds all weights, where there is no index
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 LATEST = 2  # tensors that are kept once they were read whole, because rows of them are asked for in any order
 LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # names that transformers still reads
@@ -58,6 +59,7 @@ class Checkpoint:
     sizes: ModelConfig
     places: dict[str, Place]
     left_out: list[str]  # names of tensors that the family's model does not have, and its library leaves out too
+    card: Mapping[str, Any]  # growbench.json; empty if there is none
     reads: set[str] = field(default_factory=set)  # names of tensors that were read, in whole or in part
     _latest: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
 
@@ -91,10 +93,10 @@ class Checkpoint:
         dtype = TYPES[place.kind]
         row = torch.Size(place.shape[1:]).numel() * dtype.itemsize
         data = torch.empty(len(rows) * row, dtype=torch.uint8)
-        with place.file.open("rb", buffering=0) as file:
+        with one_line(str(place.file)), place.file.open("rb", buffering=0) as file:
             file.seek(place.start + rows.start * row)
             if file.readinto(memoryview(data.numpy())) != len(data):  # type: ignore[arg-type]
-                raise UsageError(f"{place.file}: ends within {name}")
+                raise UsageError(f"ends within {name}")
         value = data.view(dtype).view(len(rows), *place.shape[1:]) if place.shape else data.view(dtype)[0]
         if not is_finite(value):
             raise UsageError(f"{self.folder}: {name} holds NaN or infinity")
@@ -109,9 +111,9 @@ class Checkpoint:
     def digests(self) -> dict[str, str]:
         """The sha256 of configuration and weights, by file. Raises UsageError if growbench.json says others."""
         files = sorted({self.folder / CONFIG, *(place.file for place in self.places.values())})
-        found = {path.name: sha256(path) for path in files}
-        card = self.folder / CARD
-        known = plain.from_json(card.read_bytes()).get("sha256", {}) if card.is_file() else {}
+        with one_line(str(self.folder)):
+            found = {path.name: sha256(path) for path in files}
+        known = self.card.get("sha256", {})
         if damaged := [name for name, digest in found.items() if known.get(name, digest) != digest]:
             raise UsageError(f"{self.folder / damaged[0]}: is damaged (sha256 differs from {CARD})")
         return found
@@ -149,7 +151,7 @@ def opened(folder: Path) -> Checkpoint:
         places = {name: stored[own] for name, own in names.items()}
         _check_types(places)
         _check_shapes(architecture, places, sizes)
-        return Checkpoint(folder, architecture, sizes, places, left_out)
+        return Checkpoint(folder, architecture, sizes, places, left_out, card_of(folder))
 
 
 def headers(folder: Path) -> dict[str, Place]:
@@ -169,8 +171,8 @@ def _files(folder: Path) -> list[Path]:
     """The files that hold the weights. Raises UsageError if there are none, one is missing, or an index points elsewhere."""
     index = folder / INDEX
     if not index.is_file():
-        if (folder / "model.safetensors").is_file():
-            return [folder / "model.safetensors"]
+        if (folder / SINGLE).is_file():
+            return [folder / SINGLE]
         pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
         what = f"only pickled weights ({pickles[0]}), which can run code: save it" if pickles else "no weights: save them"
         raise UsageError(f"holds {what} as safetensors, the only format that is read")
@@ -183,6 +185,8 @@ def _files(folder: Path) -> list[Path]:
         if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
             raise UsageError(f"{INDEX} points outside its folder, or to another kind of file: {name!r}")
     names = sorted(set(found.values()))
+    if (folder / SINGLE).is_file() and SINGLE not in names:  # which transformers would read instead
+        raise UsageError(f"holds {SINGLE}, and {INDEX} of other files: remove one of them")
     for name in names:
         if not (folder / name).is_file():
             raise UsageError(f"{name}, which {INDEX} names, is missing")
@@ -192,13 +196,13 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _header(path: Path) -> dict[str, Place]:
-    """The tensors of a file, by name. Raises UsageError if it is damaged or cut off."""
-    try:
-        with safe_open(path, framework="pt"):  # checks that the file is whole, and that tensors do not overlap
-            pass
-    except Exception as error:
-        raise UsageError(f"{path.name} is damaged or cut off ({' '.join(str(error).split())})") from error
+    """The tensors of a file, by name. Raises UsageError if it is damaged or cut off, OSError if it must not be read."""
     with path.open("rb") as file:
+        try:
+            with safe_open(path, framework="pt"):  # checks that the file is whole, and that tensors do not overlap
+                pass
+        except Exception as error:
+            raise UsageError(f"{path.name} is damaged or cut off ({' '.join(str(error).split())})") from error
         length = int.from_bytes(file.read(8), "little")
         table = json.loads(file.read(length))
     return {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,7 @@ class Destination:
     command: str
 
     def __post_init__(self) -> None:
-        if self.out.exists():
+        if os.path.lexists(self.out):
             raise UsageError(f"--out {self.out}: exists already; choose another folder")
 
     def check_room(self, size: int) -> None:
@@ -147,7 +148,8 @@ def grow(growth: Growth, to: Destination) -> str:
 
 @contextmanager
 def _draft(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to fill inside, which then becomes `out`. After an error it is removed."""
+    """A folder beside `out` to fill inside, which then becomes `out`. After an error it is removed, with those made for it."""
+    absent = [folder for folder in out.parents if not folder.exists()]
     draft = out.with_name(f"{out.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         make_folder(out.parent)
@@ -160,3 +162,6 @@ def _draft(out: Path) -> Iterator[Path]:
         raise UsageError(f"--out {out}: {error.strerror or error}: nothing was kept") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):  # they are not empty
+            for folder in absent:
+                folder.rmdir()

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from growbench.config import plain
 from growbench.config.schema import ModelConfig
 from growbench.costs.accounts import Unit
 from growbench.formatting import settings
 from growbench.method.options import is_common
-from growbench.runs.checkpoints import CARD, MODEL_CARD
+from growbench.runs.checkpoints import MODEL_CARD
 from growbench.runs.records import versions
 from growbench.runs.stored_tensors import Checkpoint
 from growbench.tools import grow_table
@@ -31,7 +30,7 @@ def about(growth: Growth, command: str, digests: Mapping[str, str]) -> dict[str,
     Growth costs nothing; what the source cost is known if it has a growbench.json.
     """
     checkpoint, found = growth.checkpoint, growth.found
-    card = _card_of(checkpoint)
+    card = checkpoint.card
     costs = {unit: card.get("cost", {}).get(unit, {}).get("total") for unit in Unit}
     return {
         "title": f"{growth.request.source}, grown",
@@ -51,13 +50,6 @@ def about(growth: Growth, command: str, digests: Mapping[str, str]) -> dict[str,
         "hardware": card.get("hardware", {}),
         "versions": versions(),
     }
-
-
-def _card_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The source's own growbench.json; empty if it has none."""
-    file = checkpoint.folder / CARD
-    card = plain.from_json(file.read_bytes()) if file.is_file() else {}
-    return card if isinstance(card, dict) else {}
 
 
 def source_digest(digests: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Outputs:
         for new, old in zip(self.logits(), before.logits(), strict=True):
             squares.append(float(old.norm()) ** 2)
             changes.append(float((new - old).norm()) ** 2)
-        return math.sqrt(math.fsum(changes) / math.fsum(squares))
+        return math.sqrt(math.fsum(changes) / max(math.fsum(squares), sys.float_info.min))  # all may be 0
 
 
 def outputs(model: nn.Module, probe: Probe) -> Outputs:

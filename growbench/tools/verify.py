@@ -222,6 +222,8 @@ class _Verification:
                     raise UsageError(f"lacks weights: {lacking[0]}")
                 found[each] = probe.outputs(loaded.model.to(self.request.device), tried)
                 del loaded  # before the next one is there
+            if not found[torch.float32].finite:
+                raise UsageError("its logits are not finite")
         return found
 
     def _function(

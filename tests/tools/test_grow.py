@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import shutil
 import signal
@@ -22,10 +24,12 @@ from growbench.cli import main
 from growbench.config.schema import ModelConfig, Pretrained
 from growbench.errors import UsageError
 from growbench.growth import lazy_draws
+from growbench.growth.selections import Selection
 from growbench.method import Task
 from growbench.method.streaming import BUDGET
-from growbench.runs import checkpoints, saved_models, sharded
+from growbench.runs import checkpoints, saved_models, sharded, stored_tensors
 from growbench.runs.records import Cost
+from growbench.runs.stored_tensors import Checkpoint
 from growbench.tools import grow_sizes
 
 SIZES = ModelConfig(layers=2, width=16, heads=2, ffn=40, vocabulary=60, positions=9)
@@ -257,10 +261,21 @@ def without_header(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"\xff" * 100)
 
 
-def with_card(folder: Path) -> None:
-    (folder / "growbench.json").write_text(json.dumps({"sha256": {"model.safetensors": "0" * 64}}))
+def with_card(card: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / "growbench.json").write_text(json.dumps(card))
+
+    return spoil
 
 
+def in_two_ways(folder: Path) -> None:
+    with_index()(folder)
+    shutil.copyfile(folder / "model.safetensors", folder / "model-1.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model.safetensors", "model-1.safetensors"))
+
+
+OTHER_WEIGHTS = {"sha256": {"model.safetensors": "0" * 64}}
 NORM, QUERY = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -291,7 +306,10 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "index of another": (with_index(other__weight="model.safetensors"), "differ in other.weight"),
     "cut off": (cut_off, "model.safetensors is damaged or cut off"),
     "no safetensors": (without_header, "model.safetensors is damaged or cut off"),
-    "damaged": (with_card, "model.safetensors: is damaged (sha256 differs from growbench.json)"),
+    "index of other files": (in_two_ways, "holds model.safetensors, and model.safetensors.index.json of other files"),
+    "card of a list": (with_card([1]), "growbench.json is no JSON object"),
+    "card of a wrong cost": (with_card({"cost": {"flops": 1}}), "growbench.json: cost must hold tables"),
+    "damaged": (with_card(OTHER_WEIGHTS), "model.safetensors: is damaged (sha256 differs from growbench.json)"),
     "shape": (rewritten(lambda weights: weights | {NORM: torch.ones(5)}), f"{NORM} has shape (5,)"),
     "tied and different": (rewritten(lambda weights: weights | {"lm_head.weight": torch.ones(60, 16)}), "tied, and differ"),
     "unknown family": (with_config(model_type="t5"), "'t5' is no family that growbench can read: it reads transformers' bert,"),
@@ -436,6 +454,54 @@ def test_a_folder_that_exists_stays(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
     assert "exists already" in refused(tmp_path / "source", capsys=capsys)
+
+
+def test_a_link_that_leads_nowhere_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved("gpt2", tmp_path / "source")
+    (tmp_path / "out").symlink_to("nowhere")
+    assert "exists already" in refused(tmp_path / "source", capsys=capsys)
+
+
+def test_folders_that_were_made_for_it_go_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the source turns out to be damaged while it is read; what was there before stays."""
+    saved("llama", tmp_path / "source")
+    rewritten(with_entry(float("nan")))(tmp_path / "source")
+    (tmp_path / "mine").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "mine" / "new" / "deep" / "out"
+    assert main(["grow", str(tmp_path / "source"), "--to", "layers=3", "--out", str(out)]) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_source_that_vanishes_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved("gpt2", tmp_path / "source")
+    weights, read = tmp_path / "source" / "model.safetensors", Checkpoint.read
+
+    def read_once_gone(checkpoint: Checkpoint, name: str, wanted: Selection) -> Tensor:
+        weights.unlink(missing_ok=True)
+        return read(checkpoint, name, wanted)
+
+    monkeypatch.setattr(Checkpoint, "read", read_once_gone)
+    assert main(["grow", str(tmp_path / "source"), "--to", "layers=3", "--out", str(tmp_path / "out")]) == 2
+    assert f"growbench: {weights}: cannot be read ([Errno 2] No such file" in capsys.readouterr().err
+
+
+def test_a_source_that_must_not_be_read_is_not_called_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved("gpt2", tmp_path / "source")
+    opened: Any = Path.open
+
+    def forbidden(path: Path, *mode: Any, **more: Any) -> Any:
+        if path.suffix == ".safetensors":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *mode, **more)
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    monkeypatch.setattr(stored_tensors, "safe_open", forbidden)
+    assert "source: cannot be read ([Errno 13] Permission denied: " in refused(tmp_path / "source", capsys=capsys)
 
 
 def test_a_disk_that_fills_leaves_nothing(

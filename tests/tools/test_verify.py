@@ -237,6 +237,23 @@ def test_a_file_that_growbench_json_does_not_describe_is_named(wide: Path, tmp_p
     assert "its function is another" in said  # the rest is examined nevertheless
 
 
+def test_a_source_whose_logits_are_all_zero_is_compared(source: Path, wide: Path, tmp_path: Path, verify: Verify) -> None:
+    def edit(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        tensors["transformer.wte.weight"].zero_()
+
+    before, after = (changed(each, tmp_path / each.name, edit) for each in (source, wide))
+    code, said, _ = verify(after, before)
+    assert "relative change 0.0e+00 in float32" in said
+    code, said, error = verify(wide, before)
+    assert code == 1 and "its function is another: logits change by inf in float32" in error
+
+
+def test_a_source_whose_logits_are_not_finite_is_refused(source: Path, wide: Path, tmp_path: Path, verify: Verify) -> None:
+    bad = changed(source, tmp_path / "bad", not_finite)
+    code, _, error = verify(wide, bad)
+    assert code == 2 and f"SOURCE = '{bad}': its logits are not finite" in error
+
+
 def test_a_configuration_that_growth_should_not_change_is_shown(wide: Path, tmp_path: Path, verify: Verify) -> None:
     def edit(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
         config["layer_norm_epsilon"] = 0.5
