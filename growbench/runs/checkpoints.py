@@ -161,5 +161,6 @@ def _check_card(card: Any) -> None:
         raise UsageError(f"{CARD}: layer_origins must hold lists of layers")
     if not all(isinstance(each, dict) for each in card.get("cost", {}).values()):
         raise UsageError(f"{CARD}: cost must hold tables")
-    if not isinstance(card.get("source", {}).get("checkpoint", ""), str):
-        raise UsageError(f"{CARD}: source.checkpoint is no str")
+    for key, kind in {"checkpoint": str, "files": dict}.items():
+        if not isinstance(card.get("source", {}).get(key, kind()), kind):
+            raise UsageError(f"{CARD}: source.{key} is no {kind.__name__}")

@@ -60,6 +60,7 @@ class Checkpoint:
     places: dict[str, Place]
     left_out: list[str]  # names of tensors that the family's model does not have, and its library leaves out too
     card: Mapping[str, Any]  # growbench.json; empty if there is none
+    stamps: Mapping[Path, tuple[int, int]]  # of configuration and weights, when they were opened
     reads: set[str] = field(default_factory=set)  # names of tensors that were read, in whole or in part
     _latest: OrderedDict[str, Tensor] = field(default_factory=OrderedDict)
 
@@ -110,13 +111,19 @@ class Checkpoint:
 
     def digests(self) -> dict[str, str]:
         """The sha256 of configuration and weights, by file. Raises UsageError if growbench.json says others."""
-        files = sorted({self.folder / CONFIG, *(place.file for place in self.places.values())})
         with one_line(str(self.folder)):
-            found = {path.name: sha256(path) for path in files}
+            found = {path.name: sha256(path) for path in self.stamps}
         known = self.card.get("sha256", {})
         if damaged := [name for name, digest in found.items() if known.get(name, digest) != digest]:
             raise UsageError(f"{self.folder / damaged[0]}: is damaged (sha256 differs from {CARD})")
         return found
+
+    def check_unchanged(self) -> None:
+        """Raise UsageError if a file was changed since it was opened: its tensors may be of two checkpoints."""
+        for path, stamp in self.stamps.items():
+            with one_line(str(path)):
+                if _stamp(path) != stamp:
+                    raise UsageError("was changed while it was read")
 
 
 def is_finite(value: Tensor) -> bool:
@@ -151,7 +158,15 @@ def opened(folder: Path) -> Checkpoint:
         places = {name: stored[own] for name, own in names.items()}
         _check_types(places)
         _check_shapes(architecture, places, sizes)
-        return Checkpoint(folder, architecture, sizes, places, left_out, card_of(folder))
+        files = sorted({folder / CONFIG, *(place.file for place in places.values())})
+        stamps = {path: _stamp(path) for path in files}
+        return Checkpoint(folder, architecture, sizes, places, left_out, card_of(folder), stamps)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def headers(folder: Path) -> dict[str, Place]:

@@ -132,6 +132,7 @@ def grow(growth: Growth, to: Destination) -> str:
             weights = sharded.write(draft, growth.tensors, growth.checkpoint.dtype, written)
             growth.checkpoint.check_rest()
         about = grow_card.about(growth, to.command, digests.result())
+        growth.checkpoint.check_unchanged()
         write_text(draft / MODEL_CARD, grow_card.readme(growth, to, about))
         files = {path.name: sha256(path) for path in draft.iterdir() if path.name not in weights}
         write_text(draft / CARD, json.dumps(about | {"sha256": dict(sorted({**weights, **files}.items()))}, indent=1) + "\n")
@@ -159,7 +160,8 @@ def _draft(out: Path) -> Iterator[Path]:
             raise UsageError(f"--out {out}: was made by somebody else meanwhile")
         move(draft, out)
     except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror or error}: nothing was kept") from error
+        file = f"{error.filename}: " if error.filename else ""  # also one of the source
+        raise UsageError(f"--out {out}: {file}{error.strerror or error}: nothing was kept") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         with suppress(OSError):  # they are not empty

@@ -18,6 +18,7 @@ from growbench.architectures.library import Loaded
 from growbench.architectures.new_parts import NewParts
 from growbench.architectures.symmetry import symmetric
 from growbench.errors import UsageError, reason
+from growbench.files import sha256
 from growbench.formatting import counted, difference
 from growbench.formatting import settings as listed
 from growbench.method.options import COMMON_NAMES
@@ -95,6 +96,8 @@ class _Verification:
         report.row("GROWN", f"{grown.name}: {_sizes(grown)}")
         if source is not None:
             report.row("SOURCE", f"{source.name}: {_sizes(source)}")
+            if other := self._other_file(source):
+                report.row("", f"not the one that GROWN was grown from: {other} is another")
         promised = self._method()
         dtype = self._dtype()
         loaded = self._grown(dtype)
@@ -111,6 +114,12 @@ class _Verification:
         self._function(before, after, dtype, promised)
         self._loss(before, after, tried)
         self._parts(model, tried)
+
+    def _other_file(self, source: Described) -> str:
+        """The first of SOURCE's files that is not as growbench.json of the grown model says; empty if none is."""
+        expected = self.grown.card.get("source", {}).get("files", {})
+        paths = {name: source.folder / name for name in expected}
+        return next((name for name, path in paths.items() if not path.is_file() or sha256(path) != expected[name]), "")
 
     def _method(self) -> bool:
         """Show how the model was grown. Returns whether the method preserves the function."""

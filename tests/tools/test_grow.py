@@ -488,6 +488,22 @@ def test_a_source_that_vanishes_is_named(
     assert f"growbench: {weights}: cannot be read ([Errno 2] No such file" in capsys.readouterr().err
 
 
+def test_a_source_that_changes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved("gpt2", tmp_path / "source")
+    weights, check = tmp_path / "source" / "model.safetensors", Checkpoint.check_rest
+
+    def check_and_write(checkpoint: Checkpoint) -> None:
+        check(checkpoint)
+        os.utime(weights, (1, 1))  # as a writer does
+
+    monkeypatch.setattr(Checkpoint, "check_rest", check_and_write)
+    assert main(["grow", str(tmp_path / "source"), "--to", "layers=3", "--out", str(tmp_path / "out")]) == 2
+    assert f"growbench: {weights}: was changed while it was read" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_source_that_must_not_be_read_is_not_called_damaged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,6 +237,14 @@ def test_a_file_that_growbench_json_does_not_describe_is_named(wide: Path, tmp_p
     assert "its function is another" in said  # the rest is examined nevertheless
 
 
+def test_a_source_that_is_another_is_named(source: Path, wide: Path, tmp_path: Path, verify: Verify) -> None:
+    other = changed(source, tmp_path / "other", another_function)
+    code, said, error = verify(wide, other)
+    assert "not the one that GROWN was grown from: model.safetensors is another" in said
+    assert code == 1 and "its function is another" in error
+    assert "grown from" not in verify(wide, source)[1]
+
+
 def test_a_source_whose_logits_are_all_zero_is_compared(source: Path, wide: Path, tmp_path: Path, verify: Verify) -> None:
     def edit(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
         tensors["transformer.wte.weight"].zero_()
