@@ -154,6 +154,7 @@ def opened(folder: Path) -> Checkpoint:
         refuse_foreign(config)
         sizes = architecture.library.sizes(folder)
         stored = headers(folder)
+        check_layers(stored, sizes)
         names, left_out = _names(architecture, stored, sizes)
         places = {name: stored[own] for name, own in names.items()}
         _check_types(places)
@@ -172,6 +173,12 @@ def _stamp(path: Path) -> tuple[int, int]:
 def headers(folder: Path) -> dict[str, Place]:
     """Where each tensor of a checkpoint is. Raises UsageError if a file is missing, damaged or cut off."""
     return {name: place for file in _files(folder) for name, place in _header(file).items()}
+
+
+def check_layers(stored: Mapping[str, Place], sizes: ModelConfig) -> None:
+    """Raise UsageError for more layers than tensors, before a model is built that fits in no memory."""
+    if sizes.layers > len(stored):
+        raise UsageError(f"{CONFIG} says {sizes.layers:,} layers, and there are {len(stored):,} tensors")
 
 
 def _config(folder: Path) -> Mapping[str, Any]:

@@ -98,8 +98,8 @@ class _Verification:
             report.row("SOURCE", f"{source.name}: {_sizes(source)}")
             if other := self._other_file(source):
                 report.row("", f"not the one that GROWN was grown from: {other} is another")
-        promised = self._method()
         dtype = self._dtype()
+        promised = self._method()
         loaded = self._grown(dtype)
         self._structure(loaded)
         self._files()
@@ -147,9 +147,11 @@ class _Verification:
     def _dtype(self) -> torch.dtype:
         """The checkpoint's own: that of most of its tensors. Raises Broken."""
         try:
-            found = Counter(place.kind for place in stored_tensors.headers(self.grown.folder).values())
+            stored = stored_tensors.headers(self.grown.folder)
+            stored_tensors.check_layers(stored, self.grown.sizes)
         except UsageError as error:
             raise Broken(str(error)) from error
+        found = Counter(place.kind for place in stored.values())
         known = {name: count for name, count in found.items() if name in stored_tensors.TYPES}
         if not known:
             raise Broken(f"has no weights of {', '.join(stored_tensors.TYPES)}, but of {', '.join(found)}")

@@ -315,6 +315,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown family": (with_config(model_type="t5"), "'t5' is no family that growbench can read: it reads transformers' bert,"),
     "size of text": (with_config(hidden_size="many"), "Field 'hidden_size' expected int, got str (value: 'many')"),
     "layers below zero": (with_config(num_hidden_layers=-3, layer_types=["full_attention"]), "`num_hidden_layers` (-3) must be"),
+    "layers of no tensors": (with_config(num_hidden_layers=10**6, layer_types=None), "says 1,000,000 layers, and there are"),
     "no configuration": (lambda folder: (folder / "config.json").unlink(), "config.json: cannot be read"),
     "configuration of text": (lambda folder: (folder / "config.json").write_text("{") and None, "config.json: cannot be read"),
 }  # fmt: skip

@@ -172,6 +172,10 @@ def another_function(tensors: dict[str, Tensor], config: dict[str, Any]) -> None
     tensors["transformer.h.1.mlp.c_fc.weight"] *= 1.01
 
 
+def layers_of_no_tensors(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+    config["n_layer"] = 10**6
+
+
 def more_layers(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     config["n_layer"] = 3
 
@@ -180,6 +184,7 @@ def more_layers(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     ("edit", "message"),
     [
         (without, "lacks transformer.h.1.ln_1.weight"),
+        (layers_of_no_tensors, "config.json says 1,000,000 layers, and there are 28 tensors"),
         (more_layers, "lacks transformer.h.2.attn.c_attn.bias (and 11 others)"),
         (beyond, "has a tensor that its class has not: transformer.h.2.ln_1.weight"),
         (misshapen, "transformer.h.1.ln_1.weight has shape (16,), in its class (32,)"),
