@@ -32,7 +32,8 @@ CARD = "growbench.json"
 INDEX = "model.safetensors.index.json"
 
 
-FILES = (CONFIG, "model*.safetensors", INDEX, CARD)
+WEIGHTS = "model*.safetensors"
+FILES = (CONFIG, WEIGHTS, INDEX, CARD)
 
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -80,14 +81,15 @@ def one_line(where: str) -> Iterator[None]:
 def damage(folder: Path) -> str:
     """Which file of a saved model is not what growbench.json says of it; empty if none is, or if it says nothing."""
     file = folder / CARD
-    card = plain.from_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    for name, expected in card.get("sha256", {}).items():
+    digests = plain.from_json(file.read_text(encoding="utf-8")).get("sha256", {}) if file.is_file() else {}
+    for name, expected in digests.items():
         if (folder / name).is_file():
             if sha256(folder / name) != expected:
                 return f"{name} is damaged (sha256 differs)"
         elif any(fnmatch(name, pattern) for pattern in FILES):  # others may have been left out of a copy
             return f"{name} is missing"
-    return ""
+    others = [path.name for path in sorted(folder.glob(WEIGHTS)) if digests and path.name not in digests]
+    return f"{others[0]} is not among the files that {CARD} describes" if others else ""
 
 
 def refuse_complex_numbers(files: Iterable[Path]) -> None:

@@ -235,6 +235,17 @@ def test_a_file_that_was_cut_off_is_named(wide: Path, tmp_path: Path, verify: Ve
     assert code == 1 and "model.safetensors is damaged or cut off" in error
 
 
+def test_weights_without_a_digest_are_named(wide: Path, tmp_path: Path, verify: Verify) -> None:
+    """Where other files have one."""
+    shutil.copytree(wide, tmp_path / "undescribed")
+    card = tmp_path / "undescribed" / "growbench.json"
+    content = json.loads(card.read_text())
+    del content["sha256"]["model.safetensors"]
+    card.write_text(json.dumps(content))
+    code, _, error = verify(tmp_path / "undescribed")
+    assert code == 1 and "model.safetensors is not among the files that growbench.json describes" in error
+
+
 def test_a_file_that_growbench_json_does_not_describe_is_named(wide: Path, tmp_path: Path, verify: Verify) -> None:
     other = changed(wide, tmp_path / "other", another_function, digests=True)
     code, said, error = verify(other)
