@@ -61,6 +61,8 @@ def folder_of(checkpoint: str, where: str) -> Path:
     folder = Path(checkpoint)
     if os.path.isdir(folder):  # no error for what no folder can be named
         return folder
+    if os.path.isfile(folder):
+        raise UsageError(f"{where}: is a file; name the folder that holds it")
     try:
         return Path(snapshot_download(checkpoint, allow_patterns=[*FILES, *COMPANIONS, MODEL_CARD]))
     except Exception as error:

@@ -351,6 +351,8 @@ def test_a_broken_checkpoint_is_refused(checkpoint: Checkpoint, tmp_path: Path) 
     absent = replace(fits, pretrained=Pretrained(str(tmp_path / "absent")))
     assert "absent': not a folder, and could not be fetched from the hub" in refusal(absent)
     weights, settings = folder / "model.safetensors", folder / "config.json"
+    file = replace(fits, pretrained=Pretrained(str(weights)))
+    assert "model.safetensors': is a file; name the folder that holds it" in refusal(file)
     content = weights.read_bytes()
     weights.write_bytes(content[:-9])
     assert "cannot be read" in refusal(fits)
