@@ -81,18 +81,18 @@ class Threads(ExitStack):
 
     def __init__(self) -> None:
         super().__init__()
-        self.writing, self.hashing = (self.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        self.writing, self.reading = (self.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
 
 
 @dataclass
 class _Writer:
-    """One file. Threads write the parts and digest them, while the next ones are computed."""
+    """One file. Threads write the parts, check and digest them, while the next ones are computed."""
 
     file: DirectFile
     threads: Threads
     dtype: torch.dtype
     written: Callable[[int], object]
-    waiting: deque[tuple[Future[None], Future[None]]] = field(default_factory=deque)
+    waiting: deque[tuple[Future[None], ...]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -103,25 +103,28 @@ class _Writer:
             at = Evaluation(self.dtype)
             for rows in _parts(tensor, self.dtype):
                 part = tensor.part({0: rows} if tensor.dim() else {}, at).to(self.dtype).contiguous()
-                if not is_finite(part):
-                    raise UsageError(f"{name} grows to entries that {str(self.dtype).removeprefix('torch.')} cannot hold")
-                self._put(memoryview(part.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+                finite = self.threads.reading.submit(self._check_finite, name, part)
+                self._put(memoryview(part.reshape(-1).view(torch.uint8).numpy()), finite)  # type: ignore[arg-type]
             if number % GAPS == 0:
                 memory.return_freed()
         while self.waiting:
             self._finish_one()
         return self.digest.hexdigest()
 
-    def _put(self, data: bytes | memoryview) -> None:
+    def _put(self, data: bytes | memoryview, *others: Future[None]) -> None:
+        """Have these bytes written and digested. `others`: what else is done with them."""
         if len(self.waiting) >= AHEAD:
             self._finish_one()
-        self.waiting.append(
-            (self.threads.writing.submit(self._write, data), self.threads.hashing.submit(self.digest.update, data))
-        )
+        written, digested = self.threads.writing.submit(self._write, data), self.threads.reading.submit(self.digest.update, data)
+        self.waiting.append((*others, written, digested))
 
     def _finish_one(self) -> None:
         for each in self.waiting.popleft():
             each.result()
+
+    def _check_finite(self, name: str, part: Tensor) -> None:
+        if not is_finite(part):
+            raise UsageError(f"{name} grows to entries that {str(self.dtype).removeprefix('torch.')} cannot hold")
 
     def _write(self, data: bytes | memoryview) -> None:
         self.file.write(data)
