@@ -267,7 +267,7 @@ def _show(show: argparse.ArgumentParser) -> None:
 
 def _check(check: argparse.ArgumentParser) -> None:
     check.add_argument(
-        "method", nargs="?", type=values.names, metavar="METHODS", help="names, or files as ./file.py or ./file.py:Class; or all"
+        "method", nargs="?", type=values.names, metavar="METHODS", help="names, or files as ./file.py:Class, with commas; or all"
     )
     check.add_argument(
         "--aa",

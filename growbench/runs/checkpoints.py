@@ -32,6 +32,7 @@ CARD = "growbench.json"
 INDEX = "model.safetensors.index.json"
 
 
+SINGLE = "model.safetensors"  # holds all weights, where there is no index
 WEIGHTS = "model*.safetensors"
 FILES = (CONFIG, WEIGHTS, INDEX, CARD)
 

@@ -19,7 +19,7 @@ from growbench.costs import memory
 from growbench.errors import UsageError
 from growbench.files import write_text
 from growbench.growth.lazy import Evaluation, Lazy
-from growbench.runs.checkpoints import INDEX
+from growbench.runs.checkpoints import INDEX, SINGLE
 from growbench.runs.direct_file import DirectFile
 from growbench.runs.stored_tensors import TYPES, is_finite
 
@@ -51,7 +51,7 @@ def shards(tensors: Mapping[str, Lazy], dtype: torch.dtype) -> list[Shard]:
         groups[-1][name] = tensor
         size += more
     if len(groups) == 1:
-        return [Shard("model.safetensors", groups[0])]
+        return [Shard(SINGLE, groups[0])]
     return [Shard(f"model-{number:05}-of-{len(groups):05}.safetensors", group) for number, group in enumerate(groups, 1)]
 
 

@@ -29,12 +29,11 @@ from growbench.config.schema import ModelConfig
 from growbench.errors import UsageError
 from growbench.files import sha256
 from growbench.growth.lazy import Lazy, Stored
-from growbench.growth.selections import Selection, runs, selected
-from growbench.runs.checkpoints import CARD, INDEX, card_of, one_line, refuse_foreign
+from growbench.growth.selections import Selection, joined, runs, selected
+from growbench.runs.checkpoints import CARD, INDEX, SINGLE, card_of, one_line, refuse_foreign
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 WHOLE = {2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32), 8: (torch.int64, np.uint64)}  # by bytes
-SINGLE = "model.safetensors"  # holds all weights, where there is no index
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 LATEST = 2  # tensors that are kept once they were read whole, because rows of them are asked for in any order
 LEGACY = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))  # names that transformers still reads
@@ -83,7 +82,7 @@ class Checkpoint:
         rows = [wanted[0]] if isinstance(wanted[0], range) else runs(wanted[0])
         if rows is not None:
             parts = [selected(self._rows(name, place, each), rest) for each in rows]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return joined(parts, 0)
         if name not in self._latest:
             self._latest[name] = self._rows(name, place, range(place.shape[0]))
             if len(self._latest) > LATEST:
