@@ -83,6 +83,7 @@ def _forecast(options: argparse.Namespace, specs: Sequence[str]) -> int:
         budgets = stages.budgets_of(options, experiment, methods)
         absent = options.throughput and options.device == "cuda"  # a plan for CUDA needs no CUDA device
         device = torch.device("cuda") if absent else choose_device(options.device)
+        experiment = stages.settled_for(options, experiment, device)
         print(forecast(experiment, methods, len(options.seeds), budgets, device, options.throughput))
     finally:
         gc.freeze()  # nor is it looked for at the end of the process

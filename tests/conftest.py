@@ -63,6 +63,7 @@ batch = 4
 steps = 12
 warmup = 2
 lr = 1e-3
+precision = "float32"
 [methods.ligo]
 operator_steps = 3
 """

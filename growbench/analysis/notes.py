@@ -45,8 +45,8 @@ class Noted:
 
     def notes(self) -> list[str]:
         """One or a few sentences each."""
-        found = [*self._left_out(), *self._code(), *self._settings(), *self._target(), *self._sources()]
-        found += [*self._pairs(), *self._ladder()]
+        found = [*self._left_out(), *self._code(), *self._settings(), *self._precision(), *self._target()]
+        found += [*self._sources(), *self._pairs(), *self._ladder()]
         if len({run.record.seed for run in self.runs}) == 1:
             found.append(
                 "One seed: there is no interval and no test, and small differences mean nothing. A claim takes five seeds, and "
@@ -84,6 +84,14 @@ class Noted:
         texts = {method: ", ".join(f"{key} = {value:.3g}" for key, value in each.items()) for method, each in lasts.items()}
         names = "; ".join(f"{method} ({text})" for method, text in texts.items() if text)
         return [f"Trained with settings that scratch does not have: {names}."] if names else []
+
+    def _precision(self) -> list[str]:
+        """Which of the runs were trained in another precision than others."""
+        runs = [*self.runs, *self.shorter]
+        exact = [run for run in runs if run.record.hardware.precision == "float32"]
+        if not any(run.record.hardware.precision == "bf16" for run in runs) or not exact:
+            return []
+        return [f"Trained in float32: {_names(exact)}; all others in bf16. So their losses differ by rounding too."]
 
     def _target(self) -> list[str]:
         target = self.reading.target_loss

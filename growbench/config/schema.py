@@ -87,7 +87,7 @@ class Training:
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     eps: float = 1e-8  # of AdamW
     clip: float = 1.0  # largest gradient norm
-    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 autocast on CUDA, float32 elsewhere
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # of forward and backward passes; auto: as [machine] says
 
     def __post_init__(self) -> None:
         for key in ("batch", "steps", "lr", "clip", "eps"):
@@ -112,12 +112,6 @@ class Training:
         """The same training with its warm-up as a number of steps, which no change of `steps` changes."""
         return dataclasses.replace(self, warmup=self.warmup_steps)
 
-    def precision_on(self, device: str) -> str:
-        """float32 or bf16 on this type of device."""
-        if self.precision == "auto":
-            return "bf16" if device == "cuda" else "float32"
-        return self.precision
-
 
 @dataclass(frozen=True)
 class OwnTraining:
@@ -132,6 +126,7 @@ class Machine:
     """How the work is done. It decides speed and memory; results are the same up to rounding."""
 
     micro_batch: int = 0  # sequences or images in one forward pass; gradients are summed over the batch. 0: the whole batch
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # for auto in [train]; auto: as the folder's runs, or the fast one
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on CUDA
     workers: int = -1  # processes that prepare batches of images; -1: one for each spare core
     graphs: bool = False  # on CUDA: capture each phase's step as CUDA graphs, where that can be done, and compile nothing

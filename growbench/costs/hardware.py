@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import platform
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from growbench.errors import UsageError
 
@@ -62,6 +63,13 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def fast_precision(device: str) -> Literal["float32", "bf16"]:
+    """bf16 on a type of device that multiplies matrices in it: a GPU, or a CPU with AVX512-BF16 or AMX; float32 on others."""
+    in_bf16 = device == "cuda" or not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo().get("flags", "").split())
+    return "bf16" if in_bf16 else "float32"
 
 
 def cpu_stepping() -> str:

@@ -29,6 +29,7 @@ from growbench.method.optimizer import members_of, step_flops
 from growbench.planning.memory_estimate import DeviceEmulation, TensorTracker
 from growbench.registry import Found, get
 from growbench.training.phases import Limits, PhaseDriver, PhaseStart, contained, one_line
+from growbench.training.precision import precision_of
 
 T = TypeVar("T")
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -237,7 +238,7 @@ class StepOnMeta:
         architecture, batch = architectures.of(self.experiment), self.experiment.train.batch
         rows = self.experiment.machine.micro_batch_size(batch)
         self.times = batch // rows
-        self.bf16 = self.experiment.train.precision_on(self.device.type) == "bf16"
+        self.bf16 = precision_of(self.experiment.train, self.experiment.machine, self.device) == "bf16"
         self.batch = shape_batch(self.experiment.data, architecture.objective, rows, self.vocabulary, META)
 
     def __call__(self, start: PhaseStart, step: int) -> tuple[dict[Account, int], int]:

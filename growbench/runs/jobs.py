@@ -14,16 +14,17 @@ import torch
 from growbench import architectures
 from growbench.config.schema import PROTOCOL, Experiment, Training
 from growbench.console import Progress, say
-from growbench.costs.hardware import Hardware, cpu_stepping, device_name
+from growbench.costs.hardware import Hardware, cpu_stepping, device_name, fast_precision
 from growbench.data import Data, Which, load
 from growbench.elapsed import Part, elapsed
 from growbench.method.options import settings as hyperparameters
-from growbench.registry import Found
+from growbench.registry import SCRATCH, Found
 from growbench.runs import checkpoints, curve, saved_models, store
 from growbench.runs.records import RunConfig
 from growbench.runs.store import Run
 from growbench.training.checkpoint import Checkpoints
 from growbench.training.parallel import Parallel
+from growbench.training.precision import precision_of
 
 # the parts of an experiment that decide its source
 OF_SOURCE = ("protocol", "architecture", "source", "data", "source_train", "fingerprint")
@@ -86,16 +87,15 @@ class Setting:
         return load(self.experiment.data, architecture.objective, architecture.tokenizer, batch, which)
 
     def hardware(self, which: Which) -> Hardware:
-        device = self.parallel.device
+        device, machine = self.parallel.device, self.experiment.machine
         return Hardware(
             device=device.type,
             name=device_name(device),
             threads=torch.get_num_threads(),
-            precision=self.training(which).precision_on(device.type),
             processes=self.parallel.describe(),
             stepping=cpu_stepping() if device.type == "cpu" else "",
             at_once=self.at_once,
-            **dataclasses.asdict(self.experiment.machine),
+            **dataclasses.asdict(replace(machine, precision=precision_of(self.training(which), machine, device))),
         )
 
     def config(self, job: Job, data: Data) -> RunConfig:
@@ -153,6 +153,42 @@ def _difference(job: Job, run: Run) -> str:
     if protocol != PROTOCOL:
         return f"under protocol {protocol}, and today's is {PROTOCOL}"
     return "by other code of its method" if run.record.origin != job.found.origin else "with another configuration"
+
+
+def settled(experiment: Experiment, parallel: Parallel, *folders: Path) -> Experiment:
+    """The experiment with its precision decided, in all processes alike, wherever [train] and [machine] leave it at auto.
+
+    It is that of the experiment's runs in the first of these folders that has some from this type of device, since all that are
+    compared should be alike. Without any it is the one that is fast on this device.
+    """
+    if experiment.machine.precision != "auto":
+        return experiment
+    device, fast = parallel.device.type, fast_precision(parallel.device.type)
+    found = ((folder, _precision_of_runs(experiment, folder, device)) for folder in folders)
+    folder, precision = next((each for each in found if each[1]), (None, fast))
+    if folder and precision != fast and parallel.is_main_process:
+        say(f"precision: {precision}, as of the runs in {folder}; {fast} is the fast one here")
+    (exact,) = parallel.any_process(precision == "float32")
+    return replace(experiment, machine=replace(experiment.machine, precision="float32" if exact else "bf16"))
+
+
+def _precision_of_runs(experiment: Experiment, folder: Path, device: str) -> str:
+    """That of a run of this experiment with precision auto, trained on this type of device: one of scratch where there is any.
+
+    Empty if there is none.
+    """
+    identity = _plain(experiment.identity())
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in sorted(paths, key=lambda path: not path.name.startswith(f"{SCRATCH}-")):
+        run = store.load(path) if path.is_dir() else None
+        if run is None or run.record.hardware.device != device:
+            continue
+        config = run.record.config.experiment
+        training = config.get("train", config.get("source_train", {}))
+        alike = all(config[key] == identity.get(key) for key in config if key != "fingerprint")
+        if alike and training.get("precision") == "auto":
+            return run.record.hardware.precision
+    return ""
 
 
 def _of_source(experiment: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,7 @@ def miniature(name: str, overrides: Iterable[str]) -> Experiment:
     trained = [] if loading.load(name).pretrained else ["source"]
     small = [f"{which}.{key}" for which in ("source", "target") for key in SIZES]
     small += [f"{which}.{key}" for which in (*trained, "train") for key in TRAINING] + [f"data.{key}" for key in data]
+    small.append("machine.precision=float32")
     experiment = loading.load(name, [*small, *overrides])
     return replace(experiment, source=experiment.target, source_train=experiment.train, pretrained=None)
 

@@ -118,10 +118,11 @@ def begin(tell: Tell, options: argparse.Namespace, specs: Sequence[str], budgets
     """In a worker: what does its tasks."""
     experiment, methods = stages.asked(options, specs)
     setting = stages.setting_of(options, experiment)
-    machine = experiment.machine
+    experiment, machine = setting.experiment, setting.experiment.machine
     if machine.workers < 0:
         machine = replace(machine, workers=max(1, feed.spare(setting.parallel.device) // at_once))
-    setting = replace(setting, experiment=replace(experiment, machine=machine), at_once=at_once, progress=partial(Told, tell))
+    experiment = replace(experiment, machine=machine)
+    setting = replace(setting, experiment=experiment, at_once=at_once, progress=partial(Told, tell))
     benchmark = stages.benchmark_of(options, setting, follows)
     benchmark.budgets = budgets
     data = setting.load_data("target")

@@ -20,7 +20,7 @@ from growbench.method.options import settings
 from growbench.registry import SCRATCH, SOURCE, Found, is_foreign, named, options_of
 from growbench.runs import step_seconds
 from growbench.runs.apart import Died, apart
-from growbench.runs.jobs import Setting
+from growbench.runs.jobs import Setting, settled
 from growbench.runs.records import versions
 from growbench.runs.step_seconds import LARGEST_ERROR, MethodSeconds, PhaseSeconds, StepSeconds
 from growbench.tools import stages
@@ -57,6 +57,7 @@ def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, ro
         if spec not in foreign:
             found(experiment, spec)  # raises UsageError for an unknown one
     check_folder(folder)
+    experiment = settled(experiment, Parallel(device), folder)  # reference times are of the runs' precision
     phases = PhaseBench(experiment, device, rounds)
     methods = []
     for spec in specs:
@@ -90,7 +91,7 @@ def bench(experiment: Experiment, specs: Sequence[str], device: torch.device, ro
         )
     head = (
         f"{experiment.name}: a training step of batch {experiment.train.batch} x {experiment.data.positions}, "
-        f"{device_name(device)}, {torch.get_num_threads()} threads, {experiment.train.precision_on(device.type)}; "
+        f"{device_name(device)}, {torch.get_num_threads()} threads, {record.hardware.precision}; "
         f"medians of {rounds} alternations; in brackets against the plain step"
     )
     return "\n".join([head, *_table(scratch, methods, plain.value), f"stored as reference: {file}"])

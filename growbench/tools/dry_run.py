@@ -24,7 +24,7 @@ from growbench.planning.budgets import Budgets
 from growbench.planning.plan import PlannedPhase, Unplannable, check_sizes, plan, plan_source
 from growbench.registry import SCRATCH, Found
 from growbench.runs import saved_models
-from growbench.training.precision import autocast
+from growbench.training.precision import autocast, precision_of
 
 SHORT, FEW = 128, 4096  # tokens of a sequence, and of a vocabulary, where those of the experiment would take a minute a step
 
@@ -43,7 +43,7 @@ def throughput(experiment: Experiment, vocabulary: int, device: torch.device) ->
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        with autocast(experiment.train, device):
+        with autocast(experiment.train, experiment.machine, device):
             loss = task_loss(model, batch)
         loss.backward()
         if device.type == "cuda":
@@ -152,7 +152,7 @@ def _head(experiment: Experiment, seeds: int, device: torch.device) -> list[str]
         f"{experiment.name}: {experiment.title}{pretrained}",
         f"{counted(seeds, 'seed')}, {training.batch} x {length} tokens per step, "
         f"{experiment.machine.micro_batch_size(training.batch)} x {length} at a time, "
-        f"{training.precision_on(device.type)} on {device.type}, optimizer {training.optimizer}",
+        f"{precision_of(training, experiment.machine, device)} on {device.type}, optimizer {training.optimizer}",
         "",
         f"{'':<22} {'':>8} {'':>8}   FLOPs charged to",
         f"{'method':<22} {'steps':>8} {'tokens':>8}   {'train':>7} {'growth':>7} {'operator':>8} {'teacher':>7} {'in all':>7}"

@@ -67,6 +67,7 @@ def job_list(options: argparse.Namespace, specs: Sequence[str]) -> JobList:
     experiment, methods = stages.asked(options, specs)
     budgets = stages.budgets_of(options, experiment, methods)
     device, vocabulary = choose_device(options.device), vocabulary_size(experiment.data)
+    experiment = stages.settled_for(options, experiment, device)
     sources, _ = dry_run.source_rows(experiment, methods, vocabulary, device)
     speed = options.throughput or dry_run.throughput(experiment, vocabulary, device)
     spec_of = dict(zip((found.name for found in methods), specs, strict=True))

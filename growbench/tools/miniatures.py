@@ -74,7 +74,7 @@ def _experiment(cell: Cell) -> Experiment:
     tables: dict[str, dict[str, Any]] = {
         "source": {"layers": 2, "width": 16},
         "target": {"layers": 3, "width": 24},
-        "train": {"batch": 2, "steps": BUDGET, "lr": 1e-3, "warmup": 2},
+        "train": {"batch": 2, "steps": BUDGET, "lr": 1e-3, "warmup": 2, "precision": "float32"},
     }
     for key, value in cell.settings:
         section, _, name = key.partition(".")

@@ -116,8 +116,12 @@ class Reproduction:
         device = torch.device(run.record.hardware.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UsageError("was trained on CUDA, and there is no CUDA device here")
-        # runs of one experiment that lie beside one another share a source
-        place = temporary / _key(str(folder.resolve().parent), run.record.config.experiment)
+        own, source = run.record.hardware.precision, store.load(folder.parent / store.name(registry.SOURCE, run.record.seed))
+        theirs = source.record.hardware.precision if source and run.source_cost(Unit.FLOPS) else ""
+        if {own, theirs} == {"float32", "bf16"}:
+            raise UsageError(f"is in {own}, and its source was trained in {theirs}")
+        # runs of one experiment and precision that lie beside one another share a source
+        place = temporary / _key(f"{folder.resolve().parent} {own}", run.record.config.experiment)
         experiment, stop_at_loss = experiment_of(run.record), run.record.config.stop_at_loss
         self.setting = Setting(experiment, place, Parallel(device), stop_at_loss)
         self.foreign = registry.is_foreign(run.record.method_itself, run.record.config.method)
@@ -252,7 +256,7 @@ def experiment_of(record: RunRecord) -> Experiment:
         data=parse(kind, data, "data"),
         train=parse(Training, train or {}, "train"),
         source_train=parse(Training, stored.pop("source_train", train) or {}, "source"),
-        machine=Machine(hardware.micro_batch, hardware.compile, hardware.workers),  # type: ignore[arg-type]
+        machine=Machine(hardware.micro_batch, hardware.precision or "auto", hardware.compile, hardware.workers),  # type: ignore[arg-type]
         pretrained=parse(Pretrained, pretrained, "source") if pretrained else None,
     )
     if stored:

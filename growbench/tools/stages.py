@@ -18,6 +18,8 @@ from growbench.console import say
 from growbench.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from growbench.planning.budgets import Budgets, MethodCost
     from growbench.registry import Found
     from growbench.runs.benchmark import Benchmark
@@ -148,12 +150,21 @@ def asked(options: argparse.Namespace, specs: Sequence[str]) -> tuple[Experiment
 def setting_of(options: argparse.Namespace, experiment: Experiment, stage: str = "") -> Setting:
     """What all runs share. `stage`: of the processes that torchrun started, if there are any."""
     from growbench.costs.hardware import choose_device
-    from growbench.runs.jobs import Setting
+    from growbench.runs.jobs import Setting, settled
     from growbench.training import parallel
 
     processes = parallel.start(choose_device(options.device), options.tensor_parallel, options.shard, stage)
     stop_at_loss = options.target_loss if options.stop_at_target else None
-    return Setting(experiment, options.results / experiment.name, processes, stop_at_loss, options.save, options.track)
+    folder = options.results / experiment.name
+    return Setting(settled(experiment, processes, folder), folder, processes, stop_at_loss, options.save, options.track)
+
+
+def settled_for(options: argparse.Namespace, experiment: Experiment, device: torch.device) -> Experiment:
+    """The experiment with the precision of the runs that are asked for, in one process that trains none of them."""
+    from growbench.runs.jobs import settled
+    from growbench.training.parallel import Parallel
+
+    return settled(experiment, Parallel(device), options.results / experiment.name)
 
 
 def benchmark_of(options: argparse.Namespace, setting: Setting, follows: bool = False) -> Benchmark:

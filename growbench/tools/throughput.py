@@ -30,6 +30,7 @@ from growbench.errors import Interrupted, UsageError
 from growbench.formatting import data_size, percent, quantity
 from growbench.method import Method, Phase, Phases, Task, task_loss
 from growbench.tools.loop_table import BARE, OURS, TRAINER, Comparison, Ratio, markdown
+from growbench.training.precision import precision_of
 from growbench.training.replicas import Replica
 from growbench.training.step import Step
 from growbench.training.trainer import Output, Stop, Trainer, Work
@@ -52,7 +53,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
     training = experiment.train
     data = load(experiment.data, architecture.objective, architecture.tokenizer, training.batch)
     batches = [data.train_batch(step, 0) for step in range(READY)]
-    precision = training.precision_on(device.type)
+    precision = precision_of(training, experiment.machine, device)
 
     def fresh() -> nn.Module:
         torch.manual_seed(0)
@@ -86,7 +87,7 @@ def compare_loops(experiment: Experiment, device: torch.device, rounds: int) -> 
         TRAINER: lambda n: trainer_seconds(experiment, batches, shipped(), n, compiled),
     }
     precise = replace(experiment, train=replace(training, precision="float32"))
-    if precision == "bf16" and device.type == "cpu":  # where bf16 must be asked for
+    if precision == "bf16" and device.type == "cpu":
         loops[PRECISE] = lambda n: growbench_seconds(precise, data, device, n, compiled)[0]
     per_step: dict[str, list[float]] = {name: [] for name in loops}
     peaks = []
@@ -222,7 +223,7 @@ def trainer_flags(experiment: Experiment, device: torch.device, compiled: bool) 
     """The options of transformers.Trainer that make it fastest."""
     rows = experiment.machine.micro_batch_size(experiment.train.batch)
     return {
-        "bf16": experiment.train.precision_on(device.type) == "bf16",
+        "bf16": precision_of(experiment.train, experiment.machine, device) == "bf16",
         "torch_compile": compiled,
         "optim": "adamw_torch_fused",
         "dataloader_num_workers": 4 if device.type == "cuda" else 0,

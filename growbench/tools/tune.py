@@ -36,7 +36,7 @@ from growbench.report import sheets
 from growbench.runs import store
 from growbench.runs.apart import Died, apart
 from growbench.runs.benchmark import Benchmark
-from growbench.runs.jobs import Setting
+from growbench.runs.jobs import Setting, settled
 from growbench.tools import stages
 from growbench.tools.search_space import Trials, Values, best, defaults, digest, fingerprint, space, with_values
 from growbench.tools.tuned_values import Tuned, Tuning, read_others, variant
@@ -108,7 +108,8 @@ class Tuner:
 
     @property
     def setting(self) -> Setting:
-        return Setting(self.experiment, self.folder, Parallel(self.device))
+        parallel = Parallel(self.device)
+        return Setting(settled(self.experiment, parallel, self.folder, self.folder.parent), self.folder, parallel)
 
     def check(self, spec: str) -> Checked:
         """Raises UsageError if the method refuses the experiment or its own hyperparameters."""

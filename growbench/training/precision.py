@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from growbench.config.schema import Training
+from growbench.config.schema import Machine, Training
+from growbench.costs import hardware
 
 SHORT = 512  # tokens; in longer sequences attention weights, which are kept for the backward pass, take most of a model's memory
 
 
-def autocast(training: Training, device: torch.device) -> AbstractContextManager[Any]:
-    """The context of forward passes: bf16 or float32, as `training` has it on this device. It can be entered again."""
-    bf16 = training.precision_on(device.type) == "bf16"
+def precision_of(training: Training, machine: Machine, device: torch.device) -> Literal["float32", "bf16"]:
+    """As [train] says, else as [machine] says, else the one that is fast on this device."""
+    if training.precision != "auto":
+        return training.precision
+    return hardware.fast_precision(device.type) if machine.precision == "auto" else machine.precision
+
+
+def autocast(training: Training, machine: Machine, device: torch.device) -> AbstractContextManager[Any]:
+    """The context of forward passes in `precision_of` these. It can be entered again."""
+    bf16 = precision_of(training, machine, device) == "bf16"
     if bf16 and device.type == "cpu":
         return CpuAutocast()
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -61,7 +61,7 @@ class Step:
         with casting_once(self.device):
             for number in range(parts):
                 with nullcontext() if number == parts - 1 else self.live.accumulating():
-                    with autocast(self.training, self.device), self._compiling():
+                    with autocast(self.training, self.machine, self.device), self._compiling():
                         loss = self.live.run(partial(self.phase.loss, self.live.model, batch.part(number, parts), step))
                     self._check_loss(loss)
                     (loss / parts).backward()

@@ -61,10 +61,10 @@ class Trainer:
         self.task, self.costs, self.training, self.device = work.task, work.costs, work.task.training, work.task.device
         self.parallel = parallel or Parallel(self.device)
         self.every = max(1, self.task.budget // 100)  # steps between two evaluations: 1 % of the budget
-        micro_batch = work.machine.micro_batch_size(self.training.batch)
-        classifies = self.task.architecture.objective == "classes"
-        self.evaluation = Evaluation(work.data, micro_batch, classifies, work.costs, autocast(self.training, self.device))
-        self.feed = Feed(work.data, work.seed, self.device, work.machine.workers, self.parallel.dp_rank, self.parallel.dp_degree)
+        machine, classifies = work.machine, self.task.architecture.objective == "classes"
+        passes = autocast(self.training, machine, self.device)
+        self.evaluation = Evaluation(work.data, machine.micro_batch_size(self.training.batch), classifies, work.costs, passes)
+        self.feed = Feed(work.data, work.seed, self.device, machine.workers, self.parallel.dp_rank, self.parallel.dp_degree)
         self.watch, self.cpu = Stopwatch(self.device), CpuClock()
         self.outcome = Outcome(work.costs)
         self.source_loss: float | None = None

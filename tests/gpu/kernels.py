@@ -21,6 +21,7 @@ from growbench.costs.hardware import choose_device, device_name
 from growbench.formatting import data_size, percent, quantity
 from growbench.method import task_loss
 from growbench.tools.throughput import WARM_UP, BareLoop, matrix_peak, wall_seconds
+from growbench.training.precision import precision_of
 
 BATCHES, STEPS, PROFILED = 2, 15, 2
 KINDS = {  # of kernels, by their names; the first that fits
@@ -48,7 +49,7 @@ def main() -> None:
     memory.reset_peak(device)
     seconds = wall_seconds(loop.train, STEPS, device) / STEPS
     largest = memory.peak(device)
-    peak = matrix_peak(device, loop.step.training.precision_on(device.type) == "bf16")
+    peak = matrix_peak(device, precision_of(loop.step.training, loop.step.machine, device) == "bf16")
     kernels = profiled(loop, device)
     rows = [f"{1e3 * each:8.2f} ms  {name}" for name, each in by_kind(kernels).most_common()]
     rows += [f"{1e3 * each:8.2f} ms  {name[:100]}" for name, each in kernels.most_common(options.top)]

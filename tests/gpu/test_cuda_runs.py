@@ -92,7 +92,7 @@ def test_a_comparison_of_loops_is_made(
 ) -> None:
     """growbench's loop, a bare one and transformers.Trainer, each with its tokens per second above 0.
 
-    On a CPU, where bf16 must be asked for, float32 stands beside it.
+    On a CPU float32 stands beside bf16.
     """
     monkeypatch.setattr(throughput, "SECONDS", 0.01)
     if device.type == "cpu":

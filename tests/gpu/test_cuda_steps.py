@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from growbench import architectures, registry
 from growbench.config import loading
-from growbench.config.schema import Training
+from growbench.config.schema import Machine, Training
 from growbench.costs import memory
 from growbench.costs.flops import count
 from growbench.costs.ledger import Costs, Stopwatch
@@ -199,7 +199,11 @@ def test_a_models_loss_is_the_same_with_flash_attention(device: torch.device, na
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     losses = []
     for each in (kernels, kernels[-1:]):
-        with torch.no_grad(), autocast(Training(batch=1, steps=1, lr=1.0), device), sdpa_kernel(each, set_priority=True):
+        with (
+            torch.no_grad(),
+            autocast(Training(batch=1, steps=1, lr=1.0), Machine(), device),
+            sdpa_kernel(each, set_priority=True),
+        ):
             losses.append(task_loss(model.eval(), batch).item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-2 if device.type == "cuda" else 1e-5)
 
@@ -210,7 +214,7 @@ def test_flops_count_the_same_on_every_device(device: torch.device, name: str) -
     counts = []
     for where in (CPU, device):
         model, batch = _miniature(name, where)
-        with autocast(Training(batch=1, steps=1, lr=1.0), where):
+        with autocast(Training(batch=1, steps=1, lr=1.0), Machine(), where):
             counts.append(count(lambda: task_loss(model.train(), batch).backward())[0])  # noqa: B023
     assert counts[0] == counts[1] > 0
 

@@ -65,7 +65,7 @@ def experiment_of(architecture: str, source: ModelConfig = SMALL, target: ModelC
         if images
         else TextConfig("wikipedia-sample", sequence_length=16, vocabulary=VOCABULARY)
     )
-    steps = Training(**{"batch": 4, "steps": 9, "lr": 1e-3, "warmup": 0} | training)
+    steps = Training(**{"batch": 4, "steps": 9, "lr": 1e-3, "warmup": 0, "precision": "float32"} | training)
     return Experiment("mini", "mini", architecture, source, target, data, steps, steps)
 
 

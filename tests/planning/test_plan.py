@@ -207,7 +207,8 @@ def test_the_speed_is_measured_on_little_where_a_sequence_takes_long(monkeypatch
 def test_a_plan_for_a_device_that_is_not_here(miniature: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("it is here")
-    assert dry_run(miniature, "--methods", "scratch", "--device", "cuda", "--throughput", "150e12") == 0
+    cuda = ["--device", "cuda", "--throughput", "150e12", "--set", "train.precision=auto"]
+    assert dry_run(miniature, "--methods", "scratch", *cuda) == 0
     assert "bf16 on cuda" in capsys.readouterr().out
     assert dry_run(miniature, "--methods", "scratch", "--device", "cuda") == 2
 

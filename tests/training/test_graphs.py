@@ -225,7 +225,7 @@ def test_an_interrupted_run_is_captured_again(
 @pytest.fixture
 def step() -> Step:
     model = architectures.get("gpt2").build(SIZES)
-    training = Training(batch=1, steps=1, lr=1.0)
+    training = Training(batch=1, steps=1, lr=1.0, precision="float32")
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     return Step(Phase(model=model), Replica(model, optimizer), training, Machine(graphs=True), CUDA)
 

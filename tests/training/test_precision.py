@@ -43,7 +43,7 @@ def test_attention_is_torchs_up_to_rounding_with_its_gradients(groups: int, opti
     """Of heads that share keys and values too, against torch's definition in float64."""
     given = [torch.randn(3, heads, 8, 16, requires_grad=True) for heads in (4, groups, groups)]
     upstream = torch.randn(3, 4, 8, 16)
-    with autocast(BF16, CPU):
+    with autocast(BF16, Machine(), CPU):
         found = attend(*given, **options)
     assert found.dtype == torch.bfloat16
     exact = [each.detach().double().requires_grad_() for each in given]
@@ -69,7 +69,7 @@ def test_attention_with_dropout_or_a_mask_for_each_row_is_torchs_in_float32(opti
     torch.manual_seed(1)
     expected = attend(*given, **options)
     torch.manual_seed(1)
-    with autocast(BF16, CPU):
+    with autocast(BF16, Machine(), CPU):
         assert torch.equal(attend(*given, **options), expected)
 
 
@@ -77,7 +77,7 @@ def test_attention_over_long_sequences_is_torchs_in_float32(monkeypatch: pytest.
     monkeypatch.setattr(precision, "SHORT", 3)
     given = torch.randn(1, 2, 4, 8).bfloat16()
     for _ in range(2):  # the context can be entered again
-        with autocast(BF16, CPU):
+        with autocast(BF16, Machine(), CPU):
             product, attended = functional.linear(given.float(), torch.randn(8, 8)), attend(given, given, value=given)
         assert (product.dtype, attended.dtype) == (torch.bfloat16, torch.float32)
     assert functional.linear(given.float(), torch.randn(8, 8)).dtype == torch.float32
@@ -87,7 +87,7 @@ def test_what_all_keys_and_values_share_costs_no_accuracy() -> None:
     """As early in training, where they differ little, and the gradient of the queries consists of these differences."""
     query, key, value = (torch.randn(2, 2, 16, 8).bfloat16().float().requires_grad_() for _ in range(3))
     alike = [(16 + each).detach().bfloat16().double().requires_grad_() for each in (key, value)]
-    with autocast(BF16, CPU):
+    with autocast(BF16, Machine(), CPU):
         found = attend(query, *(each.float() for each in alike), is_causal=True)
     with sdpa_kernel(SDPBackend.MATH):
         expected = attend(query.double(), *alike, is_causal=True)
@@ -147,13 +147,13 @@ def test_the_gradients_of_micro_batches_in_bf16_add_up_to_those_of_the_batch() -
 
 def test_rms_norm_is_computed_in_float32() -> None:
     given, norm = torch.randn(3, 8).bfloat16(), nn.RMSNorm(8)
-    with autocast(BF16, CPU):
+    with autocast(BF16, Machine(), CPU):
         assert torch.equal(norm(given), norm(given.float())) and norm(given).dtype == torch.float32
 
 
 def test_layer_norm_takes_weights_that_are_products() -> None:
     """As a growth operator makes them."""
     given, weight, bias = torch.randn(3, 8), torch.randn(8).bfloat16(), torch.randn(8).bfloat16()
-    with autocast(BF16, CPU):
+    with autocast(BF16, Machine(), CPU):
         found = functional.layer_norm(given, (8,), weight, bias)
     assert torch.equal(found, functional.layer_norm(given, (8,), weight.float(), bias.float()))

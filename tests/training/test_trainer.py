@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def experiment(corpus: Any) -> Experiment:
     data = TextConfig(corpus=f"files:{corpus}", sequence_length=16, vocabulary=300, evaluation_batches=1)
-    training = Training(batch=4, steps=12, lr=1e-3, warmup=2)
+    training = Training(batch=4, steps=12, lr=1e-3, warmup=2, precision="float32")
     source = ModelConfig(layers=1, width=16, heads=2, dropout=0.1)
     return Experiment(
         "mini", "mini", "gpt2", source, ModelConfig(layers=2, width=32, heads=4, dropout=0.1), data, training, training
@@ -408,7 +408,7 @@ def test_every_phase_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
         return value
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    training = Training(batch=1, steps=1, lr=1.0)
+    training = Training(batch=1, steps=1, lr=1.0, precision="float32")
     for width in range(1, 11):
         model = nn.Sequential(nn.Linear(width, 1))
         phase = Phase(model=model, loss=loss)

@@ -69,7 +69,7 @@ def test_a_model_that_is_seen_through_a_view_is_not_compiled(monkeypatch: pytest
     monkeypatch.setattr(torch, "compile", lambda call, dynamic: call)
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
     model = nn.Linear(1, 1)
-    live, training = Replica(model, torch.optim.SGD(model.parameters())), Training(batch=1, steps=1, lr=1.0)
+    live, training = Replica(model, torch.optim.SGD(model.parameters())), Training(batch=1, steps=1, lr=1.0, precision="float32")
     for view, compiled in ((None, True), (fading, False)):
         step = Step.of(Phase(model=model, view=view), live, training, Machine(compile="on"), CPU, steps=5)
         assert step.compiled is compiled
