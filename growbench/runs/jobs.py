@@ -167,7 +167,7 @@ def settled(experiment: Experiment, parallel: Parallel, *folders: Path) -> Exper
     found = ((folder, _precision_of_runs(experiment, folder, device)) for folder in folders)
     folder, precision = next((each for each in found if each[1]), (None, fast))
     if folder and precision != fast and parallel.is_main_process:
-        say(f"precision: {precision}, as of the runs in {folder}; {fast} is the fast one here")
+        say(f"precision: {precision}, as of the runs in {folder}; here --set machine.precision={fast} is faster")
     (exact,) = parallel.any_process(precision == "float32")
     return replace(experiment, machine=replace(experiment.machine, precision="float32" if exact else "bf16"))
 
@@ -186,8 +186,9 @@ def _precision_of_runs(experiment: Experiment, folder: Path, device: str) -> str
         config = run.record.config.experiment
         training = config.get("train", config.get("source_train", {}))
         alike = all(config[key] == identity.get(key) for key in config if key != "fingerprint")
-        if alike and training.get("precision") == "auto":
-            return run.record.hardware.precision
+        precision = run.record.hardware.precision
+        if alike and training.get("precision") == "auto" and precision in ("float32", "bf16"):
+            return precision
     return ""
 
 

@@ -113,6 +113,8 @@ class Reproduction:
             raise UsageError("has no phases in its run.json")
         if run.record.hardware.device not in ("cpu", "cuda"):
             raise UsageError(f"was trained on an unknown device: {run.record.hardware.device!r}")
+        if run.record.hardware.precision not in ("float32", "bf16", ""):
+            raise UsageError(f"was trained in an unknown precision: {run.record.hardware.precision!r}")
         device = torch.device(run.record.hardware.device)
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UsageError("was trained on CUDA, and there is no CUDA device here")

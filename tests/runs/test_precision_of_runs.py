@@ -127,7 +127,7 @@ def test_later_runs_take_the_precision_of_earlier_ones(
     for more in (["--dry-run"], []):
         assert _run(miniature, tmp_path, "stackbert", *more) == 0
         said = capsys.readouterr()
-        assert f"precision: float32, as of the runs in {tmp_path / 'miniature'}; bf16 is the fast one here" in said.err
+        assert f"precision: float32, as of the runs in {tmp_path / 'miniature'}; here --set machine.precision=bf16 is faster" in said.err
         assert not more or "float32 on cpu" in said.out
     assert set(_precisions(tmp_path).values()) == {"float32"}
     # what is said by hand goes before, and makes no other experiment: scratch still counts, and still decides for later runs
@@ -180,8 +180,10 @@ def test_only_runs_that_compare_decide(experiment: Experiment, of_scratch: Path,
     assert _settled(longer, folder) == "float32"
     _change(of_scratch, device="cuda")
     assert _settled(experiment, folder) == "float32"
-    _change(of_scratch, device="cpu", precision="")  # as an early record has it
-    assert _settled(experiment, folder) == "float32"
+    for other in ("", "fp8"):  # as in an early record, and in a damaged one
+        _change(of_scratch, device="cpu", precision=other)
+        assert _settled(experiment, folder) == "float32"
+    assert cli.main(["reproduce", str(of_scratch)]) == 2
 
 
 def test_a_run_of_a_source_decides_as_well(miniature: Path, experiment: Experiment, tmp_path: Path) -> None:
