@@ -86,12 +86,17 @@ class Noted:
         return [f"Trained with settings that scratch does not have: {names}."] if names else []
 
     def _precision(self) -> list[str]:
-        """Which of the runs were trained in another precision than others."""
+        """Which of the runs were trained in another precision than most."""
+        kinds = {
+            "float32": {"float32"},
+            "bf16": {"bf16"},
+            "both, as they were resumed elsewhere": {"float32", "bf16"},
+        }
         runs = [*self.runs, *self.shorter]
-        exact = [run for run in runs if run.record.hardware.precision == "float32"]
-        if not any(run.record.hardware.precision == "bf16" for run in runs) or not exact:
-            return []
-        return [f"Trained in float32: {_names(exact)}; all others in bf16. So their losses differ by rounding too."]
+        groups = {name: [run for run in runs if run.record.hardware.precisions == kind] for name, kind in kinds.items()}
+        most = max(groups, key=lambda name: len(groups[name]))
+        parts = [f"in {name}: {_names(group)}" for name, group in groups.items() if group and name != most]
+        return [f"Trained {'; '.join(parts)}; all others in {most}. So their losses differ by rounding too."] if parts else []
 
     def _target(self) -> list[str]:
         target = self.reading.target_loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,11 @@ class Hardware:
     def shared(self) -> bool:
         """Whether other runs took a part of the machine, so that seconds say little about one run."""
         return self.at_once > 1 or "at_once" in self.earlier
+
+    @property
+    def precisions(self) -> set[str]:
+        """What the run was trained in, on the earlier machines too."""
+        return {self.precision, *re.findall(r"\bprecision (\w+)", self.earlier)} - {""}
 
     def __str__(self) -> str:
         return ", ".join(f"{key} {value}" for key, value in self.settings().items())

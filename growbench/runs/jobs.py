@@ -18,7 +18,7 @@ from growbench.costs.hardware import Hardware, cpu_stepping, device_name, fast_p
 from growbench.data import Data, Which, load
 from growbench.elapsed import Part, elapsed
 from growbench.method.options import settings as hyperparameters
-from growbench.registry import SCRATCH, Found
+from growbench.registry import SCRATCH, SOURCE, Found
 from growbench.runs import checkpoints, curve, saved_models, store
 from growbench.runs.records import RunConfig
 from growbench.runs.store import Run
@@ -158,8 +158,8 @@ def _difference(job: Job, run: Run) -> str:
 def settled(experiment: Experiment, parallel: Parallel, *folders: Path) -> Experiment:
     """The experiment with its precision decided, in all processes alike, wherever [train] and [machine] leave it at auto.
 
-    It is that of the experiment's runs in the first of these folders that has some from this type of device, since all that are
-    compared should be alike. Without any it is the one that is fast on this device.
+    It is that of the experiment's runs, ended or begun, in the first of these folders that has some from this type of device,
+    since runs that are compared should be alike. Without any it is the one that is fast on this device.
     """
     if experiment.machine.precision != "auto":
         return experiment
@@ -167,28 +167,26 @@ def settled(experiment: Experiment, parallel: Parallel, *folders: Path) -> Exper
     found = ((folder, _precision_of_runs(experiment, folder, device)) for folder in folders)
     folder, precision = next((each for each in found if each[1]), (None, fast))
     if folder and precision != fast and parallel.is_main_process:
-        say(f"precision: {precision}, as of the runs in {folder}; here --set machine.precision={fast} is faster")
+        curve.say_once(f"precision: {precision}, as of the runs in {folder}, though {fast} is faster here")
     (exact,) = parallel.any_process(precision == "float32")
     return replace(experiment, machine=replace(experiment.machine, precision="float32" if exact else "bf16"))
 
 
 def _precision_of_runs(experiment: Experiment, folder: Path, device: str) -> str:
-    """That of a run of this experiment with precision auto, trained on this type of device: one of scratch where there is any.
+    """That of a run of this experiment with precision auto, ended or begun, on this type of device; empty if there is none.
 
-    Empty if there is none.
+    One of scratch counts first, and then one of the source.
     """
-    identity = _plain(experiment.identity())
+    identity, first = _plain(experiment.identity()), (SCRATCH, SOURCE)
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in sorted(paths, key=lambda path: not path.name.startswith(f"{SCRATCH}-")):
-        run = store.load(path) if path.is_dir() else None
-        if run is None or run.record.hardware.device != device:
+    for path in sorted(paths, key=lambda path: [not path.name.startswith(f"{name}-seed") for name in first]):
+        found = store.trained_in(path) if path.is_dir() else None
+        if found is None or found.device != device or found.precision not in ("float32", "bf16"):
             continue
-        config = run.record.config.experiment
-        training = config.get("train", config.get("source_train", {}))
-        alike = all(config[key] == identity.get(key) for key in config if key != "fingerprint")
-        precision = run.record.hardware.precision
-        if alike and training.get("precision") == "auto" and precision in ("float32", "bf16"):
-            return precision
+        training = found.experiment.get("train", found.experiment.get("source_train", {}))
+        alike = all(found.experiment[key] == identity.get(key) for key in found.experiment if key != "fingerprint")
+        if alike and training.get("precision") == "auto":
+            return found.precision
     return ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -244,6 +245,27 @@ def load(folder: Path) -> Run | None:
         return Run(folder, record, rows, stamp, cut)
     except (OSError, ValueError) as error:  # text that is not UTF-8 or not JSON raises a ValueError
         say_once(f"{folder} is left out: run.json cannot be read: {' '.join(str(error).split())}")
+        return None
+
+
+@dataclass(frozen=True)
+class TrainedIn:
+    """What a run was trained as, and in which precision, on which type of device."""
+
+    experiment: Mapping[str, Any]  # its configuration
+    device: str
+    precision: str
+
+
+def trained_in(folder: Path) -> TrainedIn | None:
+    """Of a run that has ended, or has begun and may be going on; None if there is none that can be read."""
+    if run := load(folder):
+        return TrainedIn(run.record.config.experiment, run.record.hardware.device, run.record.hardware.precision)
+    try:
+        begun, machines = (_read_json(folder / "checkpoints" / name) for name in ("config.json", "hardware.json"))
+        said = dict(re.findall(r"\b(device|precision) (\w+)", machines[-1]))
+        return TrainedIn(begun["run"]["experiment"], said["device"], said["precision"])
+    except (OSError, TypeError, LookupError):
         return None
 
 

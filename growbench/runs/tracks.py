@@ -160,6 +160,11 @@ class Track:
         """Scratch and its small models."""
         return list(self._read(self.definition.runs, self.definition.sha256))
 
+    @cached_property
+    def precision(self) -> tuple[str, ...]:
+        """The --set by which a run has the precision of the frozen ones, where their [train] leaves it to the machine."""
+        return in_precision(self.definition, *self.frozen)
+
     def seeds_of(self, entry: Entry) -> tuple[int, ...]:
         """Those that an entry has, which may be fewer than the track's."""
         return self.definition.seeds_of(entry.method, entry.sha256)
@@ -188,6 +193,13 @@ class Track:
             if run is None or not run.finished or run.name != name:
                 raise UsageError(f"{place / name} is no finished run of this name, as {self.name} demands")
             yield as_stored(run)
+
+
+def in_precision(definition: Definition, *runs: Run) -> tuple[str, ...]:
+    """The --set by which other runs on a track have the precision of these; none if the track has its own, or these differ."""
+    found = {run.record.hardware.precision for run in runs}
+    free = definition.configuration.get("train", {}).get("precision") == "auto"
+    return tuple(f"machine.precision={each}" for each in found - {""}) if free and len(found) == 1 else ()
 
 
 def as_stored(run: Run) -> Run:

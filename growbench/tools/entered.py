@@ -78,6 +78,7 @@ def command(definition: Definition, runs: Sequence[Run], spec: str) -> str:
     record, seeds = runs[0].record, definition.seeds_of(runs[0].record.method, [run.name for run in runs])
     name, usual = record.method, _usual(definition, record)
     own = [f"{name}.{key}={_text(value)}" for key, value in record.config.method.items() if usual.get(key) != value]
+    own += tracks.in_precision(definition, *runs)
     return definition.command(f"{name}={spec}" if record.variant_of else spec, seeds, own)
 
 

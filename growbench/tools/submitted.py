@@ -91,6 +91,10 @@ def configured(track: Track, run: Run) -> None:
     """Raise UsageError unless a run has the track's configuration."""
     if key := difference(track.definition.configuration, run.record.config.experiment):
         raise UsageError(f"{run.folder}: has another configuration than {track.name}: {key}")
+    theirs = {each for frozen in track.frozen for each in frozen.record.hardware.precisions}
+    if theirs and (other := run.record.hardware.precisions - theirs):
+        again = f"run it again with --set machine.precision={min(theirs)}"
+        raise UsageError(f"{run.folder}: was trained in {min(other)}, and scratch on {track.name} in {min(theirs)}: {again}")
     if run.record.config.stop_at_loss is not None:
         raise UsageError(f"{run.folder}: stopped at a target; runs of a track complete their schedules")
 

@@ -425,3 +425,20 @@ def test_longer_runs_of_scratch_leave_the_comparison_as_it_is() -> None:
     alone, beside = compare(runs), compare([*runs, longer, broken])
     assert beside.runs == alone.runs and beside.ladder.empty
     assert row(beside, "ligo") == pytest.approx(row(alone, "ligo"), nan_ok=True)
+
+
+def test_runs_in_another_precision_are_named() -> None:
+    """Also those that were trained partly in it, before they were resumed elsewhere."""
+    bf16 = {**CPU, "precision": "bf16"}
+    partly = {**CPU, "earlier": "device cuda, name A GPU, precision bf16"}
+
+    def said(*of_methods: dict[str, Any]) -> list[str]:
+        runs = [scratch(), *(straight(f"m{number}", 50, hardware=hardware) for number, hardware in enumerate(of_methods))]
+        return [note for note in compare(runs).notes if "rounding" in note]
+
+    assert said(CPU) == said({**CPU, "precision": ""}) == []
+    assert said(bf16, CPU) == ["Trained in bf16: m0-seed0; all others in float32. So their losses differ by rounding too."]
+    assert said(bf16, bf16) == ["Trained in float32: scratch-seed0; all others in bf16. So their losses differ by rounding too."]
+    assert said(partly, bf16, bf16)[0].startswith(
+        "Trained in float32: scratch-seed0; in both, as they were resumed elsewhere: m0-seed0; all others in bf16."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from growbench import cli
 from growbench.config import loading
 from growbench.config.schema import Experiment, Machine, Training
 from growbench.costs import hardware
+from growbench.errors import Interrupted
 from growbench.runs import store
 from growbench.runs.jobs import settled
+from growbench.training import trainer
 from growbench.training.parallel import Parallel
 from growbench.training.precision import precision_of
 
@@ -127,7 +130,8 @@ def test_later_runs_take_the_precision_of_earlier_ones(
     for more in (["--dry-run"], []):
         assert _run(miniature, tmp_path, "stackbert", *more) == 0
         said = capsys.readouterr()
-        assert f"precision: float32, as of the runs in {tmp_path / 'miniature'}; here --set machine.precision=bf16 is faster" in said.err
+        told = f"precision: float32, as of the runs in {tmp_path / 'miniature'}, though bf16 is faster here"
+        assert said.err.count(told) == (1 if more else 0)  # once a process
         assert not more or "float32 on cpu" in said.out
     assert set(_precisions(tmp_path).values()) == {"float32"}
     # what is said by hand goes before, and makes no other experiment: scratch still counts, and still decides for later runs
@@ -138,7 +142,7 @@ def test_later_runs_take_the_precision_of_earlier_ones(
     }  # fmt: skip
     assert not (tmp_path / "miniature" / store.REPLACED).exists()
     page = (tmp_path / "miniature" / "report" / "index.html").read_text()
-    assert "Trained in float32: scratch-seed0, scratch_short-seed0, stackbert-seed0; all others in bf16." in page
+    assert "Trained in bf16: mslt-seed0; all others in float32." in page
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])  # one of them is not the fast one here
@@ -186,12 +190,47 @@ def test_only_runs_that_compare_decide(experiment: Experiment, of_scratch: Path,
     assert cli.main(["reproduce", str(of_scratch)]) == 2
 
 
+def test_a_run_that_has_only_begun_decides_too(experiment: Experiment, of_scratch: Path) -> None:
+    """It may be going on, or its process may have been killed: it goes on in its own precision."""
+    config = json.loads((of_scratch / store.RECORD).read_text())["config"]
+    (of_scratch / store.RECORD).unlink()
+    for name, content in ("config.json", {"run": config}), ("hardware.json", ["a GPU", "device cpu, threads 1, precision bf16"]):
+        assert _settled(experiment, of_scratch.parent) == "float32"
+        (of_scratch / "checkpoints").mkdir(exist_ok=True)
+        (of_scratch / "checkpoints" / name).write_text(json.dumps(content))
+    assert _settled(experiment, of_scratch.parent) == "bf16"
+    for damaged in ("", "[]", "[3]", "{}", '["precision bf16"]'):
+        (of_scratch / "checkpoints" / "hardware.json").write_text(damaged)
+        assert _settled(experiment, of_scratch.parent) == "float32"
+
+
+def test_a_killed_run_goes_on_in_its_precision(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(self: store.CurveFile, row: Any) -> None:
+        if row["step"] == 6:
+            raise Interrupted
+        append(self, row)
+
+    append = store.CurveFile.append
+    with monkeypatch.context() as patch:
+        patch.setattr(store.CurveFile, "append", killed)
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(store.RunFolder, "close", lambda *_: False)  # nor is a record written
+        _fast(patch, "bf16")
+        assert _run(miniature, tmp_path, "scratch") == 130
+    _fast(monkeypatch, "float32")
+    assert not _precisions(tmp_path)
+    assert _run(miniature, tmp_path, "scratch") == 0
+    run = store.load(tmp_path / "miniature" / "scratch-seed0")
+    assert run is not None and run.record.hardware.precision == "bf16" and not run.record.hardware.earlier
+
+
 def test_a_run_of_a_source_decides_as_well(miniature: Path, experiment: Experiment, tmp_path: Path) -> None:
     assert _run(miniature, tmp_path, "bert2bert", "--only", "source-seed0", "--set", "machine.precision=bf16") == 0
     assert [*_precisions(tmp_path)] == ["source-seed0"]
     assert _settled(experiment, tmp_path / "miniature") == "bf16"
-    alone = replace(experiment, train=replace(experiment.train, precision="bf16"), source_train=experiment.source_train)
-    assert _settled(alone, tmp_path / "miniature") == "bf16"  # the source's own training still has auto
+    shutil.copytree(tmp_path / "miniature" / "source-seed0", tmp_path / "miniature" / "ki-seed0")
+    _change(tmp_path / "miniature" / "ki-seed0", precision="float32")
+    assert _settled(experiment, tmp_path / "miniature") == "bf16"  # before other methods, which may grow it
 
 
 def test_all_processes_of_a_run_take_one_precision(

@@ -108,9 +108,10 @@ def trained(write_miniature: WriteMiniature, once: Once) -> Path:
 
 def _frozen(write_miniature: WriteMiniature, root: Path) -> None:
     place = Place(root)
-    write_miniature(root)
+    file = write_miniature(root)
+    file.write_text(file.read_text().replace('precision = "float32"', ""))
     place.code.write_text(MINE)
-    experiment = loading.load(str(place.experiment), ["train.schedule=wsd"])
+    experiment = loading.load(str(place.experiment), ["train.schedule=wsd", "machine.precision=float32"])
     setting = Setting(experiment, place.results / "miniature", Parallel(torch.device("cpu")))
     methods = [registry.get(spec) for spec in ("scratch", "direct_copy", str(place.code))]
     assert Benchmark(setting, Budgets.ladder(experiment, (0.5, 1.0))).run(methods, SEEDS)
@@ -154,14 +155,24 @@ def test_a_track_names_what_it_freezes_and_what_was_left_out(place: Place, capsy
     (entry,) = track.entries
     assert entry.name == "direct_copy@1" and entry.origin == registry.get("direct_copy").origin
     assert entry.command == (
-        f"growbench run {definition.experiment} --set train.schedule=wsd --methods direct_copy --seeds 0,1 "
-        "--protocol ladder --budgets 0.5,1"
+        f"growbench run {definition.experiment} --set train.schedule=wsd --set machine.precision=float32 --methods direct_copy "
+        "--seeds 0,1 --protocol ladder --budgets 0.5,1"
     )
+    assert track.precision == ("machine.precision=float32",)
     shutil.rmtree(place.run("direct_copy-seed1"))
     assert place.freeze() == 0
     out = capsys.readouterr().out
     assert "miniature@2; entries: none" in out and "left out: direct_copy: 1 of 4 runs are missing: direct_copy-seed1" in out
     assert "left out: mine: its code is not growbench's own" in out
+
+
+def test_a_run_in_another_precision_than_scratch_is_refused(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """In part, too, as where it was resumed."""
+    again = "and scratch on miniature@1 in float32: run it again with --set machine.precision=float32"
+    place.change("mine-seed1", lambda record: record["hardware"].update(earlier="device cpu, name x, precision bf16, threads 1"))
+    refused(place, f"mine-seed1: was trained in bf16, {again}", capsys)
+    place.change("mine-seed0", lambda record: record["hardware"].update(precision="bf16"))
+    refused(place, f"mine-seed0: was trained in bf16, {again}", capsys)
 
 
 def test_a_loose_method_is_entered_with_its_code_and_stands_on_the_track(
