@@ -26,9 +26,11 @@ def test_nonsense_ends_in_success_or_in_one_line(name: str, monkeypatch: pytest.
     assert sum(throw(name, CASES[name]).values()) == CASES[name]
 
 
-def test_killed_runs_end_in_the_same_bits(miniature: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_killed_runs_end_in_the_same_bits(miniature: Path, tmp_path: Path, precision: str) -> None:
     """Two kills; `python -m tests.soak.crash` kills all methods, fifty times."""
-    miniature.write_text(miniature.read_text().replace("steps = 12", "steps = 20"))
+    longer = miniature.read_text().replace("steps = 12", "steps = 20")
+    miniature.write_text(longer.replace('precision = "float32"', f'precision = "{precision}"'))
     assert len(crash([str(miniature)], "scratch,ligo", 2, 0, tmp_path, most=20)) == 2
 
 
