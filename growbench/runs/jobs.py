@@ -183,9 +183,10 @@ def _precision_of_runs(experiment: Experiment, folder: Path, device: str) -> str
         found = store.trained_in(path) if path.is_dir() else None
         if found is None or found.device != device or found.precision not in ("float32", "bf16"):
             continue
+        if not all(found.experiment[key] == identity.get(key) for key in found.experiment if key != "fingerprint"):
+            continue
         training = found.experiment.get("train", found.experiment.get("source_train", {}))
-        alike = all(found.experiment[key] == identity.get(key) for key in found.experiment if key != "fingerprint")
-        if alike and training.get("precision") == "auto":
+        if training.get("precision") == "auto":
             return found.precision
     return ""
 

@@ -264,8 +264,8 @@ def trained_in(folder: Path) -> TrainedIn | None:
     try:
         begun, machines = (_read_json(folder / "checkpoints" / name) for name in ("config.json", "hardware.json"))
         said = dict(re.findall(r"\b(device|precision) (\w+)", machines[-1]))
-        return TrainedIn(begun["run"]["experiment"], said["device"], said["precision"])
-    except (OSError, TypeError, LookupError):
+        return TrainedIn(dict(begun["run"]["experiment"]), said["device"], said["precision"])
+    except (OSError, TypeError, ValueError, LookupError):  # of a damaged file
         return None
 
 

@@ -202,6 +202,11 @@ def test_a_run_that_has_only_begun_decides_too(experiment: Experiment, of_scratc
     for damaged in ("", "[]", "[3]", "{}", '["precision bf16"]'):
         (of_scratch / "checkpoints" / "hardware.json").write_text(damaged)
         assert _settled(experiment, of_scratch.parent) == "float32"
+    (of_scratch / "checkpoints" / "hardware.json").write_text('["device cpu, precision bf16"]')
+    for experiment_as_stored in (3, "text", [1], {}, {"train": 3}, {"train": {"precision": "auto"}}):
+        content = json.dumps({"run": {"experiment": experiment_as_stored}})
+        (of_scratch / "checkpoints" / "config.json").write_text(content)
+        assert _settled(experiment, of_scratch.parent) == "float32"
 
 
 def test_a_killed_run_goes_on_in_its_precision(miniature: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
