@@ -62,6 +62,7 @@ def tune(experiment: Experiment, specs: Sequence[str], request: Request, folder:
     method that refuses the experiment; and where trials cannot be stored or the small model cannot be trained: then the same
     command resumes.
     """
+    experiment = settled(experiment, Parallel(device), folder, folder.parent)
     tuning = Tuning(request.command, fingerprint(experiment), request.seeds, request.trials)
     tuner, named = Tuner(experiment, tuning, folder, device), registry.named(specs, experiment.methods)
     options = {name: registry.options_of(name, spec, experiment.methods) for name, spec in named.items()}
@@ -108,8 +109,7 @@ class Tuner:
 
     @property
     def setting(self) -> Setting:
-        parallel = Parallel(self.device)
-        return Setting(settled(self.experiment, parallel, self.folder, self.folder.parent), self.folder, parallel)
+        return Setting(self.experiment, self.folder, Parallel(self.device))
 
     def check(self, spec: str) -> Checked:
         """Raises UsageError if the method refuses the experiment or its own hyperparameters."""

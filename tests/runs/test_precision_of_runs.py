@@ -245,3 +245,11 @@ def test_all_processes_of_a_run_take_one_precision(
     monkeypatch.setattr(Parallel, "any_process", lambda self, *flags: [True for _ in flags])
     _fast(monkeypatch, "bf16")
     assert _settled(experiment, tmp_path) == "float32"
+
+
+def test_trials_of_tuning_take_it_too(miniature: Path, tmp_path: Path) -> None:
+    assert _run(miniature, tmp_path, "scratch", "--set", "machine.precision=bf16") == 0
+    asked = ["tune", str(miniature), "--methods", "stackbert", "--trials", "1", "--seeds", "7", "--results", str(tmp_path)]
+    assert cli.main(asked) == 0
+    trials = store.load_all(tmp_path / "miniature" / store.TUNING)
+    assert {run.record.hardware.precision for run in trials} == {"bf16"}
